@@ -1,0 +1,308 @@
+//! YAML to checked values. `raw` is what a file may say, `check` finds all problems at once,
+//! `watch` notices changes; this file holds the checked types. Functions elsewhere take the slice
+//! they need, never the whole [`Config`].
+
+mod check;
+mod raw;
+pub mod watch;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{EngineConfig, Sampling};
+use crate::prompt::PromptSet;
+use crate::protocol;
+
+pub use check::load;
+
+/// Everything that the YAML files say, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The folder of `reflectd.yaml`, `agents/` and `prompts/`.
+    pub root: PathBuf,
+    /// The model's thread. Cannot change live.
+    pub engine: EngineConfig,
+    /// The socket and its limits.
+    pub server: ServerConfig,
+    /// The trainer program.
+    pub trainer: TrainerConfig,
+    /// When and how to learn: one policy for the served model.
+    pub learn: LearnConfig,
+    /// By name. All serve the same GGUF (`engine.model`).
+    pub agents: BTreeMap<String, Arc<Agent>>,
+    /// The agent for requests that name the model `default`: the only one, or `default_agent`.
+    pub default_agent: String,
+    /// Allow prompt and answer text at TRACE.
+    pub log_text: bool,
+}
+
+/// One problem in one file. [`load`] reports all of them at once.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// Dotted path of the key; empty when the whole file is meant.
+    pub key: String,
+    /// What is wrong and what is allowed.
+    pub message: String,
+}
+
+/// All problems of a configuration; displays one a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(|p| format!("{}: {}: {}", p.file.display(), p.key, p.message))
+    .collect::<Vec<_>>().join("\n"))]
+pub struct ConfigError(pub Vec<Problem>);
+
+/// The socket and its limits.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ServerConfig {
+    /// `None`: `reflectd.sock` in the state folder.
+    pub socket: Option<PathBuf>,
+    /// User ids that may connect besides root and the daemon's own.
+    pub allow_uids: Vec<u32>,
+    /// Chats at once; one more is 429.
+    pub max_requests: usize,
+    /// Largest body in bytes.
+    pub max_body_bytes: usize,
+    /// How long a drain may take at the end.
+    pub shutdown_grace: Duration,
+}
+
+/// The trainer program.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainerConfig {
+    /// Program and arguments; `None`: `reflectd-trainer` beside this program.
+    pub command: Option<Vec<String>>,
+    /// A run that says nothing for so long has stalled.
+    pub stall: Duration,
+    /// From SIGTERM to SIGKILL.
+    pub grace: Duration,
+    /// CPU threads.
+    pub threads: usize,
+    /// Where to compute.
+    pub device: protocol::Device,
+    /// Stop the trainer (SIGSTOP) while a chat runs, and so long after.
+    pub yield_quiet: Duration,
+}
+
+/// One agent: how to answer, how to reflect, what to learn from.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// The model name that clients use: the file's stem.
+    pub name: String,
+    /// Shown by `/v1/models`.
+    pub description: String,
+    /// Standing instructions put before a conversation that has none.
+    pub system: Option<String>,
+    /// Defaults for requests.
+    pub sampling: Sampling,
+    /// The reflection templates.
+    pub prompts: Arc<PromptSet>,
+    /// What answers are judged by, at least one.
+    pub aspects: Vec<AgentAspect>,
+    /// The reflection budget.
+    pub reflection: Reflection,
+    /// Verifier for prompts that bring none of their own.
+    pub verifier: Option<Verifier>,
+    /// Exchanges of this agent become training data.
+    pub learn: bool,
+    /// Held-out prompts (JSON lines of [`PromptLine`]) for the gate; they never enter training.
+    pub held_out: Option<PathBuf>,
+}
+
+/// An aspect with its weight in the scalar.
+#[derive(Clone, Debug)]
+pub struct AgentAspect {
+    /// The criterion.
+    pub aspect: Arc<Aspect>,
+    /// Weight in the scalar, above 0.
+    pub weight: f64,
+    /// An answer passes when p(+1) is at least this.
+    pub pass: f64,
+}
+
+/// One criterion with three written levels.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Aspect {
+    /// The file's stem.
+    pub name: String,
+    /// What it asks, in one sentence.
+    pub description: String,
+    /// What levels -1, 0 and +1 mean.
+    pub levels: [String; 3],
+    /// First 12 hexadecimal digits of the SHA-256 of all the above.
+    pub version: String,
+}
+
+/// When reflection happens.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Plain serving.
+    Off,
+    /// The answer waits for it, inside the budget.
+    Inline,
+    /// The first draft streams at once, reflection follows when the engine is idle.
+    Background,
+    /// Only idle-time exploration uses the prompt.
+    Explore,
+}
+
+/// The reflection budget of an agent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reflection {
+    /// Unless a request says otherwise.
+    pub mode: Mode,
+    /// Drafts (n).
+    pub drafts: u32,
+    /// Refinements (m), over all rounds.
+    pub refinements: u32,
+    /// Critique-and-refine rounds at most.
+    pub rounds: u32,
+    /// A refinement is served only when its value beats its parent's by this much (0 to 2).
+    pub margin: f64,
+    /// Temperature of refinements.
+    pub refine_temperature: f32,
+    /// Most tokens of a critique.
+    pub critique_tokens: u32,
+    /// Inline only: how long an answer may wait.
+    pub latency: Duration,
+    /// Generated tokens at most, over all candidates.
+    pub tokens: u32,
+    /// (n, m) that exploration fills up to.
+    pub explore: (u32, u32),
+}
+
+/// Checks an answer without a model.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Verifier {
+    /// The last number in the answer (after `marker` where one is given) equals `expected`.
+    Numeric {
+        /// The right number.
+        expected: f64,
+        /// Allowed difference.
+        #[serde(default)]
+        tolerance: f64,
+        /// Only text after the last occurrence of this counts.
+        #[serde(default)]
+        marker: Option<String>,
+    },
+    /// The answer, trimmed, is this text.
+    Exact {
+        /// The right text.
+        expected: String,
+    },
+    /// The pattern matches somewhere in the answer.
+    Regex {
+        /// Rust `regex` syntax.
+        pattern: String,
+    },
+    /// The answer is JSON that fits the schema.
+    JsonSchema {
+        /// JSON Schema.
+        schema: serde_json::Value,
+    },
+}
+
+/// A prompt from a file: held-out sets, `explore --prompts`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromptLine {
+    /// Unique in its file.
+    pub id: String,
+    /// The user's words.
+    pub prompt: String,
+    /// Shown to the judge, never to the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// How to check an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifier: Option<Verifier>,
+}
+
+/// When and how to learn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LearnConfig {
+    /// Cron pattern (five fields) and time zone; `None`: only when asked.
+    pub schedule: Option<(String, chrono_tz::Tz)>,
+    /// New pairs since the last run that a scheduled run needs.
+    pub min_new_pairs: usize,
+    /// A scheduled run waits until no chat has run for so long.
+    pub idle: Duration,
+    /// How pairs are made.
+    pub pairs: PairPolicy,
+    /// What is minimised.
+    pub objective: protocol::Objective,
+    /// Shape of the adapter.
+    pub lora: protocol::Lora,
+    /// How it is minimised.
+    pub optimizer: protocol::Optimizer,
+    /// See [`protocol::Job::validation_share`].
+    pub validation_share: f64,
+    /// See [`protocol::Job::max_tokens`].
+    pub max_tokens: usize,
+    /// When a candidate is promoted.
+    pub gate: GateConfig,
+    /// Promoted generations whose files are kept.
+    pub keep_generations: usize,
+}
+
+/// How pairs are made from one prompt's candidates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairPolicy {
+    /// Most pairs of one prompt.
+    pub per_prompt: usize,
+    /// Least difference of the scalars (0 to 2).
+    pub min_margin: f64,
+    /// Longest over shortest answer, in tokens.
+    pub max_length_ratio: f64,
+    /// A refinement is not paired with its parent when their texts are this alike (0 to 1).
+    pub max_parent_similarity: f64,
+    /// How the rejected answer is picked.
+    pub rejected: Rejected,
+    /// Refinements take part.
+    pub use_refinements: bool,
+    /// A verifier's level takes part in the veto. Off: verifiers only measure.
+    pub use_verifiers: bool,
+}
+
+/// How the rejected answer is picked among those that fail an aspect.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejected {
+    /// Uniformly (the paper).
+    Random,
+    /// Nearest to mean minus two standard deviations of the scalars.
+    MeanMinus2Sd,
+}
+
+/// When a candidate is promoted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GateConfig {
+    /// Held-out prompts asked at most.
+    pub prompts: usize,
+    /// The lower bound of the gain must be above this.
+    pub margin: f64,
+    /// One-sided confidence of the bound, 0.5 to 1.
+    pub confidence: f64,
+    /// Largest mean |log-prob difference| between trainer and server on the probe.
+    pub max_parity_error: f64,
+    /// Mean answer length, candidate over active, lies in here.
+    pub length_ratio: (f64, f64),
+    /// Distinct-2 of the answers, candidate over active, is at least this.
+    pub min_diversity_ratio: f64,
+    /// Largest mean KL per token from the active generation on its own answers.
+    pub max_kl: f64,
+}
+
+impl Config {
+    /// The file of daemon-wide settings below a root folder.
+    pub fn file(root: &Path) -> PathBuf {
+        root.join("reflectd.yaml")
+    }
+}

@@ -1,0 +1,439 @@
+//! The model: one owner thread with one llama.cpp context, and the handle that everyone else has.
+//! Only `llama.rs` names llama.cpp. Used by `reflect`, `learn`, `api` and `daemon`.
+//!
+//! A request is pinned to a *generation* (base model = 0, each promoted adapter is one more) when
+//! it is admitted, and its [`Started`] message names it. Dropping a receiver cancels the request.
+
+#[cfg(test)]
+mod tests;
+mod thread;
+
+pub mod fake;
+pub mod llama;
+pub mod sample;
+pub mod scheduler;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+/// A token id of the served model's vocabulary.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(transparent)]
+pub struct Token(pub i32);
+
+/// The weights that answer: 0 is the base model.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize,
+)]
+#[serde(transparent)]
+pub struct Generation(pub u32);
+
+impl Generation {
+    /// The base model without adapter.
+    pub const BASE: Self = Self(0);
+}
+
+impl std::fmt::Display for Generation {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// Which weights a request wants.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Lane {
+    /// Whatever generation is active when the request is admitted.
+    Active,
+    /// This one; an error when it is not loaded.
+    Generation(Generation),
+}
+
+/// How urgent a request is, most urgent first. A lower class waits while a higher one has work.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Class {
+    /// Somebody waits for the words.
+    Chat,
+    /// Somebody waits for the reflected answer.
+    Inline,
+    /// The held-out comparison.
+    Gate,
+    /// Reflection after the answer.
+    Background,
+    /// Idle-time exploration.
+    Explore,
+}
+
+/// Sampling parameters. Checked by [`Engine::generate`]; out of range is [`EngineError::Invalid`].
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sampling {
+    /// 0 is greedy; at most 10.
+    pub temperature: f32,
+    /// Nucleus mass, above 0 and at most 1.
+    pub top_p: f32,
+    /// Most likely tokens kept; 0 keeps all.
+    pub top_k: u32,
+    /// Least probability relative to the most likely token, 0 to 1.
+    pub min_p: f32,
+    /// Most new tokens.
+    pub max_tokens: u32,
+    /// `None`: a fresh one, reported in [`Started`].
+    pub seed: Option<u64>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, max_tokens: 512, seed: None }
+    }
+}
+
+/// Sample `n` continuations of one prompt; they share its KV.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// The rendered prompt, not empty.
+    pub prompt: Vec<Token>,
+    /// Continuations, at least 1. Number i uses seed + i.
+    pub n: u32,
+    /// How to sample.
+    pub sampling: Sampling,
+    /// A continuation ends before the first of these strings.
+    pub stop: Vec<String>,
+    /// Alternatives to report for every token; 0 reports none.
+    pub top_logprobs: u32,
+    /// Which weights.
+    pub lane: Lane,
+    /// How urgent.
+    pub class: Class,
+}
+
+/// What a generation was pinned to at admission, and then its events.
+#[derive(Debug)]
+pub struct Started {
+    /// The weights that answer; they do not change until the request ends.
+    pub generation: Generation,
+    /// The seed of continuation 0.
+    pub seed: u64,
+    /// Tokens of the prompt whose KV was there already.
+    pub n_cached: usize,
+    /// Ends after one [`Piece::Finished`] per continuation, or early with [`Piece::Failed`].
+    pub pieces: mpsc::Receiver<Piece>,
+}
+
+/// One event of a generation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Piece {
+    /// A sampled token. The end-of-generation token is reported too (with empty text), because
+    /// training needs it; tokens that complete a stop string are not.
+    Token(TokenPiece),
+    /// Continuation `index` has ended.
+    Finished {
+        /// Which continuation.
+        index: u32,
+        /// Text that was held back (unfinished UTF-8 as U+FFFD, or a stop string that did not come).
+        text: String,
+        /// Why.
+        reason: FinishReason,
+    },
+    /// The whole request failed; nothing follows.
+    Failed(EngineError),
+}
+
+/// A sampled token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenPiece {
+    /// Which continuation.
+    pub index: u32,
+    /// Its id.
+    pub token: Token,
+    /// Text that is certain now; empty while a character or a stop string may still be unfinished.
+    pub text: String,
+    /// The bytes of this token alone.
+    pub bytes: Vec<u8>,
+    /// Log-prob under the model itself (temperature 1, nothing cut off).
+    pub logprob: f32,
+    /// The most likely tokens with their log-probs and bytes, likeliest first.
+    pub top: Vec<(Token, f32, Vec<u8>)>,
+}
+
+/// Why a continuation ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// End token, or a stop string.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+}
+
+/// Read the distribution over a few label tokens after each prompt. Nothing is generated; prompts
+/// that begin alike share their KV.
+#[derive(Clone, Debug)]
+pub struct ScoreRequest {
+    /// Rendered prompts, none empty.
+    pub prompts: Vec<Vec<Token>>,
+    /// The labels, at least two, all different.
+    pub labels: Vec<Token>,
+    /// Which weights.
+    pub lane: Lane,
+    /// How urgent.
+    pub class: Class,
+}
+
+/// The labels' distribution after one prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LabelScores {
+    /// In the order of the request's labels; sums to 1.
+    pub probabilities: Vec<f32>,
+    /// The labels' share of the whole distribution: near 0 means that the model did not
+    /// understand that it should answer with a label.
+    pub mass: f32,
+}
+
+/// Log-probs of given tokens.
+#[derive(Clone, Debug)]
+pub struct LogprobRequest {
+    /// (tokens, index of the first token to score, at least 1).
+    pub sequences: Vec<(Vec<Token>, usize)>,
+    /// Which weights.
+    pub lane: Lane,
+    /// How urgent.
+    pub class: Class,
+}
+
+/// Facts about the served model.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelInfo {
+    /// `general.name`, or the file's stem.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Parameters.
+    pub n_parameters: u64,
+    /// Bytes of the file.
+    pub size_bytes: u64,
+    /// Tokens in the vocabulary.
+    pub n_vocab: usize,
+    /// Most tokens in one sequence: the smaller of the trained context and the KV pool.
+    pub max_sequence: usize,
+    /// Jinja source from the file.
+    pub chat_template: Option<String>,
+    /// Text of the begin and end tokens, as chat templates want them.
+    pub bos: String,
+    /// See `bos`.
+    pub eos: String,
+    /// The end-of-turn token that ends an answer.
+    pub end_of_turn: Token,
+    /// Which llama.cpp backend and kernels are in use.
+    pub system: String,
+}
+
+/// A piece of a rendered prompt.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TextPart {
+    /// The text.
+    pub text: String,
+    /// From the template: control tokens in it count as such. Otherwise they stay plain text.
+    pub control: bool,
+}
+
+/// Text to tokens and back. Immutable, so it may be used from any thread.
+pub trait Vocabulary: Send + Sync + std::fmt::Debug {
+    /// Adds the begin token when the model wants one and the template has not put it there.
+    fn tokenize(&self, parts: &[TextPart]) -> Vec<Token>;
+    /// The bytes of a token; control tokens have none. Unknown ids give none.
+    fn piece(&self, token: Token) -> Vec<u8>;
+    /// Whether the token ends an answer.
+    fn is_end(&self, token: Token) -> bool;
+}
+
+/// Live numbers of the engine.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct EngineStats {
+    /// New requests go here.
+    pub active: Generation,
+    /// Loaded lanes with their running sequences.
+    pub lanes: Vec<(Generation, usize)>,
+    /// Requests that wait for room.
+    pub queued: usize,
+    /// Sequences in the batch.
+    pub running: usize,
+    /// KV cells in use, and in all.
+    pub cells_used: usize,
+    /// See `cells_used`.
+    pub cells: usize,
+    /// Decode calls so far.
+    pub steps: u64,
+    /// Prompt tokens evaluated so far.
+    pub prompt_tokens: u64,
+    /// Prompt tokens that were not evaluated because their KV was shared or cached.
+    pub cached_tokens: u64,
+    /// Tokens sampled so far.
+    pub generated_tokens: u64,
+    /// Milliseconds since the loop last went round.
+    pub last_beat_ms: u64,
+    /// How long nothing of class `Chat` or `Inline` has run; zero while some does.
+    pub quiet_ms: u64,
+}
+
+/// Why the engine did not do it.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum EngineError {
+    /// The queue is full; the caller may try again after this time.
+    #[error("the engine's queue is full")]
+    Overloaded {
+        /// A guess.
+        retry_after: Duration,
+    },
+    /// Prompt and answer do not fit.
+    #[error("{needed} tokens are needed but a sequence holds {limit}")]
+    TooLong {
+        /// Tokens of the request.
+        needed: usize,
+        /// Tokens that fit.
+        limit: usize,
+    },
+    /// A number of the request is out of its range.
+    #[error("{0}")]
+    Invalid(String),
+    /// No such lane is loaded.
+    #[error("generation {0} is not loaded")]
+    NoLane(Generation),
+    /// The model or the adapter cannot be loaded.
+    #[error("load {path}: {reason}")]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// llama.cpp refused a step.
+    #[error("the model failed: {0}")]
+    Failed(String),
+    /// The engine thread has ended.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+/// The handle: small, cloneable, the only way to the model.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+}
+
+/// What the thread and its handles both see.
+#[derive(Debug)]
+struct Shared {
+    info: ModelInfo,
+    vocabulary: Arc<dyn Vocabulary>,
+    stats: std::sync::Mutex<EngineStats>,
+}
+
+/// One message to the engine thread.
+#[derive(Debug)]
+enum Command {
+    Generate(GenerateRequest, oneshot::Sender<Result<Started, EngineError>>, tracing::Span),
+    Score(ScoreRequest, oneshot::Sender<Result<Vec<LabelScores>, EngineError>>, tracing::Span),
+    Logprobs(LogprobRequest, oneshot::Sender<Result<Vec<Vec<f32>>, EngineError>>, tracing::Span),
+    LoadLane(Generation, PathBuf, oneshot::Sender<Result<(), EngineError>>),
+    Activate(Generation, oneshot::Sender<Result<(), EngineError>>),
+    Retire(Generation, oneshot::Sender<Result<(), EngineError>>),
+}
+
+impl Engine {
+    /// Facts about the served model.
+    pub fn info(&self) -> &ModelInfo {
+        &self.shared.info
+    }
+    /// Text to tokens and back.
+    pub fn vocabulary(&self) -> &Arc<dyn Vocabulary> {
+        &self.shared.vocabulary
+    }
+    /// Live numbers.
+    pub fn stats(&self) -> EngineStats {
+        self.shared.stats.lock().expect("nobody panics while holding the stats").clone()
+    }
+    /// Starts a generation; resolves when it is admitted. Full queue: `Overloaded` at once for
+    /// `Chat` and `Inline`; other classes wait for room.
+    pub async fn generate(&self, request: GenerateRequest) -> Result<Started, EngineError> {
+        let class = request.class;
+        self.ask(Some(class), |reply| Command::Generate(request, reply, tracing::Span::current()))
+            .await
+    }
+    /// Reads label distributions.
+    pub async fn score(&self, request: ScoreRequest) -> Result<Vec<LabelScores>, EngineError> {
+        let class = request.class;
+        self.ask(Some(class), |reply| Command::Score(request, reply, tracing::Span::current()))
+            .await
+    }
+    /// Reads log-probs of given tokens.
+    pub async fn logprobs(&self, request: LogprobRequest) -> Result<Vec<Vec<f32>>, EngineError> {
+        let class = request.class;
+        self.ask(Some(class), |reply| Command::Logprobs(request, reply, tracing::Span::current()))
+            .await
+    }
+    /// Loads a checked adapter as a lane; requests reach it by [`Lane::Generation`].
+    pub async fn load_lane(
+        &self,
+        generation: Generation,
+        path: PathBuf,
+    ) -> Result<(), EngineError> {
+        self.ask(None, |reply| Command::LoadLane(generation, path, reply)).await
+    }
+    /// Requests for [`Lane::Active`] admitted from now on go to this lane. Running ones stay.
+    pub async fn activate(&self, generation: Generation) -> Result<(), EngineError> {
+        self.ask(None, |reply| Command::Activate(generation, reply)).await
+    }
+    /// Takes no new requests on a lane and resolves when its last one has ended and the adapter is
+    /// freed. The active lane and the base are refused.
+    pub async fn retire(&self, generation: Generation) -> Result<(), EngineError> {
+        self.ask(None, |reply| Command::Retire(generation, reply)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        class: Option<Class>,
+        command: impl FnOnce(oneshot::Sender<Result<T, EngineError>>) -> Command,
+    ) -> Result<T, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        let command = command(reply);
+        if matches!(class, Some(Class::Chat | Class::Inline)) {
+            self.commands.try_send(command).map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => {
+                    EngineError::Overloaded { retry_after: Duration::from_secs(1) }
+                }
+                mpsc::error::TrySendError::Closed(_) => EngineError::Stopped,
+            })?;
+        } else {
+            self.commands.send(command).await.map_err(|_| EngineError::Stopped)?;
+        }
+        answer.await.map_err(|_| EngineError::Stopped)?
+    }
+}
+
+/// How the engine is set up. Every number is checked by `config`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineConfig {
+    /// The GGUF.
+    pub model: PathBuf,
+    /// KV cells shared by all sequences.
+    pub context_tokens: u32,
+    /// Sequences at once, at most 256.
+    pub max_sequences: u32,
+    /// Tokens a step at most.
+    pub batch_tokens: u32,
+    /// CPU threads; `None`: physical cores.
+    pub threads: Option<u32>,
+    /// Layers on the GPU; `None`: all that llama.cpp can place.
+    pub gpu_layers: Option<u32>,
+    /// Requests that wait for the thread; more is [`EngineError::Overloaded`].
+    pub queue: usize,
+}

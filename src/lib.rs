@@ -1,0 +1,36 @@
+//! `reflectd`: a daemon that serves a GGUF model, reflects on its answers and fine-tunes it.
+//!
+//! Code map, in reading order; a module may use those below it in this list, never those above:
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`daemon`] | builds everything, one loop over `enum Event`, stops everything in order |
+//! | [`cli`] | subcommands; everything but `serve` is a client of the socket |
+//! | [`api`] | HTTP on the Unix socket |
+//! | [`learn`] | pairs, schedule, trainer child, gate, promotion |
+//! | [`reflect`] | draft, assess, critique, refine, choose |
+//! | [`engine`] | the model: one thread, one context, lanes |
+//! | [`store`] | SQLite: one thread, one connection |
+//! | [`config`] | YAML to checked values, hot reload |
+//! | [`prompt`] | templates; pure after load |
+//! | [`nano`] | the embedded default: world, corpora, tokenizer |
+//! | [`gguf`] | reading, checking and writing GGUF files |
+//! | [`protocol`] | what daemon and trainer say to each other |
+//! | [`telemetry`], [`signals`], [`paths`], [`exit`] | the edges of the process |
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod engine;
+pub mod exit;
+pub mod gguf;
+pub mod learn;
+pub mod nano;
+pub mod paths;
+pub mod prompt;
+pub mod protocol;
+pub mod reflect;
+pub mod signals;
+pub mod store;
+pub mod telemetry;

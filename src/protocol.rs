@@ -1,0 +1,240 @@
+//! What the daemon and the trainer say to each other: one [`Job`] as the first JSON line on the
+//! trainer's standard input, [`TrainerEvent`]s as JSON lines on its standard output.
+//! End of standard input means that the daemon has gone: the trainer stops.
+//! Documented in `docs/trainer-protocol.md`. Pure data; used by `learn` and by `reflectd-trainer`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Raised whenever a line changes its meaning; a trainer refuses a job of another version.
+pub const VERSION: u32 = 1;
+
+/// One training run.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Names the run in messages.
+    pub run: String,
+    /// The served GGUF: the frozen base.
+    pub base: PathBuf,
+    /// Its SHA-256; the trainer refuses another file.
+    pub base_sha256: String,
+    /// The adapter of the generation that the run starts from; it is also the reference policy.
+    /// `None`: the base.
+    pub start: Option<PathBuf>,
+    /// Data set: [`Example`]s as JSON lines.
+    pub data: PathBuf,
+    /// Where `adapter.gguf` and `probe.json` appear.
+    pub out: PathBuf,
+    /// What is minimised.
+    pub objective: Objective,
+    /// Shape of the adapter.
+    pub lora: Lora,
+    /// How it is minimised.
+    pub optimizer: Optimizer,
+    /// Share of prompts kept aside to choose among checkpoints, 0 to 0.5.
+    pub validation_share: f64,
+    /// Longest sequence in tokens; longer examples are left out and counted.
+    pub max_tokens: usize,
+    /// CPU threads.
+    pub threads: usize,
+    /// Where to compute.
+    pub device: Device,
+    /// Of every random choice.
+    pub seed: u64,
+}
+
+/// The loss, with its settings. Formulas and sources: `objective.rs` of the trainer.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Objective {
+    /// Direct preference optimization with `nll` times the chosen answer's mean NLL.
+    Dpo {
+        /// Strength of the pull to the reference.
+        beta: f64,
+        /// Weight of the NLL term.
+        nll: f64,
+    },
+    /// DPO on length-normalised log-probs.
+    DpoNorm {
+        /// Strength of the pull to the reference, per token.
+        beta: f64,
+        /// Weight of the NLL term.
+        nll: f64,
+    },
+    /// Supervised fine-tuning on the chosen answers (the paper's RS).
+    Sft,
+}
+
+/// Shape of the adapter: every linear layer has one.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// Rank r.
+    pub rank: usize,
+    /// The adapter's output is scaled by alpha / r.
+    pub alpha: f64,
+}
+
+/// `AdamW` with linear warm-up and cosine decay.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimizer {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Pairs a step.
+    pub batch_pairs: usize,
+    /// Share of steps for the warm-up.
+    pub warmup_ratio: f64,
+    /// Gradients are clipped to this norm.
+    pub max_grad_norm: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+/// Where the trainer computes.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// CUDA when it is there, else the CPU.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The first CUDA device.
+    Cuda,
+}
+
+/// One line of the data set.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Example {
+    /// Names the prompt: examples of one prompt are never split between training and validation.
+    pub prompt_id: String,
+    /// Token ids of the rendered prompt.
+    pub prompt: Vec<i32>,
+    /// Token ids of the chosen answer with its end token.
+    pub chosen: Vec<i32>,
+    /// Likewise of the rejected one; absent for `sft`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<Vec<i32>>,
+}
+
+/// One line of the trainer's standard output.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum TrainerEvent {
+    /// Base and data are loaded.
+    Started {
+        /// Examples that will be trained on.
+        n_train: usize,
+        /// Examples kept aside.
+        n_validation: usize,
+        /// Examples left out because they are too long.
+        n_too_long: usize,
+        /// Optimizer steps to come.
+        n_steps: usize,
+        /// Trainable parameters.
+        n_parameters: u64,
+        /// `cpu` or `cuda:0`.
+        device: String,
+    },
+    /// Reference log-probs so far.
+    Reference {
+        /// Examples done.
+        done: usize,
+        /// Examples in all.
+        total: usize,
+    },
+    /// One optimizer step.
+    Step(Step),
+    /// Validation loss of a checkpoint.
+    Validation {
+        /// After this step.
+        step: usize,
+        /// Mean loss.
+        loss: f64,
+    },
+    /// The adapter is written, synced and renamed. The last line of a run that succeeded.
+    Done {
+        /// The adapter file.
+        adapter: PathBuf,
+        /// Its SHA-256.
+        sha256: String,
+        /// [`Probe`] as JSON.
+        probe: PathBuf,
+        /// The step whose weights were kept.
+        best_step: usize,
+        /// Its validation loss.
+        best_loss: f64,
+    },
+    /// The last line of a run that failed.
+    Failed {
+        /// What to do about it, in one sentence.
+        message: String,
+    },
+}
+
+/// Metrics of one optimizer step, under TRL's names.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Step {
+    /// Counted from 1.
+    pub step: usize,
+    /// Passes over the data so far.
+    pub epoch: f64,
+    /// Total loss.
+    pub loss: f64,
+    /// NLL part (mean per token of the chosen answers).
+    pub nll_loss: f64,
+    /// Current learning rate.
+    pub learning_rate: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    /// Mean beta-scaled log-ratio of the chosen answers.
+    #[serde(rename = "rewards/chosen")]
+    pub rewards_chosen: f64,
+    /// Likewise of the rejected ones.
+    #[serde(rename = "rewards/rejected")]
+    pub rewards_rejected: f64,
+    /// Share of pairs in which the chosen one has the larger reward.
+    #[serde(rename = "rewards/accuracies")]
+    pub rewards_accuracies: f64,
+    /// Mean difference of the rewards.
+    #[serde(rename = "rewards/margins")]
+    pub rewards_margins: f64,
+    /// Mean summed log-prob of the chosen answers.
+    #[serde(rename = "logps/chosen")]
+    pub logps_chosen: f64,
+    /// Likewise of the rejected ones.
+    #[serde(rename = "logps/rejected")]
+    pub logps_rejected: f64,
+    /// Tokens a second since the last step.
+    pub tokens_per_second: f64,
+    /// Seconds left at this speed.
+    pub eta_s: f64,
+    /// Resident memory of the trainer.
+    pub memory_bytes: u64,
+}
+
+/// Log-probs that the trainer got for a few sequences with the exported adapter. The gate asks
+/// the server for the same numbers before it trusts the file (parity).
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Probe {
+    /// The sequences.
+    pub sequences: Vec<ProbeSequence>,
+}
+
+/// One sequence of a [`Probe`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ProbeSequence {
+    /// Prompt and answer.
+    pub tokens: Vec<i32>,
+    /// Index of the answer's first token, at least 1.
+    pub from: usize,
+    /// Log-probs of `tokens[from..]`.
+    pub logprobs: Vec<f32>,
+}
