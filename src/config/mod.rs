@@ -175,6 +175,8 @@ pub struct Reflection {
     pub tokens: u32,
     /// (n, m) that exploration fills up to.
     pub explore: (u32, u32),
+    /// Weight of a verifier's level in the scalar and, above 0, in the veto; 0 only measures.
+    pub verifier_weight: f64,
 }
 
 /// Checks an answer without a model.
@@ -267,8 +269,6 @@ pub struct PairPolicy {
     pub rejected: Rejected,
     /// Refinements take part.
     pub use_refinements: bool,
-    /// A verifier's level takes part in the veto. Off: verifiers only measure.
-    pub use_verifiers: bool,
 }
 
 /// How the rejected answer is picked among those that fail an aspect.
