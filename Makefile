@@ -35,12 +35,13 @@ lint:
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --document-private-items
 
 # Both programs, the trainer's libraries beside them, the default configuration to copy from, and units.
-install: build
+# Builds nothing, so that root needs no Rust: `make build && sudo make install PREFIX=/usr`.
+install:
 	install -d $(BIN) $(LIB) $(SHARE) $(UNITS)/system $(UNITS)/user $(DESTDIR)$(PREFIX)/lib/sysusers.d
 	install -m 755 $(TARGET)/release/reflectd $(TARGET)/release/reflectd-trainer $(BIN)
 	find $(TORCH)/lib $(TORCH)/../nvidia/*/lib -maxdepth 1 -name '*.so*' ! -name 'libtorch_python*' \
 		-exec cp -P --target-directory=$(LIB) {} +
-	cp -R reflectd.yaml agents prompts $(SHARE)
+	cp -R agents prompts packaging/reflectd.yaml $(SHARE)
 	for unit in system/reflectd.service user/reflectd.service; do \
 		sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/systemd/$$unit > $(UNITS)/$$unit || exit 1; \
 	done
