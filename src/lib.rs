@@ -5,6 +5,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`cli`] | subcommands; everything but `serve` is a client of the socket |
+//! | [`signals`] | signals to the daemon's words |
 //! | [`daemon`] | builds everything, one loop over `enum Event`, stops everything in order |
 //! | [`api`] | HTTP on the Unix socket |
 //! | [`learn`] | pairs, schedule, trainer child, gate, promotion |
@@ -16,7 +17,7 @@
 //! | [`engine`] | the model: one thread, one context, lanes |
 //! | [`gguf`] | reading, checking and writing GGUF files |
 //! | [`protocol`] | what daemon and trainer say to each other |
-//! | [`telemetry`], [`signals`], [`paths`], [`exit`] | the edges of the process |
+//! | [`telemetry`], [`paths`], [`exit`] | the edges of the process |
 
 pub mod api;
 pub mod cli;

@@ -32,11 +32,16 @@ const CRATES: &[(&str, &[&str])] = &[
 /// Which modules a module may use. The table in `src/lib.rs` orders them, and every edge points
 /// down in it. The trainer is a module of its own here.
 const EDGES: &[(&str, &[&str])] = &[
-    ("cli", &["daemon", "api", "learn", "reflect", "store", "nano", "config", "prompt", "engine"]),
     (
-        "daemon",
-        &["api", "learn", "reflect", "store", "config", "prompt", "engine", "gguf", "signals"],
+        "cli",
+        &[
+            "signals", "daemon", "api", "learn", "reflect", "store", "nano", "config", "prompt",
+            "engine",
+        ],
     ),
+    // The words that a signal stands for are the daemon's.
+    ("signals", &["daemon"]),
+    ("daemon", &["api", "learn", "reflect", "store", "config", "prompt", "engine", "gguf"]),
     ("api", &["learn", "reflect", "store", "config", "prompt", "engine"]),
     ("learn", &["reflect", "store", "config", "prompt", "engine", "gguf"]),
     ("reflect", &["store", "config", "prompt", "engine"]),
@@ -48,7 +53,6 @@ const EDGES: &[(&str, &[&str])] = &[
     ("gguf", &[]),
     ("protocol", &[]),
     ("telemetry", &[]),
-    ("signals", &[]),
     ("paths", &[]),
     ("exit", &[]),
     // Never `store`: the trainer does not open the database.
