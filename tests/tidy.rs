@@ -12,7 +12,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Which files below `src/` may name a crate; a folder stands for all in it.
 const CRATES: &[(&str, &[&str])] = &[
-    ("anyhow", &["main.rs", "daemon.rs", "cli/", "bin/reflectd-trainer/main.rs"]),
+    ("anyhow", &["main.rs", "daemon.rs", "cli/", "bin/reflectd-trainer/"]),
     ("axum", &["api/"]),
     ("clap", &["main.rs", "cli/", "bin/reflectd-trainer/"]),
     ("indicatif", &["main.rs", "cli/"]),
