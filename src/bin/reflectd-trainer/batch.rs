@@ -123,8 +123,11 @@ impl Batch {
     }
     /// Sums `[N]` values by sequence: `[G]`.
     pub(crate) fn sum_by_sequence(&self, values: &Tensor) -> Tensor {
-        Tensor::zeros([self.lengths.size()[0]], (Kind::Float, values.device()))
-            .index_add(0, &self.groups, values)
+        Tensor::zeros([self.lengths.size()[0]], (Kind::Float, values.device())).index_add(
+            0,
+            &self.groups,
+            values,
+        )
     }
 }
 
@@ -144,7 +147,8 @@ mod tests {
         assert_eq!(tree.depths, [0, 1, 2, 2]);
         assert_eq!(tree.targets, [vec![(1, 3), (2, 4)], vec![(1, 5), (3, 6)]]);
         let batch = Batch::new(&[&tree], Device::Cpu);
-        let rows = Vec::<Vec<f64>>::try_from(batch.mask.view([4, 4]).to_kind(Kind::Double)).unwrap();
+        let rows =
+            Vec::<Vec<f64>>::try_from(batch.mask.view([4, 4]).to_kind(Kind::Double)).unwrap();
         assert_eq!(rows[3], [1.0, 1.0, 0.0, 1.0]);
         assert_eq!(Vec::<i64>::try_from(&batch.groups).unwrap(), [0, 0, 1, 1]);
     }

@@ -1,18 +1,32 @@
 //! The trainer program: the only one that links libtorch. Without a subcommand it reads one job
 //! (`reflectd::protocol`) from standard input and answers with events on standard output.
+//! End of standard input means that the daemon has gone.
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;
 
 mod batch;
+mod cuda;
+mod export;
 mod lora;
 mod model;
+mod objective;
 mod optimizer;
 mod pretrain;
+mod train;
 mod weights;
 
+use std::io::{BufRead as _, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use clap::Parser as _;
+use reflectd::exit::Exit;
+use reflectd::protocol::{Job, TrainerEvent};
+
+use crate::train::Failure;
 
 #[derive(Debug, clap::Parser)]
 #[command(version, about = "Trains an adapter for the model that reflectd serves")]
@@ -27,9 +41,70 @@ enum Command {
     Pretrain(pretrain::Options),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
-        Some(Command::Pretrain(options)) => pretrain::run(&options),
-        None => anyhow::bail!("no job"),
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Some(Command::Pretrain(options)) => pretrain::run(&options).map_err(Failure::BadData),
+        None => {
+            catch_unwind(AssertUnwindSafe(run_job)).unwrap_or_else(|panic| Err(from_panic(&*panic)))
+        }
+    };
+    match result {
+        Ok(()) => Exit::Ok,
+        Err(Failure::Stopped) => Exit::TryAgain,
+        Err(Failure::BadData(error)) => say_failed(&error, Exit::BadData),
+        Err(Failure::TryAgain(error)) => say_failed(&error, Exit::TryAgain),
+        Err(Failure::Bug(error)) => say_failed(&error, Exit::Internal),
     }
+    .into()
+}
+
+fn run_job() -> Result<(), Failure> {
+    let mut line = String::new();
+    let read = std::io::stdin().lock().read_line(&mut line);
+    read.map_err(|error| Failure::TryAgain(error.into()))?;
+    let job: Job = serde_json::from_str(&line).map_err(|error| {
+        Failure::BadData(
+            anyhow::Error::from(error).context("the first line of standard input is not a job"),
+        )
+    })?;
+    let device = cuda::device(job.device).map_err(Failure::BadData)?;
+    train::run(&job, device, &emit, &watch_stdin())
+}
+
+/// Set when standard input ends.
+fn watch_stdin() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        drop(std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()));
+        seen.store(true, Ordering::Relaxed);
+    });
+    stop
+}
+
+fn emit(event: &TrainerEvent) {
+    let line =
+        serde_json::to_string(event).expect("events have no maps with other keys than strings");
+    // A broken pipe means that the daemon has gone; the end of standard input says so too.
+    drop(writeln!(std::io::stdout().lock(), "{line}"));
+}
+
+fn say_failed(error: &anyhow::Error, exit: Exit) -> Exit {
+    emit(&TrainerEvent::Failed { message: format!("{error:#}") });
+    exit
+}
+
+/// tch panics where libtorch throws; being out of memory is the one case that may pass.
+fn from_panic(panic: &(dyn std::any::Any + Send)) -> Failure {
+    let text = panic.downcast_ref::<String>().map_or_else(
+        || panic.downcast_ref::<&str>().copied().unwrap_or("the trainer panicked").to_owned(),
+        String::clone,
+    );
+    let first = text.lines().next().unwrap_or_default().to_owned();
+    if text.contains("out of memory") || text.contains("not enough memory") {
+        return Failure::TryAgain(anyhow::anyhow!(
+            "{first}: lower learn.optimizer.batch_pairs or learn.max_tokens"
+        ));
+    }
+    Failure::Bug(anyhow::anyhow!(first))
 }

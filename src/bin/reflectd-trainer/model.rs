@@ -54,12 +54,16 @@ pub(crate) struct Model {
 impl Model {
     /// Log-probs of the batch's wanted tokens, `[N]`. Only rows that predict one reach the output head.
     pub(crate) fn logprobs(&self, batch: &Batch) -> Tensor {
-        self.logits(batch).log_softmax(-1, Kind::Float).gather(1, &batch.targets.unsqueeze(1), false).squeeze_dim(1)
+        self.logits(batch)
+            .log_softmax(-1, Kind::Float)
+            .gather(1, &batch.targets.unsqueeze(1), false)
+            .squeeze_dim(1)
     }
 
     /// Logits of the rows that predict a wanted token, `[N, vocabulary]`.
     pub(crate) fn logits(&self, batch: &Batch) -> Tensor {
-        let hidden = self.hidden(batch).view([-1, self.shape.n_embd]).index_select(0, &batch.sources);
+        let hidden =
+            self.hidden(batch).view([-1, self.shape.n_embd]).index_select(0, &batch.sources);
         let head = self.weights.get("output").unwrap_or_else(|| self.weight("token_embd"));
         hidden.matmul(&head.transpose(0, 1))
     }
@@ -75,13 +79,21 @@ impl Model {
             let k = rope(&self.heads(&name("attn_k"), &h, shape.n_head_kv), &cos, &sin);
             let v = self.heads(&name("attn_v"), &h, shape.n_head_kv);
             let attended = Tensor::scaled_dot_product_attention(
-                &q, &self.repeat_kv(&k), &self.repeat_kv(&v), Some(&batch.mask), 0.0, false, None, false,
+                &q,
+                &self.repeat_kv(&k),
+                &self.repeat_kv(&v),
+                Some(&batch.mask),
+                0.0,
+                false,
+                None,
+                false,
             ); // [B, H, T, hd]
             let (b, t) = (x.size()[0], x.size()[1]);
             let attended = attended.transpose(1, 2).reshape([b, t, shape.n_head * shape.head_dim]);
             x = x + self.linear(&name("attn_output"), &attended);
             let h = self.norm(&name("ffn_norm"), &x);
-            let gated = self.linear(&name("ffn_gate"), &h).silu() * self.linear(&name("ffn_up"), &h);
+            let gated =
+                self.linear(&name("ffn_gate"), &h).silu() * self.linear(&name("ffn_up"), &h);
             x = x + self.linear(&name("ffn_down"), &gated);
         }
         self.norm("output_norm", &x)
@@ -124,7 +136,8 @@ impl Model {
     /// Cosines and sines for `[B, T]` positions, each `[B, 1, T, hd / 2]`.
     fn rope_table(&self, positions: &Tensor) -> (Tensor, Tensor) {
         let half = self.shape.head_dim / 2;
-        let exponents = Tensor::arange(half, (Kind::Float, self.device)) * (-2.0 / self.shape.head_dim as f64);
+        let exponents =
+            Tensor::arange(half, (Kind::Float, self.device)) * (-2.0 / self.shape.head_dim as f64);
         let frequencies = (exponents * self.shape.rope_base.ln()).exp();
         let angles = positions.to_kind(Kind::Float).unsqueeze(1).unsqueeze(-1) * frequencies;
         (angles.cos(), angles.sin())

@@ -21,22 +21,22 @@ impl AdamW {
         let moments = parameters.iter().map(|p| (p.zeros_like(), p.zeros_like())).collect();
         Self { parameters, moments, weight_decay, max_grad_norm, steps: 0 }
     }
-    /// Back-propagates a loss, clips, updates; returns the gradient norm before clipping.
-    pub(crate) fn step(&mut self, loss: &Tensor, learning_rate: f64) -> f64 {
-        for parameter in &mut self.parameters {
-            parameter.zero_grad();
-        }
-        loss.backward();
-        tch::no_grad(|| self.update(learning_rate))
+    /// Forgets the gradients of the last step.
+    pub(crate) fn zero_grad(&mut self) {
+        self.parameters.iter_mut().for_each(Tensor::zero_grad);
     }
-    fn update(&mut self, learning_rate: f64) -> f64 {
+    /// Clips and applies the gradients; returns their norm before clipping.
+    pub(crate) fn update(&mut self, learning_rate: f64) -> f64 {
+        let _guard = tch::no_grad_guard();
         let grads: Vec<Tensor> = self.parameters.iter().map(Tensor::grad).collect();
         let norms: Vec<Tensor> = grads.iter().filter(|g| g.defined()).map(Tensor::norm).collect();
         let norm = Tensor::stack(&norms, 0).norm().double_value(&[]);
         let clip = (self.max_grad_norm / (norm + 1e-6)).min(1.0);
         self.steps += 1;
         let bias = (1.0 - BETAS.0.powi(self.steps), 1.0 - BETAS.1.powi(self.steps));
-        for ((parameter, (m, v)), grad) in self.parameters.iter_mut().zip(&mut self.moments).zip(&grads) {
+        for ((parameter, (m, v)), grad) in
+            self.parameters.iter_mut().zip(&mut self.moments).zip(&grads)
+        {
             if !grad.defined() {
                 continue;
             }

@@ -76,16 +76,22 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         n_tokens += documents.iter().map(|document| document.tree.len()).sum::<usize>();
         let (batch, kinds) = pack(&documents);
         let weights = weights_of(&kinds, &batch);
-        let loss = -(model.logprobs(&batch) * &weights).sum(Number::Float) / weights.sum(Number::Float);
+        let loss =
+            -(model.logprobs(&batch) * &weights).sum(Number::Float) / weights.sum(Number::Float);
         let rate = options.learning_rate * learning_rate(step, options.steps, 0.02, 0.03);
-        optimizer.step(&loss, rate);
+        optimizer.zero_grad();
+        loss.backward();
+        optimizer.update(rate);
         let loss = loss.double_value(&[]);
         let smoothed = average.map_or(loss, |average: f64| 0.98 * average + 0.02 * loss);
         average = Some(smoothed);
         let done = step + 1;
         if done.is_multiple_of(100) {
             let seconds = started.elapsed().as_secs_f64();
-            say(&format!("step {done} loss {smoothed:.4} {:.0} tokens/s {seconds:.0} s", n_tokens as f64 / seconds));
+            say(&format!(
+                "step {done} loss {smoothed:.4} {:.0} tokens/s {seconds:.0} s",
+                n_tokens as f64 / seconds
+            ));
         }
         if done.is_multiple_of(500) || done == options.steps {
             say(&format!("step {done} {}", measure(&model, &corpus, &tokenizer)?));
@@ -105,7 +111,8 @@ fn train_tokenizer(corpus: &Corpus<'_>, options: &Options) -> anyhow::Result<Tok
     let mut texts = Vec::new();
     for _ in 0..5000 {
         for task in corpus.document(&mut rng)? {
-            texts.extend(task.prompt.into_iter().filter(|part| !part.control).map(|part| part.text));
+            texts
+                .extend(task.prompt.into_iter().filter(|part| !part.control).map(|part| part.text));
             texts.push(task.reply);
         }
     }
@@ -139,7 +146,8 @@ fn initialise(options: &Options, n_vocab: usize) -> Model {
             // Layers that write into the residual stream start smaller.
             let gain = if matches!(name, "attn_output" | "ffn_down") { 0.4 } else { 0.8 };
             let std = gain / (n_in as f64).sqrt();
-            weights.insert(format!("blk.{layer}.{name}"), Tensor::randn([n_out, n_in], place) * std);
+            weights
+                .insert(format!("blk.{layer}.{name}"), Tensor::randn([n_out, n_in], place) * std);
         }
     }
     let weights = weights.into_iter().map(|(name, w)| (name, w.set_requires_grad(true))).collect();
@@ -227,7 +235,8 @@ fn measure(model: &Model, corpus: &Corpus<'_>, tokenizer: &Tokenizer) -> anyhow:
     let labels: Vec<i64> = (1..=3)
         .map(|level: u8| {
             let task = documents.iter().flatten().find(|task| task.reply == level.to_string());
-            task.map(|task| task.encode(tokenizer)).and_then(|(tokens, from)| tokens.get(from).map(|&t| i64::from(t)))
+            task.map(|task| task.encode(tokenizer))
+                .and_then(|(tokens, from)| tokens.get(from).map(|&t| i64::from(t)))
         })
         .collect::<Option<_>>()
         .context("every level occurs among 400 problems")?;
@@ -238,7 +247,8 @@ fn measure(model: &Model, corpus: &Corpus<'_>, tokenizer: &Tokenizer) -> anyhow:
         let right = logits.argmax(-1, false).eq_tensor(&batch.targets).to_kind(Number::Float);
         let right = Vec::<f32>::try_from(batch.sum_by_sequence(&right))?;
         let lengths = Vec::<i64>::try_from(&batch.lengths)?;
-        let levels = logits.index_select(1, &Tensor::from_slice(&labels)).softmax(-1, Number::Float);
+        let levels =
+            logits.index_select(1, &Tensor::from_slice(&labels)).softmax(-1, Number::Float);
         let levels = Vec::<Vec<f32>>::try_from(levels)?;
         let mut row = 0;
         for (i, &kind) in kinds.iter().enumerate() {
@@ -276,24 +286,59 @@ fn measure(model: &Model, corpus: &Corpus<'_>, tokenizer: &Tokenizer) -> anyhow:
         let of: Vec<_> = scores.iter().filter(|s| s.2 == wanted).collect();
         of.iter().filter(|s| s.1 != wanted).count() as f64 / of.len().max(1) as f64
     };
-    let pairs = scores.iter().filter(|s| s.2).flat_map(|a| scores.iter().filter(|s| !s.2).map(move |b| (a.0, b.0)));
+    let pairs = scores
+        .iter()
+        .filter(|s| s.2)
+        .flat_map(|a| scores.iter().filter(|s| !s.2).map(move |b| (a.0, b.0)));
     let (mut wins, mut all) = (0.0, 0.0);
     for (right, wrong) in pairs {
         all += 1.0;
-        wins += if right > wrong { 1.0 } else if right < wrong { 0.0 } else { 0.5 };
+        wins += if right > wrong {
+            1.0
+        } else if right < wrong {
+            0.0
+        } else {
+            0.5
+        };
     }
-    Ok(line + &format!("auc {:.3} false-accept {:.3} false-reject {:.3}", wins / all, share(false), share(true)))
+    Ok(line
+        + &format!(
+            "auc {:.3} false-accept {:.3} false-reject {:.3}",
+            wins / all,
+            share(false),
+            share(true)
+        ))
 }
 
-
 fn temporary_prompts() -> anyhow::Result<reflectd::prompt::PromptSet> {
-    use reflectd::prompt::{Message, Role, PromptSet};
+    use reflectd::prompt::{Message, PromptSet, Role};
     let m = |role, content: &str| Message { role, content: content.to_owned() };
     let q = "{{ question }}{% if reference %}\nReference: {{ reference }}{% endif %}";
     let a = "{{ response }}";
-    Ok(PromptSet::new(["1", "2", "3"].map(String::from), [
-        ("assess".to_owned(), vec![m(Role::User, q), m(Role::Assistant, a), m(Role::User, "Rate the {{ aspect.name }}.")]),
-        ("critique".to_owned(), vec![m(Role::User, q), m(Role::Assistant, a), m(Role::User, "Find the mistake.")]),
-        ("refine".to_owned(), vec![m(Role::User, "{{ question }}"), m(Role::Assistant, a), m(Role::User, "{{ critique }}\nRewrite the answer.")]),
-    ].into())?)
+    Ok(PromptSet::new(
+        ["1", "2", "3"].map(String::from),
+        [
+            (
+                "assess".to_owned(),
+                vec![
+                    m(Role::User, q),
+                    m(Role::Assistant, a),
+                    m(Role::User, "Rate the {{ aspect.name }}."),
+                ],
+            ),
+            (
+                "critique".to_owned(),
+                vec![m(Role::User, q), m(Role::Assistant, a), m(Role::User, "Find the mistake.")],
+            ),
+            (
+                "refine".to_owned(),
+                vec![
+                    m(Role::User, "{{ question }}"),
+                    m(Role::Assistant, a),
+                    m(Role::User, "{{ critique }}\nRewrite the answer."),
+                ],
+            ),
+        ]
+        .into(),
+    )?)
 }

@@ -32,17 +32,33 @@ pub(crate) fn load(path: &Path, device: Device) -> anyhow::Result<Model> {
         }
     }
     for tensor in file.tensors() {
-        let known = tensor.name.strip_suffix(".weight").is_some_and(|name| expected.iter().any(|(e, _)| e == name));
-        ensure!(known, "{}: tensor {} is not supported by this trainer", path.display(), tensor.name);
+        let known = tensor
+            .name
+            .strip_suffix(".weight")
+            .is_some_and(|name| expected.iter().any(|(e, _)| e == name));
+        ensure!(
+            known,
+            "{}: tensor {} is not supported by this trainer",
+            path.display(),
+            tensor.name
+        );
     }
     for (name, size) in expected {
         let info = file
             .tensor(&format!("{name}.weight"))
             .with_context(|| format!("{}: tensor {name}.weight is missing", path.display()))?;
         let stored: Vec<i64> = info.shape.iter().rev().map(|&n| n.cast_signed()).collect();
-        ensure!(stored == size, "{}: tensor {name}.weight is {stored:?}, expected {size:?}", path.display());
+        ensure!(
+            stored == size,
+            "{}: tensor {name}.weight is {stored:?}, expected {size:?}",
+            path.display()
+        );
         let values = file.read_f32(info)?;
-        ensure!(values.iter().all(|v| v.is_finite()), "{}: tensor {name}.weight has a value that is not finite", path.display());
+        ensure!(
+            values.iter().all(|v| v.is_finite()),
+            "{}: tensor {name}.weight has a value that is not finite",
+            path.display()
+        );
         weights.insert(name, Tensor::from_slice(&values).view(&size[..]).to_device(device));
     }
     Ok(Model { shape, weights, lora: None, device })
@@ -61,18 +77,27 @@ fn shape(file: &Gguf) -> anyhow::Result<Shape> {
     }
     let number = |key: &str| {
         let value = file.unsigned(&format!("llama.{key}"));
-        value.filter(|n| (1..=1 << 20).contains(n)).map(u64::cast_signed).with_context(|| format!("{path}: llama.{key} is missing or out of range"))
+        value
+            .filter(|n| (1..=1 << 20).contains(n))
+            .map(u64::cast_signed)
+            .with_context(|| format!("{path}: llama.{key} is missing or out of range"))
     };
     let (n_embd, n_head) = (number("embedding_length")?, number("attention.head_count")?);
-    let head_dim = number("attention.key_length").or_else(|_| Ok::<_, anyhow::Error>(n_embd / n_head))?;
+    let head_dim =
+        number("attention.key_length").or_else(|_| Ok::<_, anyhow::Error>(n_embd / n_head))?;
     let n_rot = number("rope.dimension_count").unwrap_or(head_dim);
     ensure!(n_rot == head_dim, "{path}: partial rotary embedding is not supported by this trainer");
     if number("expert_count").is_ok() {
         bail!("{path}: mixture of experts is not supported by this trainer");
     }
     let n_head_kv = number("attention.head_count_kv").unwrap_or(n_head);
-    ensure!(n_head % n_head_kv == 0, "{path}: {n_head} heads do not share {n_head_kv} key heads evenly");
-    let embedding = file.tensor("token_embd.weight").with_context(|| format!("{path}: token_embd.weight is missing"))?;
+    ensure!(
+        n_head % n_head_kv == 0,
+        "{path}: {n_head} heads do not share {n_head_kv} key heads evenly"
+    );
+    let embedding = file
+        .tensor("token_embd.weight")
+        .with_context(|| format!("{path}: token_embd.weight is missing"))?;
     let n_vocab = embedding.shape.get(1).copied().unwrap_or(0).cast_signed();
     Ok(Shape {
         n_layer: number("block_count")?,
@@ -84,12 +109,19 @@ fn shape(file: &Gguf) -> anyhow::Result<Shape> {
         n_vocab,
         n_ctx: number("context_length")?,
         rope_base: file.float("llama.rope.freq_base").unwrap_or(10000.0),
-        rms_eps: file.float("llama.attention.layer_norm_rms_epsilon").with_context(|| format!("{path}: llama.attention.layer_norm_rms_epsilon is missing"))?,
+        rms_eps: file.float("llama.attention.layer_norm_rms_epsilon").with_context(|| {
+            format!("{path}: llama.attention.layer_norm_rms_epsilon is missing")
+        })?,
     })
 }
 
 /// Writes a model trained from scratch as an F32 GGUF with its tokenizer.
-pub(crate) fn save(model: &Model, tokenizer: &Tokenizer, name: &str, path: &Path) -> anyhow::Result<()> {
+pub(crate) fn save(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    name: &str,
+    path: &Path,
+) -> anyhow::Result<()> {
     let shape = &model.shape;
     let mut writer = Writer::default();
     let string = |text: &str| Value::String(text.to_owned());
@@ -124,8 +156,12 @@ pub(crate) fn save(model: &Model, tokenizer: &Tokenizer, name: &str, path: &Path
 /// Adds a tensor; torch's row-major shape is ggml's `ne` reversed.
 pub(crate) fn add_tensor(writer: &mut Writer, name: &str, tensor: &Tensor) -> anyhow::Result<()> {
     let shape: Vec<u64> = tensor.size().iter().rev().map(|&n| n.cast_unsigned()).collect();
-    let values = Vec::<f32>::try_from(tensor.detach().to_device(Device::Cpu).contiguous().view([-1]))?;
-    ensure!(values.iter().all(|v| v.is_finite()), "{name} has a value that is not finite: lower the learning rate");
+    let values =
+        Vec::<f32>::try_from(tensor.detach().to_device(Device::Cpu).contiguous().view([-1]))?;
+    ensure!(
+        values.iter().all(|v| v.is_finite()),
+        "{name} has a value that is not finite: lower the learning rate"
+    );
     writer.tensor(name, &shape, values);
     Ok(())
 }
