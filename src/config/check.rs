@@ -39,6 +39,14 @@ pub fn load(root: &Path) -> Result<Config, ConfigError> {
     }
 }
 
+/// Reads and checks one file of reflection templates (the nano model is trained on its own).
+pub fn load_prompts(file: &Path) -> Result<PromptSet, ConfigError> {
+    let problems = Problems::default();
+    let set = Section::read(Path::new(""), file, &problems).and_then(prompt_set);
+    let problems = problems.into_inner();
+    set.filter(|_| problems.is_empty()).ok_or(ConfigError(problems))
+}
+
 /// `None` only when a problem was noted.
 fn check(root: &Path, problems: &Problems) -> Option<Config> {
     let settings_file = Path::new("reflectd.yaml");

@@ -21,7 +21,7 @@ use crate::engine::{EngineConfig, Sampling};
 use crate::prompt::PromptSet;
 use crate::protocol;
 
-pub use check::load;
+pub use check::{load, load_prompts};
 
 /// Everything that the YAML files say, checked.
 #[derive(Clone, Debug)]

@@ -58,7 +58,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     tch::set_num_threads(options.threads);
     tch::manual_seed(options.seed.cast_signed());
     let mut rng = Rng::with_seed(options.seed);
-    let prompts = temporary_prompts()?;
+    let prompts = reflectd::config::load_prompts(&options.prompts)?;
     let corpus = Corpus::new(&prompts)?;
     let tokenizer = train_tokenizer(&corpus, options)?;
     let model = initialise(options, tokenizer.n_vocab());
@@ -308,37 +308,4 @@ fn measure(model: &Model, corpus: &Corpus<'_>, tokenizer: &Tokenizer) -> anyhow:
             share(false),
             share(true)
         ))
-}
-
-fn temporary_prompts() -> anyhow::Result<reflectd::prompt::PromptSet> {
-    use reflectd::prompt::{Message, PromptSet, Role};
-    let m = |role, content: &str| Message { role, content: content.to_owned() };
-    let q = "{{ question }}{% if reference %}\nReference: {{ reference }}{% endif %}";
-    let a = "{{ response }}";
-    Ok(PromptSet::new(
-        ["1", "2", "3"].map(String::from),
-        [
-            (
-                "assess".to_owned(),
-                vec![
-                    m(Role::User, q),
-                    m(Role::Assistant, a),
-                    m(Role::User, "Rate the {{ aspect.name }}."),
-                ],
-            ),
-            (
-                "critique".to_owned(),
-                vec![m(Role::User, q), m(Role::Assistant, a), m(Role::User, "Find the mistake.")],
-            ),
-            (
-                "refine".to_owned(),
-                vec![
-                    m(Role::User, "{{ question }}"),
-                    m(Role::Assistant, a),
-                    m(Role::User, "{{ critique }}\nRewrite the answer."),
-                ],
-            ),
-        ]
-        .into(),
-    )?)
 }
