@@ -49,6 +49,9 @@ pub(crate) struct Options {
     /// CPU threads.
     #[arg(long, default_value_t = 1)]
     threads: i32,
+    /// Go on from this F32 GGUF (written with the same prompts, seed and vocabulary).
+    #[arg(long)]
+    init: Option<PathBuf>,
     /// Vocabulary at most.
     #[arg(long, default_value_t = 640)]
     vocabulary: usize,
@@ -57,11 +60,17 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     tch::set_num_threads(options.threads);
     tch::manual_seed(options.seed.cast_signed());
-    let mut rng = Rng::with_seed(options.seed);
     let prompts = reflectd::config::load_prompts(&options.prompts)?;
     let corpus = Corpus::new(&prompts)?;
     let tokenizer = train_tokenizer(&corpus, options)?;
-    let model = initialise(options, tokenizer.n_vocab());
+    let mut model = match &options.init {
+        Some(path) => weights::load(path, Device::Cpu)?,
+        None => initialise(options, tokenizer.n_vocab()),
+    };
+    model.weights =
+        model.weights.into_iter().map(|(name, w)| (name, w.set_requires_grad(true))).collect();
+    // Another stream of documents than the run that is gone on from.
+    let mut rng = Rng::with_seed(options.seed.wrapping_add(u64::from(options.init.is_some())));
     let parameters: Vec<Tensor> = model.weights.values().map(Tensor::shallow_clone).collect();
     let n_parameters: i64 = parameters.iter().map(|p| i64::try_from(p.numel()).unwrap_or(0)).sum();
     say(&format!("{n_parameters} parameters, {} tokens in the vocabulary", tokenizer.n_vocab()));
@@ -150,7 +159,6 @@ fn initialise(options: &Options, n_vocab: usize) -> Model {
                 .insert(format!("blk.{layer}.{name}"), Tensor::randn([n_out, n_in], place) * std);
         }
     }
-    let weights = weights.into_iter().map(|(name, w)| (name, w.set_requires_grad(true))).collect();
     Model { shape, weights, lora: None, device: Device::Cpu }
 }
 
