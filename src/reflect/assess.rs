@@ -3,6 +3,7 @@
 //! `api` for [`scalar`] and [`passes`].
 
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
@@ -91,18 +92,23 @@ pub(super) struct Verification {
 }
 
 impl Verification {
-    pub(super) fn new(verifier: &Verifier, weight: f64) -> Result<Self, VerifierError> {
+    /// Compiles the prompt's verifier, or the agent's when the prompt has none.
+    pub(super) fn new(
+        agent: &Agent,
+        verifier: Option<&Verifier>,
+    ) -> Result<Option<Self>, VerifierError> {
+        let Some(verifier) = verifier.or(agent.verifier.as_ref()) else { return Ok(None) };
         let text = serde_json::to_vec(verifier).expect("a verifier is plain data");
         let hash = Sha256::digest(&text).iter().fold(String::new(), |mut hash, byte| {
             write!(hash, "{byte:02x}").expect("writing to a string succeeds");
             hash
         });
-        Ok(Self {
+        Ok(Some(Self {
             check: Check::new(verifier)?,
             judge: format!("{VERIFIER}:{}", verify::kind(verifier)),
             version: twelve(&hash),
-            weight,
-        })
+            weight: agent.reflection.verifier_weight,
+        }))
     }
 
     /// One more aspect, whose level is certain.
@@ -121,11 +127,9 @@ impl Verification {
 }
 
 /// The aspects that a critique is asked about: those that count and do not pass.
-pub(super) fn shortfalls<'a>(
-    agent: &'a Agent,
-    verifier_levels: &'a [String; 3],
-    assessments: &[Assessment],
-) -> Vec<AspectView<'a>> {
+pub(super) fn shortfalls<'a>(agent: &'a Agent, assessments: &[Assessment]) -> Vec<AspectView<'a>> {
+    static LEVELS: LazyLock<[String; 3]> =
+        LazyLock::new(|| ["It does not.", "It cannot be told.", "It does."].map(str::to_owned));
     let falls_short = |name: &str| {
         assessments.iter().any(|rated| rated.aspect == name && 0.0 < rated.weight && !rated.passes)
     };
@@ -134,7 +138,7 @@ pub(super) fn shortfalls<'a>(
     let verifier = falls_short(VERIFIER).then_some(AspectView {
         name: VERIFIER,
         description: "Does the answer pass the automatic check of its result?",
-        levels: verifier_levels,
+        levels: &LEVELS,
     });
     aspects.chain(verifier).collect()
 }
@@ -145,11 +149,73 @@ pub(super) fn view(rated: &AgentAspect) -> AspectView<'_> {
     AspectView { name: &aspect.name, description: &aspect.description, levels: &aspect.levels }
 }
 
-/// What the levels of a verifier mean, for a critique.
-pub(super) fn verifier_levels() -> [String; 3] {
-    ["It does not.", "It cannot be told.", "It does."].map(str::to_owned)
-}
-
 fn twelve(hash: &str) -> String {
     hash.chars().take(12).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assessment(levels: [f32; 3], weight: f64, passes: bool) -> Assessment {
+        Assessment {
+            aspect: "clarity".into(),
+            rubric_version: "1".into(),
+            judge: "generation 0 of abc".into(),
+            levels,
+            mass: 1.0,
+            weight,
+            passes,
+        }
+    }
+
+    fn message(role: Role, content: &str) -> Message {
+        Message { role, content: content.into() }
+    }
+
+    #[test]
+    fn the_scalar_is_the_weighted_mean_of_what_counts() {
+        let good = assessment([0.0, 0.0, 1.0], 3.0, true);
+        let bad = assessment([1.0, 0.0, 0.0], 1.0, false);
+        let measured = assessment([1.0, 0.0, 0.0], 0.0, false);
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        assert!(close(scalar(&[good.clone(), bad.clone(), measured.clone()]), 0.5));
+        assert!(close(scalar(&[assessment([0.25, 0.25, 0.5], 1.0, false)]), 0.25));
+        assert!(close(scalar(&[measured]), 0.0));
+        assert!(close(scalar(&[]), 0.0));
+    }
+
+    #[test]
+    fn one_aspect_that_counts_can_veto() {
+        let good = assessment([0.0, 0.0, 1.0], 3.0, true);
+        let bad = assessment([1.0, 0.0, 0.0], 0.1, false);
+        let measured = assessment([1.0, 0.0, 0.0], 0.0, false);
+        assert!(passes(&[good.clone(), measured.clone()]));
+        assert!(!passes(&[good, bad]));
+        assert!(!passes(&[measured]));
+        assert!(!passes(&[]));
+    }
+
+    #[test]
+    fn a_single_turn_is_its_own_question() {
+        let turns = [message(Role::System, "Be brief."), message(Role::User, "Why?")];
+        assert_eq!(question(&turns), "Why?");
+    }
+
+    #[test]
+    fn a_conversation_becomes_a_transcript_without_the_system_text() {
+        let turns = [
+            message(Role::System, "Be brief."),
+            message(Role::User, "Why?"),
+            message(Role::Assistant, "Because."),
+            message(Role::User, "Really?"),
+        ];
+        assert_eq!(question(&turns), "User: Why?\nAssistant: Because.\nUser: Really?");
+    }
+
+    #[test]
+    fn the_judge_is_named_after_the_base_model() {
+        assert_eq!(judge_name("0123456789abcdef"), "generation 0 of 0123456789ab");
+        assert_eq!(judge_name("01"), "generation 0 of 01");
+    }
 }

@@ -93,12 +93,11 @@ impl Batch {
     /// The complete answers in order; the others are cancelled and lost.
     pub(super) fn into_samples(self) -> Vec<Sample> {
         let (generation, seed, sampling) = (self.generation, self.seed, self.sampling);
-        (seed..=u64::MAX)
-            .chain(0..)
+        (0..)
             .zip(self.answers)
-            .filter_map(|(seed, answer)| {
+            .filter_map(|(index, answer)| {
                 let (tail, finish) = answer.end?;
-                let sampling = Sampling { seed: Some(seed), ..sampling };
+                let sampling = Sampling { seed: Some(seed.wrapping_add(index)), ..sampling };
                 Some(Sample { generation, sampling, pieces: answer.pieces, tail, finish })
             })
             .collect()

@@ -132,7 +132,8 @@ mod tests {
     }
 
     fn any_judged() -> impl Strategy<Value = Judged> {
-        let verdict = (any::<bool>(), -1.0..1.0).prop_map(|(passes, value)| Verdict { passes, value });
+        let verdict =
+            (any::<bool>(), -1.0..1.0).prop_map(|(passes, value)| Verdict { passes, value });
         (proptest::option::of(0_usize..8), proptest::option::of(verdict))
             .prop_map(|(parent, verdict)| Judged { parent, verdict })
     }

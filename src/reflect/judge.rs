@@ -2,16 +2,14 @@
 //! short text for what falls short. The adapter that is being trained never grades itself. Used by
 //! `session`, and by [`Reflector::assess`].
 
-use crate::config::{Agent, Verifier};
+use crate::config::Agent;
 use crate::engine::{
     Class, EngineError, GenerateRequest, Generation, Lane, Sampling, ScoreRequest, TextPart, Token,
 };
 use crate::prompt::{Message, PromptError};
 use crate::store::Assessment;
 
-use super::assess::{
-    Verification, judge_name, read_scores, shortfalls, verifier_levels, view,
-};
+use super::assess::{Verification, judge_name, read_scores, shortfalls, view};
 use super::{ReflectError, Reflector};
 
 const BASE: Lane = Lane::Generation(Generation::BASE);
@@ -19,42 +17,17 @@ const BASE: Lane = Lane::Generation(Generation::BASE);
 /// The judge of one prompt's answers.
 #[derive(Debug)]
 pub(super) struct Judge<'a> {
-    reflector: &'a Reflector,
-    agent: &'a Agent,
-    question: &'a str,
-    reference: Option<&'a str>,
-    verification: Option<Verification>,
-    class: Class,
-}
-
-/// What a prompt brings for its judge.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Case<'a> {
+    pub(super) reflector: &'a Reflector,
+    pub(super) agent: &'a Agent,
     /// See [`super::question`].
     pub(super) question: &'a str,
     /// Shown to the judge only.
     pub(super) reference: Option<&'a str>,
-    /// How to check an answer; `None`: the agent's.
-    pub(super) verifier: Option<&'a Verifier>,
+    pub(super) verification: Option<Verification>,
+    pub(super) class: Class,
 }
 
-impl<'a> Judge<'a> {
-    pub(super) fn new(
-        reflector: &'a Reflector,
-        agent: &'a Agent,
-        case: Case<'a>,
-        class: Class,
-    ) -> Result<Self, ReflectError> {
-        let weight = agent.reflection.verifier_weight;
-        let verification = case
-            .verifier
-            .or(agent.verifier.as_ref())
-            .map(|verifier| Verification::new(verifier, weight))
-            .transpose()?;
-        let Case { question, reference, .. } = case;
-        Ok(Self { reflector, agent, question, reference, verification, class })
-    }
-
+impl Judge<'_> {
     /// Judges answers, all aspects of all answers in one request. An answer that is too long to be
     /// judged gets no assessments: the verifier's word alone would count as the word of all.
     pub(super) async fn assess(
@@ -97,8 +70,7 @@ impl<'a> Judge<'a> {
         assessments: &[Assessment],
         max_tokens: u32,
     ) -> Result<Option<GenerateRequest>, PromptError> {
-        let levels = verifier_levels();
-        let aspects = shortfalls(self.agent, &levels, assessments);
+        let aspects = shortfalls(self.agent, assessments);
         if aspects.is_empty() {
             return Ok(None);
         }
@@ -113,11 +85,6 @@ impl<'a> Judge<'a> {
             lane: BASE,
             class: self.class,
         }))
-    }
-
-    /// What was asked, as the judge sees it.
-    pub(super) fn question(&self) -> &str {
-        self.question
     }
 
     fn prompts(&self, answer: &str) -> Result<Vec<Vec<Token>>, PromptError> {
@@ -160,7 +127,8 @@ impl Reflector {
         let [low, middle, high] = labels;
         if low == middle || middle == high || low == high {
             return Err(PromptError(
-                "two level labels are the same token of this model; choose three that differ".into(),
+                "two level labels are the same token of this model; choose three that differ"
+                    .into(),
             ));
         }
         Ok(labels)

@@ -52,11 +52,7 @@ impl Check {
                 if marker.as_deref() == Some("") {
                     return Err(wrong("`marker` must not be empty; leave it out".into()));
                 }
-                Kind::Numeric {
-                    expected: *expected,
-                    tolerance: *tolerance,
-                    marker: marker.clone(),
-                }
+                Kind::Numeric { expected: *expected, tolerance: *tolerance, marker: marker.clone() }
             }
             Verifier::Exact { expected } => Kind::Exact(expected.trim().to_owned()),
             Verifier::Regex { pattern } => Kind::Regex(
@@ -83,13 +79,13 @@ impl Check {
     /// Whether the answer is right.
     pub fn holds(&self, answer: &str) -> bool {
         match &self.kind {
-            Kind::Numeric { expected, tolerance, marker } => {
-                last_number(answer, marker.as_deref())
-                    .is_some_and(|number| (number - expected).abs() <= *tolerance)
-            }
+            Kind::Numeric { expected, tolerance, marker } => last_number(answer, marker.as_deref())
+                .is_some_and(|number| (number - expected).abs() <= *tolerance),
             Kind::Exact(expected) => answer.trim() == expected,
             Kind::Regex(pattern) => pattern.is_match(answer),
-            Kind::JsonSchema(schema) => find_json(answer).is_some_and(|json| schema.is_valid(&json)),
+            Kind::JsonSchema(schema) => {
+                find_json(answer).is_some_and(|json| schema.is_valid(&json))
+            }
         }
     }
 }
@@ -128,8 +124,11 @@ pub fn last_number(text: &str, marker: Option<&str>) -> Option<f64> {
         }
         let negative = matches!(previous, Some('-' | '\u{2212}'))
             && before.next().is_none_or(|c| !c.is_alphanumeric() && c != ')');
-        let digits: String =
-            found.as_str().chars().filter(|c| !matches!(c, ',' | '_' | '\'' | '\u{a0}' | '\u{202f}')).collect();
+        let digits: String = found
+            .as_str()
+            .chars()
+            .filter(|c| !matches!(c, ',' | '_' | '\'' | '\u{a0}' | '\u{202f}'))
+            .collect();
         let Some(value) = digits.parse::<f64>().ok().filter(|value| value.is_finite()) else {
             continue;
         };
