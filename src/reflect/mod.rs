@@ -157,7 +157,7 @@ impl Reflector {
         let prompts = &agent.prompts;
         self.labels(agent).map_err(|error| error.to_string())?;
         prompts
-            .critique("?", "!", None, &[])
+            .critique("?", "!", None, &agent.aspects.iter().map(assess::view).collect::<Vec<_>>())
             .and_then(|messages| self.template.render(&messages))
             .and_then(|_| self.template.render(&prompts.refine("?", "!", "!")?))
             .map_err(|error| error.to_string())?;
