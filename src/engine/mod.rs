@@ -272,6 +272,8 @@ pub struct EngineStats {
     pub queued: usize,
     /// Sequences in the batch.
     pub running: usize,
+    /// Sequences at once at most.
+    pub sequences: usize,
     /// KV cells in use, and in all.
     pub cells_used: usize,
     /// See `cells_used`.
@@ -359,8 +361,7 @@ struct Pulse {
 }
 
 impl Pulse {
-    fn new(cells: usize) -> Self {
-        let stats = EngineStats { cells, ..EngineStats::default() };
+    fn new(stats: EngineStats) -> Self {
         Self { stats, beat: None, quiet_since: Some(Instant::now()) }
     }
 

@@ -105,7 +105,12 @@ impl<B: Backend> Loop<B> {
         let limits = backend.limits();
         let info = backend.info();
         let vocabulary = backend.vocabulary();
-        let pulse = Mutex::new(Pulse::new(limits.cells));
+        let stats = EngineStats {
+            cells: limits.cells,
+            sequences: limits.sequences,
+            ..EngineStats::default()
+        };
+        let pulse = Mutex::new(Pulse::new(stats.clone()));
         Self {
             door: Door::new(limits, &info),
             shared: Arc::new(Shared { info, vocabulary: Arc::clone(&vocabulary), pulse }),
@@ -115,7 +120,7 @@ impl<B: Backend> Loop<B> {
             waiting: Vec::new(),
             running: Vec::new(),
             turn: Turn::default(),
-            stats: EngineStats { cells: limits.cells, ..EngineStats::default() },
+            stats,
             backend,
             inbox,
         }
