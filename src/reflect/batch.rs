@@ -14,8 +14,10 @@ use crate::store::{Assessment, NewCandidate, Parent};
 pub(super) struct Batch {
     /// The weights that answer.
     pub(super) generation: Generation,
-    /// Seed of answer 0.
+    /// Seed of answer 0; answer i has seed + i.
     pub(super) seed: u64,
+    /// Answers asked for.
+    pub(super) n: u32,
     /// Tokens of the prompt whose KV was there already.
     pub(super) n_cached: usize,
     sampling: Sampling,
@@ -50,23 +52,23 @@ impl Batch {
         engine: &Engine,
         request: GenerateRequest,
     ) -> Result<Self, EngineError> {
-        let answers = (0..request.n).map(|_| Partial::default()).collect();
-        let sampling = request.sampling;
+        let (n, sampling) = (request.n, request.sampling);
         let started = engine.generate(request).await?;
         Ok(Self {
             generation: started.generation,
             seed: started.seed,
+            n,
             n_cached: started.n_cached,
             sampling,
             pieces: started.pieces,
-            answers,
+            answers: (0..n).map(|_| Partial::default()).collect(),
         })
     }
 
     /// The next piece, which is recorded here too; `None` when all answers are complete.
     /// Cancel-safe: a dropped call loses nothing.
     pub(super) async fn next(&mut self) -> Result<Option<Piece>, EngineError> {
-        if self.n_complete() == self.answers.len() {
+        if self.answers.iter().all(|answer| answer.end.is_some()) {
             return Ok(None);
         }
         let piece = self.pieces.recv().await.ok_or(EngineError::Stopped)?;
@@ -81,8 +83,8 @@ impl Batch {
     }
 
     /// Answers that have ended.
-    pub(super) fn n_complete(&self) -> usize {
-        self.answers.iter().filter(|answer| answer.end.is_some()).count()
+    pub(super) fn n_complete(&self) -> u32 {
+        self.answers.iter().map(|answer| u32::from(answer.end.is_some())).sum()
     }
 
     /// Tokens sampled so far, also of answers that are not complete.

@@ -87,11 +87,9 @@ async fn steps(session: &mut Session<'_>, exchange: &Exchange, goal: Goal) -> Re
     let old_drafts = exchange.candidates.len() - old_refinements;
     let drafts = missing(goal.drafts, old_drafts);
     if 0 < drafts {
-        let batch = session.start_drafts(exchange.prompt_tokens.clone(), drafts, 0).await;
-        match batch {
-            Ok(batch) => session.draft(batch, 0).await?,
+        match session.draft_all(exchange.prompt_tokens.clone(), drafts).await {
             // The tokens are spent, but what is stored may still lack its assessments.
-            Err(Halt::Stop(_)) => {}
+            Ok(()) | Err(Halt::Stop(_)) => {}
             Err(failed) => return Err(failed),
         }
     }

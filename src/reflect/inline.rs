@@ -73,13 +73,12 @@ impl Inline<'_> {
     /// Fills the session with judged candidates.
     async fn reflect(&mut self, task: &Task, prepared: &Prepared) -> Result<Stop, Halt> {
         let budget = &self.session.agent.reflection;
-        let n = n_drafts(task, budget);
-        let wanted = n_wanted(task);
+        let wanted = task.n.max(1);
         let prompt = prepared.prompt.clone();
-        let batch = self.session.start_drafts(prompt, n, wanted).await?;
+        let batch = self.session.start_drafts(prompt, n_drafts(task, budget), wanted).await?;
         // One reply comes from one generation, also when another one is promoted meanwhile.
         self.session.policy.lane = Lane::Generation(batch.generation);
-        let mut seed = batch.seed.wrapping_add(u64::from(n));
+        let mut seed = batch.seed.wrapping_add(u64::from(batch.n));
         self.tell(Progress::Started {
             generation: batch.generation,
             seed: batch.seed,
@@ -136,7 +135,8 @@ impl Inline<'_> {
     ) -> Result<Outcome, ReflectError> {
         let Self { session, progress, rounds, .. } = self;
         let mut served = rank(&session.judged(), session.agent.reflection.margin);
-        served.truncate(if stop == Stop::ClientLeft { 0 } else { n_wanted(task) });
+        let wanted = usize::try_from(task.n.max(1)).unwrap_or(usize::MAX);
+        served.truncate(if stop == Stop::ClientLeft { 0 } else { wanted });
         let candidates = session.new_candidates();
         let n_candidates = candidates.len();
         let (exchange, stored) =
@@ -163,11 +163,6 @@ impl Inline<'_> {
     async fn tell(&self, news: Progress) -> Result<(), Halt> {
         self.progress.send(news).await.map_err(|_| Halt::Stop(Stop::ClientLeft))
     }
-}
-
-/// Answers that the client wants.
-fn n_wanted(task: &Task) -> usize {
-    usize::try_from(task.n.max(1)).unwrap_or(usize::MAX)
 }
 
 /// Greedy drafts would all be the same, so no more are made than the client wants.

@@ -17,6 +17,9 @@ use super::choose::{Judged, Verdict};
 use super::judge::{Judge, is_spent};
 use super::{Progress, ReflectError, Reflector};
 
+/// Answers of one request at most: enough to fill a batch, and fewer than the engine refuses.
+const AT_ONCE: u32 = 32;
+
 /// One prompt under reflection.
 #[derive(Debug)]
 pub(super) struct Session<'a> {
@@ -128,21 +131,28 @@ impl Cut<'_> {
 }
 
 impl Session<'_> {
-    /// Asks for `n` drafts. The first `needed` answers are waited for whatever it costs.
+    /// Asks for the first drafts, at most `n` of them and at least the `needed` ones, which are then
+    /// waited for whatever it costs.
     pub(super) async fn start_drafts(
         &self,
         prompt: Vec<Token>,
         n: u32,
-        needed: usize,
+        needed: u32,
     ) -> Result<Batch, Halt> {
+        let n = n.min(self.at_once(&prompt)).max(needed);
         self.start(self.request(prompt, n, self.policy.sampling), needed).await
     }
 
-    /// Takes the drafts in. Those that the budget has cut off are lost, the others count.
-    pub(super) async fn draft(&mut self, batch: Batch, needed: usize) -> Result<(), Halt> {
+    /// Takes started drafts in. Those that the budget has cut off are lost, the others count.
+    pub(super) async fn draft(&mut self, batch: Batch, needed: u32) -> Result<(), Halt> {
         let (samples, end) = self.finish(batch, needed).await?;
-        self.entries.extend(samples.into_iter().map(|sample| Entry::new(sample, None)));
+        self.add(samples, None);
         unless_client_left(end)
+    }
+
+    /// Drafts that nobody waits for.
+    pub(super) async fn draft_all(&mut self, prompt: Vec<Token>, n: u32) -> Result<(), Halt> {
+        self.sample(prompt, n, self.policy.sampling, None).await
     }
 
     /// Judges every entry that nobody has judged.
@@ -189,12 +199,8 @@ impl Session<'_> {
         let prompt = self.reflector.tokens(&messages)?;
         let temperature = self.agent.reflection.refine_temperature;
         let sampling = Sampling { temperature, seed, ..self.policy.sampling };
-        let request = self.request(prompt, n, sampling);
-        let batch = self.start(request, 0).await.map_err(Halt::once_answered)?;
-        let (samples, end) = self.finish(batch, 0).await?;
-        let revises = || Some((index, critique.to_owned()));
-        self.entries.extend(samples.into_iter().map(|sample| Entry::new(sample, revises())));
-        unless_client_left(end)
+        let revises = Some((index, critique.to_owned()));
+        self.sample(prompt, n, sampling, revises).await.map_err(Halt::once_answered)
     }
 
     /// The entries as `choose` sees them.
@@ -236,6 +242,48 @@ impl Session<'_> {
             .collect()
     }
 
+    /// Samples `n` answers, as many at once as fit the engine, and adds those that are complete.
+    async fn sample(
+        &mut self,
+        prompt: Vec<Token>,
+        n: u32,
+        mut sampling: Sampling,
+        revises: Option<(usize, String)>,
+    ) -> Result<(), Halt> {
+        let at_once = self.at_once(&prompt);
+        let mut left = n;
+        while 0 < left {
+            let now = left.min(at_once);
+            let batch = self.start(self.request(prompt.clone(), now, sampling), 0).await?;
+            let (samples, end) = self.finish(batch, 0).await?;
+            self.add(samples, revises.as_ref());
+            if end.is_some() {
+                return unless_client_left(end);
+            }
+            left -= now;
+            sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(u64::from(now)));
+        }
+        Ok(())
+    }
+
+    /// Answers that fit the engine beside each other at their full length. The engine would cut
+    /// `max_tokens` to squeeze more in, and refuse more than it has sequences.
+    fn at_once(&self, prompt: &[Token]) -> u32 {
+        let stats = self.reflector.engine.stats();
+        let longest = usize::try_from(self.policy.sampling.max_tokens).unwrap_or(usize::MAX).max(1);
+        let of_pool = stats.cells.saturating_sub(prompt.len()) / longest;
+        u32::try_from(of_pool.min(stats.sequences)).map_or(AT_ONCE, |fit| fit.clamp(1, AT_ONCE))
+    }
+
+    fn add(&mut self, samples: Vec<Sample>, revises: Option<&(usize, String)>) {
+        self.entries.extend(samples.into_iter().map(|sample| Entry {
+            text: sample.text(),
+            origin: Origin::Sampled(sample),
+            revises: revises.cloned(),
+            assessments: Vec::new(),
+        }));
+    }
+
     fn tokens_left(&self) -> usize {
         self.max_tokens.saturating_sub(self.generated)
     }
@@ -253,7 +301,7 @@ impl Session<'_> {
         }
     }
 
-    async fn start(&self, request: GenerateRequest, needed: usize) -> Result<Batch, Halt> {
+    async fn start(&self, request: GenerateRequest, needed: u32) -> Result<Batch, Halt> {
         if needed == 0 && self.tokens_left() == 0 {
             return Err(Halt::Stop(Stop::Budget));
         }
@@ -265,7 +313,7 @@ impl Session<'_> {
     async fn finish(
         &mut self,
         mut batch: Batch,
-        needed: usize,
+        needed: u32,
     ) -> Result<(Vec<Sample>, Option<Stop>), ReflectError> {
         let end = loop {
             let enough = needed <= batch.n_complete();
@@ -286,13 +334,6 @@ impl Session<'_> {
     /// The session's cut; while an answer is still owed only the client can end it.
     fn cut_when(&self, enough: bool) -> Cut<'_> {
         Cut { deadline: self.cut.deadline.filter(|_| enough), ..self.cut }
-    }
-}
-
-impl Entry {
-    fn new(sample: Sample, revises: Option<(usize, String)>) -> Self {
-        let text = sample.text();
-        Self { origin: Origin::Sampled(sample), revises, text, assessments: Vec::new() }
     }
 }
 
