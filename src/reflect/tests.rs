@@ -29,6 +29,7 @@ fn script() -> Script {
         .on("judge clear of", GOOD)
         .on("critique bad for right.", &[("be right", 1.0)])
         .on("critique fair for right.", &[("be right", 1.0)])
+        .on("critique good for verifier.", &[("check it", 1.0)])
         .on("refine bad after be right", &[("good", 1.0)])
         .on("refine fair after be right", &[("fair", 1.0)])
         .on("ask bad", &[("bad", 1.0)])
@@ -226,7 +227,7 @@ async fn an_inline_answer_is_refined_when_it_falls_short() {
     assert_eq!(text_of(&seen, 0), "good");
     let shown = reasoning(&seen);
     assert!(
-        shown.contains("Answer 1: right -0.70, clear +0.85, in all +0.08, falls short\n"),
+        shown.contains("Answer 1: right -0.70, clear +0.85, in all +0.07, falls short\n"),
         "{shown}"
     );
     assert!(shown.contains("Critique of answer 1: be right\n"), "{shown}");
@@ -336,7 +337,7 @@ async fn a_prompt_that_is_too_long_fails_before_anything_is_stored() {
 async fn an_answer_too_long_for_the_judge_is_served_unjudged() {
     let world = World::new(script()).await;
     // The prompt fits beside the answer; the judge needs more room for its own words.
-    let prompt = format!("ask bad {}", "long ".repeat(808));
+    let prompt = format!("ask bad {}", "long ".repeat(814));
     let seen = world.run(task(agent(), Mode::Inline, &prompt)).await;
     assert_eq!(text_of(&seen, 0), "bad");
     assert_eq!(outcome(&seen).stopped, "budget");
@@ -399,7 +400,7 @@ async fn the_reference_is_shown_to_the_judge_and_never_to_the_policy() {
 
 #[tokio::test]
 async fn a_verifier_is_one_more_aspect_that_can_veto() {
-    let world = World::new(script().on("critique good for verifier.", &[("check it", 1.0)])).await;
+    let world = World::new(script()).await;
     let task = Task { verifier: Some(exact("42")), ..task(agent(), Mode::Inline, "ask good") };
     let outcome = world.outcome(task).await;
     assert_eq!((outcome.rounds, outcome.stopped), (1, "no gain"));
