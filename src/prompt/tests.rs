@@ -118,7 +118,7 @@ fn a_template_that_drops_or_cuts_the_last_message_is_an_error() {
 #[test]
 fn an_unknown_date_format_is_an_error_and_no_panic() {
     let template = ChatTemplate::new("{{ strftime_now('%!') }}", "", "").unwrap();
-    assert!(template.render(&[]).is_err());
+    template.render(&[]).unwrap_err();
 }
 
 proptest! {
@@ -174,11 +174,11 @@ fn mistakes_in_a_prompt_set_are_found_when_it_is_loaded() {
     for source in ["{{ respnse }}", "{{ question", "{{ aspect.nme }}", "{{ x | nofilter }}"] {
         assert!(PromptSet::new(labels(), templates(source)).is_err(), "{source}");
     }
-    assert!(PromptSet::new(["1", "1", "3"].map(String::from), templates("")).is_err());
+    PromptSet::new(["1", "1", "3"].map(String::from), templates("")).unwrap_err();
     let mut missing = templates("");
     missing.remove("refine");
-    assert!(PromptSet::new(labels(), missing).is_err());
+    PromptSet::new(labels(), missing).unwrap_err();
     let mut wrong_end = templates("");
     wrong_end.insert("refine".into(), vec![say(Role::Assistant, "x")]);
-    assert!(PromptSet::new(labels(), wrong_end).is_err());
+    PromptSet::new(labels(), wrong_end).unwrap_err();
 }
