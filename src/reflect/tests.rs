@@ -1,0 +1,521 @@
+//! The flow of reflection against the scripted engine and a real store. Each answer's text is part
+//! of the prompt that judges it, so a script can say what the judge thinks of which answer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::config::{AgentAspect, Aspect, Reflection};
+use crate::engine::fake::{CHAT_TEMPLATE, Fake, Script};
+use crate::engine::{self, EngineThread};
+use crate::prompt::PromptSet;
+use crate::store::{self, Exchange, StoreThread};
+
+/// The judge's words for "bad", "so-so" and "good".
+const BAD: &[(&str, f32)] = &[("-", 0.8), ("0", 0.1), ("+", 0.1)];
+const SO_SO: &[(&str, f32)] = &[("-", 0.3), ("0", 0.3), ("+", 0.4)];
+const GOOD: &[(&str, f32)] = &[("-", 0.05), ("0", 0.05), ("+", 0.9)];
+
+/// A bad draft, a critique of it, and a good refinement.
+fn script() -> Script {
+    Script::new("?")
+        .on("judge right of bad", BAD)
+        .on("judge right of fair", SO_SO)
+        .on("judge right of good", GOOD)
+        .on("judge clear of", GOOD)
+        .on("critique bad for right.", &[("be right", 1.0)])
+        .on("critique fair for right.", &[("be right", 1.0)])
+        .on("critique good for verifier.", &[("check it", 1.0)])
+        .on("refine bad after be right", &[("good", 1.0)])
+        .on("refine fair after be right", &[("fair", 1.0)])
+        .on("ask bad", &[("bad", 1.0)])
+        .on("ask fair", &[("fair", 1.0)])
+        .on("ask good", &[("good", 1.0)])
+        .on("ask mixed", &[("bad", 0.4), ("fair", 0.3), ("good", 0.3)])
+}
+
+struct World {
+    reflector: Reflector,
+    store: Store,
+    engine: Engine,
+    // Field order is significant: the handles go before the threads that they keep alive.
+    _threads: (EngineThread, StoreThread),
+    _state: tempfile::TempDir,
+}
+
+impl World {
+    async fn new(script: Script) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let (engine, engine_thread) =
+            engine::spawn_with(8, move || Ok(Fake::new(script))).await.unwrap();
+        let (store, store_thread) = store::spawn(state.path().join("reflectd.db")).await.unwrap();
+        let template = ChatTemplate::new(CHAT_TEMPLATE, "<|begin|>", "<|end|>").unwrap();
+        let reflector = Reflector::new(engine.clone(), store.clone(), Arc::new(template));
+        Self { reflector, store, engine, _threads: (engine_thread, store_thread), _state: state }
+    }
+
+    /// Runs a task to its end and returns all that the client saw.
+    async fn run(&self, task: Task) -> Vec<Progress> {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let reflector = self.reflector.clone();
+        let running = tokio::spawn(async move { reflector.run(task, sender).await });
+        let mut seen = Vec::new();
+        while let Some(progress) = receiver.recv().await {
+            seen.push(progress);
+        }
+        running.await.unwrap();
+        seen
+    }
+
+    async fn outcome(&self, task: Task) -> Outcome {
+        outcome(&self.run(task).await).clone()
+    }
+
+    async fn stored(&self, outcome: &Outcome) -> Exchange {
+        self.store.exchange(outcome.exchange.unwrap()).await.unwrap()
+    }
+}
+
+fn outcome(seen: &[Progress]) -> &Outcome {
+    match seen.last() {
+        Some(Progress::Done(outcome)) => outcome,
+        other => panic!("the task ended with {other:?}"),
+    }
+}
+
+/// What the client read as answer `wanted`.
+fn text_of(seen: &[Progress], wanted: u32) -> String {
+    seen.iter()
+        .filter_map(|progress| match progress {
+            Progress::Token(piece) if piece.index == wanted => Some(piece.text.as_str()),
+            Progress::Finished { index, text, .. } if *index == wanted => Some(text.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn reasoning(seen: &[Progress]) -> String {
+    seen.iter()
+        .filter_map(|progress| match progress {
+            Progress::Reasoning(text) => Some(text.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn texts(exchange: &Exchange) -> Vec<&str> {
+    exchange.candidates.iter().map(|candidate| candidate.text.as_str()).collect()
+}
+
+fn prompts(labels: [&str; 3]) -> PromptSet {
+    let user = |text: &str| vec![Message { role: Role::User, content: text.to_owned() }];
+    let templates = BTreeMap::from([
+        (
+            "assess".to_owned(),
+            user(
+                "{{ question }}{% if reference %} ref {{ reference }}{% endif %} judge \
+                  {{ aspect.name }} of {{ response }}",
+            ),
+        ),
+        (
+            "critique".to_owned(),
+            user(
+                "{{ question }}{% if reference %} ref {{ reference }}{% endif %} critique \
+                  {{ response }} for {% for a in aspects %}{{ a.name }}.{% endfor %}",
+            ),
+        ),
+        ("refine".to_owned(), user("{{ question }} refine {{ response }} after {{ critique }}")),
+    ]);
+    PromptSet::new(labels.map(str::to_owned), templates).unwrap()
+}
+
+fn agent() -> Agent {
+    let aspect = |name: &str, weight| AgentAspect {
+        aspect: Arc::new(Aspect {
+            name: name.to_owned(),
+            description: format!("Is it {name}?"),
+            levels: ["no", "partly", "yes"].map(str::to_owned),
+            version: "v1".to_owned(),
+        }),
+        weight,
+        pass: 0.5,
+    };
+    Agent {
+        name: "tester".to_owned(),
+        description: String::new(),
+        system: None,
+        sampling: Sampling { max_tokens: 32, ..Sampling::default() },
+        prompts: Arc::new(prompts(["-", "0", "+"])),
+        aspects: vec![aspect("right", 1.0), aspect("clear", 1.0)],
+        reflection: Reflection {
+            mode: Mode::Background,
+            drafts: 1,
+            refinements: 1,
+            rounds: 1,
+            margin: 0.1,
+            refine_temperature: 1.0,
+            critique_tokens: 32,
+            latency: Duration::from_secs(600),
+            tokens: 10_000,
+            explore: (4, 4),
+            verifier_weight: 1.0,
+        },
+        verifier: None,
+        learn: true,
+        held_out: None,
+    }
+}
+
+fn task(agent: Agent, mode: Mode, prompt: &str) -> Task {
+    Task {
+        sampling: Sampling { seed: Some(7), ..agent.sampling },
+        agent: Arc::new(agent),
+        messages: vec![Message { role: Role::User, content: prompt.to_owned() }],
+        mode,
+        n: 1,
+        stop: Vec::new(),
+        top_logprobs: 0,
+        reference: None,
+        verifier: None,
+    }
+}
+
+fn exact(expected: &str) -> Verifier {
+    Verifier::Exact { expected: expected.to_owned() }
+}
+
+#[tokio::test]
+async fn mode_off_streams_and_stores_nothing() {
+    let world = World::new(script()).await;
+    let seen = world.run(task(agent(), Mode::Off, "ask bad")).await;
+    assert!(matches!(seen.first(), Some(Progress::Started { seed: 7, .. })));
+    assert_eq!(text_of(&seen, 0), "bad");
+    assert_eq!((outcome(&seen).exchange, outcome(&seen).stopped), (None, "off"));
+    assert_eq!(world.store.counts().await.unwrap().exchanges, 0);
+}
+
+#[tokio::test]
+async fn background_mode_streams_all_answers_and_stores_them_before_done() {
+    let world = World::new(script()).await;
+    let mut agent = agent();
+    agent.system = Some("Be kind.".to_owned());
+    let task = Task { n: 2, ..task(agent, Mode::Background, "ask bad") };
+    let seen = world.run(task).await;
+    assert_eq!((text_of(&seen, 0), text_of(&seen, 1)), ("bad".into(), "bad".into()));
+    let outcome = outcome(&seen);
+    assert_eq!((outcome.stopped, outcome.served.len()), ("background", 2));
+    let stored = world.stored(outcome).await;
+    assert_eq!(stored.served, Some(stored.candidates[0].id));
+    assert_eq!(stored.messages[0].content, "Be kind.");
+    let seeds: Vec<_> = stored.candidates.iter().map(|c| c.sampling.seed).collect();
+    assert_eq!(seeds, [Some(7), Some(8)]);
+    for candidate in &stored.candidates {
+        assert!(candidate.assessments.is_empty());
+        assert_eq!(candidate.tokens.len(), "bad".len() + 1, "the end token counts");
+        assert_eq!(candidate.logprobs.len(), candidate.tokens.len());
+    }
+}
+
+#[tokio::test]
+async fn an_inline_answer_is_refined_when_it_falls_short() {
+    let world = World::new(script()).await;
+    let seen = world.run(task(agent(), Mode::Inline, "ask bad")).await;
+    assert_eq!(text_of(&seen, 0), "good");
+    let shown = reasoning(&seen);
+    assert!(
+        shown.contains("Answer 1: right -0.70, clear +0.85, in all +0.07, falls short\n"),
+        "{shown}"
+    );
+    assert!(shown.contains("Critique of answer 1: be right\n"), "{shown}");
+    assert!(shown.contains("Answer 2 (revises 1): right +0.85"), "{shown}");
+    let first_token = seen.iter().position(|p| matches!(p, Progress::Token(_))).unwrap();
+    let last_thought = seen.iter().rposition(|p| matches!(p, Progress::Reasoning(_))).unwrap();
+    assert!(last_thought < first_token);
+
+    let outcome = outcome(&seen);
+    assert_eq!((outcome.rounds, outcome.stopped, outcome.n_candidates), (1, "passes", 2));
+    let stored = world.stored(outcome).await;
+    assert_eq!(texts(&stored), ["bad", "good"]);
+    let [draft, refinement] = stored.candidates.as_slice() else { panic!("two were stored") };
+    assert_eq!(stored.served, Some(refinement.id));
+    assert_eq!(outcome.served, std::slice::from_ref(refinement));
+    assert_eq!(refinement.parent, Some(draft.id));
+    assert_eq!(refinement.critique.as_deref(), Some("be right"));
+    assert_eq!(refinement.sampling.seed, Some(8));
+    assert!(passes(&refinement.assessments) && !passes(&draft.assessments));
+    let judged = &draft.assessments[0];
+    assert_eq!(judged.judge, "generation 0 of 000000000000");
+    assert_eq!((judged.aspect.as_str(), judged.rubric_version.as_str()), ("right", "v1"));
+    assert!(0.99 < judged.mass);
+}
+
+#[tokio::test]
+async fn an_inline_answer_that_passes_is_served_at_once() {
+    let world = World::new(script()).await;
+    let outcome = world.outcome(task(agent(), Mode::Inline, "ask good")).await;
+    assert_eq!((outcome.rounds, outcome.stopped, outcome.n_candidates), (0, "passes", 1));
+    assert_eq!(outcome.generated_tokens, "good".len() + 1);
+}
+
+#[tokio::test]
+async fn a_refinement_that_gains_nothing_is_stored_but_not_served() {
+    let world = World::new(script()).await;
+    let mut agent = agent();
+    agent.reflection.rounds = 3;
+    agent.reflection.refinements = 6;
+    let outcome = world.outcome(task(agent, Mode::Inline, "ask fair")).await;
+    assert_eq!((outcome.rounds, outcome.stopped), (1, "no gain"));
+    let stored = world.stored(&outcome).await;
+    assert_eq!(texts(&stored), ["fair", "fair", "fair"]);
+    assert_eq!(stored.served, Some(stored.candidates[0].id));
+}
+
+#[tokio::test]
+async fn inline_mode_serves_the_best_of_its_drafts_best_first() {
+    let world = World::new(script()).await;
+    let mut agent = agent();
+    agent.reflection.drafts = 12;
+    let task = Task { n: 2, ..task(agent, Mode::Inline, "ask mixed") };
+    let seen = world.run(task).await;
+    let stored = world.stored(outcome(&seen)).await;
+    let drafts = texts(&stored);
+    assert_eq!(drafts.len(), 12);
+    assert!(["bad", "fair", "good"].iter().all(|kind| drafts.contains(kind)), "{drafts:?}");
+    assert_eq!(text_of(&seen, 0), "good");
+    assert_eq!(outcome(&seen).served.len(), 2);
+    assert_eq!(stored.served, Some(outcome(&seen).served[0].id));
+}
+
+#[tokio::test]
+async fn greedy_drafts_are_not_multiplied() {
+    let world = World::new(script()).await;
+    let mut agent = agent();
+    agent.reflection.drafts = 4;
+    agent.sampling.temperature = 0.0;
+    let outcome = world.outcome(task(agent, Mode::Inline, "ask good")).await;
+    assert_eq!(outcome.n_candidates, 1);
+}
+
+#[tokio::test]
+async fn a_deadline_that_has_passed_serves_the_draft_unjudged() {
+    let world = World::new(script().step_delay(Duration::from_millis(2))).await;
+    let mut agent = agent();
+    agent.reflection.latency = Duration::ZERO;
+    let seen = world.run(task(agent, Mode::Inline, "ask bad")).await;
+    assert_eq!(text_of(&seen, 0), "bad");
+    assert_eq!((outcome(&seen).stopped, outcome(&seen).n_candidates), ("budget", 1));
+    assert!(world.stored(outcome(&seen)).await.candidates[0].assessments.is_empty());
+}
+
+#[tokio::test]
+async fn spent_tokens_end_the_reflection_but_not_the_answer() {
+    let world = World::new(script()).await;
+    let mut agent = agent();
+    agent.reflection.tokens = 2;
+    let seen = world.run(task(agent, Mode::Inline, "ask bad")).await;
+    assert_eq!(text_of(&seen, 0), "bad");
+    assert_eq!(outcome(&seen).stopped, "budget");
+    assert_eq!(world.stored(outcome(&seen)).await.candidates[0].assessments.len(), 2);
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_too_long_fails_before_anything_is_stored() {
+    let world = World::new(script()).await;
+    let seen = world.run(task(agent(), Mode::Inline, &"long ".repeat(2000))).await;
+    assert!(matches!(
+        seen.as_slice(),
+        [Progress::Failed(ReflectError::Engine(EngineError::TooLong { .. }))]
+    ));
+    assert_eq!(world.store.counts().await.unwrap().exchanges, 0);
+}
+
+#[tokio::test]
+async fn an_answer_too_long_for_the_judge_is_served_unjudged() {
+    let world = World::new(script()).await;
+    // The prompt fits beside the answer; the judge needs more room for its own words.
+    let prompt = format!("ask bad {}", "long ".repeat(814));
+    let seen = world.run(task(agent(), Mode::Inline, &prompt)).await;
+    assert_eq!(text_of(&seen, 0), "bad");
+    assert_eq!(outcome(&seen).stopped, "budget");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_keeps_nothing_unfinished() {
+    let reply = "word ".repeat(200);
+    let slow = Script::new(&reply).step_delay(Duration::from_millis(2));
+    let world = World::new(slow).await;
+    for mode in [Mode::Background, Mode::Inline] {
+        let mut task = task(agent(), mode, "ask");
+        task.sampling.max_tokens = 1000;
+        let (sender, mut receiver) = mpsc::channel(1);
+        let reflector = world.reflector.clone();
+        let running = tokio::spawn(async move { reflector.run(task, sender).await });
+        assert!(matches!(receiver.recv().await, Some(Progress::Started { .. })));
+        drop(receiver);
+        running.await.unwrap();
+    }
+    assert_eq!(world.store.counts().await.unwrap().exchanges, 0);
+    // The engine serves the next one, which it could not while the old ones held its sequences.
+    let answer = world.outcome(task(agent(), Mode::Off, "ask")).await;
+    assert_eq!(answer.generated_tokens, 32);
+}
+
+#[tokio::test]
+async fn what_was_complete_when_the_client_left_is_stored() {
+    let world = World::new(script().step_delay(Duration::from_millis(2))).await;
+    let (sender, mut receiver) = mpsc::channel(1);
+    let reflector = world.reflector.clone();
+    let task = task(agent(), Mode::Inline, "ask bad");
+    let running = tokio::spawn(async move { reflector.run(task, sender).await });
+    while let Some(progress) = receiver.recv().await {
+        if matches!(progress, Progress::Reasoning(_)) {
+            break;
+        }
+    }
+    drop(receiver);
+    running.await.unwrap();
+    let [exchange] = world.store.exchanges(None, 10).await.unwrap().try_into().unwrap();
+    assert_eq!(exchange.served, None);
+    assert_eq!(texts(&exchange), ["bad"]);
+    assert_eq!(exchange.candidates[0].assessments.len(), 2);
+}
+
+#[tokio::test]
+async fn the_reference_is_shown_to_the_judge_and_never_to_the_policy() {
+    let script = Script::new("?")
+        .on("ask ref secret judge", BAD)
+        .on("ask ref secret critique", &[("try again", 1.0)])
+        .on("secret", &[("leaked", 1.0)])
+        .on("ask refine plain after try again", &[("better", 1.0)])
+        .on("ask", &[("plain", 1.0)]);
+    let world = World::new(script).await;
+    let task = Task { reference: Some("secret".to_owned()), ..task(agent(), Mode::Inline, "ask") };
+    let outcome = world.outcome(task).await;
+    assert_eq!(texts(&world.stored(&outcome).await), ["plain", "better"]);
+}
+
+#[tokio::test]
+async fn a_verifier_is_one_more_aspect_that_can_veto() {
+    let world = World::new(script()).await;
+    let task = Task { verifier: Some(exact("42")), ..task(agent(), Mode::Inline, "ask good") };
+    let outcome = world.outcome(task).await;
+    assert_eq!((outcome.rounds, outcome.stopped), (1, "no gain"));
+    let stored = world.stored(&outcome).await;
+    assert_eq!(stored.verifier, Some(exact("42")));
+    assert_eq!(stored.candidates[1].critique.as_deref(), Some("check it"));
+    let verified = stored.candidates[0].assessments.last().unwrap();
+    assert_eq!((verified.aspect.as_str(), verified.judge.as_str()), ("verifier", "verifier:exact"));
+    assert_eq!((verified.levels, verified.passes), ([1.0, 0.0, 0.0], false));
+}
+
+#[tokio::test]
+async fn a_verifier_of_weight_0_only_measures() {
+    let world = World::new(script()).await;
+    let mut agent = agent();
+    agent.reflection.verifier_weight = 0.0;
+    agent.verifier = Some(exact("42"));
+    let outcome = world.outcome(task(agent, Mode::Inline, "ask good")).await;
+    assert_eq!((outcome.rounds, outcome.stopped), (0, "passes"));
+    let stored = world.stored(&outcome).await;
+    assert!(!stored.candidates[0].assessments.last().unwrap().passes);
+}
+
+#[tokio::test]
+async fn a_verifier_that_cannot_work_fails_the_task_at_once() {
+    let world = World::new(script()).await;
+    let verifier = Some(Verifier::JsonSchema { schema: json!({"type": "nothing"}) });
+    let seen = world.run(Task { verifier, ..task(agent(), Mode::Off, "ask bad") }).await;
+    assert!(matches!(seen.as_slice(), [Progress::Failed(ReflectError::Verifier(_))]), "{seen:?}");
+}
+
+#[tokio::test]
+async fn reflecting_later_judges_what_was_served_and_refines_it() {
+    let world = World::new(script()).await;
+    let outcome = world.outcome(task(agent(), Mode::Background, "ask bad")).await;
+    let id = outcome.exchange.unwrap();
+    let explored = world.reflector.reflect_later(&agent(), id).await.unwrap();
+    assert_eq!((explored.drafts, explored.refinements, explored.positives), (0, 1, 1));
+    assert_eq!(explored.generated_tokens, "be right".len() + "good".len() + 2);
+    let stored = world.stored(&outcome).await;
+    assert_eq!(texts(&stored), ["bad", "good"]);
+    assert_eq!(stored.served, Some(stored.candidates[0].id));
+    assert_eq!(stored.candidates[1].parent, Some(stored.candidates[0].id));
+    assert!(stored.candidates.iter().all(|candidate| candidate.assessments.len() == 2));
+
+    let again = world.reflector.reflect_later(&agent(), id).await.unwrap();
+    assert_eq!((again.drafts, again.refinements, again.generated_tokens), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn exploring_fills_a_remembered_prompt_up_to_its_goal() {
+    let world = World::new(script()).await;
+    let line = PromptLine {
+        id: "1".to_owned(),
+        prompt: "ask mixed".to_owned(),
+        reference: None,
+        verifier: Some(exact("good")),
+    };
+    let id = world.reflector.remember(&agent(), line).await.unwrap();
+    let explored = world.reflector.explore(&agent(), id, 12, 3).await.unwrap();
+    assert_eq!((explored.drafts, explored.refinements), (12, 3));
+    let stored = world.store.exchange(id).await.unwrap();
+    assert_eq!((stored.source, stored.served), (Source::Explore, None));
+    let positives = stored.candidates.iter().filter(|c| passes(&c.assessments)).count();
+    assert_eq!(explored.positives, positives);
+    // The best draft passes, so the best one with a fault is the parent.
+    let parent = stored.candidates.iter().find(|candidate| candidate.text == "fair").unwrap();
+    let refinements = &stored.candidates[12..];
+    assert!(refinements.iter().all(|candidate| candidate.parent == Some(parent.id)));
+    assert!(stored.candidates.iter().all(|candidate| candidate.assessments.len() == 3));
+}
+
+#[tokio::test]
+async fn exploring_refines_nothing_when_every_draft_passes() {
+    let world = World::new(script()).await;
+    let outcome = world.outcome(task(agent(), Mode::Explore, "ask good")).await;
+    assert_eq!(outcome.stopped, "explore");
+    let id = outcome.exchange.unwrap();
+    let explored = world.reflector.explore(&agent(), id, 3, 3).await.unwrap();
+    assert_eq!((explored.drafts, explored.refinements, explored.positives), (2, 0, 3));
+}
+
+#[tokio::test]
+async fn the_gate_gets_tokens_and_judgement_without_a_trace_in_the_store() {
+    let world = World::new(script()).await;
+    let messages = [Message { role: Role::User, content: "ask good".to_owned() }];
+    let sampling = Sampling { temperature: 0.0, max_tokens: 32, ..Sampling::default() };
+    let lane = Lane::Generation(Generation::BASE);
+    let answer =
+        world.reflector.answer(&agent(), &messages, lane, sampling, Class::Gate).await.unwrap();
+    assert_eq!(answer.text, "good");
+    assert_eq!(answer.tokens.len() - answer.from, answer.logprobs.len());
+    let prompt = world.engine.vocabulary().tokenize(
+        &ChatTemplate::new(CHAT_TEMPLATE, "<|begin|>", "<|end|>")
+            .unwrap()
+            .render(&messages)
+            .unwrap(),
+    );
+    assert_eq!(answer.tokens[..answer.from], prompt);
+    let verifier = exact("good");
+    let assessments = world
+        .reflector
+        .assess(&agent(), "ask good", &answer.text, None, Some(&verifier), Class::Gate)
+        .await
+        .unwrap();
+    assert!(passes(&assessments) && assessments.len() == 3);
+    assert_eq!(world.store.counts().await.unwrap().exchanges, 0);
+}
+
+#[tokio::test]
+async fn labels_that_are_no_single_tokens_are_refused() {
+    let world = World::new(script()).await;
+    assert_eq!(world.reflector.check_agent(&agent()), Ok(()));
+    let mut agent = agent();
+    agent.prompts = Arc::new(prompts(["bad", "0", "+"]));
+    let problem = world.reflector.check_agent(&agent).unwrap_err();
+    assert!(problem.contains("`bad` is not one token"), "{problem}");
+}
