@@ -33,7 +33,9 @@ impl Dataset {
     /// Equal data give equal seeds, so that a run can be repeated from its data set alone.
     /// 32 bits, because that is what every reader of JSON and every random generator takes.
     pub(super) fn seed(&self) -> u64 {
-        self.sha256.get(..8).and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        self.sha256
+            .get(..8)
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
             .expect("a SHA-256 has 64 hexadecimal digits")
     }
 

@@ -8,6 +8,8 @@
 //! exact `McNemar` test beside it. Promotion needs the bound above the margin *and* length,
 //! diversity, KL and parity inside their bands.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use super::random::Random;
@@ -126,11 +128,8 @@ pub fn judge(evidence: &Evidence, config: &GateConfig, seed: u64) -> Verdict {
         };
         (decisive(&both.active), decisive(&both.candidate))
     }));
-    let tokens = |side: fn(&Comparison) -> &Answered| {
-        comparisons.iter().map(move |both| side(both).tokens.as_slice())
-    };
-    let (active, candidate) = (|both| active_of(both), |both| candidate_of(both));
-    let length = |side| tokens(side).map(<[Token]>::len).sum::<usize>() as f64;
+    let active: Vec<&[Token]> = comparisons.iter().map(|both| &*both.active.tokens).collect();
+    let candidate: Vec<&[Token]> = comparisons.iter().map(|both| &*both.candidate.tokens).collect();
     let mut verdict = Verdict {
         promote: false,
         reason: String::new(),
@@ -146,8 +145,8 @@ pub fn judge(evidence: &Evidence, config: &GateConfig, seed: u64) -> Verdict {
         losses,
         p: mcnemar(wins, losses),
         verified: verified(comparisons),
-        length_ratio: length(candidate) / length(active),
-        diversity_ratio: distinct_2(tokens(candidate)) / distinct_2(tokens(active)),
+        length_ratio: length(&candidate) / length(&active),
+        diversity_ratio: distinct_2(&candidate) / distinct_2(&active),
         kl: evidence.kl,
         parity_error: evidence.parity_error,
     };
@@ -162,14 +161,6 @@ pub fn judge(evidence: &Evidence, config: &GateConfig, seed: u64) -> Verdict {
         objections.join("; ")
     };
     verdict
-}
-
-fn active_of(both: &Comparison) -> &Answered {
-    &both.active
-}
-
-fn candidate_of(both: &Comparison) -> &Answered {
-    &both.candidate
 }
 
 /// Every band is written so that "not a number" is outside.
@@ -208,10 +199,8 @@ fn objections(verdict: &Verdict, config: &GateConfig) -> Vec<String> {
         ));
     }
     if !(verdict.kl <= config.max_kl) {
-        objections.push(format!(
-            "KL per token {:.3} is above gate.max_kl {}",
-            verdict.kl, config.max_kl
-        ));
+        objections
+            .push(format!("KL per token {:.3} is above gate.max_kl {}", verdict.kl, config.max_kl));
     }
     objections
 }
@@ -296,15 +285,18 @@ fn mcnemar(wins: usize, losses: usize) -> f64 {
     p.min(1.0)
 }
 
+/// Tokens of all answers together.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn length(answers: &[&[Token]]) -> f64 {
+    answers.iter().map(|answer| answer.len()).sum::<usize>() as f64
+}
+
 /// Different pairs of neighbours over all pairs of neighbours, over all answers together.
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn distinct_2<'a>(answers: impl Iterator<Item = &'a [Token]>) -> f64 {
-    let mut all = 0usize;
-    let mut different = std::collections::HashSet::new();
-    for answer in answers {
-        all += answer.len().saturating_sub(1);
-        different.extend(answer.windows(2));
-    }
+fn distinct_2(answers: &[&[Token]]) -> f64 {
+    let all = answers.iter().map(|answer| answer.len().saturating_sub(1)).sum::<usize>();
+    let different: HashSet<&[Token]> =
+        answers.iter().flat_map(|answer| answer.windows(2)).collect();
     different.len() as f64 / all as f64
 }
 

@@ -11,13 +11,9 @@ use sha2::{Digest as _, Sha256};
 use crate::config::{Agent, PromptLine};
 use crate::prompt::{Message, Role};
 
-/// Why the gate could not ask.
+/// Why the held-out prompts are not there.
 #[derive(Debug, thiserror::Error)]
 pub enum HeldOutError {
-    /// A learning agent has no held-out prompts.
-    #[error("agent {0} has no held_out file, so nothing can show that an adapter is better: \
-             add held-out prompts to it, or set `learn: false`")]
-    Missing(String),
     /// The file cannot be read.
     #[error("read held-out prompts {path}: {source}")]
     Read {
@@ -77,7 +73,7 @@ fn fingerprint(text: &str) -> [u8; 32] {
 }
 
 /// Reads one file of JSON lines; empty lines do not count.
-pub fn read(path: &Path) -> Result<Vec<PromptLine>, HeldOutError> {
+fn read(path: &Path) -> Result<Vec<PromptLine>, HeldOutError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| HeldOutError::Read { path: path.to_owned(), source })?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
@@ -92,18 +88,16 @@ pub fn read(path: &Path) -> Result<Vec<PromptLine>, HeldOutError> {
         .collect()
 }
 
-/// The held-out prompts of these agents. An agent that learns must have some.
+/// The held-out prompts of all these agents that have some.
 pub fn load<'a>(
     agents: impl IntoIterator<Item = &'a Arc<Agent>>,
 ) -> Result<Vec<Question>, HeldOutError> {
     let mut questions = Vec::new();
     for agent in agents {
-        let missing = || HeldOutError::Missing(agent.name.clone());
-        let lines = read(agent.held_out.as_ref().ok_or_else(missing)?)?;
-        if lines.is_empty() {
-            return Err(missing());
+        if let Some(path) = &agent.held_out {
+            let lines = read(path)?.into_iter();
+            questions.extend(lines.map(|line| Question { agent: agent.clone(), line }));
         }
-        questions.extend(lines.into_iter().map(|line| Question { agent: agent.clone(), line }));
     }
     Ok(questions)
 }

@@ -151,10 +151,7 @@ impl<'a> Pairing<'a> {
             .filter(|candidate| !candidate.tokens.is_empty())
             .filter(|candidate| candidate.assessments.iter().any(|a| a.weight > 0.0))
             .filter(|candidate| texts.insert(&candidate.tokens))
-            .map(|candidate| Scored {
-                candidate,
-                scalar: reflect::scalar(&candidate.assessments),
-            })
+            .map(|candidate| Scored { candidate, scalar: reflect::scalar(&candidate.assessments) })
             .filter(|scored| scored.scalar.is_finite())
             .collect()
     }
@@ -171,7 +168,9 @@ impl<'a> Pairing<'a> {
                     && reflect::passes(&candidate.assessments)
             })
             .collect();
-        chosen.sort_by(|a, b| b.scalar.total_cmp(&a.scalar).then(a.candidate.id.cmp(&b.candidate.id)));
+        chosen.sort_by(|a, b| {
+            b.scalar.total_cmp(&a.scalar).then(a.candidate.id.cmp(&b.candidate.id))
+        });
         chosen
     }
 
