@@ -9,7 +9,7 @@
 //! 3. The engine takes new requests on the new lane, which the gate has loaded. Running requests
 //!    stay on theirs.
 //! 4. The old lane is retired when its last request has ended; old files go. Killed here: memory is
-//!    gone anyway, and the next promotion prunes.
+//!    gone anyway, and the next run prunes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,9 @@ use super::{LearnError, Parts};
 use crate::engine::{EngineError, Generation};
 use crate::paths;
 use crate::store::{GenerationRow, RunId, StoreError};
+
+/// Run folders that are kept: data set, curves and adapter of refused runs, for the owner to look at.
+const KEEP_RUNS: usize = 16;
 
 /// Why a generation did not come to be.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +82,6 @@ pub(super) async fn promote(parts: &Parts, promotion: Promotion<'_>) -> Result<(
     }
     info!(generation = generation.0, run_id = %run, "A generation was promoted.");
     retire_later(parts, parent);
-    prune(parts).await;
     Ok(())
 }
 
@@ -173,7 +175,7 @@ async fn install(from: &Path, to: &Path, sha256: &str) -> Result<(), PromoteErro
 }
 
 /// Frees a lane when its last request has ended. The base is never freed.
-pub(super) fn retire_later(parts: &Parts, generation: Generation) {
+fn retire_later(parts: &Parts, generation: Generation) {
     if generation == Generation::BASE {
         return;
     }
@@ -191,7 +193,7 @@ pub(super) fn retire_later(parts: &Parts, generation: Generation) {
 
 /// Removes the files of old generations and the folders of old runs. The rows stay: what was
 /// learned when is worth more than its bytes. A file that cannot be removed is tried again next time.
-async fn prune(parts: &Parts) {
+pub(super) async fn prune(parts: &Parts) {
     let keep = parts.config.borrow().learn.keep_generations;
     let rows = match parts.store.generations().await {
         Ok(rows) => rows,
@@ -200,21 +202,32 @@ async fn prune(parts: &Parts) {
             return;
         }
     };
-    let folders: Vec<PathBuf> = expendable(&rows, keep)
+    let mut folders: Vec<PathBuf> = expendable(&rows, keep)
         .into_iter()
         .filter_map(|generation| Some(parts.state.adapter(generation.0).parent()?.to_owned()))
         .collect();
+    let runs = parts.state.runs();
     blocking(move || {
+        folders.extend(old_runs(&runs));
         for folder in folders.iter().filter(|folder| folder.exists()) {
             match std::fs::remove_dir_all(folder) {
-                Ok(()) => info!(folder = %folder.display(), "An old adapter was removed."),
+                Ok(()) => info!(folder = %folder.display(), "An old folder was removed."),
                 Err(error) => {
-                    warn!(folder = %folder.display(), %error, "An old adapter was not removed.");
+                    warn!(folder = %folder.display(), %error, "An old folder was not removed.");
                 }
             }
         }
     })
     .await;
+}
+
+/// All but the newest run folders. Their names begin with the time, so they sort by age.
+fn old_runs(runs: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(runs) else { return Vec::new() };
+    let mut folders: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    folders.sort_unstable();
+    folders.truncate(folders.len().saturating_sub(KEEP_RUNS));
+    folders
 }
 
 /// All but the newest `keep`, and never what is served or what a rollback goes back to.
@@ -258,6 +271,17 @@ mod tests {
         assert_eq!(expendable(&rows, 10), []);
         let rows = [row(1, 0, true), row(2, 1, false), row(3, 2, false)];
         assert_eq!(expendable(&rows, 0), [Generation(2), Generation(3)]);
+    }
+
+    #[test]
+    fn the_newest_run_folders_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        for day in 10..30 {
+            std::fs::create_dir(folder.path().join(format!("202611{day}T030000.000-abc"))).unwrap();
+        }
+        let old = old_runs(folder.path());
+        assert_eq!(old.len(), 20 - KEEP_RUNS);
+        assert!(old.iter().all(|path| path.to_string_lossy().contains("2026111")));
     }
 
     #[test]

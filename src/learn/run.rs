@@ -26,10 +26,12 @@ use crate::engine::{EngineError, Generation};
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
-use crate::store::{PairRow, RunId, RunState, StoreError};
+use crate::store::{self, PairRow, RunId, RunState, StoreError};
 
 /// Exchanges read at once.
 const PAGE: usize = 256;
+/// Runs among which the last one that was judged is looked for.
+const RECENT_RUNS: usize = 100;
 
 /// Why a run or an exploration broke.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +107,7 @@ pub(super) async fn run(
     };
     let id = run.id;
     let span = tracing::info_span!("train", run_id = %id);
-    match run.finish(cancel).instrument(span).await {
+    let ended = match run.finish(cancel).instrument(span).await {
         Ok(ended) => ended,
         Err(error) => {
             let reason = error.reason();
@@ -116,7 +118,9 @@ pub(super) async fn run(
             }
             Ended::Failed { run: Some(id), reason }
         }
-    }
+    };
+    promote::prune(parts).await;
+    ended
 }
 
 async fn prepare<'a>(
@@ -125,7 +129,11 @@ async fn prepare<'a>(
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
-    let questions = held_out::load(config.agents.values())?;
+    let questions = blocking({
+        let config = config.clone();
+        move || held_out::load(config.agents.values())
+    })
+    .await?;
     let held_out = HeldOut::new(questions.iter().map(|question| question.line.prompt.as_str()));
     let (pairs, tally) = pairs(parts, &config, &held_out).await?;
     enough(parts, &pairs, tally, min_new_pairs).await?;
@@ -189,7 +197,10 @@ async fn enough(
     if pairs.is_empty() {
         return Err(RunError::TooFewPairs(format!("there are no pairs: {why}; explore first")));
     }
-    let last = match parts.store.runs(1).await?.first() {
+    let runs = parts.store.runs(RECENT_RUNS).await?;
+    // What a run that broke was given is still to be learned.
+    let judged = |run: &&store::Run| matches!(run.state, RunState::Promoted | RunState::Rejected);
+    let last = match runs.iter().find(judged) {
         Some(run) => parts.store.pairs(run.id).await?,
         None => Vec::new(),
     };
