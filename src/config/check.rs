@@ -1,8 +1,322 @@
-//! check
-use super::{Config, ConfigError};
-use std::path::Path;
+//! From files to a checked [`Config`], or to all problems of all files at once. What the keys of
+//! `reflectd.yaml` may be stands in `settings`, those of agents here. Reads files, changes
+//! nothing. Used by `daemon` (start and reload) and `reflectd check`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use sha2::Digest as _;
+
+use super::raw::{Problems, Section};
+use super::settings::Settings;
+use super::{Agent, AgentAspect, Aspect, Config, ConfigError, Mode, Reflection, Verifier};
+use crate::engine::{EngineConfig, Sampling};
+use crate::paths;
+use crate::prompt::{Message, PromptSet, Role};
+
+/// Requests name the default agent so; no agent may.
+const DEFAULT: &str = "default";
+/// Assessments by a verifier carry this name; no aspect may.
+const VERIFIER: &str = "verifier";
+
 /// Reads and checks everything below a root folder.
-#[expect(clippy::todo, reason = "the bodies follow")]
-pub fn load(_root: &Path) -> Result<Config, ConfigError> {
-    todo!()
+pub fn load(root: &Path) -> Result<Config, ConfigError> {
+    let problems = Problems::default();
+    // Whole paths, because the trainer runs in a folder of its own.
+    let root = fs::canonicalize(root).unwrap_or_else(|error| {
+        problems.add(root, "", format!("cannot be opened: {error}"));
+        root.to_owned()
+    });
+    let config = check(&root, &problems);
+    let problems = problems.into_inner();
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(ConfigError(problems)),
+    }
+}
+
+/// `None` only when a problem was noted.
+fn check(root: &Path, problems: &Problems) -> Option<Config> {
+    let settings_file = Path::new("reflectd.yaml");
+    let mut keys = if Config::file(root).exists() {
+        Section::read(root, settings_file, problems)?
+    } else {
+        Section::empty(settings_file, problems)
+    };
+    let mut settings = Settings::check(root, &mut keys);
+    let wanted_default = keys.optional::<String>("default_agent");
+
+    let mut files = Files { root, problems, prompts: BTreeMap::new(), aspects: BTreeMap::new() };
+    let mut agents = BTreeMap::new();
+    let mut model: Option<(String, PathBuf)> = None;
+    let names = stems(&root.join("agents"));
+    if names.is_empty() {
+        problems.add(Path::new("agents"), "", "has no agent; one YAML file an agent is needed");
+    }
+    for name in &names {
+        let file = Path::new("agents").join(format!("{name}.yaml"));
+        let Some((agent, path)) = files.agent(name, &file, &settings.engine) else { continue };
+        match &model {
+            Some((first, same)) if *same != path => problems.add(
+                &file,
+                "model",
+                format!("is not the model of {first} ({}); all agents share one", same.display()),
+            ),
+            Some(_) => {}
+            None => model = Some((name.clone(), path)),
+        }
+        agents.insert(name.clone(), Arc::new(agent));
+    }
+
+    let default_agent = match (wanted_default, names.first()) {
+        (Some(wanted), _) if names.contains(&wanted) => Some(wanted),
+        (None, Some(only)) if names.len() == 1 => Some(only.clone()),
+        (None, None) => None,
+        (wanted, _) => {
+            let fault = wanted.map_or("is missing".into(), |wanted| format!("is {wanted:?}"));
+            keys.problem("default_agent", format!("{fault}; {}", one_of(&names)));
+            None
+        }
+    };
+    let Settings { server, trainer, learn, log_text, .. } = settings;
+    settings.engine.model = model?.1;
+    let engine = settings.engine;
+    let default_agent = default_agent?;
+    Some(Config {
+        root: root.into(),
+        engine,
+        server,
+        trainer,
+        learn,
+        agents,
+        default_agent,
+        log_text,
+    })
+}
+
+/// The stems of a folder's YAML files; none when there is no such folder.
+fn stems(folder: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".yaml")?.to_owned()))
+        // Editors keep their copies under names that begin with a dot.
+        .filter(|stem| !stem.starts_with('.') && !stem.is_empty())
+        .collect()
+}
+
+fn one_of<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
+    let names: Vec<_> = names.into_iter().map(String::as_str).collect();
+    if names.is_empty() { "there is none".into() } else { format!("allowed: {}", names.join(", ")) }
+}
+
+/// Reads what agents refer to, each file once.
+struct Files<'a> {
+    root: &'a Path,
+    problems: &'a Problems,
+    prompts: BTreeMap<PathBuf, Option<Arc<PromptSet>>>,
+    aspects: BTreeMap<PathBuf, Option<Arc<Aspect>>>,
+}
+
+impl Files<'_> {
+    /// An agent and its model, if nothing is wrong that would leave a hole in it.
+    fn agent(
+        &mut self,
+        name: &str,
+        file: &Path,
+        engine: &EngineConfig,
+    ) -> Option<(Agent, PathBuf)> {
+        let mut keys = Section::read(self.root, file, self.problems)?;
+        if name == DEFAULT || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        {
+            keys.problem(
+                "",
+                format!("is an agent named {name:?}; letters, digits, '.', '_' and '-' are allowed, {DEFAULT:?} is not"),
+            );
+        }
+        let model = self.model(&mut keys);
+        let prompts_file = keys.value("prompts", PathBuf::from("prompts/reflect.yaml"));
+        let prompts = self.prompts(&prompts_file);
+        let aspects = self.agent_aspects(name, &mut keys);
+        let held_out = keys.optional::<PathBuf>("held_out").map(|path| self.root.join(path));
+        if let Some(path) = held_out.as_ref().filter(|path| !path.is_file()) {
+            keys.problem("held_out", format!("names {}, which is not a file", path.display()));
+        }
+        let agent = Agent {
+            description: keys.value("description", String::new()),
+            system: keys.optional("system"),
+            sampling: sampling(&mut keys.section("sampling"), engine),
+            reflection: reflection(&mut keys.section("reflection")),
+            verifier: verifier(&mut keys),
+            learn: keys.value("learn", true),
+            held_out,
+            aspects,
+            prompts: prompts?,
+            name: name.to_owned(),
+        };
+        Some((agent, model?))
+    }
+
+    fn model(&self, keys: &mut Section<'_>) -> Option<PathBuf> {
+        let model = self.root.join(keys.text("model")?);
+        if !model.is_file() {
+            let path = model.display();
+            keys.problem(
+                "model",
+                format!("names {path}, which is not a file; put a GGUF chat model there"),
+            );
+        }
+        Some(model)
+    }
+
+    fn prompts(&mut self, file: &Path) -> Option<Arc<PromptSet>> {
+        if let Some(known) = self.prompts.get(file) {
+            return known.clone();
+        }
+        let set = Section::read(self.root, file, self.problems).and_then(prompt_set).map(Arc::new);
+        self.prompts.insert(file.into(), set.clone());
+        set
+    }
+
+    fn agent_aspects(&mut self, agent: &str, keys: &mut Section<'_>) -> Vec<AgentAspect> {
+        let items = keys.named_items("aspects");
+        if items.is_empty() {
+            keys.problem("aspects", "is missing; a list of at least one aspect is needed");
+        }
+        let folders = [Path::new("agents").join(agent).join("aspects"), "prompts/aspects".into()];
+        let known = folders.each_ref().map(|folder| stems(&self.root.join(folder)));
+        let mut taken = BTreeSet::new();
+        let mut aspects = Vec::new();
+        for mut item in items {
+            let name = item.text("name");
+            let weight = item.number("weight", 1.0, &(0.001..=1000.0));
+            let pass = item.number("pass", 0.5, &(0.0..=1.0));
+            let Some(name) = name else { continue };
+            let folder = known.iter().position(|stems| stems.contains(&name));
+            let Some(folder) = folder.and_then(|index| folders.get(index)) else {
+                let all: BTreeSet<_> = known.iter().flatten().collect();
+                item.problem("name", format!("is {name:?}; {}", one_of(all)));
+                continue;
+            };
+            if !taken.insert(name.clone()) {
+                item.problem("name", format!("is {name:?} for the second time"));
+            }
+            if let Some(aspect) = self.aspect(&folder.join(format!("{name}.yaml")), &name) {
+                aspects.push(AgentAspect { aspect, weight, pass });
+            }
+        }
+        aspects
+    }
+
+    fn aspect(&mut self, file: &Path, name: &str) -> Option<Arc<Aspect>> {
+        if let Some(known) = self.aspects.get(file) {
+            return known.clone();
+        }
+        let keys = Section::read(self.root, file, self.problems);
+        let aspect = keys.and_then(|keys| aspect(name, keys)).map(Arc::new);
+        self.aspects.insert(file.into(), aspect.clone());
+        aspect
+    }
+}
+
+fn aspect(name: &str, mut keys: Section<'_>) -> Option<Aspect> {
+    if name == VERIFIER {
+        keys.problem("", format!("is an aspect named {VERIFIER:?}, which is reserved"));
+    }
+    let description = keys.text("description");
+    let wanted = "three texts are needed: what levels -1, 0 and +1 mean";
+    let levels = keys.required::<[String; 3]>("levels", wanted)?;
+    if levels.iter().any(|level| level.trim().is_empty()) {
+        keys.problem("levels", wanted);
+    }
+    let description = description?;
+    let mut digest = sha2::Sha256::new();
+    for text in [name, &description].into_iter().chain(levels.iter().map(String::as_str)) {
+        // The length keeps texts apart that would be the same when joined.
+        digest.update(text.len().to_le_bytes());
+        digest.update(text);
+    }
+    let version = paths::hex(&digest.finalize()).chars().take(12).collect();
+    Some(Aspect { name: name.into(), description, levels, version })
+}
+
+/// One turn of a reflection template.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Turn {
+    role: Role,
+    content: String,
+}
+
+fn prompt_set(mut keys: Section<'_>) -> Option<PromptSet> {
+    let labels = keys.required("labels", "three texts, one token each, stand for levels -1, 0, +1");
+    let mut templates = BTreeMap::new();
+    for name in ["assess", "critique", "refine"] {
+        let wanted = "a list of turns {role, content} is needed";
+        if let Some(turns) = keys.required::<Vec<Turn>>(name, wanted) {
+            let turn = |Turn { role, content }| Message { role, content };
+            templates.insert(name.to_owned(), turns.into_iter().map(turn).collect());
+        }
+    }
+    if templates.len() < 3 {
+        return None;
+    }
+    PromptSet::new(labels?, templates).map_err(|error| keys.problem("", error.to_string())).ok()
+}
+
+fn sampling(keys: &mut Section<'_>, engine: &EngineConfig) -> Sampling {
+    let default = Sampling::default();
+    Sampling {
+        temperature: keys.number("temperature", default.temperature, &(0.0..=10.0)),
+        top_p: keys.number("top_p", default.top_p, &(0.001..=1.0)),
+        top_k: keys.number("top_k", default.top_k, &(0..=1_000_000)),
+        min_p: keys.number("min_p", default.min_p, &(0.0..=1.0)),
+        // One cell at least is the prompt's.
+        max_tokens: keys.number(
+            "max_tokens",
+            default.max_tokens.min(engine.context_tokens / 2),
+            &(1..=engine.context_tokens - 1),
+        ),
+        seed: keys.optional("seed"),
+    }
+}
+
+fn reflection(keys: &mut Section<'_>) -> Reflection {
+    let explore = |mut keys: Section<'_>| {
+        (keys.number("drafts", 10, &(1..=64)), keys.number("refinements", 20, &(0..=64)))
+    };
+    Reflection {
+        mode: keys.value("mode", Mode::Background),
+        drafts: keys.number("drafts", 4, &(1..=64)),
+        refinements: keys.number("refinements", 4, &(0..=64)),
+        rounds: keys.number("rounds", 1, &(0..=8)),
+        margin: keys.number("margin", 0.1, &(0.0..=2.0)),
+        refine_temperature: keys.number("refine_temperature", 1.0, &(0.0..=10.0)),
+        critique_tokens: keys.number("critique_tokens", 200, &(1..=4096)),
+        latency: keys.seconds("latency_s", 20.0).max(Duration::from_millis(1)),
+        tokens: keys.number("tokens", 8192, &(1..=10_000_000)),
+        explore: explore(keys.section("explore")),
+        verifier_weight: keys.number("verifier_weight", 1.0, &(0.0..=1000.0)),
+    }
+}
+
+fn verifier(keys: &mut Section<'_>) -> Option<Verifier> {
+    let verifier = keys.optional("verifier")?;
+    let fault = match &verifier {
+        Verifier::Regex { pattern } => regex::Regex::new(pattern).err().map(|error| {
+            // Its message is a drawing of several lines with the reason in the last.
+            error.to_string().lines().last().unwrap_or_default().to_owned()
+        }),
+        Verifier::JsonSchema { schema } => {
+            jsonschema::validator_for(schema).err().map(|it| it.to_string())
+        }
+        Verifier::Numeric { .. } | Verifier::Exact { .. } => None,
+    };
+    if let Some(fault) = fault {
+        keys.problem("verifier", fault);
+    }
+    Some(verifier)
 }

@@ -1,12 +1,16 @@
-//! YAML to checked values. `raw` is what a file may say, `check` finds all problems at once,
-//! `watch` notices changes; this file holds the checked types. Functions elsewhere take the slice
-//! they need, never the whole [`Config`].
+//! YAML to checked values. `raw` takes files apart, `check` and `settings` say what is allowed and
+//! find all problems at once, `watch` notices changes; this file holds the checked types.
+//! Functions elsewhere take the slice they need, never the whole [`Config`].
 
 mod check;
 mod raw;
+mod settings;
+#[cfg(test)]
+mod tests;
 pub mod watch;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,10 +55,19 @@ pub struct Problem {
     pub message: String,
 }
 
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: ", self.file.display())?;
+        if !self.key.is_empty() {
+            write!(formatter, "{}: ", self.key)?;
+        }
+        formatter.write_str(&self.message)
+    }
+}
+
 /// All problems of a configuration; displays one a line.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", .0.iter().map(|p| format!("{}: {}: {}", p.file.display(), p.key, p.message))
-    .collect::<Vec<_>>().join("\n"))]
+#[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct ConfigError(pub Vec<Problem>);
 
 /// The socket and its limits.
@@ -305,4 +318,33 @@ impl Config {
     pub fn file(root: &Path) -> PathBuf {
         root.join("reflectd.yaml")
     }
+}
+
+/// Names the keys that differ and cannot change while the daemon runs. When there is one, a reload
+/// keeps the old configuration.
+pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
+    // Taken apart, so that a new field must be thought about here.
+    let EngineConfig {
+        model,
+        context_tokens,
+        max_sequences,
+        batch_tokens,
+        threads,
+        gpu_layers,
+        queue,
+    } = &old.engine;
+    [
+        ("agents.*.model", *model == new.engine.model),
+        ("engine.context_tokens", *context_tokens == new.engine.context_tokens),
+        ("engine.max_sequences", *max_sequences == new.engine.max_sequences),
+        ("engine.batch_tokens", *batch_tokens == new.engine.batch_tokens),
+        ("engine.threads", *threads == new.engine.threads),
+        ("engine.gpu_layers", *gpu_layers == new.engine.gpu_layers),
+        ("engine.queue", *queue == new.engine.queue),
+        ("server.socket", old.server.socket == new.server.socket),
+    ]
+    .into_iter()
+    .filter(|&(_, is_same)| !is_same)
+    .map(|(key, _)| key.to_owned())
+    .collect()
 }
