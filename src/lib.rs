@@ -1,22 +1,23 @@
 //! `reflectd`: a daemon that serves a GGUF model, reflects on its answers and fine-tunes it.
 //!
-//! Code map, in reading order; a module may use those below it in this list, never those above:
+//! Code map; start at [`daemon`]. A module may use those below it in this list, never those above:
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`daemon`] | builds everything, one loop over `enum Event`, stops everything in order |
 //! | [`cli`] | subcommands; everything but `serve` is a client of the socket |
+//! | [`signals`] | signals to the daemon's words |
+//! | [`daemon`] | builds everything, one loop over `enum Event`, stops everything in order |
 //! | [`api`] | HTTP on the Unix socket |
 //! | [`learn`] | pairs, schedule, trainer child, gate, promotion |
 //! | [`reflect`] | draft, assess, critique, refine, choose |
-//! | [`engine`] | the model: one thread, one context, lanes |
 //! | [`store`] | SQLite: one thread, one connection |
+//! | [`nano`] | the embedded default: world, corpora, tokenizer |
 //! | [`config`] | YAML to checked values, hot reload |
 //! | [`prompt`] | templates; pure after load |
-//! | [`nano`] | the embedded default: world, corpora, tokenizer |
+//! | [`engine`] | the model: one thread, one context, lanes |
 //! | [`gguf`] | reading, checking and writing GGUF files |
 //! | [`protocol`] | what daemon and trainer say to each other |
-//! | [`telemetry`], [`signals`], [`paths`], [`exit`] | the edges of the process |
+//! | [`telemetry`], [`paths`], [`exit`] | the edges of the process |
 
 pub mod api;
 pub mod cli;

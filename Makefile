@@ -1,0 +1,54 @@
+# `make demo` and `make test` each do everything on a bare machine; the rest are their parts.
+# One profile (release) for all, because llama.cpp is built once for each profile.
+
+PREFIX ?= /usr/local
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Where cargo finds libtorch: the environment first, then what scripts/setup.sh has unpacked.
+TORCH  := $(or $(LIBTORCH),.deps/libtorch/torch)
+
+BIN   := $(DESTDIR)$(PREFIX)/bin
+LIB   := $(DESTDIR)$(PREFIX)/lib/reflectd
+SHARE := $(DESTDIR)$(PREFIX)/share/reflectd
+UNITS := $(DESTDIR)$(PREFIX)/lib/systemd
+
+.PHONY: demo test setup build lint install clean
+.NOTPARALLEL:
+
+# The whole loop on the embedded model, twice. `make demo ARGS=--json` prints for machines.
+demo: build
+	$(TARGET)/release/reflectd demo $(ARGS)
+
+# All that CI runs. The tests come last, so that their summary is what one reads.
+test: setup lint
+	cargo test --release --doc
+	cargo test --release --no-fail-fast --tests
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	cargo build --release
+
+lint:
+	cargo fmt --check
+	cargo clippy --release --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --document-private-items
+
+# Both programs, the trainer's libraries beside them, the default configuration to copy from, and units.
+# Builds nothing, so that root needs no Rust: `make build && sudo make install PREFIX=/usr`.
+install:
+	install -d $(BIN) $(LIB) $(SHARE) $(UNITS)/system $(UNITS)/user $(DESTDIR)$(PREFIX)/lib/sysusers.d
+	install -m 755 $(TARGET)/release/reflectd $(TARGET)/release/reflectd-trainer $(BIN)
+	find $(TORCH)/lib $(TORCH)/../nvidia/*/lib -maxdepth 1 -name '*.so*' ! -name 'libtorch_python*' \
+		-exec cp -P --target-directory=$(LIB) {} +
+	cp -R agents prompts packaging/reflectd.yaml $(SHARE)
+	for unit in system/reflectd.service user/reflectd.service; do \
+		sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/systemd/$$unit > $(UNITS)/$$unit || exit 1; \
+	done
+	install -m 644 packaging/systemd/system/reflectd.socket $(UNITS)/system
+	install -m 644 packaging/systemd/user/reflectd.socket $(UNITS)/user
+	install -m 644 packaging/systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/reflectd.conf
+
+# Keeps .deps: libtorch is a download, not a build.
+clean:
+	cargo clean

@@ -1,0 +1,46 @@
+//! The adapter: for each linear layer W `[out, in]` a pair A `[r, in]`, B `[out, r]`;
+//! y = W x + (alpha / r) B A x (Hu et al., arXiv 2106.09685). B starts at zero, so step 0 is the base.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::model::{LINEARS, Shape};
+
+/// One adapter over all linear layers, in f32.
+#[derive(Debug)]
+pub(crate) struct Lora {
+    /// (A, B) by GGUF tensor name without `.weight`; the order is that of the export.
+    pub pairs: BTreeMap<String, (Tensor, Tensor)>,
+    pub rank: usize,
+    pub alpha: f64,
+}
+
+impl Lora {
+    /// Kaiming-uniform A, zero B, drawn from libtorch's seeded generator.
+    pub(crate) fn new(shape: &Shape, rank: usize, alpha: f64, device: Device) -> Self {
+        let r = i64::try_from(rank).expect("a rank is small");
+        let mut pairs = BTreeMap::new();
+        for layer in 0..shape.n_layer {
+            for name in LINEARS {
+                let [n_out, n_in] = shape.linear(name);
+                let bound = 1.0 / (n_in as f64).sqrt();
+                let a = Tensor::empty([r, n_in], (Kind::Float, device)).uniform_(-bound, bound);
+                let b = Tensor::zeros([n_out, r], (Kind::Float, device));
+                let pair = (a.set_requires_grad(true), b.set_requires_grad(true));
+                pairs.insert(format!("blk.{layer}.{name}"), pair);
+            }
+        }
+        Self { pairs, rank, alpha }
+    }
+    /// The adapter's share of one layer's output.
+    pub(crate) fn delta(&self, name: &str, x: &Tensor) -> Option<Tensor> {
+        let (a, b) = self.pairs.get(name)?;
+        let scale = self.alpha / self.rank as f64;
+        Some(x.matmul(&a.transpose(0, 1)).matmul(&b.transpose(0, 1)) * scale)
+    }
+    /// All tensors, in a fixed order.
+    pub(crate) fn parameters(&self) -> Vec<Tensor> {
+        self.pairs.values().flat_map(|(a, b)| [a.shallow_clone(), b.shallow_clone()]).collect()
+    }
+}

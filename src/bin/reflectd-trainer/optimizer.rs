@@ -1,0 +1,69 @@
+//! `AdamW` (Loshchilov & Hutter, arXiv 1711.05101) with global gradient clipping, and the usual learning-rate curve.
+//! Written out because tch's own cannot give the gradient norm or save its moments.
+
+use tch::{Kind, Tensor};
+
+const BETAS: (f64, f64) = (0.9, 0.98);
+const EPSILON: f64 = 1e-8;
+
+/// State for a fixed list of parameters.
+#[derive(Debug)]
+pub(crate) struct AdamW {
+    parameters: Vec<Tensor>,
+    moments: Vec<(Tensor, Tensor)>,
+    weight_decay: f64,
+    max_grad_norm: f64,
+    steps: i32,
+}
+
+impl AdamW {
+    pub(crate) fn new(parameters: Vec<Tensor>, weight_decay: f64, max_grad_norm: f64) -> Self {
+        let moments = parameters.iter().map(|p| (p.zeros_like(), p.zeros_like())).collect();
+        Self { parameters, moments, weight_decay, max_grad_norm, steps: 0 }
+    }
+    /// Back-propagates a loss, clips, updates; returns the gradient norm before clipping.
+    pub(crate) fn step(&mut self, loss: &Tensor, learning_rate: f64) -> f64 {
+        for parameter in &mut self.parameters {
+            parameter.zero_grad();
+        }
+        loss.backward();
+        tch::no_grad(|| self.update(learning_rate))
+    }
+    fn update(&mut self, learning_rate: f64) -> f64 {
+        let grads: Vec<Tensor> = self.parameters.iter().map(Tensor::grad).collect();
+        let norms: Vec<Tensor> = grads.iter().filter(|g| g.defined()).map(Tensor::norm).collect();
+        let norm = Tensor::stack(&norms, 0).norm().double_value(&[]);
+        let clip = (self.max_grad_norm / (norm + 1e-6)).min(1.0);
+        self.steps += 1;
+        let bias = (1.0 - BETAS.0.powi(self.steps), 1.0 - BETAS.1.powi(self.steps));
+        for ((parameter, (m, v)), grad) in self.parameters.iter_mut().zip(&mut self.moments).zip(&grads) {
+            if !grad.defined() {
+                continue;
+            }
+            let grad = grad * clip;
+            let _ = m.g_mul_scalar_(BETAS.0).g_add_(&(&grad * (1.0 - BETAS.0)));
+            let _ = v.g_mul_scalar_(BETAS.1).g_add_(&(grad.square() * (1.0 - BETAS.1)));
+            let denominator = (&*v / bias.1).sqrt() + EPSILON;
+            let update = (&*m / bias.0) / denominator;
+            let _ = parameter.g_mul_scalar_(1.0 - learning_rate * self.weight_decay);
+            let _ = parameter.g_sub_(&(update * learning_rate));
+        }
+        norm
+    }
+}
+
+/// Linear warm-up over `warmup_ratio` of all steps, then a cosine to `floor` times the peak.
+pub(crate) fn learning_rate(step: usize, n_steps: usize, warmup_ratio: f64, floor: f64) -> f64 {
+    let warmup = (warmup_ratio * n_steps as f64).ceil().max(1.0);
+    let step = step as f64;
+    if step < warmup {
+        return (step + 1.0) / warmup;
+    }
+    let progress = (step - warmup) / (n_steps as f64 - warmup).max(1.0);
+    floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+}
+
+/// Mean of a tensor as a number.
+pub(crate) fn mean(tensor: &Tensor) -> f64 {
+    tensor.mean(Kind::Float).double_value(&[])
+}
