@@ -22,6 +22,7 @@ use tracing::{error, info, warn};
 use crate::api::wire::ConfigReport;
 use crate::api::{self, Phase};
 use crate::config::{self, Config, ConfigError};
+use crate::engine::fake::{Fake, Script};
 use crate::engine::{self, Engine, EngineError, EngineThread};
 use crate::exit::Exit;
 use crate::learn::{self, Learner};
@@ -58,7 +59,7 @@ pub enum EngineSource {
     /// The configured GGUF in llama.cpp.
     Llama,
     /// A scripted model, for tests.
-    Fake(engine::fake::FakeModel),
+    Fake(Script),
 }
 
 /// A word to the running daemon.
@@ -260,7 +261,9 @@ async fn spawn_engine(
 ) -> Result<(Engine, EngineThread), EngineError> {
     match source {
         EngineSource::Llama => engine::spawn(&config.engine).await,
-        EngineSource::Fake(model) => engine::spawn_with(config.engine.queue, || Ok(model)).await,
+        EngineSource::Fake(script) => {
+            engine::spawn_with(config.engine.queue, || Ok(Fake::new(script))).await
+        }
     }
 }
 
@@ -376,8 +379,8 @@ impl Daemon {
 
         // The owner threads end when their last handle is dropped.
         drop((self.engine, self.reflector, learner));
-        joined("engine", self.engine_thread.join()).await;
-        joined("store", self.store_thread.join()).await;
+        joined("engine", || self.engine_thread.join()).await;
+        joined("store", || self.store_thread.join()).await;
         drop(self.socket);
         drop(self.lock);
         info!(?exit, "Stopped.");
@@ -404,8 +407,13 @@ async fn told_again(inbox: &mut mpsc::Receiver<Control>) {
     }
 }
 
-async fn joined(owner: &'static str, thread: impl Future<Output = ()>) {
-    if timeout(LAST_WORDS, thread).await.is_err() {
-        warn!(owner, "An owner thread did not end and is left behind.");
+async fn joined(
+    owner: &'static str,
+    join: impl FnOnce() -> std::thread::Result<()> + Send + 'static,
+) {
+    match timeout(LAST_WORDS, tokio::task::spawn_blocking(join)).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(_) => error!(owner, "An owner thread panicked."),
+        Err(_) => warn!(owner, "An owner thread did not end and is left behind."),
     }
 }
