@@ -1,16 +1,35 @@
 //! Draft, assess, critique, refine, assess, choose: one exchange at a time, inside a budget.
 //! Parsers of model text are total. Used by `api` (chats), `learn` (exploration, the gate's judge).
+//!
+//! Read `run` first (the main path), then `inline` and `explore`, which drive the steps of
+//! `session`. `budget`, `choose`, `assess` and `verify` are pure.
+
+mod assess;
+mod batch;
+mod budget;
+mod choose;
+mod explore;
+mod inline;
+mod judge;
+mod run;
+mod session;
+#[cfg(test)]
+mod tests;
+pub mod verify;
 
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::config::{Agent, Mode, Verifier};
+use crate::config::{Agent, Mode, PromptLine, Verifier};
 use crate::engine::{
-    Class, Engine, EngineError, FinishReason, Generation, Lane, Sampling, TokenPiece,
+    Class, Engine, EngineError, FinishReason, GenerateRequest, Generation, Lane, Sampling, Token,
+    TokenPiece,
 };
-use crate::prompt::{ChatTemplate, Message, PromptError};
-use crate::store::{Assessment, Candidate, CandidateId, ExchangeId, Store, StoreError};
+use crate::prompt::{ChatTemplate, Message, PromptError, Role};
+use crate::store::{Assessment, Candidate, ExchangeId, Source, Store, StoreError};
+
+pub use assess::{passes, question, scalar};
 
 /// Everything that reflection needs of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -72,18 +91,18 @@ pub enum Progress {
     },
     /// Inline: something to show as reasoning (scores of the drafts, a critique).
     Reasoning(String),
-    /// All is stored.
+    /// All is stored and sent.
     Done(Box<Outcome>),
     /// The task failed.
     Failed(ReflectError),
 }
 
-/// A stored task.
+/// A finished task.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The receipt; `None` in mode off.
+    /// The receipt; `None` in mode off, and when the client left before any answer was complete.
     pub exchange: Option<ExchangeId>,
-    /// The served answers, best first.
+    /// The served answers, best first; empty in mode off and when the client has left.
     pub served: Vec<Candidate>,
     /// All candidates so far (background: the served drafts).
     pub n_candidates: usize,
@@ -91,7 +110,8 @@ pub struct Outcome {
     pub generated_tokens: usize,
     /// Rounds done.
     pub rounds: u32,
-    /// Why reflection ended: `off`, `passes`, `no gain`, `budget`, `client left`, `background`.
+    /// Why reflection ended: `off`, `background` and `explore` (it follows later or never),
+    /// `passes`, `no gain`, `budget`, `client left`.
     pub stopped: &'static str,
 }
 
@@ -107,6 +127,9 @@ pub enum ReflectError {
     /// A template does not render.
     #[error(transparent)]
     Prompt(#[from] PromptError),
+    /// The task's verifier cannot work.
+    #[error(transparent)]
+    Verifier(#[from] verify::VerifierError),
 }
 
 /// What [`Reflector::explore`] did for one prompt.
@@ -122,56 +145,126 @@ pub struct Explored {
     pub generated_tokens: usize,
 }
 
-#[expect(clippy::unused_async, clippy::todo, reason = "the bodies follow")]
 impl Reflector {
-    /// Checks that every agent's level labels are single tokens of this model.
+    /// The template is the served model's own.
     pub fn new(engine: Engine, store: Store, template: Arc<ChatTemplate>) -> Self {
         Self { engine, store, template }
     }
-    /// Runs one task to its end. Dropping the receiver cancels what the client waits for.
-    pub async fn run(&self, _task: Task, _progress: mpsc::Sender<Progress>) {
-        todo!()
+
+    /// Checks what only the served model can tell: the agent's templates render, and its level
+    /// labels are three different single tokens.
+    pub fn check_agent(&self, agent: &Agent) -> Result<(), String> {
+        let prompts = &agent.prompts;
+        self.labels(agent).map_err(|error| error.to_string())?;
+        prompts
+            .critique("?", "!", None, &[])
+            .and_then(|messages| self.template.render(&messages))
+            .and_then(|_| self.template.render(&prompts.refine("?", "!", "!")?))
+            .map_err(|error| error.to_string())?;
+        let verifier = agent.verifier.as_ref().map(verify::Check::new).transpose();
+        verifier.map(drop).map_err(|error| error.to_string())
     }
-    /// Reflects on an exchange that was answered in background mode.
+
+    /// Runs one task to its end. Dropping the receiver cancels what the client waits for.
+    pub async fn run(&self, task: Task, progress: mpsc::Sender<Progress>) {
+        let end = match run::run(self, &task, &progress).await {
+            Ok(outcome) => Progress::Done(Box::new(outcome)),
+            Err(error) => Progress::Failed(error),
+        };
+        if progress.send(end).await.is_err() {
+            tracing::debug!(agent = task.agent.name, "The client left before the end.");
+        }
+    }
+
+    /// Reflects on an exchange that was answered in background mode: assesses what was served and
+    /// fills up to the agent's drafts and refinements, at class `Background`.
     pub async fn reflect_later(
         &self,
-        _agent: &Agent,
-        _exchange: ExchangeId,
+        agent: &Agent,
+        exchange: ExchangeId,
     ) -> Result<Explored, ReflectError> {
-        todo!()
+        let budget = &agent.reflection;
+        let goal = explore::Goal {
+            drafts: budget.drafts,
+            refinements: budget.refinements,
+            tokens: usize::try_from(budget.tokens).unwrap_or(usize::MAX),
+            class: Class::Background,
+        };
+        explore::fill(self, agent, exchange, goal).await
     }
+
     /// Fills a stored exchange up to n drafts and m refinements, at class `Explore`.
     pub async fn explore(
         &self,
-        _agent: &Agent,
-        _exchange: ExchangeId,
-        _n: u32,
-        _m: u32,
+        agent: &Agent,
+        exchange: ExchangeId,
+        n: u32,
+        m: u32,
     ) -> Result<Explored, ReflectError> {
-        todo!()
+        let (tokens, class) = (usize::MAX, Class::Explore);
+        let goal = explore::Goal { drafts: n, refinements: m, tokens, class };
+        explore::fill(self, agent, exchange, goal).await
     }
-    /// Judges one answer by all of the agent's aspects (and its verifier) in the base lane.
+
+    /// Stores a prompt without answering it, for [`Reflector::explore`].
+    pub async fn remember(
+        &self,
+        agent: &Agent,
+        line: PromptLine,
+    ) -> Result<ExchangeId, ReflectError> {
+        let messages = vec![Message { role: Role::User, content: line.prompt }];
+        let prepared = run::Prepared::new(self, agent, &messages, line.verifier)?;
+        let exchange = prepared.into_exchange(agent, Source::Explore, line.reference);
+        Ok(self.store.record_exchange(exchange, Vec::new(), None).await?.0)
+    }
+
+    /// Judges one answer by all of the agent's aspects and the verifier (`None`: the agent's) in
+    /// the base lane. Empty when the answer is too long to be judged.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the gate has them apart; a struct would be used once"
+    )]
     pub async fn assess(
         &self,
-        _agent: &Agent,
-        _question: &str,
-        _response: &str,
-        _reference: Option<&str>,
-        _verifier: Option<&Verifier>,
-        _class: Class,
+        agent: &Agent,
+        question: &str,
+        response: &str,
+        reference: Option<&str>,
+        verifier: Option<&Verifier>,
+        class: Class,
     ) -> Result<Vec<Assessment>, ReflectError> {
-        todo!()
+        let verification = assess::Verification::new(agent, verifier)?;
+        let judge =
+            judge::Judge { reflector: self, agent, question, reference, verification, class };
+        Ok(judge.assess(&[response]).await?.pop().unwrap_or_default())
     }
-    /// Answers a prompt greedily in one lane, without storing (the gate).
+
+    /// Answers a prompt in one lane, without judging or storing (the gate).
     pub async fn answer(
         &self,
-        _agent: &Agent,
-        _messages: &[Message],
-        _lane: Lane,
-        _sampling: Sampling,
-        _class: Class,
+        agent: &Agent,
+        messages: &[Message],
+        lane: Lane,
+        sampling: Sampling,
+        class: Class,
     ) -> Result<Answer, ReflectError> {
-        todo!()
+        let prompt = self.tokens(&run::conversation(agent, messages))?;
+        let request = GenerateRequest {
+            prompt: prompt.clone(),
+            n: 1,
+            sampling,
+            stop: Vec::new(),
+            top_logprobs: 0,
+            lane,
+            class,
+        };
+        let mut batch = batch::Batch::start(&self.engine, request).await?;
+        while batch.next().await?.is_some() {}
+        let samples = batch.into_samples();
+        let sample = samples.first().ok_or(EngineError::Stopped)?;
+        let from = prompt.len();
+        let tokens = [prompt, sample.tokens()].concat();
+        Ok(Answer { tokens, from, text: sample.text(), logprobs: sample.logprobs() })
     }
 }
 
@@ -179,7 +272,7 @@ impl Reflector {
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// The rendered prompt's tokens followed by the answer's.
-    pub tokens: Vec<crate::engine::Token>,
+    pub tokens: Vec<Token>,
     /// Where the answer begins.
     pub from: usize,
     /// Its text.
@@ -187,15 +280,3 @@ pub struct Answer {
     /// Log-probs of the answer's tokens in that lane.
     pub logprobs: Vec<f32>,
 }
-
-/// Weighted mean of the aspects' values, -1 to 1. Aspects of weight 0 do not count.
-pub fn scalar(_assessments: &[Assessment]) -> f64 {
-    todo!()
-}
-
-/// Veto: every aspect that counts (weight above 0) passes, and there is one.
-pub fn passes(_assessments: &[Assessment]) -> bool {
-    todo!()
-}
-
-fn _seam(_: CandidateId) {}

@@ -1,0 +1,150 @@
+//! Collects what the engine samples for one request: token pieces in, complete samples out. Judges
+//! nothing, stores nothing. Used by `run` (streams each piece on) and `session` (holds them).
+
+use tokio::sync::mpsc;
+
+use crate::engine::{
+    Engine, EngineError, FinishReason, GenerateRequest, Generation, Piece, Sampling, Token,
+    TokenPiece,
+};
+use crate::store::{Assessment, NewCandidate, Parent};
+
+/// A generation under way. Dropping it cancels what is not complete.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// The weights that answer.
+    pub(super) generation: Generation,
+    /// Seed of answer 0.
+    pub(super) seed: u64,
+    /// Tokens of the prompt whose KV was there already.
+    pub(super) n_cached: usize,
+    sampling: Sampling,
+    pieces: mpsc::Receiver<Piece>,
+    answers: Vec<Partial>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Partial {
+    pieces: Vec<TokenPiece>,
+    end: Option<(String, FinishReason)>,
+}
+
+/// A complete answer.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    /// The weights that wrote it.
+    pub(super) generation: Generation,
+    /// How it was sampled, with its own seed.
+    pub(super) sampling: Sampling,
+    /// Its tokens.
+    pub(super) pieces: Vec<TokenPiece>,
+    /// Text that was held back to the end.
+    pub(super) tail: String,
+    /// Why it ended.
+    pub(super) finish: FinishReason,
+}
+
+impl Batch {
+    /// Resolves when the engine has admitted the request.
+    pub(super) async fn start(
+        engine: &Engine,
+        request: GenerateRequest,
+    ) -> Result<Self, EngineError> {
+        let answers = (0..request.n).map(|_| Partial::default()).collect();
+        let sampling = request.sampling;
+        let started = engine.generate(request).await?;
+        Ok(Self {
+            generation: started.generation,
+            seed: started.seed,
+            n_cached: started.n_cached,
+            sampling,
+            pieces: started.pieces,
+            answers,
+        })
+    }
+
+    /// The next piece, which is recorded here too; `None` when all answers are complete.
+    /// Cancel-safe: a dropped call loses nothing.
+    pub(super) async fn next(&mut self) -> Result<Option<Piece>, EngineError> {
+        if self.n_complete() == self.answers.len() {
+            return Ok(None);
+        }
+        let piece = self.pieces.recv().await.ok_or(EngineError::Stopped)?;
+        match &piece {
+            Piece::Token(token) => self.answer(token.index).pieces.push(token.clone()),
+            Piece::Finished { index, text, reason } => {
+                self.answer(*index).end = Some((text.clone(), *reason));
+            }
+            Piece::Failed(error) => return Err(error.clone()),
+        }
+        Ok(Some(piece))
+    }
+
+    /// Answers that have ended.
+    pub(super) fn n_complete(&self) -> usize {
+        self.answers.iter().filter(|answer| answer.end.is_some()).count()
+    }
+
+    /// Tokens sampled so far, also of answers that are not complete.
+    pub(super) fn n_tokens(&self) -> usize {
+        self.answers.iter().map(|answer| answer.pieces.len()).sum()
+    }
+
+    /// The complete answers in order; the others are cancelled and lost.
+    pub(super) fn into_samples(self) -> Vec<Sample> {
+        let (generation, seed, sampling) = (self.generation, self.seed, self.sampling);
+        (0..)
+            .zip(self.answers)
+            .filter_map(|(index, answer)| {
+                let (tail, finish) = answer.end?;
+                let sampling = Sampling { seed: Some(seed.wrapping_add(index)), ..sampling };
+                Some(Sample { generation, sampling, pieces: answer.pieces, tail, finish })
+            })
+            .collect()
+    }
+
+    fn answer(&mut self, index: u32) -> &mut Partial {
+        usize::try_from(index)
+            .ok()
+            .and_then(|index| self.answers.get_mut(index))
+            .expect("the engine numbers the answers that were asked for")
+    }
+}
+
+impl Sample {
+    /// Its text.
+    pub(super) fn text(&self) -> String {
+        let pieces = self.pieces.iter().map(|piece| piece.text.as_str());
+        pieces.chain([self.tail.as_str()]).collect()
+    }
+
+    /// Its tokens, with the end token if one came.
+    pub(super) fn tokens(&self) -> Vec<Token> {
+        self.pieces.iter().map(|piece| piece.token).collect()
+    }
+
+    /// One for each token.
+    pub(super) fn logprobs(&self) -> Vec<f32> {
+        self.pieces.iter().map(|piece| piece.logprob).collect()
+    }
+
+    /// As the store wants it.
+    pub(super) fn to_candidate(
+        &self,
+        revises: Option<(Parent, String)>,
+        assessments: Vec<Assessment>,
+    ) -> NewCandidate {
+        let (parent, critique) = revises.unzip();
+        NewCandidate {
+            parent,
+            generation: self.generation,
+            text: self.text(),
+            tokens: self.tokens(),
+            logprobs: self.logprobs(),
+            sampling: self.sampling,
+            finish: self.finish,
+            critique,
+            assessments,
+        }
+    }
+}

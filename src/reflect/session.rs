@@ -1,0 +1,305 @@
+//! The steps of reflection on one prompt with their effects: draft, judge, critique, refine. Each
+//! adds to one list of entries and ends early when the session is cut. Decides nothing (`budget`,
+//! `choose`) and stores nothing. Used by `inline` and `explore`.
+
+use std::future::{Future, pending};
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::Agent;
+use crate::engine::{Class, GenerateRequest, Lane, Sampling, Token};
+use crate::store::{Assessment, CandidateId, NewCandidate, Parent};
+
+use super::batch::{Batch, Sample};
+use super::budget::Stop;
+use super::choose::{Judged, Verdict};
+use super::judge::{Judge, is_spent};
+use super::{Progress, ReflectError, Reflector};
+
+/// One prompt under reflection.
+#[derive(Debug)]
+pub(super) struct Session<'a> {
+    pub(super) reflector: &'a Reflector,
+    pub(super) agent: &'a Agent,
+    pub(super) judge: Judge<'a>,
+    pub(super) policy: Policy<'a>,
+    pub(super) cut: Cut<'a>,
+    /// Tokens that this session may generate.
+    pub(super) max_tokens: usize,
+    /// Tokens that it has generated.
+    pub(super) generated: usize,
+    /// Its place in the list is an entry's name.
+    pub(super) entries: Vec<Entry>,
+}
+
+/// How candidates are sampled.
+#[derive(Debug)]
+pub(super) struct Policy<'a> {
+    pub(super) lane: Lane,
+    pub(super) class: Class,
+    /// For drafts; refinements have their own temperature.
+    pub(super) sampling: Sampling,
+    pub(super) stop: &'a [String],
+    pub(super) top_logprobs: u32,
+}
+
+/// A candidate of the prompt.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) origin: Origin,
+    /// Which entry it revises, and the critique that it answers.
+    pub(super) revises: Option<(usize, String)>,
+    pub(super) text: String,
+    /// Empty: not judged.
+    pub(super) assessments: Vec<Assessment>,
+}
+
+/// Where a candidate is.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    /// In the store.
+    Stored(CandidateId),
+    /// Sampled now.
+    Sampled(Sample),
+}
+
+/// What ends a session before its work is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut<'a> {
+    /// Somebody waits on the other end.
+    pub(super) client: Option<&'a mpsc::Sender<Progress>>,
+    /// An answer must be served then.
+    pub(super) deadline: Option<Instant>,
+}
+
+/// A step that did not come to its end.
+#[derive(Debug)]
+pub(super) enum Halt {
+    /// The answers so far are to be served and stored.
+    Stop(Stop),
+    /// It broke.
+    Failed(ReflectError),
+}
+
+impl<E: Into<ReflectError>> From<E> for Halt {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Halt {
+    /// Once there are answers, a full context or a full queue is the end of the budget and not of
+    /// the request.
+    fn once_answered(self) -> Self {
+        match self {
+            Self::Failed(error) if is_spent(&error) => Self::Stop(Stop::Budget),
+            other => other,
+        }
+    }
+}
+
+impl Cut<'_> {
+    /// Runs work to its end unless the cut comes first.
+    async fn or<T, E: Into<Halt>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Halt> {
+        let left = async {
+            match self.client {
+                Some(client) => client.closed().await,
+                None => pending().await,
+            }
+        };
+        let late = async {
+            match self.deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            // In this order, so that work that is ready counts.
+            biased;
+            result = work => result.map_err(Into::into),
+            () = left => Err(Halt::Stop(Stop::ClientLeft)),
+            () = late => Err(Halt::Stop(Stop::Budget)),
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Asks for `n` drafts. The first `needed` answers are waited for whatever it costs.
+    pub(super) async fn start_drafts(
+        &self,
+        prompt: Vec<Token>,
+        n: u32,
+        needed: usize,
+    ) -> Result<Batch, Halt> {
+        self.start(self.request(prompt, n, self.policy.sampling), needed).await
+    }
+
+    /// Takes the drafts in. Those that the budget has cut off are lost, the others count.
+    pub(super) async fn draft(&mut self, batch: Batch, needed: usize) -> Result<(), Halt> {
+        let (samples, end) = self.finish(batch, needed).await?;
+        self.entries.extend(samples.into_iter().map(|sample| Entry::new(sample, None)));
+        unless_client_left(end)
+    }
+
+    /// Judges every entry that nobody has judged.
+    pub(super) async fn judge(&mut self) -> Result<(), Halt> {
+        let unjudged: Vec<&mut Entry> =
+            self.entries.iter_mut().filter(|entry| entry.assessments.is_empty()).collect();
+        let texts: Vec<&str> = unjudged.iter().map(|entry| entry.text.as_str()).collect();
+        let work = self.judge.assess(&texts);
+        let assessments = self.cut.or(work).await.map_err(Halt::once_answered)?;
+        for (entry, assessments) in unjudged.into_iter().zip(assessments) {
+            entry.assessments = assessments;
+        }
+        Ok(())
+    }
+
+    /// Has the judge write what falls short in an entry.
+    pub(super) async fn critique(&mut self, index: usize) -> Result<String, Halt> {
+        let entry = self.entries.get(index).ok_or(Halt::Stop(Stop::NoGain))?;
+        let left = u32::try_from(self.tokens_left()).unwrap_or(u32::MAX);
+        let max_tokens = self.agent.reflection.critique_tokens.min(left);
+        let request = self.judge.critique(&entry.text, &entry.assessments, max_tokens)?;
+        let request = request.ok_or(Halt::Stop(Stop::NoGain))?;
+        let batch = self.start(request, 0).await.map_err(Halt::once_answered)?;
+        let (samples, end) = self.finish(batch, 0).await?;
+        let Some(critique) = samples.first() else {
+            return Err(Halt::Stop(end.unwrap_or(Stop::Budget)));
+        };
+        match critique.text().trim() {
+            "" => Err(Halt::Stop(Stop::NoGain)),
+            critique => Ok(critique.to_owned()),
+        }
+    }
+
+    /// Samples `n` refinements of an entry from the policy, which never sees the reference.
+    pub(super) async fn refine(
+        &mut self,
+        index: usize,
+        critique: &str,
+        n: u32,
+        seed: Option<u64>,
+    ) -> Result<(), Halt> {
+        let entry = self.entries.get(index).ok_or(Halt::Stop(Stop::NoGain))?;
+        let messages = self.agent.prompts.refine(self.judge.question, &entry.text, critique)?;
+        let prompt = self.reflector.tokens(&messages)?;
+        let temperature = self.agent.reflection.refine_temperature;
+        let sampling = Sampling { temperature, seed, ..self.policy.sampling };
+        let request = self.request(prompt, n, sampling);
+        let batch = self.start(request, 0).await.map_err(Halt::once_answered)?;
+        let (samples, end) = self.finish(batch, 0).await?;
+        let revises = || Some((index, critique.to_owned()));
+        self.entries.extend(samples.into_iter().map(|sample| Entry::new(sample, revises())));
+        unless_client_left(end)
+    }
+
+    /// The entries as `choose` sees them.
+    pub(super) fn judged(&self) -> Vec<Judged> {
+        self.entries
+            .iter()
+            .map(|entry| Judged {
+                parent: entry.revises.as_ref().map(|&(parent, _)| parent),
+                verdict: Verdict::of(&entry.assessments),
+            })
+            .collect()
+    }
+
+    /// The entries that are not stored yet.
+    pub(super) fn new_candidates(&self) -> Vec<NewCandidate> {
+        let mut n_new = 0;
+        // Where each entry will be found as a parent.
+        let places: Vec<Parent> = self
+            .entries
+            .iter()
+            .map(|entry| match entry.origin {
+                Origin::Stored(id) => Parent::Stored(id),
+                Origin::Sampled(_) => {
+                    n_new += 1;
+                    Parent::Index(n_new - 1)
+                }
+            })
+            .collect();
+        self.entries
+            .iter()
+            .filter_map(|entry| {
+                let Origin::Sampled(sample) = &entry.origin else { return None };
+                let revises = entry
+                    .revises
+                    .as_ref()
+                    .and_then(|(parent, critique)| Some((*places.get(*parent)?, critique.clone())));
+                Some(sample.to_candidate(revises, entry.assessments.clone()))
+            })
+            .collect()
+    }
+
+    fn tokens_left(&self) -> usize {
+        self.max_tokens.saturating_sub(self.generated)
+    }
+
+    fn request(&self, prompt: Vec<Token>, n: u32, sampling: Sampling) -> GenerateRequest {
+        let Policy { lane, class, top_logprobs, .. } = self.policy;
+        GenerateRequest {
+            prompt,
+            n,
+            sampling,
+            stop: self.policy.stop.to_vec(),
+            top_logprobs,
+            lane,
+            class,
+        }
+    }
+
+    async fn start(&self, request: GenerateRequest, needed: usize) -> Result<Batch, Halt> {
+        if needed == 0 && self.tokens_left() == 0 {
+            return Err(Halt::Stop(Stop::Budget));
+        }
+        let engine = &self.reflector.engine;
+        self.cut_when(needed == 0).or(Batch::start(engine, request)).await
+    }
+
+    /// Waits for all answers of a batch; once `needed` are complete, only inside the budget.
+    async fn finish(
+        &mut self,
+        mut batch: Batch,
+        needed: usize,
+    ) -> Result<(Vec<Sample>, Option<Stop>), ReflectError> {
+        let end = loop {
+            let enough = needed <= batch.n_complete();
+            if enough && self.tokens_left() <= batch.n_tokens() {
+                break Some(Stop::Budget);
+            }
+            match self.cut_when(enough).or(batch.next()).await {
+                Ok(Some(_)) => {}
+                Ok(None) => break None,
+                Err(Halt::Stop(stop)) => break Some(stop),
+                Err(Halt::Failed(error)) => return Err(error),
+            }
+        };
+        self.generated += batch.n_tokens();
+        Ok((batch.into_samples(), end))
+    }
+
+    /// The session's cut; while an answer is still owed only the client can end it.
+    fn cut_when(&self, enough: bool) -> Cut<'_> {
+        Cut { deadline: self.cut.deadline.filter(|_| enough), ..self.cut }
+    }
+}
+
+impl Entry {
+    fn new(sample: Sample, revises: Option<(usize, String)>) -> Self {
+        let text = sample.text();
+        Self { origin: Origin::Sampled(sample), revises, text, assessments: Vec::new() }
+    }
+}
+
+/// A batch that the budget has cut short still leaves answers to judge.
+fn unless_client_left(end: Option<Stop>) -> Result<(), Halt> {
+    match end {
+        Some(Stop::ClientLeft) => Err(Halt::Stop(Stop::ClientLeft)),
+        _ => Ok(()),
+    }
+}

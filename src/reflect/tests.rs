@@ -1,0 +1,1 @@
+//! The flow of reflection against the fake engine and a real store.
