@@ -4,21 +4,28 @@
 //! A request is pinned to a *generation* (base model = 0, each promoted adapter is one more) when
 //! it is admitted, and its [`Started`] message names it. Dropping a receiver cancels the request.
 
-#[cfg(test)]
-mod tests;
-mod thread;
-
+pub mod backend;
+mod door;
 pub mod fake;
+mod job;
+mod kv;
+mod lane;
 pub mod llama;
 pub mod sample;
 pub mod scheduler;
+#[cfg(test)]
+mod tests;
+pub mod text;
+mod thread;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+pub use thread::{EngineThread, spawn, spawn_with};
 
 /// A token id of the served model's vocabulary.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -277,7 +284,7 @@ pub struct EngineStats {
     pub cached_tokens: u64,
     /// Tokens sampled so far.
     pub generated_tokens: u64,
-    /// Milliseconds since the loop last went round.
+    /// Milliseconds since the loop last went round; zero while it waits for something to do.
     pub last_beat_ms: u64,
     /// How long nothing of class `Chat` or `Inline` has run; zero while some does.
     pub quiet_ms: u64,
@@ -326,6 +333,10 @@ pub enum EngineError {
 #[derive(Clone, Debug)]
 pub struct Engine {
     commands: mpsc::Sender<Command>,
+    /// Each bounds the requests of its kind that wait in the thread, so that idle-time work never
+    /// takes a chat's place in the queue.
+    urgent: Arc<Semaphore>,
+    patient: Arc<Semaphore>,
     shared: Arc<Shared>,
 }
 
@@ -334,7 +345,39 @@ pub struct Engine {
 struct Shared {
     info: ModelInfo,
     vocabulary: Arc<dyn Vocabulary>,
-    stats: std::sync::Mutex<EngineStats>,
+    pulse: std::sync::Mutex<Pulse>,
+}
+
+/// The thread's last sign of life.
+#[derive(Debug)]
+struct Pulse {
+    stats: EngineStats,
+    /// `None` while the loop waits for something to do.
+    beat: Option<Instant>,
+    /// `None` while somebody waits for words.
+    quiet_since: Option<Instant>,
+}
+
+impl Pulse {
+    fn new(cells: usize) -> Self {
+        let stats = EngineStats { cells, ..EngineStats::default() };
+        Self { stats, beat: None, quiet_since: Some(Instant::now()) }
+    }
+
+    fn beat(&mut self, stats: EngineStats, is_working: bool, is_urgent: bool, now: Instant) {
+        self.stats = stats;
+        self.beat = is_working.then_some(now);
+        self.quiet_since = if is_urgent { None } else { self.quiet_since.or(Some(now)) };
+    }
+
+    fn read(&self, now: Instant) -> EngineStats {
+        let age = |since: Option<Instant>| {
+            let age = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+            u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
+        };
+        let stats = self.stats.clone();
+        EngineStats { last_beat_ms: age(self.beat), quiet_ms: age(self.quiet_since), ..stats }
+    }
 }
 
 /// One message to the engine thread.
@@ -359,7 +402,8 @@ impl Engine {
     }
     /// Live numbers.
     pub fn stats(&self) -> EngineStats {
-        self.shared.stats.lock().expect("nobody panics while holding the stats").clone()
+        let pulse = self.shared.pulse.lock().expect("nobody panics while holding the pulse");
+        pulse.read(Instant::now())
     }
     /// Starts a generation; resolves when it is admitted. Full queue: `Overloaded` at once for
     /// `Chat` and `Inline`; other classes wait for room.
@@ -403,13 +447,22 @@ impl Engine {
         class: Option<Class>,
         command: impl FnOnce(oneshot::Sender<Result<T, EngineError>>) -> Command,
     ) -> Result<T, EngineError> {
+        let overloaded = || EngineError::Overloaded { retry_after: Duration::from_secs(1) };
         let (reply, answer) = oneshot::channel();
         let command = command(reply);
+        // Held until the answer, that is while the request waits in the thread's queue.
+        let _permit = match class {
+            Some(Class::Chat | Class::Inline) => {
+                Some(self.urgent.try_acquire().map_err(|_| overloaded())?)
+            }
+            Some(Class::Gate | Class::Background | Class::Explore) => {
+                Some(self.patient.acquire().await.map_err(|_| EngineError::Stopped)?)
+            }
+            None => None,
+        };
         if matches!(class, Some(Class::Chat | Class::Inline)) {
             self.commands.try_send(command).map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => {
-                    EngineError::Overloaded { retry_after: Duration::from_secs(1) }
-                }
+                mpsc::error::TrySendError::Full(_) => overloaded(),
                 mpsc::error::TrySendError::Closed(_) => EngineError::Stopped,
             })?;
         } else {
