@@ -199,7 +199,8 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
     let reflector = Reflector::new(engine.clone(), store.clone(), template);
     reload::check_agents(&config, &reflector)?;
 
-    let path = socket.or_else(|| config.server.socket.clone()).unwrap_or_else(|| state_dir.socket());
+    let path =
+        socket.or_else(|| config.server.socket.clone()).unwrap_or_else(|| state_dir.socket());
     let config = watch::Sender::new(Arc::new(config));
     let parts = learn::Parts {
         engine: engine.clone(),
@@ -407,9 +408,9 @@ async fn told_again(inbox: &mut mpsc::Receiver<Control>) {
     }
 }
 
-async fn joined(
+async fn joined<E: Send + 'static>(
     owner: &'static str,
-    join: impl FnOnce() -> std::thread::Result<()> + Send + 'static,
+    join: impl FnOnce() -> Result<(), E> + Send + 'static,
 ) {
     match timeout(LAST_WORDS, tokio::task::spawn_blocking(join)).await {
         Ok(Ok(Ok(()))) => {}

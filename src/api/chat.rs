@@ -7,10 +7,10 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
-use axum::Json;
 use futures_util::{Stream, StreamExt as _, stream};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -64,7 +64,11 @@ pub(super) async fn complete(
     // answer that is complete should not be lost with it.
     tokio::spawn(async move { reflector.run(task, sender).await }.in_current_span());
     let stop = Box::pin(api.ending());
-    if streamed { stream_reply(live, shape, stop).await } else { whole_reply(live, shape, stop).await }
+    if streamed {
+        stream_reply(live, shape, stop).await
+    } else {
+        whole_reply(live, shape, stop).await
+    }
 }
 
 /// A running task as its handler sees it.
@@ -205,7 +209,12 @@ fn sampling(body: &ChatBody, default: Sampling) -> Result<Sampling, ApiError> {
     let extra = body.reflectd.clone().unwrap_or_default();
     let max_tokens = body.max_completion_tokens.or(body.max_tokens).unwrap_or(default.max_tokens);
     Ok(Sampling {
-        temperature: within("temperature", body.temperature.unwrap_or(default.temperature), 0.0, 10.0)?,
+        temperature: within(
+            "temperature",
+            body.temperature.unwrap_or(default.temperature),
+            0.0,
+            10.0,
+        )?,
         top_p: within("top_p", body.top_p.unwrap_or(default.top_p), f32::MIN_POSITIVE, 1.0)?,
         top_k: extra.top_k.unwrap_or(default.top_k),
         min_p: within("reflectd.min_p", extra.min_p.unwrap_or(default.min_p), 0.0, 1.0)?,

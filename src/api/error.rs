@@ -71,15 +71,11 @@ impl ApiError {
                 (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed")
             }
             Self::LearnerBusy(_) => (StatusCode::CONFLICT, REQUEST, "learner_busy"),
-            Self::BodyTooLarge { .. } => {
-                (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, "body_too_large")
-            }
+            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, "body_too_large"),
             Self::Overloaded { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded")
             }
-            Self::Internal(_) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal")
-            }
+            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "draining"),
             Self::EngineFailed(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "server_error", "engine_failed")

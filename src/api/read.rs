@@ -53,9 +53,7 @@ impl<T: DeserializeOwned> FromRequestParts<Api> for Asked<T> {
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
         match Query::from_request_parts(parts, api).await {
             Ok(Query(value)) => Ok(Self(value)),
-            Err(error) => {
-                Err(ApiError::InvalidValue { param: None, message: error.body_text() })
-            }
+            Err(error) => Err(ApiError::InvalidValue { param: None, message: error.body_text() }),
         }
     }
 }
@@ -88,7 +86,10 @@ mod tests {
     fn text_that_is_not_json_is_told_from_a_wrong_type() {
         assert!(matches!(refused("{"), ApiError::InvalidJson(_)));
         assert!(matches!(refused("{} {}"), ApiError::InvalidJson(_)));
-        assert!(matches!(refused("[1]x"), ApiError::InvalidJson(_) | ApiError::InvalidValue { .. }));
+        assert!(matches!(
+            refused("[1]x"),
+            ApiError::InvalidJson(_) | ApiError::InvalidValue { .. }
+        ));
     }
 
     #[test]

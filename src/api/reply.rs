@@ -290,9 +290,7 @@ mod tests {
     #[test]
     fn a_whole_reply_puts_each_answer_at_its_index() {
         let mut reply = Reply::new(shape());
-        for progress in
-            [started(), piece(1, "b"), piece(0, "a"), piece(0, "!"), piece(1, "")]
-        {
+        for progress in [started(), piece(1, "b"), piece(0, "a"), piece(0, "!"), piece(1, "")] {
             reply.take(progress);
         }
         for progress in [finished(1, "\u{fffd}"), finished(0, ""), done(9)] {

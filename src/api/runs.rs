@@ -40,10 +40,7 @@ pub(super) async fn list(
     Ok(Json(List::of(api.parts.store.runs(limit).await?)))
 }
 
-pub(super) async fn show(
-    State(api): State<Api>,
-    At(id): At<RunId>,
-) -> Result<Json<Run>, ApiError> {
+pub(super) async fn show(State(api): State<Api>, At(id): At<RunId>) -> Result<Json<Run>, ApiError> {
     Ok(Json(api.parts.store.run(id).await?))
 }
 

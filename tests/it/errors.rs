@@ -46,10 +46,7 @@ async fn a_value_out_of_range_names_its_field() {
         (json!({"tools": [{"type": "function"}]}), "tools"),
         (json!({"response_format": {"type": "json_object"}}), "response_format"),
         (json!({"reflectd": {"mode": "sometimes"}}), "reflectd.mode"),
-        (
-            json!({"reflectd": {"verifier": {"kind": "regex", "pattern": "("}}}),
-            "reflectd.verifier",
-        ),
+        (json!({"reflectd": {"verifier": {"kind": "regex", "pattern": "("}}}), "reflectd.verifier"),
     ] {
         let expected = (400, "invalid_value".to_owned(), json!(param));
         assert_eq!(refused(&daemon, fields.clone()).await, expected, "{fields}");
@@ -75,13 +72,9 @@ async fn what_is_not_there_is_not_found() {
     let reply = daemon.chat(json!({"model": "other"})).await;
     assert_eq!(reply.error(), code(404, "model_not_found"));
     assert_eq!(daemon.get("/v1/models/other").await.error(), code(404, "model_not_found"));
-    for path in [
-        "/v1/nothing",
-        "/v1/reflections/99",
-        "/v1/reflections/x",
-        "/v1/runs/99",
-        "/v1/adapters/99",
-    ] {
+    for path in
+        ["/v1/nothing", "/v1/reflections/99", "/v1/reflections/x", "/v1/runs/99", "/v1/adapters/99"]
+    {
         assert_eq!(daemon.get(path).await.error(), code(404, "not_found"), "{path}");
     }
     let feedback = json!({"exchange": 99, "rating": 1});

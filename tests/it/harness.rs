@@ -49,10 +49,8 @@ reflection: { mode: off, drafts: 2, refinements: 1, rounds: 1 }
 ";
 
 pub fn write(path: &Path, text: &str) {
-    reflectd::paths::write_atomic(path, |file| {
-        std::io::Write::write_all(file, text.as_bytes())
-    })
-    .unwrap();
+    reflectd::paths::write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes()))
+        .unwrap();
 }
 
 impl TestDaemon {
@@ -96,15 +94,25 @@ impl TestDaemon {
         tokio::time::timeout(PATIENCE, self.running).await.expect("the daemon hangs").unwrap()
     }
 
-    /// Drains, and starts again on the same folders.
-    pub async fn restart(self, script: Script) -> Self {
+    /// Drains; the folders stay.
+    pub async fn drained(self) -> TempDir {
         self.tell(Control::Drain).await;
-        let Self { folder, running, .. } = self;
-        assert_eq!(running.await.unwrap(), Exit::Ok);
-        Self::on(folder, script).await
+        let ended = tokio::time::timeout(PATIENCE, self.running).await;
+        assert_eq!(ended.expect("the daemon hangs").unwrap(), Exit::Ok);
+        self.folder
     }
 
-    pub async fn send(&self, method: Method, path: &str, body: impl Into<hyper::body::Bytes>) -> Answer {
+    /// Drains, and starts again on the same folders.
+    pub async fn restart(self, script: Script) -> Self {
+        Self::on(self.drained().await, script).await
+    }
+
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<hyper::body::Bytes>,
+    ) -> Answer {
         client::send(&self.socket(), client::request(method, path, body)).await.unwrap()
     }
 
@@ -141,7 +149,8 @@ impl TestDaemon {
     }
 }
 
-async fn start(root: &Path, script: Script) -> Result<Daemon, StartError> {
+/// A daemon on these folders.
+pub async fn start(root: &Path, script: Script) -> Result<Daemon, StartError> {
     daemon::start(Options {
         root: root.to_owned(),
         state: root.join("state"),

@@ -78,8 +78,7 @@ async fn what_was_stored_is_there_after_a_restart() {
 async fn a_configuration_with_problems_is_a_start_up_error_that_names_them() {
     let daemon = TestDaemon::start(Script::new("Hi")).await;
     crate::harness::write(&daemon.root().join("agents/test.yaml"), "description: no model");
-    daemon.tell(Control::Drain).await;
-    let folder = daemon.end().await;
+    let folder = daemon.drained().await;
     let refused = crate::harness::start(folder.path(), Script::new("Hi")).await.unwrap_err();
     assert_eq!(refused.exit(), Exit::Config);
     assert!(refused.to_string().contains("agents/test.yaml: model"), "{refused}");
