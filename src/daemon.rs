@@ -355,8 +355,8 @@ impl Daemon {
         phase.send_replace(Phase::Draining);
         drop(watch);
 
-        let mut work = pin!(async {
-            tokio::join!(finished(server), async {
+        let mut work = pin!(async move {
+            tokio::join!(finished(server), async move {
                 learner.shutdown().await;
                 finished(learner_task).await;
             })
@@ -379,7 +379,7 @@ impl Daemon {
         }
 
         // The owner threads end when their last handle is dropped.
-        drop((self.engine, self.reflector, learner));
+        drop((self.engine, self.reflector));
         joined("engine", || self.engine_thread.join()).await;
         joined("store", || self.store_thread.join()).await;
         drop(self.socket);
