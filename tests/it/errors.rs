@@ -115,8 +115,30 @@ async fn a_model_that_fails_is_an_engine_failure_also_inside_a_stream() {
     let daemon = TestDaemon::start(Script::new("Hi").poison("Hello")).await;
     let reply = daemon.chat(json!({})).await;
     assert_eq!(reply.error(), code(503, "engine_failed"));
+    let (events, is_done) = daemon.chat_stream(json!({})).await.events().await;
+    assert!(!is_done, "a stream that failed says [DONE]");
+    assert_eq!(events.last().unwrap()["error"]["code"], "engine_failed");
     let unharmed = json!({"messages": [{"role": "user", "content": "Bye"}]});
     assert_eq!(daemon.chat(unharmed).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_long_operation_is_refused_until_the_first_is_cancelled() {
+    let script = Script::new(&"x".repeat(100)).step_delay(Duration::from_millis(5));
+    let daemon = TestDaemon::start(script).await;
+    let prompts: Vec<_> =
+        (0..50).map(|id| json!({"id": id.to_string(), "prompt": format!("{id}?")})).collect();
+    let body = json!({"prompts": prompts, "n": 8, "m": 0, "stream": true}).to_string();
+    let mut first = daemon.send(Method::POST, "/v1/explore", body).await;
+    assert!(first.event().await.is_some());
+    // Nobody looks any more, and it goes on.
+    drop(first);
+    assert_eq!(daemon.post("/v1/runs", &json!({})).await.error(), code(409, "learner_busy"));
+    let streamed = daemon.post("/v1/runs", &json!({"stream": true})).await;
+    assert!(String::from_utf8_lossy(&streamed.body).contains("learner_busy"));
+    let cancel = daemon.send(Method::DELETE, "/v1/runs/current", "").await.whole().await;
+    assert_eq!(cancel.json(), json!({"cancelled": true}));
+    daemon.until("/v1/status", |status| status["stage"]["stage"] == "idle").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
