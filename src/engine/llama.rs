@@ -1,23 +1,30 @@
-//! llama.cpp: the only file that names it, and the only one with unsafe code. Own RAII types over
+//! llama.cpp: only this file and its folder name it and have unsafe code. Own RAII types over
 //! llama-cpp-sys-2, because the safe crate can neither load an adapter while a context lives nor
 //! free one. llama.cpp aborts the process on many wrong numbers, so everything is checked before
 //! it gets there. Used by the engine thread; [`dequantize`] also by the trainer.
 
 #![expect(unsafe_code, reason = "llama.cpp is C++; every block says why it is sound")]
 
-use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, c_char, c_void};
-use std::path::Path;
-use std::ptr::{self, NonNull};
-use std::sync::{Arc, Mutex, OnceLock};
+mod files;
+mod process;
+mod vocabulary;
 
-use llama_cpp_2::llama_backend::LlamaBackend;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
 use llama_cpp_sys_2 as sys;
 
 use super::backend::{Backend, Entry, Limits, SequenceId};
-use super::{EngineConfig, EngineError, Generation, ModelInfo, TextPart, Token, Vocabulary};
-use crate::gguf::{Gguf, TensorKind};
+use super::{EngineConfig, EngineError, Generation, ModelInfo, Token, Vocabulary};
+use crate::gguf::Gguf;
 use crate::paths;
+use files::{c_path, check_adapter, check_model, load_error};
+use process::{init, largest_memory, last_error, physical_cores, system};
+use vocabulary::LlamaVocabulary;
+
+pub use files::{dequantize, quantize_q8_0};
 
 /// llama.cpp's own bound for one context (`LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: usize = 256;
@@ -45,7 +52,7 @@ impl Llama {
     pub fn load(config: &EngineConfig) -> Result<Self, EngineError> {
         init();
         let path = config.model.as_path();
-        let header = check_file(path)?;
+        let header = check_model(path)?;
         let model = Arc::new(Model::load(path, config.gpu_layers)?);
         if !model.has_plain_cache() {
             let reason = "it is recurrent or has an encoder; use a decoder with attention only";
@@ -360,144 +367,76 @@ impl Drop for Adapter {
     }
 }
 
-/// The model's vocabulary.
-#[derive(Debug)]
-struct LlamaVocabulary {
-    model: Arc<Model>,
-    n_vocab: usize,
-    /// Texts of the tokens that only a template may write.
-    control: Vec<(String, Token)>,
-    begin: Option<Token>,
+/// Bytes of K and V of one cell, both f16.
+fn cell_bytes(header: &Gguf, model: &Model) -> usize {
+    let raw = model.0.as_ptr();
+    // SAFETY: the model lives.
+    let [layers, embedding, heads, kv_heads] = unsafe {
+        [
+            sys::llama_model_n_layer(raw),
+            sys::llama_model_n_embd(raw),
+            sys::llama_model_n_head(raw),
+            sys::llama_model_n_head_kv(raw),
+        ]
+    }
+    .map(count);
+    let architecture = header.string("general.architecture").unwrap_or_default();
+    let length = |which: &str| {
+        let key = format!("{architecture}.attention.{which}_length");
+        let length = header.unsigned(&key).and_then(|n| usize::try_from(n).ok());
+        length.unwrap_or(embedding / heads.max(1))
+    };
+    let values = layers.saturating_mul(kv_heads);
+    values.saturating_mul(length("key").saturating_add(length("value"))).saturating_mul(2)
 }
 
-impl LlamaVocabulary {
-    fn new(model: Arc<Model>) -> Self {
-        let n_vocab = model.n_vocab();
-        let mut vocabulary = Self { model, n_vocab, control: Vec::new(), begin: None };
-        let vocab = vocabulary.model.vocab();
-        for id in 0..position(n_vocab) {
-            // SAFETY: the vocabulary lives and the id is in it.
-            let attributes = unsafe { sys::llama_vocab_get_attr(vocab, id) };
-            if attributes & (sys::LLAMA_TOKEN_ATTR_CONTROL | sys::LLAMA_TOKEN_ATTR_UNKNOWN) != 0 {
-                vocabulary.control.push((vocabulary.text(Token(id)), Token(id)));
-            }
-        }
-        vocabulary.control.retain(|(text, _)| !text.is_empty());
-        // SAFETY: the vocabulary lives.
-        if unsafe { sys::llama_vocab_get_add_bos(vocab) } {
-            // SAFETY: the vocabulary lives.
-            let begin = Token(unsafe { sys::llama_vocab_bos(vocab) });
-            vocabulary.begin = Some(begin).filter(|&begin| vocabulary.knows(begin));
-        }
-        vocabulary
-    }
-
-    fn knows(&self, token: Token) -> bool {
-        usize::try_from(token.0).is_ok_and(|id| id < self.n_vocab)
-    }
-
-    /// The text that names a token; empty when there is none.
-    fn text(&self, token: Token) -> String {
-        if !self.knows(token) {
-            return String::new();
-        }
-        // SAFETY: the vocabulary lives and the id is in it.
-        let text = unsafe { sys::llama_vocab_get_text(self.model.vocab(), token.0) };
-        c_text(text)
-    }
-
-    /// Adds plain text; control tokens in it stay text.
-    fn tokenize_text(&self, text: &str, tokens: &mut Vec<Token>) {
-        let Ok(n_bytes) = i32::try_from(text.len()) else { return };
-        let mut buffer = vec![0; text.len() + 8];
-        for _ in 0..2 {
-            // SAFETY: text and buffer have the lengths that are said; too small a buffer is
-            // reported as the negated length.
-            let n = unsafe {
-                sys::llama_tokenize(
-                    self.model.vocab(),
-                    text.as_ptr().cast(),
-                    n_bytes,
-                    buffer.as_mut_ptr(),
-                    position(buffer.len()),
-                    false,
-                    false,
-                )
-            };
-            if n >= 0 {
-                tokens.extend(buffer[..count(n)].iter().copied().map(Token));
-                return;
-            }
-            buffer.resize(count(n.saturating_neg()), 0);
-        }
-    }
-
-    /// The first control token in a template's text, the longest one where several begin.
-    fn find_control(&self, text: &str) -> Option<(usize, &str, Token)> {
-        self.control
-            .iter()
-            .filter_map(|(control, token)| Some((text.find(control)?, control.as_str(), *token)))
-            .min_by_key(|(at, control, _)| (*at, usize::MAX - control.len()))
-    }
+fn info(
+    path: &Path,
+    header: &Gguf,
+    model: &Model,
+    vocabulary: &LlamaVocabulary,
+    cells: usize,
+) -> Result<ModelInfo, EngineError> {
+    let raw = model.0.as_ptr();
+    // SAFETY: the model lives.
+    let (n_parameters, trained) =
+        unsafe { (sys::llama_model_n_params(raw), sys::llama_model_n_ctx_train(raw)) };
+    let unreadable = |error: std::io::Error| load_error(path, error.to_string());
+    let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let [begin, end, end_of_turn] = vocabulary.special();
+    Ok(ModelInfo {
+        name: header.string("general.name").map_or_else(stem, str::to_owned),
+        path: path.to_owned(),
+        sha256: paths::sha256(path).map_err(unreadable)?,
+        architecture: header.string("general.architecture").unwrap_or_default().to_owned(),
+        n_parameters,
+        size_bytes: std::fs::metadata(path).map_err(unreadable)?.len(),
+        n_vocab: model.n_vocab(),
+        max_sequence: cells.min(count(trained)),
+        chat_template: header.string("tokenizer.chat_template").map(str::to_owned),
+        bos: vocabulary.text(begin),
+        eos: vocabulary.text(end),
+        end_of_turn: if end_of_turn.0 >= 0 { end_of_turn } else { end },
+        system: system(),
+    })
 }
 
-impl Vocabulary for LlamaVocabulary {
-    /// Plain text is tokenized together across parts, because where the template's words end and
-    /// the user's begin there is no boundary for the model.
-    fn tokenize(&self, parts: &[TextPart]) -> Vec<Token> {
-        let mut tokens = Vec::new();
-        let mut plain = String::new();
-        for part in parts {
-            let mut rest = part.text.as_str();
-            while let Some((at, control, token)) =
-                part.control.then(|| self.find_control(rest)).flatten()
-            {
-                let (before, after) = rest.split_at(at);
-                plain.push_str(before);
-                self.tokenize_text(&std::mem::take(&mut plain), &mut tokens);
-                tokens.push(token);
-                rest = after.split_at(control.len()).1;
-            }
-            plain.push_str(rest);
-        }
-        self.tokenize_text(&plain, &mut tokens);
-        if let Some(begin) = self.begin
-            && tokens.first() != Some(&begin)
-        {
-            tokens.insert(0, begin);
-        }
-        tokens
-    }
+/// A sequence id for llama.cpp, which aborts on one that is out of range.
+fn checked_id(id: SequenceId, limits: &Limits) -> i32 {
+    assert!(id.0 < limits.sequences, "sequence ids come from a list of this length");
+    position(id.0)
+}
 
-    fn piece(&self, token: Token) -> Vec<u8> {
-        if !self.knows(token) {
-            return Vec::new();
-        }
-        let mut buffer = vec![0_u8; 64];
-        for _ in 0..2 {
-            // SAFETY: the id is in the vocabulary (another one throws), and the buffer has the
-            // length that is said; too small a buffer is reported as the negated length.
-            let n = unsafe {
-                sys::llama_token_to_piece(
-                    self.model.vocab(),
-                    token.0,
-                    buffer.as_mut_ptr().cast(),
-                    position(buffer.len()),
-                    0,
-                    false,
-                )
-            };
-            if n >= 0 {
-                buffer.truncate(count(n));
-                return buffer;
-            }
-            buffer.resize(count(n.saturating_neg()), 0);
-        }
-        Vec::new()
-    }
+/// A number that llama.cpp wants as `int32_t`.
+fn position(n: usize) -> i32 {
+    i32::try_from(n).expect("contexts and vocabularies are far smaller than 2^31")
+}
 
-    fn is_end(&self, token: Token) -> bool {
-        // SAFETY: the vocabulary lives and the id is in it.
-        self.knows(token) && unsafe { sys::llama_vocab_is_eog(self.model.vocab(), token.0) }
-    }
+/// A number that llama.cpp gives as `int32_t`; negative ones are none.
+fn count(n: i32) -> usize {
+    usize::try_from(n).unwrap_or(0)
+}
+
+fn size(n: u32) -> usize {
+    usize::try_from(n).expect("a usize has at least 32 bits")
 }

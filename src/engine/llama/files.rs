@@ -1,0 +1,133 @@
+//! Model and adapter files: what is checked before llama.cpp reads them, because it aborts or
+//! crashes on it, and the two conversions that the project needs of it.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use llama_cpp_sys_2 as sys;
+
+use super::process::{init, last_error};
+use crate::engine::EngineError;
+use crate::gguf::{Gguf, TensorKind};
+
+/// Integer and f64 tensors: llama.cpp loads them and then crashes at the first step.
+const NOT_WEIGHTS: [u32; 5] = [
+    sys::GGML_TYPE_I8,
+    sys::GGML_TYPE_I16,
+    sys::GGML_TYPE_I32,
+    sys::GGML_TYPE_I64,
+    sys::GGML_TYPE_F64,
+];
+/// llama.cpp's own bound (`LLAMA_MAX_LAYERS`).
+const MAX_LAYERS: u64 = 512;
+
+/// Quantizes a model file to `Q8_0`.
+pub fn quantize_q8_0(src: &Path, dst: &Path) -> Result<(), EngineError> {
+    init();
+    check_model(src)?;
+    let [from, to] = [c_path(src)?, c_path(dst)?];
+    // SAFETY: it only returns a struct.
+    let mut params = unsafe { sys::llama_model_quantize_default_params() };
+    params.ftype = sys::LLAMA_FTYPE_MOSTLY_Q8_0;
+    // SAFETY: paths and parameters live through the call.
+    let code = unsafe { sys::llama_model_quantize(from.as_ptr(), to.as_ptr(), &raw const params) };
+    if code == 0 { Ok(()) } else { Err(load_error(src, last_error("it cannot be quantized"))) }
+}
+
+/// Decodes tensor data of any ggml type that has a decoder. `out` has one value for each stored
+/// one. Needs no other part of llama.cpp.
+pub fn dequantize(ggml_type: u32, bytes: &[u8], out: &mut [f32]) -> Result<(), String> {
+    if ggml_type >= sys::GGML_TYPE_COUNT {
+        return Err(format!("ggml type {ggml_type} is unknown"));
+    }
+    // SAFETY: the type is below the number of types, so this points into a static table.
+    let traits = unsafe { &*sys::ggml_get_type_traits(ggml_type) };
+    let block = usize::try_from(traits.blck_size).unwrap_or(0);
+    if block == 0 || !out.len().is_multiple_of(block) {
+        return Err(format!("{} values of ggml type {ggml_type} are not whole blocks", out.len()));
+    }
+    let expected = (out.len() / block).checked_mul(traits.type_size);
+    if expected != Some(bytes.len()) {
+        return Err(format!("{} bytes are not {} values", bytes.len(), out.len()));
+    }
+    if ggml_type == sys::GGML_TYPE_F32 {
+        let (values, _) = bytes.as_chunks::<4>();
+        for (value, stored) in out.iter_mut().zip(values) {
+            *value = f32::from_le_bytes(*stored);
+        }
+        return Ok(());
+    }
+    let decode = traits.to_float.ok_or_else(|| format!("ggml type {ggml_type} has no decoder"))?;
+    // Blocks are read as C structs, whose alignment a slice of bytes need not have.
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let aligned: Vec<u64> =
+        chunks.iter().chain([&last]).map(|chunk| u64::from_ne_bytes(*chunk)).collect();
+    let n_values = i64::try_from(out.len()).map_err(|_| "too many values".to_owned())?;
+    // SAFETY: `aligned` holds exactly the blocks of `n_values` values, which `out` has room for.
+    unsafe { decode(aligned.as_ptr().cast(), out.as_mut_ptr(), n_values) };
+    Ok(())
+}
+
+/// Refuses what llama.cpp answers with an abort or a crash.
+pub(super) fn check_model(path: &Path) -> Result<Gguf, EngineError> {
+    let header = open(path)?;
+    let architecture = header.string("general.architecture").unwrap_or_default();
+    let n_layers = header.unsigned(&format!("{architecture}.block_count")).unwrap_or(0);
+    if !(1..=MAX_LAYERS).contains(&n_layers) {
+        return Err(load_error(path, format!("it says that it has {n_layers} layers")));
+    }
+    check_tensors(path, &header, |kind| !NOT_WEIGHTS.contains(&kind.id()))?;
+    Ok(header)
+}
+
+/// Refuses what is not an adapter for this architecture; shapes are checked by llama.cpp.
+pub(super) fn check_adapter(path: &Path, architecture: &str) -> Result<(), EngineError> {
+    let header = open(path)?;
+    let expected = [
+        ("general.type", "adapter"),
+        ("adapter.type", "lora"),
+        ("general.architecture", architecture),
+    ];
+    for (key, value) in expected {
+        if header.string(key) != Some(value) {
+            let found = header.string(key).unwrap_or("nothing");
+            return Err(load_error(path, format!("{key} is {found} but must be {value}")));
+        }
+    }
+    check_tensors(path, &header, |kind| !matches!(kind, TensorKind::Other(_)))
+}
+
+fn check_tensors(
+    path: &Path,
+    header: &Gguf,
+    is_allowed: impl Fn(TensorKind) -> bool,
+) -> Result<(), EngineError> {
+    match header.tensors().iter().find(|tensor| !is_allowed(tensor.kind)) {
+        Some(tensor) => {
+            let kind = tensor.kind.id();
+            Err(load_error(path, format!("tensor {} has ggml type {kind}", tensor.name)))
+        }
+        None => Ok(()),
+    }
+}
+
+fn open(path: &Path) -> Result<Gguf, EngineError> {
+    Gguf::open(path).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+        load_error(path, format!("{error}{}", cause.unwrap_or_default()))
+    })
+}
+
+/// A path as llama.cpp wants it.
+pub(super) fn c_path(path: &Path) -> Result<CString, EngineError> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| load_error(path, "its path has a zero byte".to_owned()))
+}
+
+/// A file cannot be loaded.
+pub(super) fn load_error(path: &Path, reason: impl Into<String>) -> EngineError {
+    EngineError::Load { path: path.to_owned(), reason: reason.into() }
+}
