@@ -39,9 +39,13 @@ impl StateDir {
     pub fn socket(&self) -> PathBuf {
         self.root.join("reflectd.sock")
     }
+    /// Folders of the training runs.
+    pub fn runs(&self) -> PathBuf {
+        self.root.join("runs")
+    }
     /// Files of one training run.
     pub fn run(&self, run: &str) -> PathBuf {
-        self.root.join("runs").join(run)
+        self.runs().join(run)
     }
     /// The adapter of a promoted generation.
     pub fn adapter(&self, generation: u32) -> PathBuf {

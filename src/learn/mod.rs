@@ -2,15 +2,91 @@
 //! Decisions are pure (`pairs`, `schedule`, `gate`); effects are at the edge (`child`, `promote`).
 //! The handle is [`Learner`]. Used by `daemon` and `api`.
 
-use serde::Serialize;
+pub mod adapter;
+mod arena;
+pub mod child;
+mod dataset;
+mod explore;
+pub mod gate;
+pub mod held_out;
+mod op_queue;
+pub mod pairs;
+mod promote;
+mod random;
+mod run;
+pub mod schedule;
+mod task;
 
-use crate::engine::Generation;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use self::op_queue::{Reply, Wish};
+use crate::config::Config;
+use crate::engine::{Engine, Generation};
+use crate::paths::StateDir;
 use crate::protocol::Step;
-use crate::store::{RunId, StoreError};
+use crate::reflect::Reflector;
+use crate::store::{RunId, Store, StoreError};
+
+pub use self::op_queue::Cancel;
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
 #[derive(Clone, Debug)]
-pub struct Learner {}
+pub struct Learner {
+    commands: mpsc::Sender<Command>,
+    stage: watch::Receiver<Stage>,
+    next_run: watch::Receiver<Option<DateTime<Utc>>>,
+}
+
+/// What learning needs of the daemon. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The model.
+    pub engine: Engine,
+    /// The database.
+    pub store: Store,
+    /// Explores, answers and judges.
+    pub reflector: Reflector,
+    /// The newest good configuration; an operation keeps the one that it began with.
+    pub config: watch::Receiver<Arc<Config>>,
+    /// Where adapters and runs lie.
+    pub state: StateDir,
+}
+
+/// One message to the learning task.
+#[derive(Debug)]
+enum Command {
+    Wish(Wish, Reply),
+    Cancel(oneshot::Sender<()>),
+    Rollback(Generation, oneshot::Sender<Result<(), LearnError>>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// Wishes that wait for the task's attention. It only ever starts or refuses them, so a few do.
+const QUEUE: usize = 16;
+
+/// Brings the engine to the generation that the store names as active. Call it once, before
+/// requests are taken. What cannot be served is passed over with a warning.
+pub async fn restore(parts: &Parts) -> Generation {
+    match promote::restore(parts).await {
+        Ok(generation) => generation,
+        Err(error) => {
+            tracing::warn!(%error, "The base model is served, because the store does not answer.");
+            Generation::BASE
+        }
+    }
+}
+
+/// Starts the learning task. It ends after [`Learner::shutdown`], or when the last handle is gone.
+pub fn spawn(parts: Parts) -> (Learner, JoinHandle<()>) {
+    let (commands, inbox) = mpsc::channel(QUEUE);
+    let (task, stage, next_run) = task::Task::new(parts);
+    (Learner { commands, stage, next_run }, tokio::spawn(task.run(inbox)))
+}
 
 /// What the learning task is doing, for `status`, progress bars and `/v1/runs`.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -113,30 +189,48 @@ pub enum LearnError {
     Stopped,
 }
 
-#[expect(clippy::unused_async, clippy::todo, reason = "the bodies follow")]
 impl Learner {
     /// What it is doing now; a watch channel, so that clients can follow.
-    pub fn stage(&self) -> tokio::sync::watch::Receiver<Stage> {
-        todo!()
+    pub fn stage(&self) -> watch::Receiver<Stage> {
+        self.stage.clone()
+    }
+    /// When the next scheduled run is due.
+    pub fn next_run(&self) -> Option<DateTime<Utc>> {
+        *self.next_run.borrow()
     }
     /// Fills up to `limit` stored prompts to (n, m); `None`: the agents' own numbers. Resolves when done.
     pub async fn explore(
         &self,
-        _limit: usize,
-        _split: Option<(u32, u32)>,
+        limit: usize,
+        split: Option<(u32, u32)>,
     ) -> Result<Ended, LearnError> {
-        todo!()
+        self.ask(|reply| Command::Wish(Wish::Explore { limit, split }, reply)).await?
     }
     /// Pairs, trains, gates, promotes. Resolves when done.
     pub async fn train(&self) -> Result<Ended, LearnError> {
-        todo!()
+        self.ask(|reply| Command::Wish(Wish::Train { min_new_pairs: 0 }, reply)).await?
     }
-    /// Stops the long operation under way, if any.
+    /// Stops the long operation under way, if any. Resolves when it has stopped.
     pub async fn cancel(&self) -> Result<(), LearnError> {
-        todo!()
+        self.ask(Command::Cancel).await
     }
-    /// Serves this generation from now on (0: the base), without dropping a request.
-    pub async fn rollback(&self, _to: Generation) -> Result<(), LearnError> {
-        todo!()
+    /// Serves this generation from now on (0: the base), without dropping a request. Refused while
+    /// a training run is under way: it compares with what is served.
+    pub async fn rollback(&self, to: Generation) -> Result<(), LearnError> {
+        self.ask(|reply| Command::Rollback(to, reply)).await?
+    }
+    /// Stops the operation under way and ends the task. Resolves when nothing runs any more.
+    pub async fn shutdown(&self) {
+        // An error means that it has ended before.
+        drop(self.ask(Command::Shutdown).await);
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, LearnError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| LearnError::Stopped)?;
+        answer.await.map_err(|_| LearnError::Stopped)
     }
 }

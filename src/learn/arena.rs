@@ -1,0 +1,230 @@
+//! The gate's effects: the parity probe, and both generations' answers to the held-out prompts with
+//! what the judge and the verifiers say. It must not decide (`gate` does). Used by `run`.
+
+use std::path::{Path, PathBuf};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tracing::warn;
+
+use super::Parts;
+use super::gate::{self, Answered, Comparison, Evidence};
+use super::held_out::Question;
+use crate::config::GateConfig;
+use crate::engine::{Class, EngineError, Generation, Lane, LogprobRequest, Sampling, Token};
+use crate::prompt::{Message, Role};
+use crate::protocol::Probe;
+use crate::reflect::{self, Answer, ReflectError};
+use crate::store::{Assessment, Evaluation, RunId, StoreError};
+
+/// Prompts under way at once: enough to fill a batch, few enough that a chat finds room.
+const PARALLEL: usize = 4;
+
+/// Why there is no evidence.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ArenaError {
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// An answer or its judgement failed.
+    #[error(transparent)]
+    Reflect(#[from] ReflectError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The trainer's probe cannot be used.
+    #[error("the trainer's probe {path} cannot be used: {reason}")]
+    Probe {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The two generations that are compared. Both lanes are loaded.
+#[derive(Debug)]
+pub(super) struct Arena<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) config: &'a GateConfig,
+    pub(super) run: RunId,
+    pub(super) active: Generation,
+    pub(super) candidate: Generation,
+}
+
+/// What one prompt adds to the evidence.
+struct Outcome {
+    comparison: Comparison,
+    evaluations: [Evaluation; 2],
+    /// log p(active) - log p(candidate) of each token of the active one's answer.
+    log_ratios: Vec<f64>,
+}
+
+impl Arena<'_> {
+    /// Everything that the verdict needs. An adapter that fails parity is not asked: what it would
+    /// be judged for is not what was trained.
+    pub(super) async fn evidence(
+        &self,
+        probe: &Path,
+        questions: &[Question],
+        answered: &(dyn Fn(usize) + Sync),
+    ) -> Result<Evidence, ArenaError> {
+        let parity_error = self.parity(probe).await?;
+        if !gate::parity_holds(parity_error, self.config) {
+            return Ok(Evidence { parity_error, ..Evidence::default() });
+        }
+        let mut outcomes = Vec::new();
+        let asked: Vec<_> = questions.iter().map(|question| self.ask(question)).collect();
+        // In the order of the questions, so that the seeded bootstrap can be repeated.
+        let mut answers = stream::iter(asked).buffered(PARALLEL);
+        while let Some(outcome) = answers.try_next().await? {
+            outcomes.extend(outcome);
+            answered(outcomes.len());
+        }
+        let mut comparisons = Vec::new();
+        let mut evaluations = Vec::new();
+        let mut log_ratios = Vec::new();
+        for outcome in outcomes {
+            comparisons.push(outcome.comparison);
+            evaluations.extend(outcome.evaluations);
+            log_ratios.extend(outcome.log_ratios);
+        }
+        self.parts.store.add_evaluations(evaluations).await?;
+        Ok(Evidence { parity_error, kl: mean(&log_ratios), comparisons })
+    }
+
+    /// Mean |difference| between the trainer's log-probs of the probe and the candidate lane's.
+    async fn parity(&self, path: &Path) -> Result<f64, ArenaError> {
+        let unusable = |reason| ArenaError::Probe { path: path.to_owned(), reason };
+        let text = tokio::fs::read(path).await.map_err(|error| unusable(error.to_string()))?;
+        let probe: Probe =
+            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        let sound = |sequence: &crate::protocol::ProbeSequence| {
+            0 < sequence.from
+                && sequence.tokens.len().checked_sub(sequence.from) == Some(sequence.logprobs.len())
+                && !sequence.logprobs.is_empty()
+        };
+        if probe.sequences.is_empty() || !probe.sequences.iter().all(sound) {
+            return Err(unusable("it needs sequences with one log-prob for each token".into()));
+        }
+        let sequences = probe.sequences.iter();
+        let served = self
+            .logprobs(
+                self.candidate,
+                sequences
+                    .map(|s| (s.tokens.iter().copied().map(Token).collect(), s.from))
+                    .collect(),
+            )
+            .await?;
+        let trained = probe.sequences.iter().flat_map(|sequence| &sequence.logprobs);
+        let differences: Vec<f64> = served
+            .iter()
+            .flatten()
+            .zip(trained)
+            .map(|(served, trained)| f64::from(served - trained).abs())
+            .collect();
+        Ok(mean(&differences))
+    }
+
+    /// `None` for a prompt that does not fit the context: it says nothing about the adapter.
+    async fn ask(&self, question: &Question) -> Result<Option<Outcome>, ArenaError> {
+        match self.compare(question).await {
+            Ok(outcome) => Ok(Some(outcome)),
+            Err(
+                ArenaError::Engine(error @ EngineError::TooLong { .. })
+                | ArenaError::Reflect(ReflectError::Engine(error @ EngineError::TooLong { .. })),
+            ) => {
+                warn!(prompt_id = %question.line.id, %error, "A held-out prompt is left out.");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn compare(&self, question: &Question) -> Result<Outcome, ArenaError> {
+        let (active, candidate) = tokio::try_join!(
+            self.answer(question, self.active),
+            self.answer(question, self.candidate)
+        )?;
+        let (active_said, candidate_said) = tokio::try_join!(
+            self.assess(question, &active.text),
+            self.assess(question, &candidate.text)
+        )?;
+        let log_ratios = self.log_ratios(&active).await?;
+        let evaluation = |is_candidate, answer: &Answer, answered: &Answered| Evaluation {
+            run: self.run,
+            candidate: is_candidate,
+            prompt_id: question.line.id.clone(),
+            text: answer.text.clone(),
+            score: answered.scalar,
+            verified: answered.verified,
+        };
+        let comparison = Comparison {
+            verifier_decides: 0.0 < question.agent.reflection.verifier_weight,
+            active: answered(&active, &active_said),
+            candidate: answered(&candidate, &candidate_said),
+        };
+        let evaluations = [
+            evaluation(false, &active, &comparison.active),
+            evaluation(true, &candidate, &comparison.candidate),
+        ];
+        Ok(Outcome { comparison, evaluations, log_ratios })
+    }
+
+    /// Greedy: the verdict is about the weights and not about luck.
+    async fn answer(&self, question: &Question, by: Generation) -> Result<Answer, ArenaError> {
+        let messages = [Message { role: Role::User, content: question.line.prompt.clone() }];
+        let max_tokens = question.agent.sampling.max_tokens;
+        let sampling =
+            Sampling { temperature: 0.0, max_tokens, seed: Some(0), ..Sampling::default() };
+        let lane = Lane::Generation(by);
+        let reflector = &self.parts.reflector;
+        Ok(reflector.answer(&question.agent, &messages, lane, sampling, Class::Gate).await?)
+    }
+
+    async fn assess(&self, question: &Question, text: &str) -> Result<Vec<Assessment>, ArenaError> {
+        let Question { agent, line } = question;
+        let (reference, verifier) = (line.reference.as_deref(), line.verifier.as_ref());
+        let reflector = &self.parts.reflector;
+        Ok(reflector.assess(agent, &line.prompt, text, reference, verifier, Class::Gate).await?)
+    }
+
+    async fn log_ratios(&self, active: &Answer) -> Result<Vec<f64>, ArenaError> {
+        if active.tokens.len() <= active.from {
+            return Ok(Vec::new());
+        }
+        let sequence = || vec![(active.tokens.clone(), active.from)];
+        let (by_active, by_candidate) = tokio::try_join!(
+            self.logprobs(self.active, sequence()),
+            self.logprobs(self.candidate, sequence())
+        )?;
+        let pairs = by_active.iter().flatten().zip(by_candidate.iter().flatten());
+        Ok(pairs.map(|(active, candidate)| f64::from(active - candidate)).collect())
+    }
+
+    async fn logprobs(
+        &self,
+        by: Generation,
+        sequences: Vec<(Vec<Token>, usize)>,
+    ) -> Result<Vec<Vec<f32>>, ArenaError> {
+        let lane = Lane::Generation(by);
+        let request = LogprobRequest { sequences, lane, class: Class::Gate };
+        Ok(self.parts.engine.logprobs(request).await?)
+    }
+}
+
+fn answered(answer: &Answer, said: &[Assessment]) -> Answered {
+    // The verifier's aspect has this name (see `Assessment::aspect`).
+    let verified = said.iter().find(|assessment| assessment.aspect == "verifier");
+    Answered {
+        // An answer too long to be judged has no assessments: the worst that it can get.
+        scalar: if said.is_empty() { -1.0 } else { reflect::scalar(said) },
+        passes: reflect::passes(said),
+        verified: verified.map(|assessment| 0.5 < assessment.levels[2]),
+        tokens: answer.tokens.get(answer.from..).unwrap_or_default().to_vec(),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}

@@ -1,0 +1,82 @@
+//! Pairs to the file that the trainer reads: one [`Example`](crate::protocol::Example) a line.
+//! It must not choose: what is in the file was decided by `pairs`. Used by `run`.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+use super::pairs::Pair;
+use crate::paths::{self, hex};
+
+/// A data set that is not on disk yet. Its hash names the run's folder, so it is known first.
+#[derive(Clone, Debug)]
+pub(super) struct Dataset {
+    lines: Vec<u8>,
+    /// Of the file's content.
+    pub(super) sha256: String,
+}
+
+impl Dataset {
+    /// The pairs in their order.
+    pub(super) fn new(pairs: &[Pair]) -> Self {
+        let mut lines = Vec::new();
+        for pair in pairs {
+            serde_json::to_writer(&mut lines, &pair.example)
+                .expect("an example is numbers and text, and a Vec takes all bytes");
+            lines.push(b'\n');
+        }
+        let sha256 = hex(&Sha256::digest(&lines));
+        Self { lines, sha256 }
+    }
+
+    /// Equal data give equal seeds, so that a run can be repeated from its data set alone.
+    /// 32 bits, because that is what every reader of JSON and every random generator takes.
+    pub(super) fn seed(&self) -> u64 {
+        self.sha256
+            .get(..8)
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+            .expect("a SHA-256 has 64 hexadecimal digits")
+    }
+
+    /// Writes the file.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        paths::write_atomic(path, |file| file.write_all(&self.lines))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Example;
+    use crate::store::{CandidateId, ExchangeId, PairRow};
+
+    #[test]
+    fn the_file_holds_the_examples_in_order_and_its_hash_is_known_before() {
+        let pair = |chosen: i32, rejected: Option<i32>| Pair {
+            row: PairRow {
+                exchange: ExchangeId(1),
+                chosen: CandidateId(1),
+                rejected: None,
+                margin: 0.0,
+            },
+            example: Example {
+                prompt_id: "p".into(),
+                prompt: vec![1],
+                chosen: vec![chosen],
+                rejected: rejected.map(|token| vec![token]),
+            },
+        };
+        let pairs = [pair(2, Some(3)), pair(4, None)];
+        let dataset = Dataset::new(&pairs);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.jsonl");
+        dataset.write(&path).unwrap();
+        assert_eq!(paths::sha256(&path).unwrap(), dataset.sha256);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let read: Vec<Example> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(read, pairs.map(|pair| pair.example));
+        assert!(dataset.seed() <= u64::from(u32::MAX));
+    }
+}

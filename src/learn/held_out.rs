@@ -1,0 +1,148 @@
+//! The held-out prompts: read from the agents' files, asked by the gate, kept out of training.
+//! It must never hand a prompt to `dataset`. Used by `run` and `pairs`.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::config::{Agent, PromptLine};
+use crate::prompt::{Message, Role};
+
+/// Why the held-out prompts are not there.
+#[derive(Debug, thiserror::Error)]
+pub enum HeldOutError {
+    /// The file cannot be read.
+    #[error("read held-out prompts {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// A line is not a prompt.
+    #[error("line {line} of {path} is not a prompt: {source}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// One held-out prompt with the agent that answers it.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Who answers.
+    pub agent: Arc<Agent>,
+    /// What is asked.
+    pub line: PromptLine,
+}
+
+/// Fingerprints of the prompts that never enter training.
+#[derive(Clone, Debug, Default)]
+pub struct HeldOut(HashSet<[u8; 32]>);
+
+impl HeldOut {
+    /// The fingerprints of these texts.
+    pub fn new<'a>(prompts: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(prompts.into_iter().map(fingerprint).collect())
+    }
+    /// Whether any of the user's turns is a held-out prompt. Any, not only the last one: a
+    /// follow-up ("are you sure?") would otherwise carry the held-out prompt in.
+    pub fn contains(&self, messages: &[Message]) -> bool {
+        messages
+            .iter()
+            .filter(|message| message.role == Role::User)
+            .any(|message| self.0.contains(&fingerprint(&message.content)))
+    }
+}
+
+/// Case and white space do not make another prompt.
+fn fingerprint(text: &str) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    for word in text.split_whitespace() {
+        digest.update(word.to_lowercase());
+        digest.update(b" ");
+    }
+    digest.finalize().into()
+}
+
+/// Reads one file of JSON lines; empty lines do not count.
+fn read(path: &Path) -> Result<Vec<PromptLine>, HeldOutError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| HeldOutError::Read { path: path.to_owned(), source })?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines
+        .map(|(index, line)| {
+            serde_json::from_str(line).map_err(|source| HeldOutError::Line {
+                path: path.to_owned(),
+                line: index + 1,
+                source,
+            })
+        })
+        .collect()
+}
+
+/// The held-out prompts of all these agents that have some.
+pub fn load<'a>(
+    agents: impl IntoIterator<Item = &'a Arc<Agent>>,
+) -> Result<Vec<Question>, HeldOutError> {
+    let mut questions = Vec::new();
+    for agent in agents {
+        if let Some(path) = &agent.held_out {
+            let lines = read(path)?.into_iter();
+            questions.extend(lines.map(|line| Question { agent: agent.clone(), line }));
+        }
+    }
+    Ok(questions)
+}
+
+/// At most `limit` questions, the same ones in the same order every time. Ordered by a hash of
+/// their ids, because files are often sorted by kind and a prefix would ask one kind only.
+pub fn choose(mut questions: Vec<Question>, limit: usize) -> Vec<Question> {
+    questions.sort_by_cached_key(|question| {
+        fingerprint(&format!("{} {}", question.line.id, question.agent.name))
+    });
+    questions.truncate(limit);
+    questions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(content: &str) -> Message {
+        Message { role: Role::User, content: content.into() }
+    }
+
+    #[test]
+    fn case_and_white_space_do_not_hide_a_held_out_prompt() {
+        let held_out = HeldOut::new(["What is  2 + 2?"]);
+        assert!(held_out.contains(&[user(" what is 2 +\n2? ")]));
+        assert!(!held_out.contains(&[user("What is 2 + 3?")]));
+    }
+
+    #[test]
+    fn an_earlier_turn_counts_too_but_what_the_model_said_does_not() {
+        let held_out = HeldOut::new(["What is 2 + 2?"]);
+        assert!(held_out.contains(&[user("What is 2 + 2?"), user("Are you sure?")]));
+        let said = Message { role: Role::Assistant, content: "What is 2 + 2?".into() };
+        assert!(!held_out.contains(&[said, user("Yes")]));
+    }
+
+    #[test]
+    fn a_wrong_line_is_named_by_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("held_out.jsonl");
+        let text = "{\"id\":\"a\",\"prompt\":\"x\"}\n\n{\"id\":\"b\"}\n";
+        crate::paths::write_atomic(&path, |file| io::Write::write_all(file, text.as_bytes()))
+            .unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("line 3 of"), "{error}");
+    }
+}

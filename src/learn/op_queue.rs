@@ -1,0 +1,141 @@
+//! One long operation at a time. A wish equal to the running one joins it and gets its end; another
+//! one is refused as busy. Pure bookkeeping: starting and stopping is `task`'s business.
+
+use tokio::sync::{oneshot, watch};
+
+use super::{Ended, LearnError};
+
+/// A long operation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Wish {
+    /// Fill stored prompts with candidates.
+    Explore {
+        /// Prompts at most.
+        limit: usize,
+        /// (n, m); `None`: the agents' own numbers.
+        split: Option<(u32, u32)>,
+    },
+    /// Pair, train, gate, promote.
+    Train {
+        /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
+        min_new_pairs: usize,
+    },
+}
+
+impl Wish {
+    /// What a client who comes too late is told.
+    fn busy(self) -> &'static str {
+        match self {
+            Self::Explore { .. } => "it explores stored prompts",
+            Self::Train { .. } => "a training run is under way",
+        }
+    }
+    /// Whether the end of `running` is what this wish asks for.
+    fn joins(self, running: Self) -> bool {
+        match (self, running) {
+            (Self::Train { .. }, Self::Train { .. }) => true,
+            _ => self == running,
+        }
+    }
+}
+
+/// Answers a wish with how it ended.
+pub(super) type Reply = oneshot::Sender<Result<Ended, LearnError>>;
+
+/// The operation under way and who waits for it.
+#[derive(Debug, Default)]
+pub(super) struct OpQueue {
+    running: Option<(Wish, Vec<Reply>)>,
+}
+
+impl OpQueue {
+    /// Takes a wish; true when the caller has to start it now.
+    pub(super) fn ask(&mut self, wish: Wish, reply: Option<Reply>) -> bool {
+        match &mut self.running {
+            None => {
+                self.running = Some((wish, reply.into_iter().collect()));
+                return true;
+            }
+            Some((running, replies)) if wish.joins(*running) => replies.extend(reply),
+            Some((running, _)) => {
+                if let Some(reply) = reply {
+                    drop(reply.send(Err(LearnError::Busy(running.busy()))));
+                }
+            }
+        }
+        false
+    }
+    /// What is under way.
+    pub(super) fn running(&self) -> Option<Wish> {
+        self.running.as_ref().map(|(wish, _)| *wish)
+    }
+    /// The operation has ended: tells everyone who waits.
+    pub(super) fn ended(&mut self, ended: &Ended) {
+        for reply in self.running.take().into_iter().flat_map(|(_, replies)| replies) {
+            // A client that has left does not want to know.
+            drop(reply.send(Ok(ended.clone())));
+        }
+    }
+}
+
+/// Tells an operation to stop. Cloneable; dropping the other side stops it too.
+#[derive(Clone, Debug)]
+pub struct Cancel(watch::Receiver<bool>);
+
+impl Cancel {
+    /// The switch and its sign.
+    pub fn new() -> (watch::Sender<bool>, Self) {
+        let (switch, sign) = watch::channel(false);
+        (switch, Self(sign))
+    }
+    /// Resolves when the operation has to stop.
+    pub async fn cancelled(&mut self) {
+        // An error means that the learning task has gone, which is a reason to stop as well.
+        drop(self.0.wait_for(|stop| *stop).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended() -> Ended {
+        Ended::Failed { run: None, reason: "over".into() }
+    }
+
+    const EXPLORE: Wish = Wish::Explore { limit: 10, split: None };
+
+    #[test]
+    fn an_equal_wish_joins_and_both_get_the_end() {
+        let mut queue = OpQueue::default();
+        let (first, mut first_end) = oneshot::channel();
+        let (second, mut second_end) = oneshot::channel();
+        assert!(queue.ask(Wish::Train { min_new_pairs: 50 }, Some(first)));
+        assert!(!queue.ask(Wish::Train { min_new_pairs: 0 }, Some(second)));
+        queue.ended(&ended());
+        for end in [&mut first_end, &mut second_end] {
+            assert!(matches!(end.try_recv().unwrap(), Ok(Ended::Failed { .. })));
+        }
+        assert_eq!(queue.running(), None);
+    }
+
+    #[test]
+    fn another_wish_is_told_what_is_under_way() {
+        let mut queue = OpQueue::default();
+        assert!(queue.ask(EXPLORE, None));
+        for other in [Wish::Train { min_new_pairs: 0 }, Wish::Explore { limit: 11, split: None }] {
+            let (reply, mut end) = oneshot::channel();
+            assert!(!queue.ask(other, Some(reply)));
+            assert!(matches!(end.try_recv().unwrap(), Err(LearnError::Busy(_))));
+        }
+        assert_eq!(queue.running(), Some(EXPLORE));
+    }
+
+    #[test]
+    fn after_the_end_the_next_wish_starts() {
+        let mut queue = OpQueue::default();
+        assert!(queue.ask(EXPLORE, None));
+        queue.ended(&ended());
+        assert!(queue.ask(Wish::Train { min_new_pairs: 0 }, None));
+    }
+}

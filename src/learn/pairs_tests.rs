@@ -1,0 +1,281 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::engine::{Generation, Sampling, TextPart};
+use crate::prompt::{Message, Role};
+use crate::store::{Assessment, ExchangeId, Source};
+
+const END: Token = Token(0);
+
+#[derive(Debug)]
+struct Words;
+
+impl Vocabulary for Words {
+    fn tokenize(&self, _: &[TextPart]) -> Vec<Token> {
+        Vec::new()
+    }
+    fn piece(&self, _: Token) -> Vec<u8> {
+        Vec::new()
+    }
+    fn is_end(&self, token: Token) -> bool {
+        token == END
+    }
+}
+
+fn policy() -> PairPolicy {
+    PairPolicy {
+        per_prompt: 2,
+        min_margin: 0.1,
+        max_length_ratio: 1.5,
+        max_parent_similarity: 0.8,
+        rejected: Rejected::Random,
+        use_refinements: true,
+    }
+}
+
+/// One aspect with this value (-1 to 1).
+fn assessment(value: f32, passes: bool) -> Assessment {
+    Assessment {
+        aspect: "correct".into(),
+        rubric_version: "1".into(),
+        judge: "test".into(),
+        levels: [f32::midpoint(1.0, -value), 0.0, f32::midpoint(1.0, value)],
+        mass: 1.0,
+        weight: 1.0,
+        passes,
+    }
+}
+
+/// A draft that ends well; `tokens` get the end token.
+fn candidate(id: i64, tokens: &[i32], value: f32, passes: bool) -> Candidate {
+    let mut tokens: Vec<Token> = tokens.iter().copied().map(Token).collect();
+    tokens.push(END);
+    Candidate {
+        id: CandidateId(id),
+        parent: None,
+        generation: Generation::BASE,
+        text: String::new(),
+        logprobs: vec![0.0; tokens.len()],
+        tokens,
+        sampling: Sampling::default(),
+        finish: FinishReason::Stop,
+        critique: None,
+        assessments: vec![assessment(value, passes)],
+    }
+}
+
+fn exchange(id: i64, prompt: &str, candidates: Vec<Candidate>) -> Exchange {
+    Exchange {
+        id: ExchangeId(id),
+        created_ms: 0,
+        agent: "test".into(),
+        source: Source::Chat,
+        messages: vec![Message { role: Role::User, content: prompt.into() }],
+        prompt_tokens: prompt.bytes().map(|byte| Token(byte.into())).collect(),
+        reference: None,
+        verifier: None,
+        served: None,
+        candidates,
+    }
+}
+
+const DPO: Objective = Objective::Dpo { beta: 0.1, nll: 1.0 };
+
+fn paired(policy: &PairPolicy, objective: Objective, exchanges: &[Exchange]) -> (Vec<Pair>, Tally) {
+    let held_out = HeldOut::new(["held out"]);
+    let mut pairing = Pairing::new(policy, &objective, &held_out, &Words);
+    exchanges.iter().for_each(|exchange| pairing.add(exchange));
+    pairing.finish()
+}
+
+fn chosen_and_rejected(pairs: &[Pair]) -> Vec<(i64, Option<i64>)> {
+    pairs.iter().map(|pair| (pair.row.chosen.0, pair.row.rejected.map(|id| id.0))).collect()
+}
+
+#[test]
+fn the_best_answer_that_passes_is_chosen_against_one_that_fails() {
+    let one = exchange(
+        1,
+        "p",
+        vec![
+            candidate(1, &[5, 6, 7], -0.5, false),
+            candidate(2, &[5, 6, 8], 0.5, true),
+            candidate(3, &[5, 6, 9], 0.9, true),
+        ],
+    );
+    let (pairs, _) = paired(&PairPolicy { per_prompt: 1, ..policy() }, DPO, &[one]);
+    assert_eq!(chosen_and_rejected(&pairs), [(3, Some(1))]);
+    assert!((pairs[0].row.margin - 1.4).abs() < 1e-6);
+    assert_eq!(pairs[0].example.chosen, [5, 6, 9, 0]);
+    assert_eq!(pairs[0].example.prompt, [i32::from(b'p')]);
+}
+
+#[test]
+fn an_answer_that_was_cut_off_is_never_chosen() {
+    let mut cut = candidate(1, &[5, 6, 7], 0.9, true);
+    cut.finish = FinishReason::Length;
+    let mut stopped_by_a_string = candidate(2, &[5, 6, 8], 0.9, true);
+    stopped_by_a_string.tokens.pop();
+    let wrong = candidate(3, &[5, 6, 9], -0.9, false);
+    let one = exchange(1, "p", vec![cut, stopped_by_a_string, wrong]);
+    let (pairs, tally) = paired(&policy(), DPO, &[one]);
+    assert_eq!(pairs, []);
+    assert_eq!(tally.without_chosen, 1);
+}
+
+#[test]
+fn a_refinement_is_not_paired_with_a_parent_that_it_hardly_changes() {
+    let parent = candidate(1, &[1, 2, 3, 4, 5, 6, 7, 8, 9], -0.5, false);
+    let mut refinement = candidate(2, &[1, 2, 3, 4, 5, 6, 7, 8, 99], 0.9, true);
+    refinement.parent = Some(CandidateId(1));
+    let one = exchange(1, "p", vec![parent, refinement]);
+    let (pairs, tally) = paired(&policy(), DPO, std::slice::from_ref(&one));
+    assert_eq!(pairs, []);
+    assert_eq!(tally.without_rejected, 1);
+    // The same texts without the kinship are a fine pair.
+    let mut strangers = one;
+    strangers.candidates[1].parent = None;
+    assert_eq!(paired(&policy(), DPO, &[strangers]).0.len(), 1);
+}
+
+#[test]
+fn refinements_take_part_only_where_the_policy_wants_them() {
+    let mut refinement = candidate(2, &[5, 6, 8], 0.9, true);
+    refinement.parent = Some(CandidateId(9));
+    let one = exchange(1, "p", vec![candidate(1, &[7, 7, 7], -0.5, false), refinement]);
+    let without = PairPolicy { use_refinements: false, ..policy() };
+    assert_eq!(paired(&without, DPO, std::slice::from_ref(&one)).0, []);
+    assert_eq!(paired(&policy(), DPO, &[one]).0.len(), 1);
+}
+
+#[test]
+fn for_sft_every_positive_counts_up_to_the_cap_and_nothing_is_rejected() {
+    let candidates = (1..=4).map(|id| candidate(id, &[7, i32::try_from(id).unwrap()], 0.9, true));
+    let one = exchange(1, "p", candidates.collect());
+    let (pairs, _) = paired(&policy(), Objective::Sft, &[one]);
+    assert_eq!(chosen_and_rejected(&pairs), [(1, None), (2, None)]);
+    assert!(pairs.iter().all(|pair| pair.example.rejected.is_none()));
+}
+
+#[test]
+fn a_prompt_that_was_asked_twice_gives_no_pair_twice_and_shares_its_cap() {
+    let candidates = |from: i64| {
+        vec![candidate(from, &[5, 6, 7], -0.5, false), candidate(from + 1, &[5, 6, 8], 0.9, true)]
+    };
+    let (pairs, _) =
+        paired(&policy(), DPO, &[exchange(1, "p", candidates(1)), exchange(2, "p", candidates(3))]);
+    assert_eq!(chosen_and_rejected(&pairs), [(2, Some(1))]);
+    let other = vec![candidate(5, &[8, 6, 7], -0.5, false), candidate(6, &[8, 6, 8], 0.9, true)];
+    let third = vec![candidate(7, &[9, 6, 7], -0.5, false), candidate(8, &[9, 6, 8], 0.9, true)];
+    let all = [
+        exchange(1, "p", candidates(1)),
+        exchange(2, "p", other),
+        exchange(3, "p", third),
+        exchange(4, "q", candidates(9)),
+    ];
+    let (pairs, _) = paired(&policy(), DPO, &all);
+    assert_eq!(chosen_and_rejected(&pairs), [(2, Some(1)), (6, Some(5)), (10, Some(9))]);
+}
+
+#[test]
+fn mean_minus_two_deviations_leaves_the_outlier_alone() {
+    let mut candidates: Vec<_> =
+        (1..=8).map(|id| candidate(id, &[1, i32::try_from(id).unwrap()], 0.5, true)).collect();
+    candidates.push(candidate(9, &[2, 9], 0.0, false));
+    candidates.push(candidate(10, &[2, 10], -1.0, false));
+    // Mean 0.3, deviation 0.456: the target is -0.61, and the outlier at -1 is nearer to it.
+    let policy = PairPolicy { rejected: Rejected::MeanMinus2Sd, per_prompt: 1, ..policy() };
+    let near = exchange(1, "p", candidates.clone());
+    assert_eq!(paired(&policy, DPO, &[near]).0[0].row.rejected, Some(CandidateId(10)));
+    // With one more in the middle, that one is nearer.
+    candidates.push(candidate(11, &[2, 11], -0.6, false));
+    let middle = exchange(1, "p", candidates);
+    assert_eq!(paired(&policy, DPO, &[middle]).0[0].row.rejected, Some(CandidateId(11)));
+}
+
+#[test]
+fn likeness_is_one_minus_the_normalized_edit_distance() {
+    let tokens = |ids: &[i32]| ids.iter().copied().map(Token).collect::<Vec<_>>();
+    let alike = |a: &[i32], b: &[i32]| similarity(&tokens(a), &tokens(b));
+    assert!((alike(&[1, 2, 3], &[1, 2, 3]) - 1.0).abs() < 1e-12);
+    assert!((alike(&[1, 2, 3, 4], &[1, 3, 4]) - 0.75).abs() < 1e-12);
+    assert!(alike(&[1, 2], &[3, 4]).abs() < 1e-12);
+    assert!(alike(&[], &[3]).abs() < 1e-12);
+}
+
+fn any_candidate() -> impl Strategy<Value = Candidate> {
+    let tokens = prop::collection::vec(1i32..4, 0..6);
+    (tokens, -1.0f32..1.0, any::<bool>(), any::<bool>(), any::<bool>(), prop::option::of(1i64..6))
+        .prop_map(|(tokens, value, passes, complete, judged, parent)| {
+            let mut candidate = candidate(0, &tokens, value, passes);
+            candidate.parent = parent.map(CandidateId);
+            if !complete {
+                candidate.finish = FinishReason::Length;
+                candidate.tokens.pop();
+            }
+            if !judged {
+                candidate.assessments.clear();
+            }
+            candidate
+        })
+}
+
+fn any_exchanges() -> impl Strategy<Value = Vec<Exchange>> {
+    let prompt = prop::sample::select(vec!["a", "b", "c", "Held  OUT"]);
+    let one = (prompt, prop::collection::vec(any_candidate(), 0..12));
+    prop::collection::vec(one, 0..6).prop_map(|list| {
+        let mut next = 0;
+        let number = |(index, (prompt, mut candidates)): (usize, (&str, Vec<Candidate>))| {
+            for candidate in &mut candidates {
+                next += 1;
+                candidate.id = CandidateId(next);
+            }
+            exchange(i64::try_from(index).unwrap(), prompt, candidates)
+        };
+        list.into_iter().enumerate().map(number).collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_pair_keeps_every_rule(
+        exchanges in any_exchanges(),
+        rejected in prop::sample::select(vec![Rejected::Random, Rejected::MeanMinus2Sd]),
+        supervised in any::<bool>(),
+        per_prompt in 1usize..4,
+    ) {
+        let policy = PairPolicy { rejected, per_prompt, ..policy() };
+        let objective = if supervised { Objective::Sft } else { DPO };
+        let (pairs, tally) = paired(&policy, objective, &exchanges);
+        prop_assert_eq!(&paired(&policy, objective, &exchanges).0, &pairs);
+        prop_assert_eq!(tally.prompts, exchanges.len());
+        let find = |pair: &Pair, id| {
+            let exchange = exchanges.iter().find(|e| e.id == pair.row.exchange).unwrap();
+            exchange.candidates.iter().find(|c| c.id == id).unwrap().clone()
+        };
+        let mut per = HashMap::new();
+        for (index, pair) in pairs.iter().enumerate() {
+            prop_assert!(!pairs[..index].iter().any(|earlier| earlier.example == pair.example));
+            let exchange = exchanges.iter().find(|e| e.id == pair.row.exchange).unwrap();
+            prop_assert!(exchange.messages[0].content != "Held  OUT");
+            let count = per.entry(&exchange.messages[0].content).or_insert(0);
+            *count += 1;
+            prop_assert!(*count <= per_prompt);
+            let chosen = find(pair, pair.row.chosen);
+            prop_assert!(reflect::passes(&chosen.assessments));
+            prop_assert_eq!(chosen.finish, FinishReason::Stop);
+            prop_assert_eq!(chosen.tokens.last(), Some(&END));
+            prop_assert_eq!(pair.row.rejected.is_none(), supervised);
+            if let Some(id) = pair.row.rejected {
+                let rejected = find(pair, id);
+                prop_assert!(!rejected.assessments.is_empty());
+                prop_assert!(!reflect::passes(&rejected.assessments));
+                prop_assert!(pair.row.margin >= policy.min_margin);
+                prop_assert!(chosen.tokens != rejected.tokens);
+                prop_assert!(
+                    length_ratio(&chosen.tokens, &rejected.tokens) <= policy.max_length_ratio
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! A judged adapter becomes a generation, and back: promotion, restoring at start, rollback, and the
+//! pruning of old files. It must not judge. Used by `run` and `task`.
+//!
+//! The order is what makes `kill -9` harmless at every point:
+//! 1. The file appears at `adapters/<generation>/` (temporary file, fsync, rename). Killed before or
+//!    here: nobody refers to it, and the next promotion gets the same number and overwrites it.
+//! 2. The store records generation, active mark and run in one transaction. Killed after: the next
+//!    start finds the mark and the whole file, and serves them.
+//! 3. The engine takes new requests on the new lane, which the gate has loaded. Running requests
+//!    stay on theirs.
+//! 4. The old lane is retired when its last request has ended; old files go. Killed here: memory is
+//!    gone anyway, and the next run prunes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tracing::{error, info, warn};
+
+use super::adapter::{self, AdapterError};
+use super::child::Trained;
+use super::{LearnError, Parts};
+use crate::engine::{EngineError, Generation};
+use crate::paths;
+use crate::store::{GenerationRow, RunId, StoreError};
+
+/// Run folders that are kept: data set, curves and adapter of refused runs, for the owner to look at.
+const KEEP_RUNS: usize = 16;
+
+/// Why a generation did not come to be.
+#[derive(Debug, thiserror::Error)]
+pub enum PromoteError {
+    /// The file could not be put in its place.
+    #[error("install the adapter {path}: {source}")]
+    Install {
+        /// Where it should have gone.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// It changed on its way.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// What is promoted. Its lane is loaded.
+#[derive(Debug)]
+pub(super) struct Promotion<'a> {
+    pub(super) run: RunId,
+    pub(super) generation: Generation,
+    pub(super) parent: Generation,
+    pub(super) trained: &'a Trained,
+    pub(super) verdict: serde_json::Value,
+}
+
+/// Makes new requests go to the new generation.
+pub(super) async fn promote(parts: &Parts, promotion: Promotion<'_>) -> Result<(), PromoteError> {
+    let Promotion { run, generation, parent, trained, verdict } = promotion;
+    let path = parts.state.adapter(generation.0);
+    install(&trained.adapter, &path, &trained.sha256).await?;
+    let row = GenerationRow {
+        generation,
+        run,
+        parent,
+        path,
+        sha256: trained.sha256.clone(),
+        base_sha256: parts.engine.info().sha256.clone(),
+        created_ms: chrono::Utc::now().timestamp_millis(),
+        active: true,
+        verdict,
+    };
+    parts.store.promote(row).await?;
+    if let Err(error) = parts.engine.activate(generation).await {
+        // The store must not name what nobody serves.
+        parts.store.set_active(parent).await?;
+        return Err(error.into());
+    }
+    info!(generation = generation.0, run_id = %run, "A generation was promoted.");
+    retire_later(parts, parent);
+    Ok(())
+}
+
+/// Loads and activates what the store names as active; when that cannot be, the generation before
+/// it, else the base. What is served is then what the store names.
+pub(super) async fn restore(parts: &Parts) -> Result<Generation, StoreError> {
+    let reason = "the daemon ended during the run".to_owned();
+    for run in parts.store.fail_unfinished_runs(reason).await? {
+        warn!(run_id = %run, "A run was left unfinished and is marked as failed.");
+    }
+    let rows = parts.store.generations().await?;
+    let Some(active) = rows.iter().find(|row| row.active) else { return Ok(Generation::BASE) };
+    let before = rows.iter().find(|row| row.generation == active.parent);
+    for row in [Some(active), before].into_iter().flatten() {
+        match serve(parts, row).await {
+            Ok(()) => {
+                if !row.active {
+                    parts.store.set_active(row.generation).await?;
+                }
+                return Ok(row.generation);
+            }
+            Err(error) => {
+                warn!(generation = row.generation.0, %error, "A generation cannot be served.");
+            }
+        }
+    }
+    warn!("The base model is served, because no adapter can be.");
+    parts.store.set_active(Generation::BASE).await?;
+    Ok(Generation::BASE)
+}
+
+/// Serves this generation from now on. The store first: a crash between the two restores the
+/// owner's wish.
+pub(super) async fn rollback(parts: &Parts, to: Generation) -> Result<(), LearnError> {
+    let from = parts.engine.stats().active;
+    if from == to {
+        return Ok(());
+    }
+    let refused = |error: PromoteError| LearnError::Adapter(error.to_string());
+    if to != Generation::BASE {
+        let rows = parts.store.generations().await?;
+        let row = rows.iter().find(|row| row.generation == to);
+        let row = row.ok_or(StoreError::NotFound { what: "generation", id: to.0.into() })?;
+        load(parts, row).await.map_err(refused)?;
+    }
+    parts.store.set_active(to).await?;
+    if let Err(error) = parts.engine.activate(to).await {
+        parts.store.set_active(from).await?;
+        return Err(refused(error.into()));
+    }
+    info!(generation = to.0, from = from.0, "The owner has gone to another generation.");
+    retire_later(parts, from);
+    Ok(())
+}
+
+async fn serve(parts: &Parts, row: &GenerationRow) -> Result<(), PromoteError> {
+    load(parts, row).await?;
+    Ok(parts.engine.activate(row.generation).await?)
+}
+
+/// Loads a generation's lane unless it is there. The file was checked in full before it was
+/// promoted, so its hash is enough.
+async fn load(parts: &Parts, row: &GenerationRow) -> Result<(), PromoteError> {
+    let base_sha256 = &parts.engine.info().sha256;
+    if row.base_sha256 != *base_sha256 {
+        let reason =
+            format!("it was trained for the base {}, and {base_sha256} is served", row.base_sha256);
+        return Err(AdapterError::Unfit { path: row.path.clone(), reason }.into());
+    }
+    if parts.engine.stats().lanes.iter().any(|(generation, _)| *generation == row.generation) {
+        return Ok(());
+    }
+    let (path, sha256) = (row.path.clone(), row.sha256.clone());
+    blocking(move || adapter::check_hash(&path, &sha256)).await?;
+    Ok(parts.engine.load_lane(row.generation, row.path.clone()).await?)
+}
+
+/// Copies the file to its place and looks whether it arrived whole.
+async fn install(from: &Path, to: &Path, sha256: &str) -> Result<(), PromoteError> {
+    let (from, to, sha256) = (from.to_owned(), to.to_owned(), sha256.to_owned());
+    blocking(move || {
+        let copy = || {
+            std::fs::create_dir_all(to.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+            let mut source = std::fs::File::open(&from)?;
+            paths::write_atomic(&to, |target| io::copy(&mut source, target).map(drop))
+        };
+        copy().map_err(|source| PromoteError::Install { path: to.clone(), source })?;
+        Ok(adapter::check_hash(&to, &sha256)?)
+    })
+    .await
+}
+
+/// Frees a lane when its last request has ended. The base is never freed.
+fn retire_later(parts: &Parts, generation: Generation) {
+    if generation == Generation::BASE {
+        return;
+    }
+    let engine = parts.engine.clone();
+    tokio::spawn(async move {
+        match engine.retire(generation).await {
+            Ok(()) => info!(generation = generation.0, "An old lane was freed."),
+            Err(EngineError::Stopped) => {}
+            Err(error) => {
+                error!(generation = generation.0, %error, "An old lane keeps its memory.");
+            }
+        }
+    });
+}
+
+/// Removes the files of old generations and the folders of old runs. The rows stay: what was
+/// learned when is worth more than its bytes. A file that cannot be removed is tried again next time.
+pub(super) async fn prune(parts: &Parts) {
+    let keep = parts.config.borrow().learn.keep_generations;
+    let rows = match parts.store.generations().await {
+        Ok(rows) => rows,
+        Err(error) => {
+            warn!(%error, "Old adapters are not pruned.");
+            return;
+        }
+    };
+    let mut folders: Vec<PathBuf> = expendable(&rows, keep)
+        .into_iter()
+        .filter_map(|generation| Some(parts.state.adapter(generation.0).parent()?.to_owned()))
+        .collect();
+    let runs = parts.state.runs();
+    blocking(move || {
+        folders.extend(old_runs(&runs));
+        for folder in folders.iter().filter(|folder| folder.exists()) {
+            match std::fs::remove_dir_all(folder) {
+                Ok(()) => info!(folder = %folder.display(), "An old folder was removed."),
+                Err(error) => {
+                    warn!(folder = %folder.display(), %error, "An old folder was not removed.");
+                }
+            }
+        }
+    })
+    .await;
+}
+
+/// All but the newest run folders. Their names begin with the time, so they sort by age.
+fn old_runs(runs: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(runs) else { return Vec::new() };
+    let mut folders: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    folders.sort_unstable();
+    folders.truncate(folders.len().saturating_sub(KEEP_RUNS));
+    folders
+}
+
+/// All but the newest `keep`, and never what is served or what a rollback goes back to.
+fn expendable(rows: &[GenerationRow], keep: usize) -> Vec<Generation> {
+    let active = rows.iter().find(|row| row.active);
+    let needed = active.map(|row| [row.generation, row.parent]).unwrap_or_default();
+    let mut generations: Vec<_> = rows.iter().map(|row| row.generation).collect();
+    generations.sort_unstable();
+    generations.truncate(generations.len().saturating_sub(keep));
+    generations.retain(|generation| !needed.contains(generation));
+    generations
+}
+
+/// Files are read and written where blocking is allowed.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("reading and writing files does not panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(generation: u32, parent: u32, active: bool) -> GenerationRow {
+        GenerationRow {
+            generation: Generation(generation),
+            run: RunId(generation.into()),
+            parent: Generation(parent),
+            path: PathBuf::new(),
+            sha256: String::new(),
+            base_sha256: String::new(),
+            created_ms: 0,
+            active,
+            verdict: serde_json::Value::Null,
+        }
+    }
+
+    #[test]
+    fn pruning_keeps_the_newest_the_active_one_and_its_predecessor() {
+        let rows = [row(1, 0, false), row(2, 1, false), row(3, 2, true), row(4, 3, false)];
+        assert_eq!(expendable(&rows, 1), [Generation(1)]);
+        assert_eq!(expendable(&rows, 10), []);
+        let rows = [row(1, 0, true), row(2, 1, false), row(3, 2, false)];
+        assert_eq!(expendable(&rows, 0), [Generation(2), Generation(3)]);
+    }
+
+    #[test]
+    fn the_newest_run_folders_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        for day in 10..30 {
+            std::fs::create_dir(folder.path().join(format!("202611{day}T030000.000-abc"))).unwrap();
+        }
+        let old = old_runs(folder.path());
+        assert_eq!(old.len(), 20 - KEEP_RUNS);
+        assert!(old.iter().all(|path| path.to_string_lossy().contains("2026111")));
+    }
+
+    #[test]
+    fn with_the_base_active_only_the_newest_are_kept() {
+        let rows = [row(1, 0, false), row(2, 1, false)];
+        assert_eq!(expendable(&rows, 1), [Generation(1)]);
+    }
+
+    #[tokio::test]
+    async fn an_installed_file_is_whole_and_replaces_what_a_crash_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let from = folder.path().join("trained.gguf");
+        paths::write_atomic(&from, |file| io::Write::write_all(file, b"weights")).unwrap();
+        let sha256 = paths::sha256(&from).unwrap();
+        let to = folder.path().join("adapters/1/adapter.gguf");
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        paths::write_atomic(&to, |file| io::Write::write_all(file, b"left over")).unwrap();
+        install(&from, &to, &sha256).await.unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), b"weights");
+        install(&from, &to, "another hash").await.unwrap_err();
+    }
+}

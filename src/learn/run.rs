@@ -1,0 +1,404 @@
+//! One run, straight: pairs, data set, trainer, check, gate, promotion. Read it from top to bottom.
+//! Each step's decision lives elsewhere (`pairs`, `adapter`, `gate`); a run changes nothing of what
+//! is served until `promote` has recorded it. Used by `task`.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::watch;
+use tracing::{Instrument as _, info, warn};
+
+use super::adapter::{self, AdapterError};
+use super::arena::{Arena, ArenaError};
+use super::child::{self, Trained, TrainerError, Update};
+use super::dataset::Dataset;
+use super::gate::{self, Verdict};
+use super::held_out::{self, HeldOut, HeldOutError, Question};
+use super::op_queue::Cancel;
+use super::pairs::{Pair, Pairing, Tally};
+use super::promote::{self, PromoteError, Promotion, blocking};
+use super::{Ended, Parts, Stage};
+use crate::config::Config;
+use crate::engine::{EngineError, Generation};
+use crate::paths;
+use crate::protocol::{self, Job, Step, TrainerEvent};
+use crate::reflect::ReflectError;
+use crate::store::{self, PairRow, RunId, RunState, StoreError};
+
+/// Exchanges read at once.
+const PAGE: usize = 256;
+/// Runs among which the last one that was judged is looked for.
+const RECENT_RUNS: usize = 100;
+
+/// Why a run or an exploration broke.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RunError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Reflect(#[from] ReflectError),
+    #[error(transparent)]
+    HeldOut(#[from] HeldOutError),
+    #[error(transparent)]
+    Trainer(#[from] TrainerError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    #[error(transparent)]
+    Promote(#[from] PromoteError),
+    /// There is nothing to train on.
+    #[error("{0}")]
+    TooFewPairs(String),
+    #[error("write {path}: {source}")]
+    Write { path: PathBuf, source: std::io::Error },
+    /// The owner or the end of the daemon stopped it.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl RunError {
+    /// With every cause, for the run's record.
+    pub(super) fn reason(&self) -> String {
+        let mut reason = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            reason = format!("{reason}: {error}");
+            cause = error.source();
+        }
+        reason
+    }
+    fn state(&self) -> RunState {
+        match self {
+            Self::Cancelled | Self::Trainer(TrainerError::Cancelled) => RunState::Cancelled,
+            _ => RunState::Failed,
+        }
+    }
+}
+
+/// A recorded run with what its steps need.
+struct Run<'a> {
+    parts: &'a Parts,
+    config: Arc<Config>,
+    stage: &'a watch::Sender<Stage>,
+    id: RunId,
+    /// What is served when it starts: where training begins, the reference policy, the opponent.
+    start: Generation,
+    job: Job,
+    questions: Vec<Question>,
+}
+
+/// From pairs to a verdict. Fewer than `min_new_pairs` that are newer than the last run's: no run.
+pub(super) async fn run(
+    parts: &Parts,
+    min_new_pairs: usize,
+    stage: &watch::Sender<Stage>,
+    cancel: Cancel,
+) -> Ended {
+    stage.send_replace(Stage::Pairing);
+    let run = match prepare(parts, min_new_pairs, stage).await {
+        Ok(run) => run,
+        Err(error) => return Ended::Failed { run: None, reason: error.reason() },
+    };
+    let id = run.id;
+    let span = tracing::info_span!("train", run_id = %id);
+    let ended = match run.finish(cancel).instrument(span).await {
+        Ok(ended) => ended,
+        Err(error) => {
+            let reason = error.reason();
+            warn!(run_id = %id, error = reason, "A training run has failed.");
+            let stored = parts.store.update_run(id, error.state(), Some(reason.clone()), json!({}));
+            if let Err(error) = stored.await {
+                warn!(run_id = %id, %error, "The end of the run is not recorded.");
+            }
+            Ended::Failed { run: Some(id), reason }
+        }
+    };
+    promote::prune(parts).await;
+    ended
+}
+
+async fn prepare<'a>(
+    parts: &'a Parts,
+    min_new_pairs: usize,
+    stage: &'a watch::Sender<Stage>,
+) -> Result<Run<'a>, RunError> {
+    let config = parts.config.borrow().clone();
+    let questions = blocking({
+        let config = config.clone();
+        move || held_out::load(config.agents.values())
+    })
+    .await?;
+    let held_out = HeldOut::new(questions.iter().map(|question| question.line.prompt.as_str()));
+    let (pairs, tally) = pairs(parts, &config, &held_out).await?;
+    enough(parts, &pairs, tally, min_new_pairs).await?;
+
+    let dataset = Dataset::new(&pairs);
+    let start = parts.engine.stats().active;
+    let job = job(parts, &config, start, &dataset).await?;
+    let written = job.clone();
+    let dataset = blocking(move || {
+        let write = || {
+            std::fs::create_dir_all(&written.out)?;
+            dataset.write(&written.data)
+        };
+        let path = written.data.clone();
+        write().map(|()| dataset).map_err(|source| RunError::Write { path, source })
+    })
+    .await?;
+    let rows: Vec<PairRow> = pairs.iter().map(|pair| pair.row).collect();
+    let record = serde_json::to_value(&job).expect("a job is plain data");
+    let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
+    info!(run_id = %id, pairs = pairs.len(), start = start.0, "A training run starts.");
+    let facts = json!({ "tally": tally, "version": env!("CARGO_PKG_VERSION") });
+    parts.store.update_run(id, RunState::Training, None, facts).await?;
+    Ok(Run { parts, config, stage, id, start, job, questions })
+}
+
+/// The pairs of all stored exchanges of the agents that learn.
+async fn pairs(
+    parts: &Parts,
+    config: &Config,
+    held_out: &HeldOut,
+) -> Result<(Vec<Pair>, Tally), RunError> {
+    let learning = config.agents.values().filter(|agent| agent.learn);
+    let agents: Vec<String> = learning.map(|agent| agent.name.clone()).collect();
+    let learn = &config.learn;
+    let vocabulary = parts.engine.vocabulary().as_ref();
+    let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
+    let mut after = None;
+    loop {
+        let page = parts.store.learnable(agents.clone(), after, PAGE).await?;
+        page.iter().for_each(|exchange| pairing.add(exchange));
+        after = page.last().map(|exchange| exchange.id);
+        if page.len() < PAGE {
+            return Ok(pairing.finish());
+        }
+    }
+}
+
+/// A pair is new when one of its candidates is younger than all that the last run learned from.
+async fn enough(
+    parts: &Parts,
+    pairs: &[Pair],
+    tally: Tally,
+    min_new_pairs: usize,
+) -> Result<(), RunError> {
+    let Tally { prompts, held_out, without_chosen, without_rejected } = tally;
+    let why = format!(
+        "of {prompts} prompts {held_out} are held out, {without_chosen} have no answer that passes \
+         every aspect, {without_rejected} have none to reject"
+    );
+    if pairs.is_empty() {
+        return Err(RunError::TooFewPairs(format!("there are no pairs: {why}; explore first")));
+    }
+    let runs = parts.store.runs(RECENT_RUNS).await?;
+    // What a run that broke was given is still to be learned.
+    let judged = |run: &&store::Run| matches!(run.state, RunState::Promoted | RunState::Rejected);
+    let last = match runs.iter().find(judged) {
+        Some(run) => parts.store.pairs(run.id).await?,
+        None => Vec::new(),
+    };
+    let seen = last.iter().map(|row| row.rejected.max(Some(row.chosen))).max().flatten();
+    let new = pairs.iter().filter(|pair| seen < Some(pair.newest())).count();
+    if new < min_new_pairs {
+        return Err(RunError::TooFewPairs(format!(
+            "{new} pairs are new since the last run, and learn.min_new_pairs is {min_new_pairs}: {why}"
+        )));
+    }
+    Ok(())
+}
+
+async fn job(
+    parts: &Parts,
+    config: &Config,
+    start: Generation,
+    dataset: &Dataset,
+) -> Result<Job, RunError> {
+    let rows = parts.store.generations().await?;
+    let adapter = rows.into_iter().find(|row| row.generation == start).map(|row| row.path);
+    let info = parts.engine.info();
+    // The trainer runs in another folder, so its paths are absolute.
+    let base = std::path::absolute(&info.path)
+        .map_err(|source| RunError::Write { path: info.path.clone(), source })?;
+    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
+    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
+    let out = parts.state.run(&label);
+    let (learn, trainer) = (&config.learn, &config.trainer);
+    Ok(Job {
+        version: protocol::VERSION,
+        run: label,
+        base,
+        base_sha256: info.sha256.clone(),
+        start: adapter,
+        data: out.join("data.jsonl"),
+        out,
+        objective: learn.objective,
+        lora: learn.lora,
+        optimizer: learn.optimizer,
+        validation_share: learn.validation_share,
+        max_tokens: learn.max_tokens,
+        threads: trainer.threads,
+        device: trainer.device,
+        seed: dataset.seed(),
+    })
+}
+
+impl Run<'_> {
+    async fn finish(&self, cancel: Cancel) -> Result<Ended, RunError> {
+        // Before the trainer works all night for an adapter that nothing can judge.
+        if let Some(reason) = self.unjudgeable() {
+            return self.reject(reason, serde_json::Value::Null).await;
+        }
+        let trained = self.train(cancel.clone()).await?;
+        self.check(&trained).await?;
+        let candidate = self.parts.store.next_generation().await?;
+        self.parts.engine.load_lane(candidate, trained.adapter.clone()).await?;
+        let promoted = self.gate(candidate, &trained, cancel).await;
+        if !matches!(promoted, Ok(Ended::Promoted { .. })) {
+            // Awaited, because the next candidate gets the same number.
+            if let Err(error) = self.parts.engine.retire(candidate).await {
+                warn!(%error, "The lane of a refused adapter keeps its memory.");
+            }
+        }
+        promoted
+    }
+
+    /// An agent whose answers are learned from, but that has nothing to be judged by.
+    fn unjudgeable(&self) -> Option<String> {
+        let learning = self.config.agents.values().filter(|agent| agent.learn);
+        let mut unjudged = learning.filter(|agent| {
+            !self.questions.iter().any(|question| question.agent.name == agent.name)
+        });
+        unjudged.next().map(|agent| {
+            format!(
+                "agent {} has no held-out prompts, so nothing can show that an adapter is better: \
+                 add a held_out file to it, or set `learn: false`",
+                agent.name
+            )
+        })
+    }
+
+    async fn train(&self, cancel: Cancel) -> Result<Trained, RunError> {
+        let engine = self.parts.engine.clone();
+        let quiet = move || Duration::from_millis(engine.stats().quiet_ms);
+        let mut curves = Curves::default();
+        let mut update = |update: Update| {
+            curves.take(update);
+            self.stage.send_replace(Stage::Training {
+                run: self.id,
+                n_steps: curves.n_steps,
+                step: curves.step,
+                paused: curves.paused,
+            });
+        };
+        let trained =
+            child::train(&self.config.trainer, &self.job, &quiet, &mut update, cancel).await;
+        // Also those of a run that failed: they say how.
+        let lines = std::mem::take(&mut curves.lines);
+        let path = self.job.out.join("events.jsonl");
+        let written = blocking({
+            let path = path.clone();
+            move || paths::write_atomic(&path, |file| std::io::Write::write_all(file, &lines))
+        });
+        written.await.map_err(|source| RunError::Write { path, source })?;
+        let trained = trained?;
+        let facts = json!({
+            "step": curves.step,
+            "best_step": trained.best_step,
+            "best_loss": trained.best_loss,
+            "adapter_sha256": trained.sha256,
+        });
+        self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
+        Ok(trained)
+    }
+
+    async fn check(&self, trained: &Trained) -> Result<(), RunError> {
+        let Trained { adapter, sha256, .. } = trained.clone();
+        let Job { base, base_sha256, .. } = self.job.clone();
+        let checked = blocking(move || {
+            let base = adapter::Base { path: &base, sha256: &base_sha256 };
+            adapter::check(&adapter, &sha256, base)
+        });
+        Ok(checked.await?)
+    }
+
+    async fn gate(
+        &self,
+        candidate: Generation,
+        trained: &Trained,
+        mut cancel: Cancel,
+    ) -> Result<Ended, RunError> {
+        let verdict = tokio::select! {
+            verdict = self.verdict(candidate, trained) => verdict?,
+            () = cancel.cancelled() => return Err(RunError::Cancelled),
+        };
+        let numbers = serde_json::to_value(&verdict).expect("a verdict is plain data");
+        if !verdict.promote {
+            return self.reject(verdict.reason, numbers).await;
+        }
+        let (run, generation) = (self.id, candidate);
+        let metrics = json!({ "gate": numbers });
+        self.parts.store.update_run(run, RunState::Gating, Some(verdict.reason), metrics).await?;
+        let verdict = numbers.clone();
+        let parent = self.start;
+        promote::promote(self.parts, Promotion { run, generation, parent, trained, verdict })
+            .await?;
+        Ok(Ended::Promoted { run, generation, verdict: numbers })
+    }
+
+    async fn verdict(&self, candidate: Generation, trained: &Trained) -> Result<Verdict, RunError> {
+        let config = &self.config.learn.gate;
+        let asked = self.questions.iter().filter(|question| question.agent.learn).cloned();
+        let asked = held_out::choose(asked.collect(), config.prompts);
+        let show = |done| {
+            let total = asked.len();
+            self.stage.send_replace(Stage::Gating { run: self.id, done, total });
+        };
+        show(0);
+        let arena =
+            Arena { parts: self.parts, config, run: self.id, active: self.start, candidate };
+        let evidence = arena.evidence(&trained.probe, &asked, &show).await?;
+        Ok(gate::judge(&evidence, config, self.job.seed))
+    }
+
+    async fn reject(&self, reason: String, verdict: serde_json::Value) -> Result<Ended, RunError> {
+        info!(reason, "The adapter is not promoted.");
+        let state = RunState::Rejected;
+        let metrics = json!({ "gate": verdict });
+        self.parts.store.update_run(self.id, state, Some(reason.clone()), metrics).await?;
+        Ok(Ended::Rejected { run: self.id, reason, verdict })
+    }
+}
+
+/// What the trainer has said so far: for the progress bar, and as lines for the run's folder.
+#[derive(Debug, Default)]
+struct Curves {
+    n_steps: usize,
+    step: Step,
+    paused: bool,
+    lines: Vec<u8>,
+}
+
+impl Curves {
+    fn take(&mut self, update: Update) {
+        match update {
+            Update::Paused(paused) => self.paused = paused,
+            Update::Event(event) => {
+                serde_json::to_writer(&mut self.lines, &event)
+                    .expect("an event is plain data, and a Vec takes all bytes");
+                self.lines.push(b'\n');
+                match event {
+                    TrainerEvent::Started { n_steps, .. } => self.n_steps = n_steps,
+                    TrainerEvent::Step(step) => self.step = step,
+                    _ => {}
+                }
+            }
+        }
+    }
+}

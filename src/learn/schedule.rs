@@ -1,0 +1,177 @@
+//! When a run starts by itself. Pure: pattern, time and facts in, decision out. It must not look at
+//! a clock. Used by `task`.
+//!
+//! A run that was due while the daemon was down is not made up for: the next due time counts.
+//! A due run that finds the engine busy stays due until it is quiet.
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use chrono_tz::Tz;
+use croner::Cron;
+
+/// First wait after a failure; doubled by each further one.
+const BACK_OFF: TimeDelta = TimeDelta::minutes(30);
+/// A run that keeps failing is still tried this often.
+const BACK_OFF_CAP: TimeDelta = TimeDelta::days(7);
+
+/// When the next run is due.
+#[derive(Debug)]
+pub struct Schedule {
+    plan: Option<(Cron, Tz)>,
+    due: Option<DateTime<Utc>>,
+    failures: u32,
+}
+
+/// What to do now. Displays as the reason.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Decision {
+    /// No schedule is configured, or its pattern never matches again.
+    Never,
+    /// Not yet.
+    NotDue(DateTime<Utc>),
+    /// It is time, but somebody chats, or did so lately.
+    Busy {
+        /// How long nothing has run.
+        quiet: Duration,
+        /// How long it has to be.
+        idle: Duration,
+    },
+    /// Start.
+    Start,
+}
+
+impl std::fmt::Display for Decision {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Never => write!(formatter, "no run is scheduled"),
+            Self::NotDue(due) => write!(formatter, "the next run is due at {}", due.to_rfc3339()),
+            Self::Busy { quiet, idle } => write!(
+                formatter,
+                "a run is due and waits until no chat has run for {} s (now {} s)",
+                idle.as_secs(),
+                quiet.as_secs()
+            ),
+            Self::Start => write!(formatter, "a run is due"),
+        }
+    }
+}
+
+impl Schedule {
+    /// The first due time after `now`. `config` has checked the pattern.
+    pub fn new(plan: Option<&(String, Tz)>, now: DateTime<Utc>) -> Self {
+        let mut schedule = Self { plan: None, due: None, failures: 0 };
+        schedule.replan(plan, now);
+        schedule
+    }
+    /// The configuration has changed. Failures stay counted: a new time does not mend the trainer.
+    pub fn replan(&mut self, plan: Option<&(String, Tz)>, now: DateTime<Utc>) {
+        self.plan = plan.and_then(|(pattern, zone)| Some((Cron::from_str(pattern).ok()?, *zone)));
+        self.due = self.after(now);
+    }
+    /// When the next run is due.
+    pub fn due(&self) -> Option<DateTime<Utc>> {
+        self.due
+    }
+    /// What to do now, given for how long no chat has run and how long it has to be.
+    pub fn decide(&self, now: DateTime<Utc>, quiet: Duration, idle: Duration) -> Decision {
+        match self.due {
+            None => Decision::Never,
+            Some(due) if now < due => Decision::NotDue(due),
+            Some(_) if quiet < idle => Decision::Busy { quiet, idle },
+            Some(_) => Decision::Start,
+        }
+    }
+    /// A run (scheduled or asked for) has ended.
+    pub fn ended(&mut self, now: DateTime<Utc>, failed: bool) {
+        self.failures = if failed { self.failures.saturating_add(1) } else { 0 };
+        self.due = self.after(now + back_off(self.failures));
+    }
+    /// How many runs in a row have failed.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    fn after(&self, time: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let (cron, zone) = self.plan.as_ref()?;
+        let next = cron.find_next_occurrence(&time.with_timezone(zone), false).ok()?;
+        Some(next.with_timezone(&Utc))
+    }
+}
+
+/// 0, 30 minutes, 1 hour, 2 hours, ... a week.
+fn back_off(failures: u32) -> TimeDelta {
+    match failures {
+        0 => TimeDelta::zero(),
+        // 2^9 half hours are more than a week already.
+        n => (BACK_OFF * (1 << (n - 1).min(9))).min(BACK_OFF_CAP),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+    fn nightly() -> (String, Tz) {
+        ("0 3 * * *".into(), chrono_tz::Europe::Berlin)
+    }
+    const LONG: Duration = Duration::from_secs(3600);
+    const IDLE: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn the_pattern_means_local_time_on_both_sides_of_a_clock_change() {
+        let schedule = Schedule::new(Some(&nightly()), at("2026-07-01T12:00:00Z"));
+        assert_eq!(schedule.due(), Some(at("2026-07-02T01:00:00Z")));
+        let schedule = Schedule::new(Some(&nightly()), at("2026-12-01T12:00:00Z"));
+        assert_eq!(schedule.due(), Some(at("2026-12-02T02:00:00Z")));
+    }
+
+    #[test]
+    fn without_a_schedule_nothing_ever_starts() {
+        let schedule = Schedule::new(None, at("2026-07-01T12:00:00Z"));
+        assert_eq!(schedule.decide(at("2036-07-01T12:00:00Z"), LONG, IDLE), Decision::Never);
+    }
+
+    #[test]
+    fn a_due_run_waits_for_quiet_and_then_starts() {
+        let schedule = Schedule::new(Some(&nightly()), at("2026-07-01T12:00:00Z"));
+        let before = at("2026-07-02T00:59:59Z");
+        assert!(matches!(schedule.decide(before, LONG, IDLE), Decision::NotDue(_)));
+        let after = at("2026-07-02T01:20:00Z");
+        let chatting = schedule.decide(after, Duration::from_secs(5), IDLE);
+        assert!(chatting.to_string().contains("600 s (now 5 s)"), "{chatting}");
+        assert_eq!(schedule.decide(after, IDLE, IDLE), Decision::Start);
+    }
+
+    #[test]
+    fn a_run_that_keeps_failing_is_tried_less_often_but_at_least_weekly() {
+        let hourly = ("0 * * * *".into(), chrono_tz::UTC);
+        let now = at("2026-07-01T12:30:00Z");
+        let mut schedule = Schedule::new(Some(&hourly), now);
+        let mut waits = Vec::new();
+        for _ in 0..14 {
+            schedule.ended(now, true);
+            waits.push(schedule.due().unwrap() - now);
+        }
+        assert!(waits.is_sorted());
+        assert_eq!(waits[0], TimeDelta::minutes(90));
+        assert!(waits[13] <= BACK_OFF_CAP + TimeDelta::hours(1));
+        assert_eq!(schedule.failures(), 14);
+        schedule.ended(now, false);
+        assert_eq!(schedule.due(), Some(at("2026-07-01T13:00:00Z")));
+    }
+
+    #[test]
+    fn a_new_plan_takes_effect_at_once() {
+        let now = at("2026-07-01T12:30:00Z");
+        let mut schedule = Schedule::new(Some(&nightly()), now);
+        schedule.replan(Some(&("45 12 * * *".into(), chrono_tz::UTC)), now);
+        assert_eq!(schedule.due(), Some(at("2026-07-01T12:45:00Z")));
+        schedule.replan(None, now);
+        assert_eq!(schedule.due(), None);
+    }
+}
