@@ -1,1 +1,420 @@
-//! daemon
+//! READ FIRST: builds everything, runs one loop over [`Event`], stops everything in order.
+//! It decides nothing about answers or training: every other module is handed here what it needs,
+//! and tells the rest through the handle that it gave back. Called by `main` for `serve`, and by
+//! the integration tests.
+
+mod lock;
+mod reload;
+mod socket;
+mod systemd;
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use crate::api::wire::ConfigReport;
+use crate::api::{self, Phase};
+use crate::config::{self, Config, ConfigError};
+use crate::engine::fake::{Fake, Script};
+use crate::engine::{self, Engine, EngineError, EngineThread};
+use crate::exit::Exit;
+use crate::learn::{self, Learner};
+use crate::paths::StateDir;
+use crate::prompt::{ChatTemplate, PromptError};
+use crate::reflect::Reflector;
+use crate::store::{self, StoreError, StoreThread};
+
+use lock::StateLock;
+use socket::SocketFile;
+use systemd::Watchdog;
+
+/// Words from signals and tests. A few are enough: they are looked at as they come.
+const CONTROLS: usize = 8;
+/// How long owners and tasks that have been told to end may take before they are left behind.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Where things are.
+#[derive(Debug)]
+pub struct Options {
+    /// The folder of `reflectd.yaml`, `agents/` and `prompts/`.
+    pub root: PathBuf,
+    /// The folder of everything that the daemon writes.
+    pub state: PathBuf,
+    /// Instead of the configured socket.
+    pub socket: Option<PathBuf>,
+    /// What answers.
+    pub engine: EngineSource,
+}
+
+/// What answers.
+#[derive(Debug)]
+pub enum EngineSource {
+    /// The configured GGUF in llama.cpp.
+    Llama,
+    /// A scripted model, for tests.
+    Fake(Script),
+}
+
+/// A word to the running daemon.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Control {
+    /// Read the configuration again.
+    Reload,
+    /// Start a training run.
+    TrainNow,
+    /// End after the requests that run.
+    Drain,
+    /// End at once.
+    ExitNow,
+}
+
+/// What the loop waits for.
+#[derive(Debug)]
+enum Event {
+    Control(Control),
+    ConfigChanged,
+    WatchdogDue,
+    OwnerDied(&'static str),
+}
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum End {
+    Asked,
+    Forced,
+    OwnerDied,
+}
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state folder cannot be used.
+    #[error("open the state folder {path}")]
+    State {
+        /// The folder.
+        path: PathBuf,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon has the state folder.
+    #[error("another daemon uses {path}; stop it, or choose another folder with --state")]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The files have problems.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The database cannot be used.
+    #[error("open the database")]
+    Store(#[from] StoreError),
+    /// The model cannot be loaded.
+    #[error("start the engine")]
+    Engine(#[from] EngineError),
+    /// The model cannot hold a conversation.
+    #[error("{path} has no chat template; use the chat or instruct version of the model")]
+    NoTemplate {
+        /// The GGUF.
+        path: PathBuf,
+    },
+    /// The model's chat template does not compile.
+    #[error("compile the chat template of {path}")]
+    Template {
+        /// The GGUF.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: PromptError,
+    },
+    /// The socket cannot be opened.
+    #[error("listen on {path}")]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    /// The number that the program ends with.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::State { .. } | Self::Locked { .. } | Self::Store(_) | Self::Socket { .. } => {
+                Exit::System
+            }
+            Self::Config(_) | Self::NoTemplate { .. } | Self::Template { .. } => Exit::Config,
+            Self::Engine(EngineError::Load { .. } | EngineError::Invalid(_)) => Exit::Config,
+            Self::Engine(_) => Exit::Internal,
+        }
+    }
+}
+
+/// A started daemon: it answers already, [`Daemon::run`] looks after it.
+#[derive(Debug)]
+pub struct Daemon {
+    // What is told from outside.
+    controls: mpsc::Sender<Control>,
+    inbox: mpsc::Receiver<Control>,
+    changes: mpsc::Receiver<()>,
+    // Dropped to stop watching; `None` when the system refused.
+    watch: Option<config::watch::Watch>,
+    // What is told to everybody.
+    config: watch::Sender<Arc<Config>>,
+    report: watch::Sender<ConfigReport>,
+    phase: watch::Sender<Phase>,
+    // Who works.
+    engine: Engine,
+    engine_thread: EngineThread,
+    reflector: Reflector,
+    learner: Learner,
+    learner_task: JoinHandle<()>,
+    server: JoinHandle<io::Result<()>>,
+    store_thread: StoreThread,
+    // What is given back last.
+    socket: SocketFile,
+    lock: StateLock,
+}
+
+/// Builds everything, in the order in which each part needs the ones before it.
+pub async fn start(options: Options) -> Result<Daemon, StartError> {
+    let Options { root, state, socket, engine } = options;
+    let state_error = |source| StartError::State { path: state.clone(), source };
+    let state_dir = StateDir::open(&state).map_err(state_error)?;
+    let lock = StateLock::take(&state_dir)?;
+    let config = reload::load(root.clone()).await?;
+
+    let (store, store_thread) = store::spawn(state_dir.database()).await?;
+    let (engine, engine_thread) = spawn_engine(engine, &config).await?;
+    let template = Arc::new(chat_template(&engine)?);
+    let reflector = Reflector::new(engine.clone(), store.clone(), template);
+    reload::check_agents(&config, &reflector)?;
+
+    let path =
+        socket.or_else(|| config.server.socket.clone()).unwrap_or_else(|| state_dir.socket());
+    let config = watch::Sender::new(Arc::new(config));
+    let parts = learn::Parts {
+        engine: engine.clone(),
+        store: store.clone(),
+        reflector: reflector.clone(),
+        config: config.subscribe(),
+        state: state_dir,
+    };
+    let generation = learn::restore(&parts).await;
+    let (learner, learner_task) = learn::spawn(parts);
+
+    let is_shared = !config.borrow().server.allow_uids.is_empty();
+    let (listener, socket) = socket::open(path, is_shared)?;
+    let report = watch::Sender::new(ConfigReport::default());
+    let phase = watch::Sender::new(Phase::Serving);
+    let server = api::spawn(
+        listener,
+        api::Parts {
+            engine: engine.clone(),
+            store,
+            reflector: reflector.clone(),
+            learner: learner.clone(),
+            config: config.subscribe(),
+            report: report.subscribe(),
+            phase: phase.subscribe(),
+        },
+    );
+
+    let (controls, inbox) = mpsc::channel(CONTROLS);
+    // One place is enough: a second change before the first is looked at tells nothing new.
+    let (changed, changes) = mpsc::channel(1);
+    let watch = config::watch::spawn(&root, changed)
+        .inspect_err(|error| warn!(%error, "Configuration files are not watched."))
+        .ok();
+    info!(%generation, socket = %socket, model = engine.info().name, "Started.");
+    Ok(Daemon {
+        controls,
+        inbox,
+        changes,
+        watch,
+        config,
+        report,
+        phase,
+        engine,
+        engine_thread,
+        reflector,
+        learner,
+        learner_task,
+        server,
+        store_thread,
+        socket,
+        lock,
+    })
+}
+
+async fn spawn_engine(
+    source: EngineSource,
+    config: &Config,
+) -> Result<(Engine, EngineThread), EngineError> {
+    match source {
+        EngineSource::Llama => engine::spawn(&config.engine).await,
+        EngineSource::Fake(script) => {
+            engine::spawn_with(config.engine.queue, || Ok(Fake::new(script))).await
+        }
+    }
+}
+
+fn chat_template(engine: &Engine) -> Result<ChatTemplate, StartError> {
+    let info = engine.info();
+    let path = info.path.clone();
+    let Some(source) = &info.chat_template else { return Err(StartError::NoTemplate { path }) };
+    ChatTemplate::new(source, &info.bos, &info.eos)
+        .map_err(|source| StartError::Template { path, source })
+}
+
+impl Daemon {
+    /// For signals and tests.
+    pub fn control(&self) -> mpsc::Sender<Control> {
+        self.controls.clone()
+    }
+
+    /// Looks after everything until the daemon is told to end or an owner dies, then ends it.
+    pub async fn run(mut self) -> Exit {
+        let mut watchdog = Watchdog::new();
+        systemd::ready();
+        let end = loop {
+            match self.next_event(&mut watchdog).await {
+                Event::Control(Control::Reload) | Event::ConfigChanged => self.reload().await,
+                Event::Control(Control::TrainNow) => self.train_now(),
+                Event::Control(Control::Drain) => break End::Asked,
+                Event::Control(Control::ExitNow) => break End::Forced,
+                Event::WatchdogDue => watchdog.report(&self.engine.stats()),
+                Event::OwnerDied(owner) => {
+                    error!(owner, "A part of the daemon ended unasked.");
+                    break End::OwnerDied;
+                }
+            }
+        };
+        self.stop(end).await
+    }
+
+    async fn next_event(&mut self, watchdog: &mut Watchdog) -> Event {
+        tokio::select! {
+            Some(control) = self.inbox.recv() => Event::Control(control),
+            Some(()) = self.changes.recv() => Event::ConfigChanged,
+            () = watchdog.due() => Event::WatchdogDue,
+            () = self.engine_thread.died() => Event::OwnerDied("engine"),
+            () = self.store_thread.died() => Event::OwnerDied("store"),
+            _ = &mut self.learner_task => Event::OwnerDied("learner"),
+            _ = &mut self.server => Event::OwnerDied("socket"),
+        }
+    }
+
+    /// The new configuration is built fully before anybody sees it; a bad one changes nothing.
+    async fn reload(&self) {
+        systemd::reloading();
+        let old = Arc::clone(&self.config.borrow());
+        let report = match reload::renew(&old, &self.reflector).await {
+            Ok(new) => {
+                self.config.send_replace(Arc::new(new));
+                info!("Reloaded the configuration.");
+                ConfigReport::default()
+            }
+            Err(ConfigError(problems)) => {
+                for problem in &problems {
+                    let file = problem.file.display();
+                    warn!(%file, key = problem.key, error = problem.message, "Configuration kept.");
+                }
+                ConfigReport::rolled_back(problems)
+            }
+        };
+        self.report.send_replace(report);
+        systemd::ready();
+    }
+
+    fn train_now(&self) {
+        let learner = self.learner.clone();
+        tokio::spawn(async move {
+            match learner.train().await {
+                Ok(ended) => info!(?ended, "The run that was asked for has ended."),
+                Err(error) => warn!(%error, "No run was started."),
+            }
+        });
+    }
+
+    /// Ends everything in order; each part is let go before the ones that it needs.
+    async fn stop(self, end: End) -> Exit {
+        systemd::stopping();
+        let Self { mut inbox, config, phase, watch, learner, learner_task, server, .. } = self;
+        let grace = config.borrow().server.shutdown_grace;
+        info!(?end, ?grace, "Stopping.");
+        phase.send_replace(Phase::Draining);
+        drop(watch);
+
+        let mut work = pin!(async move {
+            tokio::join!(finished(server), async move {
+                learner.shutdown().await;
+                finished(learner_task).await;
+            })
+        });
+        let exit = match end {
+            End::Forced => Exit::Forced,
+            End::OwnerDied => Exit::Internal,
+            End::Asked => tokio::select! {
+                _ = &mut work => Exit::Ok,
+                () = tokio::time::sleep(grace) => {
+                    warn!(?grace, "Requests that still run are cut off.");
+                    Exit::Forced
+                }
+                () = told_again(&mut inbox) => Exit::Forced,
+            },
+        };
+        phase.send_replace(Phase::Ending);
+        if exit != Exit::Ok && timeout(LAST_WORDS, work).await.is_err() {
+            warn!("Some work did not end and is left behind.");
+        }
+
+        // The owner threads end when their last handle is dropped.
+        drop((self.engine, self.reflector));
+        joined("engine", || self.engine_thread.join()).await;
+        joined("store", || self.store_thread.join()).await;
+        drop(self.socket);
+        drop(self.lock);
+        info!(?exit, "Stopped.");
+        exit
+    }
+}
+
+/// A handle must not be polled again after its end, which the loop may have seen.
+async fn finished<T>(task: JoinHandle<T>) {
+    if task.is_finished() {
+        return;
+    }
+    if let Err(error) = task.await {
+        warn!(%error, "A task ended badly.");
+    }
+}
+
+async fn told_again(inbox: &mut mpsc::Receiver<Control>) {
+    while let Some(control) = inbox.recv().await {
+        match control {
+            Control::Drain | Control::ExitNow => return,
+            Control::Reload | Control::TrainNow => {}
+        }
+    }
+}
+
+async fn joined<E: Send + 'static>(
+    owner: &'static str,
+    join: impl FnOnce() -> Result<(), E> + Send + 'static,
+) {
+    match timeout(LAST_WORDS, tokio::task::spawn_blocking(join)).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(_) => error!(owner, "An owner thread panicked."),
+        Err(_) => warn!(owner, "An owner thread did not end and is left behind."),
+    }
+}

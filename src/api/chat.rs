@@ -1,0 +1,382 @@
+//! `POST /v1/chat/completions`: body to [`Task`], progress to a reply or a stream. The client's
+//! leaving drops the progress receiver, which is how `reflect` and the engine learn of it.
+//! Values are checked here and named by field; `reply.rs` has the replies' shape.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Extension, State};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::{Stream, StreamExt as _, stream};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tracing::Instrument as _;
+
+use super::error::ApiError;
+use super::read::Body;
+use super::reply::{Reply, Shape};
+use super::wire::{ChatBody, ChatExtra, ChatMessage, Content, Stop};
+use super::{Api, Permit, RequestId};
+use crate::config::{Agent, Mode};
+use crate::engine::Sampling;
+use crate::prompt::{Message, Role};
+use crate::reflect::{Outcome, Progress, Task};
+
+/// Tokens under way from `reflect` to one client. A client that reads slower than this holds its
+/// own request back and nobody else's.
+const PROGRESS: usize = 64;
+const MAX_STOPS: usize = 16;
+const MAX_TOP_LOGPROBS: u32 = 20;
+
+pub(super) async fn complete(
+    State(api): State<Api>,
+    Extension(id): Extension<RequestId>,
+    Body(body): Body<ChatBody>,
+) -> Result<Response, ApiError> {
+    let agent = api.agent(body.model.as_deref().unwrap_or("default"))?;
+    let streamed = body.stream.unwrap_or(false);
+    let shape = Shape {
+        id: format!("chatcmpl-{}", id.0),
+        created: chrono::Utc::now().timestamp(),
+        model: agent.name.clone(),
+        logprobs: body.logprobs.unwrap_or(false),
+        usage: body.stream_options.unwrap_or_default().include_usage,
+    };
+    let max_n = api.config().engine.max_sequences;
+    let task = task(body, agent, max_n)?;
+    let permit = api.permit()?;
+
+    let (sender, progress) = mpsc::channel(PROGRESS);
+    let live = Live {
+        agent: Arc::clone(&task.agent),
+        mode: task.mode,
+        progress,
+        api: api.clone(),
+        started: std::time::Instant::now(),
+        _permit: permit,
+    };
+    let reflector = api.parts.reflector.clone();
+    // A task of its own: the handler may be dropped at any await, and the store's transaction of an
+    // answer that is complete should not be lost with it.
+    tokio::spawn(async move { reflector.run(task, sender).await }.in_current_span());
+    let stop = Box::pin(api.ending());
+    if streamed {
+        stream_reply(live, shape, stop).await
+    } else {
+        whole_reply(live, shape, stop).await
+    }
+}
+
+/// A running task as its handler sees it.
+struct Live {
+    agent: Arc<Agent>,
+    mode: Mode,
+    progress: mpsc::Receiver<Progress>,
+    api: Api,
+    started: std::time::Instant,
+    _permit: Permit,
+}
+
+type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Live {
+    /// The next step, or why there is none.
+    async fn next(&mut self, ending: &mut Ending) -> Result<Progress, ApiError> {
+        let progress = tokio::select! {
+            progress = self.progress.recv() => progress,
+            () = ending => return Err(ApiError::Draining),
+        };
+        match progress {
+            Some(Progress::Failed(error)) => Err(error.into()),
+            Some(progress) => {
+                self.note(&progress);
+                Ok(progress)
+            }
+            None => Err(ApiError::Internal("a task ended without a last word".to_owned())),
+        }
+    }
+
+    fn note(&self, progress: &Progress) {
+        match progress {
+            Progress::Started { .. } => self.api.metrics.admitted(self.started.elapsed()),
+            Progress::Done(outcome) => {
+                self.api.metrics.answered(self.started.elapsed());
+                self.reflect_later(outcome);
+            }
+            _ => {}
+        }
+    }
+
+    fn reflect_later(&self, outcome: &Outcome) {
+        if let (Mode::Background, Some(exchange)) = (self.mode, outcome.exchange) {
+            self.api.later.offer(Arc::clone(&self.agent), exchange);
+        }
+    }
+}
+
+async fn whole_reply(
+    mut live: Live,
+    shape: Shape,
+    mut ending: Ending,
+) -> Result<Response, ApiError> {
+    let mut reply = Reply::new(shape);
+    loop {
+        let progress = live.next(&mut ending).await?;
+        let done = matches!(progress, Progress::Done(_));
+        reply.take(progress);
+        if done {
+            return Ok(Json(reply.finish()).into_response());
+        }
+    }
+}
+
+async fn stream_reply(
+    mut live: Live,
+    shape: Shape,
+    mut ending: Ending,
+) -> Result<Response, ApiError> {
+    let mut reply = Reply::new(shape);
+    // A refusal that comes before anything else still gets its status.
+    let first = live.next(&mut ending).await?;
+    let ready = events(&mut reply, first);
+    let state = Some((live, reply, ending));
+    let events = stream::unfold((ready, state), |(mut ready, mut state)| async move {
+        while ready.is_empty() {
+            let (live, reply, ending) = state.as_mut()?;
+            match live.next(ending).await {
+                Ok(progress) => {
+                    let done = matches!(progress, Progress::Done(_));
+                    ready = events(reply, progress);
+                    if done {
+                        ready.push_back(Event::default().data("[DONE]"));
+                        // Frees the permit before the client has read the last bytes.
+                        state = None;
+                    }
+                }
+                Err(error) => {
+                    ready.push_back(json_event(&error.into_reply()));
+                    state = None;
+                }
+            }
+        }
+        ready.pop_front().map(|event| (event, (ready, state)))
+    });
+    Ok(sse(events))
+}
+
+fn events(reply: &mut Reply, progress: Progress) -> VecDeque<Event> {
+    reply.chunks(progress).iter().map(json_event).collect()
+}
+
+pub(super) fn json_event(value: &impl serde::Serialize) -> Event {
+    let text = serde_json::to_string(value).expect("our wire types have string keys only");
+    Event::default().data(text)
+}
+
+pub(super) fn sse(events: impl Stream<Item = Event> + Send + 'static) -> Response {
+    Sse::new(events.map(Ok::<_, Infallible>)).keep_alive(KeepAlive::default()).into_response()
+}
+
+/// A checked task.
+fn task(body: ChatBody, agent: Arc<Agent>, max_n: u32) -> Result<Task, ApiError> {
+    refuse_unsupported(&body.rest)?;
+    let messages = messages(&body.messages)?;
+    let n = within("n", body.n.unwrap_or(1), 1, max_n)?;
+    let top_logprobs = within("top_logprobs", body.top_logprobs.unwrap_or(0), 0, MAX_TOP_LOGPROBS)?;
+    if top_logprobs > 0 && body.logprobs != Some(true) {
+        return Err(ApiError::invalid("top_logprobs", "needs `logprobs: true`"));
+    }
+    let sampling = sampling(&body, agent.sampling)?;
+    let stop = match body.stop {
+        None => Vec::new(),
+        Some(Stop::One(text)) => vec![text],
+        Some(Stop::Many(texts)) => texts,
+    };
+    if stop.len() > MAX_STOPS || stop.iter().any(String::is_empty) {
+        let message = format!("at most {MAX_STOPS} strings, none of them empty");
+        return Err(ApiError::invalid("stop", message));
+    }
+    let ChatExtra { mode, reference, verifier, .. } = body.reflectd.unwrap_or_default();
+    let mode = mode.unwrap_or(agent.reflection.mode);
+    Ok(Task { agent, messages, mode, sampling, n, stop, top_logprobs, reference, verifier })
+}
+
+fn sampling(body: &ChatBody, default: Sampling) -> Result<Sampling, ApiError> {
+    let extra = body.reflectd.clone().unwrap_or_default();
+    let max_tokens = body.max_completion_tokens.or(body.max_tokens).unwrap_or(default.max_tokens);
+    Ok(Sampling {
+        temperature: within(
+            "temperature",
+            body.temperature.unwrap_or(default.temperature),
+            0.0,
+            10.0,
+        )?,
+        top_p: within("top_p", body.top_p.unwrap_or(default.top_p), f32::MIN_POSITIVE, 1.0)?,
+        top_k: extra.top_k.unwrap_or(default.top_k),
+        min_p: within("reflectd.min_p", extra.min_p.unwrap_or(default.min_p), 0.0, 1.0)?,
+        max_tokens: within("max_tokens", max_tokens, 1, u32::MAX)?,
+        seed: body.seed.map(i64::cast_unsigned).or(default.seed),
+    })
+}
+
+/// NaN is in no range.
+fn within<T: PartialOrd + std::fmt::Display>(
+    param: &str,
+    value: T,
+    low: T,
+    high: T,
+) -> Result<T, ApiError> {
+    if low <= value && value <= high {
+        return Ok(value);
+    }
+    Err(ApiError::invalid(param, format!("{value} is not between {low} and {high}")))
+}
+
+/// Fields that change what an answer means and that we do not have. Their neutral values, which
+/// clients send by habit, are taken.
+fn refuse_unsupported(rest: &serde_json::Map<String, Value>) -> Result<(), ApiError> {
+    for (name, value) in rest {
+        let neutral = match name.as_str() {
+            "tools" | "functions" => value.as_array().is_some_and(Vec::is_empty),
+            "tool_choice" | "function_call" => matches!(value.as_str(), Some("none" | "auto")),
+            "response_format" => value["type"] == "text",
+            "modalities" => value.as_array().is_some_and(|list| list.iter().all(|m| m == "text")),
+            "audio" | "web_search_options" => false,
+            "frequency_penalty" | "presence_penalty" => value.as_f64() == Some(0.0),
+            "logit_bias" => value.as_object().is_some_and(serde_json::Map::is_empty),
+            _ => true,
+        };
+        if !neutral && !value.is_null() {
+            return Err(ApiError::invalid(name, "this server does not have it; leave it out"));
+        }
+    }
+    Ok(())
+}
+
+fn messages(given: &[ChatMessage]) -> Result<Vec<Message>, ApiError> {
+    let messages = given
+        .iter()
+        .enumerate()
+        .map(|(index, message)| {
+            let role = match message.role.as_str() {
+                "system" | "developer" => Role::System,
+                "user" => Role::User,
+                "assistant" => Role::Assistant,
+                _ => {
+                    let param = format!("messages[{index}].role");
+                    let allowed = "use `system`, `developer`, `user` or `assistant`";
+                    return Err(ApiError::invalid(&param, allowed));
+                }
+            };
+            Ok(Message { role, content: text(message.content.as_ref(), index)? })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    match messages.last() {
+        Some(Message { role: Role::User, .. }) => Ok(messages),
+        Some(_) => Err(ApiError::invalid("messages", "the last message must be the user's")),
+        None => Err(ApiError::invalid("messages", "at least one message is needed")),
+    }
+}
+
+fn text(content: Option<&Content>, index: usize) -> Result<String, ApiError> {
+    match content {
+        Some(Content::Text(text)) => Ok(text.clone()),
+        Some(Content::Parts(parts)) => parts
+            .iter()
+            .map(|part| match (part.kind.as_str(), &part.text) {
+                ("text", Some(text)) => Ok(text.as_str()),
+                _ => {
+                    let param = format!("messages[{index}].content");
+                    Err(ApiError::invalid(&param, "only parts of type `text` are understood"))
+                }
+            })
+            .collect(),
+        None => {
+            let param = format!("messages[{index}].content");
+            Err(ApiError::invalid(&param, "text is needed"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn param<T: std::fmt::Debug>(result: Result<T, ApiError>) -> String {
+        match result.unwrap_err() {
+            ApiError::InvalidValue { param, .. } => param.unwrap_or_default(),
+            other => panic!("another error: {other}"),
+        }
+    }
+
+    fn body(value: Value) -> ChatBody {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn fields_that_change_the_meaning_are_refused_and_harmless_ones_are_not() {
+        for (name, value) in [
+            ("tools", json!([{"type": "function"}])),
+            ("response_format", json!({"type": "json_object"})),
+            ("frequency_penalty", json!(0.5)),
+            ("logit_bias", json!({"50256": -100})),
+            ("modalities", json!(["text", "audio"])),
+        ] {
+            let rest = [(name.to_owned(), value)].into_iter().collect();
+            assert_eq!(param(refuse_unsupported(&rest)), name);
+        }
+        let harmless = json!({"user": "me", "metadata": {}, "store": true, "tools": [],
+            "response_format": {"type": "text"}, "presence_penalty": 0, "audio": null});
+        let Value::Object(rest) = harmless else { unreachable!() };
+        refuse_unsupported(&rest).unwrap();
+    }
+
+    #[test]
+    fn text_parts_are_joined_and_images_are_refused() {
+        let parts = body(json!({"messages": [{"role": "user", "content": [
+            {"type": "text", "text": "What is "}, {"type": "text", "text": "2 + 2?"}]}]}));
+        assert_eq!(messages(&parts.messages).unwrap()[0].content, "What is 2 + 2?");
+        let image = body(json!({"messages": [{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "x"}}]}]}));
+        assert_eq!(param(messages(&image.messages)), "messages[0].content");
+    }
+
+    #[test]
+    fn a_conversation_ends_with_the_user() {
+        assert_eq!(param(messages(&[])), "messages");
+        let assistant = body(json!({"messages": [{"role": "assistant", "content": "Hi"}]}));
+        assert_eq!(param(messages(&assistant.messages)), "messages");
+        let tool = body(json!({"messages": [{"role": "tool", "content": "4"}]}));
+        assert_eq!(param(messages(&tool.messages)), "messages[0].role");
+    }
+
+    #[test]
+    fn numbers_out_of_range_name_their_field() {
+        let default = Sampling::default();
+        for (field, value) in [
+            ("temperature", json!(-0.1)),
+            ("temperature", json!(11)),
+            ("top_p", json!(0)),
+            ("max_tokens", json!(0)),
+        ] {
+            let body = body(json!({ field: value }));
+            assert_eq!(param(sampling(&body, default)), field);
+        }
+        assert_eq!(param(within("x", f32::NAN, 0.0, 1.0)), "x");
+    }
+
+    #[test]
+    fn a_request_overrides_the_agent_and_a_negative_seed_is_a_seed() {
+        let body = body(json!({"max_tokens": 5, "max_completion_tokens": 7, "seed": -1,
+            "reflectd": {"top_k": 3}}));
+        let got = sampling(&body, Sampling { temperature: 0.5, ..Sampling::default() }).unwrap();
+        assert_eq!((got.max_tokens, got.top_k, got.seed), (7, 3, Some(u64::MAX)));
+        assert!((got.temperature - 0.5).abs() < f32::EPSILON);
+    }
+}

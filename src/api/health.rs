@@ -1,0 +1,42 @@
+//! `GET /health` for probes and `GET /v1/status` for people. Health is always status 200, because
+//! a daemon that answers is alive; the word in the body tells the rest.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::error::ApiError;
+use super::wire::{ConfigWord, Health, HealthWord, Status};
+use super::{Api, Phase};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub(super) async fn health(State(api): State<Api>) -> Json<Health> {
+    let config = api.parts.report.borrow().clone();
+    let status = match (*api.parts.phase.borrow(), config.state) {
+        (Phase::Draining | Phase::Ending, _) => HealthWord::Draining,
+        (Phase::Serving, ConfigWord::RolledBack) => HealthWord::Degraded,
+        (Phase::Serving, ConfigWord::Ok) => HealthWord::Ok,
+    };
+    Json(Health {
+        status,
+        version: VERSION,
+        uptime_s: api.since.elapsed().as_secs(),
+        generation: api.parts.engine.stats().active,
+        config,
+    })
+}
+
+pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiError> {
+    let parts = &api.parts;
+    Ok(Json(Status {
+        version: VERSION,
+        uptime_s: api.since.elapsed().as_secs(),
+        model: parts.engine.info().clone(),
+        engine: parts.engine.stats(),
+        counts: parts.store.counts().await?,
+        stage: parts.learner.stage().borrow().clone(),
+        next_run: parts.learner.next_run().map(|time| time.to_rfc3339()),
+        agents: api.config().agents.keys().cloned().collect(),
+        config: parts.report.borrow().clone(),
+    }))
+}

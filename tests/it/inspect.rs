@@ -1,0 +1,178 @@
+//! What the daemon tells about itself, its answers and its learning.
+
+use reflectd::engine::fake::Script;
+use serde_json::{Value, json};
+
+use crate::harness::TestDaemon;
+
+/// Answers well, judges well: the judge's labels are digits.
+fn script() -> Script {
+    Script::new("Hi there.").on("Answer with one digit", &[("3", 0.9), ("2", 0.1)])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_are_the_agents() {
+    let daemon = TestDaemon::start(script()).await;
+    let models = daemon.get("/v1/models").await.json();
+    assert_eq!(models["object"], "list");
+    let model = &models["data"][0];
+    assert_eq!(model["id"], "test");
+    let extra = json!({"description": "For tests", "generation": 0,
+        "aspects": ["completeness", "readability"], "mode": "off"});
+    assert_eq!(model["reflectd"], extra);
+    assert_eq!(&daemon.get("/v1/models/test").await.json(), model);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_status_tell_how_it_is() {
+    let daemon = TestDaemon::start(script()).await;
+    let health = daemon.get("/health").await.json();
+    assert_eq!(health["status"], "ok");
+    assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(health["generation"], 0);
+    assert_eq!(health["config"], json!({"state": "ok", "problems": []}));
+    let status = daemon.get("/v1/status").await.json();
+    assert_eq!(status["model"]["name"], "fake");
+    assert_eq!(status["agents"], json!(["test"]));
+    assert_eq!(status["stage"]["stage"], "idle");
+    assert_eq!(status["next_run"], Value::Null);
+    assert_eq!(status["counts"]["exchanges"], 0);
+    assert_eq!(status["config"], health["config"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_count_requests_by_route_and_never_by_made_up_paths() {
+    let daemon = TestDaemon::start(script()).await;
+    daemon.chat(json!({})).await;
+    daemon.get("/made/up").await;
+    let reply = daemon.get("/metrics").await;
+    assert!(reply.headers["content-type"].to_str().unwrap().contains("openmetrics"));
+    let text = String::from_utf8(reply.body.to_vec()).unwrap();
+    for line in [
+        r#"reflectd_http_requests_total{route="/v1/chat/completions",status="200"} 1"#,
+        r#"reflectd_http_requests_total{route="unknown",status="404"} 1"#,
+        "reflectd_chat_answer_seconds_count 1",
+        "reflectd_engine_generated_tokens_total 10",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    assert!(!text.contains("made"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inline_answer_is_judged_and_its_receipt_leads_to_the_reflection() {
+    let daemon = TestDaemon::start(script()).await;
+    let body = daemon.chat(json!({"reflectd": {"mode": "inline"}})).await.json();
+    let receipt = &body["reflectd"];
+    let answer = &receipt["answers"][0];
+    assert_eq!(answer["index"], 0);
+    assert_eq!(answer["passes"], true);
+    assert!((answer["value"].as_f64().unwrap() - 0.9).abs() < 0.01, "{answer}");
+    assert_eq!(answer["aspects"].as_object().unwrap().len(), 2);
+    assert!(body["choices"][0]["message"]["reasoning_content"].is_string());
+    assert_eq!(body["choices"][0]["message"]["content"], "Hi there.");
+
+    let id = &receipt["exchange"];
+    let exchange = daemon.get(&format!("/v1/reflections/{id}")).await.json();
+    assert_eq!(&exchange["id"], id);
+    assert_eq!(exchange["served"], answer["candidate"]);
+    let candidates = exchange["candidates"].as_array().unwrap();
+    assert_eq!(candidates.len(), receipt["candidates"].as_u64().unwrap() as usize);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inline_stream_reasons_before_it_answers() {
+    let daemon = TestDaemon::start(script()).await;
+    let fields = json!({"reflectd": {"mode": "inline"}});
+    let (chunks, is_done) = daemon.chat_stream(fields).await.events().await;
+    assert!(is_done);
+    let has = |chunk: &Value, field: &str| chunk["choices"][0]["delta"][field].is_string();
+    let reasoned = chunks.iter().rposition(|chunk| has(chunk, "reasoning_content")).unwrap();
+    let answered = chunks.iter().position(|chunk| has(chunk, "content")).unwrap();
+    assert!(reasoned < answered);
+    assert_eq!(chunks.last().unwrap()["reflectd"]["answers"][0]["passes"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_background_answer_is_stored_at_once_and_judged_later() {
+    let daemon = TestDaemon::start(script()).await;
+    let body = daemon.chat(json!({"reflectd": {"mode": "background"}})).await.json();
+    assert_eq!(body["reflectd"]["answers"], json!([]));
+    let path = format!("/v1/reflections/{}", body["reflectd"]["exchange"]);
+    let judged = |exchange: &Value| {
+        let served = exchange["served"].as_u64();
+        let candidates = exchange["candidates"].as_array().unwrap();
+        let first = candidates.iter().find(|it| it["id"].as_u64() == served).unwrap();
+        !first["assessments"].as_array().unwrap().is_empty()
+    };
+    daemon.until(&path, judged).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflections_come_newest_first_and_in_pages() {
+    let daemon = TestDaemon::start(script()).await;
+    for _ in 0..3 {
+        daemon.chat(json!({"reflectd": {"mode": "explore"}})).await;
+    }
+    let ids = |page: &Value| -> Vec<i64> {
+        let data = page["data"].as_array().unwrap();
+        data.iter().map(|exchange| exchange["id"].as_i64().unwrap()).collect()
+    };
+    let first = ids(&daemon.get("/v1/reflections?limit=2").await.json());
+    assert_eq!(first.len(), 2);
+    assert!(first[0] > first[1]);
+    let rest = daemon.get(&format!("/v1/reflections?before={}", first[1])).await.json();
+    assert_eq!(ids(&rest).len(), 1);
+    let refused = daemon.get("/v1/reflections?limit=1001").await;
+    assert_eq!(refused.error(), (400, "invalid_value".to_owned()));
+    let refused = daemon.get("/v1/reflections?limit=many").await;
+    assert_eq!(refused.error(), (400, "invalid_value".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn feedback_is_stored_by_receipt() {
+    let daemon = TestDaemon::start(script()).await;
+    let body = daemon.chat(json!({"reflectd": {"mode": "explore"}})).await.json();
+    let exchange = &body["reflectd"]["exchange"];
+    let stored = daemon.post("/v1/feedback", &json!({"exchange": exchange, "rating": -1})).await;
+    assert_eq!(stored.json(), json!({"stored": true}));
+    assert_eq!(daemon.get("/v1/status").await.json()["counts"]["feedback"], 1);
+    let refused = daemon.post("/v1/feedback", &json!({"exchange": exchange, "rating": 5})).await;
+    assert_eq!(refused.error(), (400, "invalid_value".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_base_is_a_generation_to_go_back_to() {
+    let daemon = TestDaemon::start(script()).await;
+    let adapters = daemon.get("/v1/adapters").await.json();
+    assert_eq!(adapters["active"], 0);
+    assert_eq!(adapters["data"], json!([{"generation": 0}]));
+    let back = daemon.post("/v1/adapters/rollback", &json!({"generation": 0})).await;
+    assert_eq!(back.json(), json!({"active": 0}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exploration_stores_new_prompts_and_is_followed_to_its_end() {
+    let daemon = TestDaemon::start(script()).await;
+    let prompts = json!([{"id": "a", "prompt": "One?"}, {"id": "b", "prompt": "Two?"}]);
+    let body = json!({"prompts": prompts, "n": 2, "m": 0, "stream": true});
+    let answer = daemon.send(hyper::Method::POST, "/v1/explore", body.to_string()).await;
+    let (events, is_done) = answer.events().await;
+    assert!(is_done);
+    let (last, stages) = events.split_last().unwrap();
+    assert!(stages.iter().all(|event| event["stage"].is_string()), "{stages:?}");
+    assert_eq!(last["outcome"], "explored");
+    assert_eq!(last["prompts"], 2);
+    assert_eq!(daemon.get("/v1/status").await.json()["counts"]["candidates"], 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_without_pairs_fails_with_its_reason_and_serving_goes_on() {
+    let daemon = TestDaemon::start(script()).await;
+    let ended = daemon.post("/v1/runs", &json!({})).await.json();
+    assert_eq!(ended["outcome"], "failed", "{ended}");
+    assert!(!ended["reason"].as_str().unwrap().is_empty());
+    assert_eq!(daemon.chat(json!({})).await.status, 200);
+    let idle = daemon.send(hyper::Method::DELETE, "/v1/runs/current", "").await.whole().await;
+    assert_eq!(idle.json(), json!({"cancelled": false}));
+}

@@ -1,0 +1,11 @@
+//! Integration tests: the real daemon in this process, on a folder of its own, with a scripted
+//! model in place of llama.cpp. Everything is asked through the socket. One binary, because each
+//! one more would link llama.cpp again.
+
+mod chat;
+mod client;
+mod errors;
+mod harness;
+mod inspect;
+mod life;
+mod reload;
