@@ -6,12 +6,16 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use reflectd::cli::{self, Arguments};
+use reflectd::exit::Exit;
 
 fn main() -> ExitCode {
     let exit = cli::run(Arguments::parse()).unwrap_or_else(|error| {
-        // A standard error that is closed leaves nobody to tell.
-        drop(writeln!(std::io::stderr(), "reflectd: {error:#}"));
-        cli::exit_of(&error)
+        let exit = cli::exit_of(&error);
+        if exit != Exit::Ok {
+            // A standard error that is closed leaves nobody to tell.
+            drop(writeln!(std::io::stderr(), "reflectd: {error:#}"));
+        }
+        exit
     });
     exit.into()
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::reply::{Adapter, Adapters};
-use super::table::{Table, or_none, pairs, time};
+use super::table::{Table, fields, or_none, pairs, time};
 use super::terminal;
 use crate::engine::Generation;
 use crate::exit::Exit;
@@ -71,20 +71,16 @@ fn list(adapters: &Adapters) -> String {
 }
 
 fn show(adapter: &Adapter) -> String {
-    let mut text = pairs(&[
+    let mut rows = vec![
         ("generation", adapter.generation.to_string()),
         ("parent", or_none(adapter.parent)),
         ("run", or_none(adapter.run)),
         ("created", or_none(adapter.created_ms.map(time))),
         ("file", or_none(adapter.path.as_ref())),
         ("SHA-256", or_none(adapter.sha256.as_ref())),
-    ]);
-    if let Value::Object(numbers) = &adapter.verdict {
-        for (name, value) in numbers {
-            text.push_str(&format!("{name}: {value}\n"));
-        }
-    }
-    text
+    ];
+    rows.extend(fields(&adapter.verdict));
+    pairs(&rows)
 }
 
 #[cfg(test)]

@@ -48,13 +48,32 @@ pub struct Arguments {
 #[derive(Clone, Debug, clap::Args)]
 struct Places {
     /// Folder of reflectd.yaml, agents/ and prompts/.
-    #[arg(long, global = true, env = "REFLECTD_ROOT", default_value = ".", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Places",
+        env = "REFLECTD_ROOT",
+        default_value = ".",
+        value_name = "DIR"
+    )]
     root: PathBuf,
     /// Folder of everything that the daemon writes [default: ROOT/state].
-    #[arg(long, global = true, env = "REFLECTD_STATE", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Places",
+        env = "REFLECTD_STATE",
+        value_name = "DIR"
+    )]
     state: Option<PathBuf>,
     /// The daemon's socket [default: STATE/reflectd.sock].
-    #[arg(long, global = true, env = "REFLECTD_SOCKET", value_name = "PATH")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Places",
+        env = "REFLECTD_SOCKET",
+        value_name = "PATH"
+    )]
     socket: Option<PathBuf>,
 }
 

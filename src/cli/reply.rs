@@ -151,7 +151,7 @@ pub(super) struct Model {
     pub(super) name: String,
     pub(super) path: String,
     pub(super) architecture: String,
-    pub(super) n_parameters: u64,
+    pub(super) n_parameters: f64,
 }
 
 /// Inside [`Status`].

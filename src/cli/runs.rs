@@ -1,10 +1,12 @@
 //! `reflectd runs`: the training runs. Called by `cli::run`.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::client::Client;
 use super::reply::{List, Run};
-use super::table::{NONE, Table, or_none, pairs, span, time};
+use super::table::{NONE, Table, fields, or_none, pairs, span, time};
 use super::terminal;
 use crate::exit::Exit;
 use crate::store::RunState;
@@ -55,7 +57,7 @@ fn list(runs: &[Run]) -> String {
 }
 
 fn show(run: &Run) -> String {
-    let mut text = pairs(&[
+    let mut rows = vec![
         ("id", run.id.to_string()),
         ("state", state(run.state).to_owned()),
         ("reason", or_none(run.reason.as_ref())),
@@ -65,18 +67,16 @@ fn show(run: &Run) -> String {
         ("became generation", or_none(run.generation)),
         ("pairs", run.n_pairs.to_string()),
         ("data set", run.data_sha256.clone()),
-    ]);
-    if let Value::Object(metrics) = &run.metrics {
-        for (name, value) in metrics {
-            text.push_str(&format!("{name}: {value}\n"));
-        }
-    }
-    text
+    ];
+    rows.extend(fields(&run.metrics));
+    pairs(&rows)
 }
 
 fn took(run: &Run) -> String {
-    run.ended_ms
-        .map_or_else(|| NONE.to_owned(), |ended| span((ended - run.started_ms) as f64 / 1e3))
+    let Some(ended_ms) = run.ended_ms else { return NONE.to_owned() };
+    // A clock that was set back makes no negative span.
+    let took_ms = u64::try_from(ended_ms - run.started_ms).unwrap_or(0);
+    span(Duration::from_millis(took_ms).as_secs_f64())
 }
 
 fn state(state: RunState) -> &'static str {
@@ -123,6 +123,9 @@ mod tests {
     #[test]
     fn one_run_is_shown_with_its_metrics() {
         let text = show(&run());
-        assert!(text.contains("became generation  -\n") && text.ends_with("loss: 0.5\n"), "{text}");
+        assert!(
+            text.contains("became generation  -\n") && text.ends_with("loss               0.5\n"),
+            "{text}"
+        );
     }
 }

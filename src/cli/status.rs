@@ -23,7 +23,7 @@ fn render(status: &Status) -> String {
         ("version", status.version.clone()),
         ("up for", span(status.uptime_s)),
         ("model", format!("{} ({}, {})", model.name, model.architecture, model.path)),
-        ("parameters", format!("{:.1} million", model.n_parameters as f64 / 1e6)),
+        ("parameters", format!("{:.1} million", model.n_parameters / 1e6)),
         ("agents", status.agents.join(", ")),
         ("generation", engine.active.to_string()),
         ("requests", format!("{} running, {} waiting", engine.running, engine.queued)),

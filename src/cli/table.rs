@@ -1,6 +1,7 @@
 //! Plain aligned text for people. Pure: rows in, text out. Used by every subcommand that lists.
 
 use chrono::{DateTime, Local};
+use serde_json::Value;
 
 /// Rows under a header.
 #[derive(Debug)]
@@ -33,7 +34,14 @@ impl<const N: usize> Table<N> {
 /// Names and values, one pair a line.
 pub(super) fn pairs(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+    rows.iter()
+        .fold(String::new(), |text, (name, value)| text + &format!("{name:width$}  {value}\n"))
+}
+
+/// The fields of a JSON object as rows for [`pairs`]; none of anything else.
+pub(super) fn fields(object: &Value) -> impl Iterator<Item = (&str, String)> {
+    let fields = object.as_object().into_iter().flatten();
+    fields.map(|(name, value)| (name.as_str(), value.to_string()))
 }
 
 struct Column {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use serde_json::json;
 
 use super::client::Client;
@@ -78,10 +78,11 @@ async fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<Report> {
         Scratch::create(root, arguments.dir.as_deref(), arguments.held_out.into())?;
     let daemon = DaemonProcess::start(&scratch).await?;
     let client = daemon.client();
-    let rounds = rounds(client, arguments, &problems);
-    let (measured, rounds, load) = rounds
-        .await
-        .with_context(|| format!("the daemon's last words:\n{}", daemon.last_words()))?;
+    let played = rounds(client, arguments, &problems).await;
+    if played.is_err() {
+        remark(&format!("The daemon's last words:\n{}\n", daemon.last_words()))?;
+    }
+    let (measured, rounds, load) = played?;
     let judge = statistics::judge_quality(&measure::judged(client).await?);
     daemon.stop().await?;
     let wall_s = began.elapsed().as_secs_f64();
@@ -173,12 +174,13 @@ fn live_prompts(count: u16, round: u16, seed: u64) -> Arc<[PromptLine]> {
     (0..count)
         .map(|i| {
             let problem = Problem::sample(&mut rng, Split::Live);
+            let answer = i32::try_from(problem.answer).expect("the world has small numbers only");
             PromptLine {
                 id: format!("live-{seed}-{round}-{i}"),
                 prompt: problem.question,
                 reference: None,
                 verifier: Some(Verifier::Numeric {
-                    expected: problem.answer as f64,
+                    expected: answer.into(),
                     tolerance: 0.0,
                     marker: Some("####".to_owned()),
                 }),
