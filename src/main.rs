@@ -1,1 +1,21 @@
-fn main() {}
+//! The program `reflectd`: arguments in, one exit code out. Everything else is in the library.
+//! The only place that prints an error of the command line.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use reflectd::cli::{self, Arguments};
+use reflectd::exit::Exit;
+
+fn main() -> ExitCode {
+    let exit = cli::run(Arguments::parse()).unwrap_or_else(|error| {
+        let exit = cli::exit_of(&error);
+        if exit != Exit::Ok {
+            // A standard error that is closed leaves nobody to tell.
+            drop(writeln!(std::io::stderr(), "reflectd: {error:#}"));
+        }
+        exit
+    });
+    exit.into()
+}

@@ -1,1 +1,226 @@
-//! cli
+//! The command line: one file a subcommand. Everything but `serve`, `check` and `demo` is only a
+//! client of the daemon's socket. The one place where an error becomes an exit code.
+//! Called by `main`; nothing else uses it.
+
+mod adapters;
+mod ask;
+mod chat;
+mod check;
+mod client;
+mod converse;
+mod demo;
+mod explore;
+mod feedback;
+mod progress;
+mod prompt_file;
+mod reply;
+mod runs;
+mod serve;
+mod sse;
+mod status;
+mod table;
+mod terminal;
+mod train;
+mod verdict;
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{ConfigError, Mode};
+use crate::daemon::StartError;
+use crate::exit::Exit;
+use client::{Client, ClientError};
+use prompt_file::PromptFileError;
+
+/// Serves a GGUF model, reflects on its answers and fine-tunes it on this machine.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub struct Arguments {
+    #[command(flatten)]
+    places: Places,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where things lie.
+#[derive(Clone, Debug, clap::Args)]
+struct Places {
+    /// Folder of reflectd.yaml, agents/ and prompts/.
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Places",
+        env = "REFLECTD_ROOT",
+        default_value = ".",
+        value_name = "DIR"
+    )]
+    root: PathBuf,
+    /// Folder of everything that the daemon writes [default: ROOT/state].
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Places",
+        env = "REFLECTD_STATE",
+        value_name = "DIR"
+    )]
+    state: Option<PathBuf>,
+    /// The daemon's socket [default: STATE/reflectd.sock].
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Places",
+        env = "REFLECTD_SOCKET",
+        value_name = "PATH"
+    )]
+    socket: Option<PathBuf>,
+}
+
+impl Places {
+    fn state(&self) -> PathBuf {
+        self.state.clone().unwrap_or_else(|| self.root.join("state"))
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.socket.clone().unwrap_or_else(|| self.state().join("reflectd.sock")))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground.
+    Serve,
+    /// Talk to the model; shows what it thinks of its own answers.
+    Chat(chat::Arguments),
+    /// Ask one question and print the answer.
+    Ask(ask::Arguments),
+    /// Show what the daemon is doing.
+    Status(Json),
+    /// Read the configuration and report every problem in it.
+    Check(Json),
+    /// Let the model work on stored prompts now: answers, judgements, refinements.
+    Explore(explore::Arguments),
+    /// Train now, compare on held-out prompts, and swap if it is better.
+    Train(train::Arguments),
+    /// Show the training runs.
+    Runs(runs::Arguments),
+    /// Show the adapters, or go back to an earlier one.
+    Adapters(adapters::Arguments),
+    /// Say what you think of an answer.
+    Feedback(feedback::Arguments),
+    /// Serve, explore, train and swap in a scratch folder, and measure what it brings.
+    Demo(demo::Arguments),
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Json {
+    /// Print JSON for machines.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the subcommand to its end.
+pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    let Arguments { places, command } = arguments;
+    match command {
+        Command::Serve => serve::run(&places),
+        Command::Check(json) => check::run(&places.root, json),
+        command => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(run_client(&places, command)),
+    }
+}
+
+async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
+    let client = places.client();
+    match command {
+        Command::Serve | Command::Check(_) => unreachable!("`run` has taken these"),
+        Command::Chat(arguments) => chat::run(&client, &arguments).await,
+        Command::Ask(arguments) => ask::run(&client, arguments).await,
+        Command::Status(json) => status::run(&client, json).await,
+        Command::Explore(arguments) => explore::run(&client, &arguments).await,
+        Command::Train(arguments) => train::run(&client, &arguments).await,
+        Command::Runs(arguments) => runs::run(&client, &arguments).await,
+        Command::Adapters(arguments) => adapters::run(&client, &arguments).await,
+        Command::Feedback(arguments) => feedback::run(&client, &arguments).await,
+        Command::Demo(arguments) => demo::run(&places.root, arguments).await,
+    }
+}
+
+/// The number that the program ends with after this error.
+pub fn exit_of(error: &anyhow::Error) -> Exit {
+    if let Some(error) = error.downcast_ref::<ClientError>() {
+        return error.exit();
+    }
+    if let Some(error) = error.downcast_ref::<StartError>() {
+        return error.exit();
+    }
+    if error.is::<ConfigError>() {
+        return Exit::Config;
+    }
+    if error.is::<PromptFileError>() {
+        return Exit::BadData;
+    }
+    match error.downcast_ref::<io::Error>() {
+        // `reflectd runs | head`: the reader has seen enough.
+        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
+        Some(_) => Exit::System,
+        None => Exit::Failed,
+    }
+}
+
+/// A mode as the command line spells it.
+fn parse_mode(word: &str) -> Result<Mode, String> {
+    match word {
+        "off" => Ok(Mode::Off),
+        "inline" => Ok(Mode::Inline),
+        "background" => Ok(Mode::Background),
+        "explore" => Ok(Mode::Explore),
+        _ => Err(format!("{word:?} is not one of off, inline, background, explore")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_socket_lies_in_the_state_folder_which_lies_in_the_root() {
+        let places = |line: &[&str]| Arguments::parse_from(line).places;
+        let client = places(&["reflectd", "status", "--root", "/r"]).client();
+        assert_eq!(client.socket(), std::path::Path::new("/r/state/reflectd.sock"));
+        let client = places(&["reflectd", "--state", "/s", "status"]).client();
+        assert_eq!(client.socket(), std::path::Path::new("/s/reflectd.sock"));
+        let client = places(&["reflectd", "--socket", "/x", "--state", "/s", "status"]).client();
+        assert_eq!(client.socket(), std::path::Path::new("/x"));
+    }
+
+    #[test]
+    fn every_error_has_its_exit_code_also_under_context() {
+        let broken = |kind| anyhow::Error::from(io::Error::from(kind)).context("print");
+        assert_eq!(exit_of(&broken(io::ErrorKind::BrokenPipe)), Exit::Ok);
+        assert_eq!(exit_of(&broken(io::ErrorKind::PermissionDenied)), Exit::System);
+        assert_eq!(exit_of(&anyhow::anyhow!("no")), Exit::Failed);
+        assert_eq!(exit_of(&ConfigError(Vec::new()).into()), Exit::Config);
+        let absent = ClientError::NoDaemon { path: "/x".into() };
+        assert_eq!(exit_of(&anyhow::Error::from(absent).context("ask")), Exit::Unavailable);
+    }
+
+    #[test]
+    fn a_mode_is_spelled_as_in_the_configuration() {
+        for mode in [Mode::Off, Mode::Inline, Mode::Background, Mode::Explore] {
+            let word = serde_json::to_value(mode).unwrap();
+            assert_eq!(parse_mode(word.as_str().unwrap()), Ok(mode));
+        }
+        assert!(parse_mode("Inline").is_err());
+    }
+}

@@ -1,0 +1,190 @@
+//! `reflectd demo`: the whole loop on the embedded agent, measured from outside through the socket.
+//! Greedy accuracy on held-out problems before and after each round; chats go on over the swaps.
+//! The verifier only measures: the daemon learns from its own judge. Called by `cli::run`.
+
+mod daemon_process;
+mod load;
+mod measure;
+mod report;
+mod scratch;
+mod statistics;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::bail;
+use serde_json::json;
+
+use super::client::Client;
+use super::progress::{StageBar, follow};
+use super::reply::{Ended, Run, Stage};
+use super::terminal::{print, print_json, remark};
+use crate::config::{PromptLine, Verifier};
+use crate::exit::Exit;
+use crate::nano::world::{Problem, Split};
+use daemon_process::DaemonProcess;
+use load::{Counts, Load};
+use report::{Report, Round};
+use scratch::Scratch;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Live problems that each round explores.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..))]
+    prompts: u16,
+    /// Held-out problems that measure each generation (at most half of those there are; the gate
+    /// asks the others).
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u16).range(1..))]
+    held_out: u16,
+    /// Rounds of exploring and training.
+    #[arg(long, default_value_t = 2)]
+    rounds: u16,
+    /// Drafts a problem [default: the agent's].
+    #[arg(long)]
+    n: Option<u32>,
+    /// Refinements a problem [default: the agent's].
+    #[arg(long)]
+    m: Option<u32>,
+    /// Of the live problems.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Work in this new folder and keep it [default: a temporary one].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// End standard output with one line of JSON; the table goes to standard error.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(root: &Path, arguments: Arguments) -> anyhow::Result<Exit> {
+    let report = tokio::select! {
+        report = demo(root, &arguments) => report?,
+        // Dropping the demo ends the daemon and removes the scratch folder.
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+    };
+    if arguments.json {
+        remark(&report.text())?;
+        print_json(&report.json())?;
+    } else {
+        print(&report.text())?;
+    }
+    Ok(report.exit())
+}
+
+async fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<Report> {
+    let began = Instant::now();
+    let (scratch, problems) =
+        Scratch::create(root, arguments.dir.as_deref(), arguments.held_out.into())?;
+    let daemon = DaemonProcess::start(&scratch).await?;
+    let client = daemon.client();
+    let played = rounds(client, arguments, &problems).await;
+    if played.is_err() {
+        remark(&format!("The daemon's last words:\n{}\n", daemon.last_words()))?;
+    }
+    let (measured, rounds, load) = played?;
+    let judge = statistics::judge_quality(&measure::judged(client).await?);
+    daemon.stop().await?;
+    let wall_s = began.elapsed().as_secs_f64();
+    Ok(Report { problems, measured, rounds, judge, load, wall_s })
+}
+
+async fn rounds(
+    client: &Client,
+    arguments: &Arguments,
+    problems: &[PromptLine],
+) -> anyhow::Result<(Vec<measure::Measured>, Vec<Round>, Counts)> {
+    remark(&format!("Generation 0 answers {} held-out problems.\n", problems.len()))?;
+    let mut measured = vec![measure::held_out(client, problems).await?];
+    let mut rounds = Vec::new();
+    let mut load = Counts::default();
+    for number in 1..=arguments.rounds {
+        remark(&format!(
+            "Round {number} of {}: {} live problems, then training, gate and swap.\n",
+            arguments.rounds, arguments.prompts
+        ))?;
+        let prompts = live_prompts(arguments.prompts, number, arguments.seed);
+        let (round, counts) = play(client, arguments, &prompts).await?;
+        load.add(&counts);
+        if let Ended::Promoted { generation, .. } = &round.ended {
+            remark(&format!("Generation {generation} answers the held-out problems.\n"))?;
+            measured.push(measure::held_out(client, problems).await?);
+        }
+        rounds.push(round);
+    }
+    Ok((measured, rounds, load))
+}
+
+/// Explores, then trains; chats begin with the gate and end after the swap. They would only stop
+/// the trainer before that.
+async fn play(
+    client: &Client,
+    arguments: &Arguments,
+    prompts: &Arc<[PromptLine]>,
+) -> anyhow::Result<(Round, Counts)> {
+    let mut bar = StageBar::default();
+    let body = json!({
+        "prompts": prompts, "limit": prompts.len(), "n": arguments.n, "m": arguments.m,
+        "stream": true,
+    });
+    let outcome = follow(client, "/v1/explore", &body, |stage| bar.show(stage)).await?;
+    let Ended::Explored { candidates, positives, wall_s: explore_s, .. } = outcome.ended else {
+        bail!("the exploration did not come to its end: {}", outcome.json);
+    };
+
+    let began = Instant::now();
+    let mut gate = None;
+    let outcome = follow(client, "/v1/runs", &json!({ "stream": true }), |stage| {
+        bar.show(stage);
+        if matches!(stage, Stage::Gating { .. }) && gate.is_none() {
+            gate = Some((Instant::now(), Load::start(client, prompts)));
+        }
+    })
+    .await?;
+    bar.finish();
+    let ended = Instant::now();
+    let (gate_began, counts) = match gate {
+        Some((began, load)) => (began, load.stop().await?),
+        None => (ended, Counts::default()),
+    };
+    let round = Round {
+        candidates,
+        positives,
+        explore_s,
+        pairs: n_pairs(client, &outcome.ended).await?,
+        train_s: (gate_began - began).as_secs_f64(),
+        gate_s: (ended - gate_began).as_secs_f64(),
+        ended: outcome.ended,
+    };
+    Ok((round, counts))
+}
+
+async fn n_pairs(client: &Client, ended: &Ended) -> anyhow::Result<usize> {
+    let run = match ended {
+        Ended::Promoted { run, .. } | Ended::Rejected { run, .. } => *run,
+        Ended::Failed { run: Some(run), .. } => *run,
+        Ended::Failed { run: None, .. } | Ended::Explored { .. } => return Ok(0),
+    };
+    Ok(client.get::<Run>(&format!("/v1/runs/{run}")).await?.n_pairs)
+}
+
+/// Problems of the nano world's live split with their verifiers. Every round has its own.
+fn live_prompts(count: u16, round: u16, seed: u64) -> Arc<[PromptLine]> {
+    let mut rng = fastrand::Rng::with_seed(seed.wrapping_add(u64::from(round) << 32));
+    (0..count)
+        .map(|i| {
+            let problem = Problem::sample(&mut rng, Split::Live);
+            let answer = i32::try_from(problem.answer).expect("the world has small numbers only");
+            PromptLine {
+                id: format!("live-{seed}-{round}-{i}"),
+                prompt: problem.question,
+                reference: None,
+                verifier: Some(Verifier::Numeric {
+                    expected: answer.into(),
+                    tolerance: 0.0,
+                    marker: Some("####".to_owned()),
+                }),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,78 @@
+//! `reflectd explore`: idle-time work, now. Called by `cli::run`.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::client::Client;
+use super::progress::{StageBar, follow};
+use super::reply::Ended;
+use super::table::span;
+use super::{prompt_file, terminal};
+use crate::exit::Exit;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Prompts to store first: JSON lines with `id`, `prompt` and, if you like, `reference`, `verifier`.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Whose prompts [default: the default agent's for new ones, everyone's for stored ones].
+    #[arg(long)]
+    agent: Option<String>,
+    /// Prompts at most.
+    #[arg(long, default_value_t = 1000)]
+    limit: usize,
+    /// Drafts a prompt [default: the agent's].
+    #[arg(long)]
+    n: Option<u32>,
+    /// Refinements a prompt [default: the agent's].
+    #[arg(long)]
+    m: Option<u32>,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Result<Exit> {
+    let prompts = match &arguments.prompts {
+        Some(path) => prompt_file::read(path)?,
+        None => Vec::new(),
+    };
+    let body = json!({
+        "agent": arguments.agent, "prompts": prompts, "limit": arguments.limit,
+        "n": arguments.n, "m": arguments.m, "stream": true,
+    });
+    let mut bar = StageBar::default();
+    let outcome = follow(client, "/v1/explore", &body, |stage| bar.show(stage)).await?;
+    bar.finish();
+    if arguments.json {
+        terminal::print_json(&outcome.json)?;
+    } else {
+        terminal::print(&describe(&outcome.ended))?;
+    }
+    Ok(exit(&outcome.ended))
+}
+
+/// Only an operation that broke is a failure: a gate that says no has done its work.
+pub(super) fn exit(ended: &Ended) -> Exit {
+    if matches!(ended, Ended::Failed { .. }) { Exit::Failed } else { Exit::Ok }
+}
+
+/// The outcome of a long operation in one line.
+pub(super) fn describe(ended: &Ended) -> String {
+    match ended {
+        Ended::Explored { prompts, candidates, positives, generated_tokens, wall_s } => format!(
+            "Explored {prompts} prompts in {}: {candidates} new answers ({positives} pass every \
+             aspect), {generated_tokens} tokens.\n",
+            span(*wall_s)
+        ),
+        Ended::Promoted { run, generation } => {
+            format!("Run {run} was promoted: generation {generation} answers now.\n")
+        }
+        Ended::Rejected { run, reason } => {
+            format!("Run {run} was not promoted, the weights stay as they are: {reason}\n")
+        }
+        Ended::Failed { run: Some(run), reason } => format!("Run {run} failed: {reason}\n"),
+        Ended::Failed { run: None, reason } => format!("Nothing was done: {reason}\n"),
+    }
+}

@@ -1,0 +1,183 @@
+//! Long operations of the daemon, followed on its stream of stages; bars where standard error is a
+//! terminal. Used by `explore`, `train` and `demo`.
+
+use std::mem::Discriminant;
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::client::Client;
+use super::reply::{Ended, Stage};
+
+/// How a long operation ended.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) ended: Ended,
+    /// The same as the daemon said it, for `--json`.
+    pub(super) json: Value,
+}
+
+/// Starts a long operation and follows it to its end.
+pub(super) async fn follow(
+    client: &Client,
+    path: &str,
+    body: &impl Serialize,
+    mut at_stage: impl FnMut(&Stage),
+) -> anyhow::Result<Outcome> {
+    let mut events = client.stream(path, body).await?;
+    let mut outcome = None;
+    while let Some(event) = events.next::<Value>().await? {
+        if event.get("outcome").is_some() {
+            let ended = serde_json::from_value(event.clone()).context("read the outcome")?;
+            outcome = Some(Outcome { ended, json: event });
+        } else {
+            at_stage(&serde_json::from_value(event).context("read the stage")?);
+        }
+    }
+    outcome.context("the daemon did not say how it ended: see `reflectd runs`")
+}
+
+/// One bar for the stage under way; the bars of earlier stages stay above it.
+#[derive(Debug, Default)]
+pub(super) struct StageBar {
+    current: Option<(Discriminant<Stage>, ProgressBar)>,
+}
+
+impl StageBar {
+    pub(super) fn show(&mut self, stage: &Stage) {
+        let Some(view) = view(stage) else { return };
+        let kind = std::mem::discriminant(stage);
+        if self.current.as_ref().is_none_or(|(current, _)| *current != kind) {
+            self.finish();
+            self.current = Some((kind, bar(view.name, view.total)));
+        }
+        if let Some((_, bar)) = &self.current {
+            bar.set_length(view.total);
+            bar.set_position(view.done);
+            bar.set_message(view.message);
+        }
+    }
+
+    /// Leaves the last bar as it stands.
+    pub(super) fn finish(&mut self) {
+        if let Some((_, bar)) = self.current.take() {
+            bar.abandon();
+        }
+    }
+}
+
+/// A bar on standard error; it draws nothing where that is no terminal.
+pub(super) fn bar(name: &'static str, total: u64) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{prefix:10} {bar:30} {pos:>4}/{len} {elapsed:>4} {msg}")
+            .expect("the template is a constant that a test renders");
+    ProgressBar::new(total).with_style(style).with_prefix(name)
+}
+
+/// What a bar shows of a stage.
+#[derive(Debug, PartialEq)]
+struct View {
+    name: &'static str,
+    done: u64,
+    total: u64,
+    message: String,
+}
+
+fn view(stage: &Stage) -> Option<View> {
+    Some(match stage {
+        Stage::Idle => return None,
+        Stage::Exploring { done, total, positives } => View {
+            name: "exploring",
+            done: *done,
+            total: *total,
+            message: format!("{positives} answers pass"),
+        },
+        Stage::Pairing => View { name: "pairing", done: 0, total: 1, message: String::new() },
+        Stage::Training { n_steps, step, paused, .. } => View {
+            name: "training",
+            done: u64::try_from(step.step).unwrap_or(u64::MAX),
+            total: *n_steps,
+            message: format!(
+                "loss {:.3}, reward accuracy {:.2}{}",
+                step.loss,
+                step.rewards_accuracies,
+                if *paused { ", paused: somebody chats" } else { "" }
+            ),
+        },
+        Stage::Gating { done, total, .. } => {
+            View { name: "gating", done: *done, total: *total, message: String::new() }
+        }
+    })
+}
+
+/// One line for `status`.
+pub(super) fn describe(stage: &Stage) -> String {
+    let Some(View { name, done, total, message }) = view(stage) else { return "idle".to_owned() };
+    let run = match stage {
+        Stage::Training { run, .. } | Stage::Gating { run, .. } => format!(" run {run}"),
+        _ => String::new(),
+    };
+    format!("{name}{run}: {done}/{total} {message}").trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Generation;
+    use crate::learn;
+    use crate::protocol::Step;
+    use crate::store::RunId;
+
+    /// What the daemon writes is what this program reads.
+    fn reread(stage: &learn::Stage) -> Stage {
+        serde_json::from_value(serde_json::to_value(stage).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_stage_of_the_learner_can_be_shown() {
+        let step = Step { step: 3, loss: 0.5, rewards_accuracies: 0.75, ..Step::default() };
+        let run = RunId(7);
+        let shown = [
+            learn::Stage::Idle,
+            learn::Stage::Exploring { done: 1, total: 2, positives: 9 },
+            learn::Stage::Pairing,
+            learn::Stage::Training { run, n_steps: 10, step, paused: true },
+            learn::Stage::Gating { run, done: 4, total: 5 },
+        ]
+        .map(|stage| describe(&reread(&stage)));
+        let expected = [
+            "idle",
+            "exploring: 1/2 9 answers pass",
+            "pairing: 0/1",
+            "training run 7: 3/10 loss 0.500, reward accuracy 0.75, paused: somebody chats",
+            "gating run 7: 4/5",
+        ];
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn every_outcome_of_the_learner_can_be_read() {
+        let verdict = serde_json::json!({"gain": 0.1});
+        let ended = learn::Ended::Promoted { run: RunId(1), generation: Generation(2), verdict };
+        let ended: Ended = serde_json::from_value(serde_json::to_value(ended).unwrap()).unwrap();
+        assert!(matches!(ended, Ended::Promoted { generation: Generation(2), .. }));
+        let ended = learn::Ended::Failed { run: None, reason: "no pairs".into() };
+        let ended: Ended = serde_json::from_value(serde_json::to_value(ended).unwrap()).unwrap();
+        assert!(matches!(ended, Ended::Failed { run: None, .. }));
+    }
+
+    #[test]
+    fn a_bar_follows_the_stages() {
+        let mut stage_bar = StageBar::default();
+        stage_bar.show(&Stage::Idle);
+        assert!(stage_bar.current.is_none());
+        stage_bar.show(&Stage::Exploring { done: 1, total: 2, positives: 0 });
+        stage_bar.show(&Stage::Pairing);
+        let (kind, bar) = stage_bar.current.as_ref().unwrap();
+        assert_eq!(*kind, std::mem::discriminant(&Stage::Pairing));
+        assert_eq!(bar.prefix(), "pairing");
+        stage_bar.finish();
+    }
+}

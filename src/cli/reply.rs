@@ -1,0 +1,192 @@
+//! What the daemon replies, as far as the command line reads it: `docs/api.md` has the whole of it.
+//! Unknown fields are ignored, so that a newer daemon can be asked by an older program.
+//! Used by the subcommands; the words of the store and the protocol are theirs.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::engine::Generation;
+use crate::protocol::Step;
+use crate::store::{Assessment, CandidateId, ExchangeId, RunId, RunState};
+
+/// `{"error": ...}`.
+#[derive(Debug, Deserialize)]
+pub(super) struct ErrorBody {
+    pub(super) error: ErrorText,
+}
+
+/// Inside [`ErrorBody`].
+#[derive(Debug, Deserialize)]
+pub(super) struct ErrorText {
+    pub(super) message: String,
+}
+
+/// `{"data": [...]}`.
+#[derive(Debug, Deserialize)]
+pub(super) struct List<T> {
+    pub(super) data: Vec<T>,
+}
+
+/// One chunk of a streamed chat reply.
+#[derive(Debug, Deserialize)]
+pub(super) struct Chunk {
+    pub(super) system_fingerprint: Option<String>,
+    #[serde(default)]
+    pub(super) choices: Vec<Choice>,
+    pub(super) reflectd: Option<Receipt>,
+}
+
+/// Inside [`Chunk`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Choice {
+    #[serde(default)]
+    pub(super) delta: Delta,
+}
+
+/// Inside [`Choice`].
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Delta {
+    pub(super) content: Option<String>,
+    pub(super) reasoning_content: Option<String>,
+}
+
+/// The `reflectd` object of a chat reply.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) struct Receipt {
+    pub(super) exchange: Option<ExchangeId>,
+    pub(super) generation: Generation,
+}
+
+/// A stored prompt with its candidates.
+#[derive(Debug, Deserialize)]
+pub(super) struct Exchange {
+    pub(super) id: ExchangeId,
+    pub(super) served: Option<CandidateId>,
+    pub(super) candidates: Vec<Candidate>,
+}
+
+/// Inside [`Exchange`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Candidate {
+    pub(super) id: CandidateId,
+    pub(super) parent: Option<CandidateId>,
+    pub(super) text: String,
+    pub(super) critique: Option<String>,
+    pub(super) assessments: Vec<Assessment>,
+}
+
+/// A training run.
+#[derive(Debug, Deserialize)]
+pub(super) struct Run {
+    pub(super) id: RunId,
+    pub(super) started_ms: i64,
+    pub(super) ended_ms: Option<i64>,
+    pub(super) state: RunState,
+    pub(super) reason: Option<String>,
+    pub(super) start: Generation,
+    pub(super) n_pairs: usize,
+    pub(super) data_sha256: String,
+    pub(super) metrics: Value,
+    pub(super) generation: Option<Generation>,
+}
+
+/// `GET /v1/adapters`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Adapters {
+    pub(super) active: Generation,
+    pub(super) data: Vec<Adapter>,
+}
+
+/// Inside [`Adapters`]; the base has only a number.
+#[derive(Debug, Deserialize)]
+pub(super) struct Adapter {
+    pub(super) generation: Generation,
+    pub(super) run: Option<RunId>,
+    pub(super) parent: Option<Generation>,
+    pub(super) created_ms: Option<i64>,
+    pub(super) sha256: Option<String>,
+    pub(super) path: Option<String>,
+    #[serde(default)]
+    pub(super) verdict: Value,
+}
+
+/// What the learner is doing.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+pub(super) enum Stage {
+    Idle,
+    Exploring { done: u64, total: u64, positives: u64 },
+    Pairing,
+    Training { run: RunId, n_steps: u64, step: Step, paused: bool },
+    Gating { run: RunId, done: u64, total: u64 },
+}
+
+/// How a long operation ended.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub(super) enum Ended {
+    Explored { prompts: u64, candidates: u64, positives: u64, generated_tokens: u64, wall_s: f64 },
+    Promoted { run: RunId, generation: Generation },
+    Rejected { run: RunId, reason: String },
+    Failed { run: Option<RunId>, reason: String },
+}
+
+/// `GET /v1/status`, as far as the table shows it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Status {
+    pub(super) version: String,
+    pub(super) uptime_s: f64,
+    pub(super) model: Model,
+    pub(super) engine: Engine,
+    pub(super) counts: Counts,
+    pub(super) stage: Stage,
+    pub(super) next_run: Option<String>,
+    pub(super) agents: Vec<String>,
+    pub(super) config: ConfigState,
+}
+
+/// Inside [`Status`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Model {
+    pub(super) name: String,
+    pub(super) path: String,
+    pub(super) architecture: String,
+    pub(super) n_parameters: f64,
+}
+
+/// Inside [`Status`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Engine {
+    pub(super) active: Generation,
+    pub(super) running: u64,
+    pub(super) queued: u64,
+    pub(super) cells_used: u64,
+    pub(super) cells: u64,
+}
+
+/// Inside [`Status`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Counts {
+    pub(super) exchanges: u64,
+    pub(super) candidates: u64,
+    pub(super) assessments: u64,
+    pub(super) feedback: u64,
+    pub(super) runs: u64,
+    pub(super) new_exchanges: u64,
+}
+
+/// Inside [`Status`].
+#[derive(Debug, Deserialize)]
+pub(super) struct ConfigState {
+    pub(super) state: String,
+    #[serde(default)]
+    pub(super) problems: Vec<ConfigProblem>,
+}
+
+/// Inside [`ConfigState`].
+#[derive(Debug, Deserialize)]
+pub(super) struct ConfigProblem {
+    pub(super) file: String,
+    pub(super) key: String,
+    pub(super) message: String,
+}

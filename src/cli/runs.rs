@@ -1,0 +1,131 @@
+//! `reflectd runs`: the training runs. Called by `cli::run`.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::client::Client;
+use super::reply::{List, Run};
+use super::table::{NONE, Table, fields, or_none, pairs, span, time};
+use super::terminal;
+use crate::exit::Exit;
+use crate::store::RunState;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Show all of one run.
+    id: Option<i64>,
+    /// Runs at most, newest first.
+    #[arg(long, default_value_t = 20)]
+    limit: usize,
+    /// Print JSON for machines.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Result<Exit> {
+    let path = match arguments.id {
+        Some(id) => format!("/v1/runs/{id}"),
+        None => format!("/v1/runs?limit={}", arguments.limit),
+    };
+    if arguments.json {
+        terminal::print_json(&client.get::<Value>(&path).await?)?;
+    } else if arguments.id.is_some() {
+        terminal::print(&show(&client.get(&path).await?))?;
+    } else {
+        terminal::print(&list(&client.get::<List<Run>>(&path).await?.data))?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn list(runs: &[Run]) -> String {
+    let mut table =
+        Table::new(["id", "started", "took", "pairs", "from", "state", "became", "reason"]);
+    for run in runs {
+        table.row([
+            run.id.to_string(),
+            time(run.started_ms),
+            took(run),
+            run.n_pairs.to_string(),
+            run.start.to_string(),
+            state(run.state).to_owned(),
+            or_none(run.generation),
+            run.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table.render()
+}
+
+fn show(run: &Run) -> String {
+    let mut rows = vec![
+        ("id", run.id.to_string()),
+        ("state", state(run.state).to_owned()),
+        ("reason", or_none(run.reason.as_ref())),
+        ("started", time(run.started_ms)),
+        ("took", took(run)),
+        ("from generation", run.start.to_string()),
+        ("became generation", or_none(run.generation)),
+        ("pairs", run.n_pairs.to_string()),
+        ("data set", run.data_sha256.clone()),
+    ];
+    rows.extend(fields(&run.metrics));
+    pairs(&rows)
+}
+
+fn took(run: &Run) -> String {
+    let Some(ended_ms) = run.ended_ms else { return NONE.to_owned() };
+    // A clock that was set back makes no negative span.
+    let took_ms = u64::try_from(ended_ms - run.started_ms).unwrap_or(0);
+    span(Duration::from_millis(took_ms).as_secs_f64())
+}
+
+fn state(state: RunState) -> &'static str {
+    match state {
+        RunState::Training => "training",
+        RunState::Gating => "gating",
+        RunState::Promoted => "promoted",
+        RunState::Rejected => "rejected",
+        RunState::Failed => "failed",
+        RunState::Cancelled => "cancelled",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Generation;
+    use crate::store::{self, RunId};
+
+    fn run() -> Run {
+        let run = store::Run {
+            id: RunId(3),
+            started_ms: 1_000,
+            ended_ms: Some(76_000),
+            state: RunState::Rejected,
+            reason: Some("no gain".into()),
+            start: Generation(1),
+            n_pairs: 40,
+            data_sha256: "ab".into(),
+            job: Value::Null,
+            metrics: serde_json::json!({"loss": 0.5}),
+            generation: None,
+        };
+        serde_json::from_value(serde_json::to_value(run).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_rejected_run_says_why() {
+        let text = list(&[run()]);
+        let line = text.lines().nth(1).unwrap();
+        assert!(line.ends_with("1 min 15 s     40     1  rejected       -  no gain"), "{line}");
+    }
+
+    #[test]
+    fn one_run_is_shown_with_its_metrics() {
+        let text = show(&run());
+        assert!(
+            text.contains("became generation  -\n") && text.ends_with("loss               0.5\n"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,23 @@
+//! `reflectd serve`: the daemon in the foreground. Logging, signals and exit code only; what a
+//! daemon is stands in `daemon`. Called by `cli::run`.
+
+use super::Places;
+use crate::daemon::{self, EngineSource, Options};
+use crate::exit::Exit;
+use crate::{signals, telemetry};
+
+pub(super) fn run(places: &Places) -> anyhow::Result<Exit> {
+    telemetry::init()?;
+    let options = Options {
+        root: places.root.clone(),
+        state: places.state(),
+        socket: places.socket.clone(),
+        engine: EngineSource::Llama,
+    };
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let daemon = daemon::start(options).await?;
+        // Only now: a signal while the model loads ends the process as usual.
+        let _signals = signals::spawn(daemon.control())?;
+        Ok(daemon.run().await)
+    })
+}
