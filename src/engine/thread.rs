@@ -29,10 +29,7 @@ pub async fn spawn(config: &EngineConfig) -> Result<(Engine, EngineThread), Engi
 }
 
 /// The same with any backend. `load` runs inside the thread, because a context must not leave it.
-pub async fn spawn_with<B, F>(
-    queue: usize,
-    load: F,
-) -> Result<(Engine, EngineThread), EngineError>
+pub async fn spawn_with<B, F>(queue: usize, load: F) -> Result<(Engine, EngineThread), EngineError>
 where
     B: Backend + 'static,
     F: FnOnce() -> Result<B, EngineError> + Send + 'static,
