@@ -96,7 +96,12 @@ impl Script {
         self
     }
 
-    fn rule(mut self, contains: &str, generation: Option<Generation>, replies: &[(&str, f32)]) -> Self {
+    fn rule(
+        mut self,
+        contains: &str,
+        generation: Option<Generation>,
+        replies: &[(&str, f32)],
+    ) -> Self {
         let replies = replies.iter().map(|&(text, weight)| (text.to_owned(), weight)).collect();
         self.rules.push(Rule { contains: contains.to_owned(), generation, replies });
         self
@@ -221,7 +226,8 @@ impl Backend for Fake {
                 sequence.push(cell);
             }
             let first = entry.sequences.first().expect("every token belongs to a sequence");
-            let history: Vec<Token> = self.sequences[first.0].iter().map(|cell| cell.token).collect();
+            let history: Vec<Token> =
+                self.sequences[first.0].iter().map(|cell| cell.token).collect();
             self.rows.push(entry.logits.then(|| self.script.logits(generation, &history)));
         }
         let cells: BTreeSet<u64> = self.sequences.iter().flatten().map(|cell| cell.id).collect();

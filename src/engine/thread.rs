@@ -29,10 +29,7 @@ pub async fn spawn(config: &EngineConfig) -> Result<(Engine, EngineThread), Engi
 }
 
 /// The same with any backend. `load` runs inside the thread, because a context must not leave it.
-pub async fn spawn_with<B, F>(
-    queue: usize,
-    load: F,
-) -> Result<(Engine, EngineThread), EngineError>
+pub async fn spawn_with<B, F>(queue: usize, load: F) -> Result<(Engine, EngineThread), EngineError>
 where
     B: Backend + 'static,
     F: FnOnce() -> Result<B, EngineError> + Send + 'static,
@@ -171,7 +168,7 @@ impl<B: Backend> Loop<B> {
             }
             Command::Logprobs(request, reply, span) => {
                 self.enqueue(request.lane, reply, span, |door, generation, reply| {
-                    door.logprobs(request, generation, reply)
+                    door.logprobs(&request, generation, reply)
                 });
             }
             Command::LoadLane(generation, path, reply) => {
@@ -249,8 +246,14 @@ impl<B: Backend> Loop<B> {
                 }
                 let shared = n_cached + (job.branches.len() - 1) * job.trunk.len();
                 self.stats.cached_tokens += count(shared);
-                tracing::debug!(parent: &job.span, n_trunk = job.trunk.len(), n_cached,
-                    n_branches = job.branches.len(), generation = %job.generation, "Request admitted.");
+                tracing::debug!(
+                    parent: &job.span,
+                    n_trunk = job.trunk.len(),
+                    n_branches = job.branches.len(),
+                    n_cached,
+                    generation = %job.generation,
+                    "Request admitted."
+                );
                 job.start(&mut self.kv, &mut self.backend, source);
                 self.running.push(job);
                 return None;
