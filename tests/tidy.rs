@@ -17,8 +17,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["main.rs", "cli/", "bin/reflectd-trainer/"]),
     ("indicatif", &["main.rs", "cli/"]),
     ("libloading", &["bin/reflectd-trainer/"]),
-    ("llama_cpp_2", &["engine/llama.rs"]),
-    ("llama_cpp_sys_2", &["engine/llama.rs"]),
+    ("llama_cpp_2", &["engine/llama.rs", "engine/llama/"]),
+    ("llama_cpp_sys_2", &["engine/llama.rs", "engine/llama/"]),
     ("minijinja", &["prompt.rs"]),
     ("minijinja_contrib", &["prompt.rs"]),
     ("notify", &["config/watch.rs"]),
@@ -63,7 +63,7 @@ const EDGES: &[(&str, &[&str])] = &[
 const COMMON: &[&str] = &["exit", "paths", "protocol", "telemetry"];
 
 /// Files below `src/` with `unsafe` code: what llama.cpp's safe bindings cannot reach.
-const UNSAFE: &[&str] = &["engine/llama.rs"];
+const UNSAFE: &[&str] = &["engine/llama.rs", "engine/llama/"];
 
 /// The longest a file may be: beyond this nobody reads it in one sitting.
 const MAX_LINES: usize = 800;
@@ -209,11 +209,11 @@ fn foreign_crates_are_named_only_by_the_files_that_own_them() {
 }
 
 #[test]
-fn unsafe_code_is_in_one_file() {
+fn unsafe_code_is_with_llama_cpp_alone() {
     let mut findings = Vec::new();
     for (path, lines) in sources() {
         for (at, line) in lines.iter().enumerate() {
-            if has_word(line, "unsafe") && !UNSAFE.contains(&path.as_str()) {
+            if has_word(line, "unsafe") && !UNSAFE.iter().any(|owner| path.starts_with(owner)) {
                 findings.push(format!("src/{path}:{}: {}", at + 1, line.trim()));
             }
         }

@@ -33,7 +33,7 @@ pub(super) struct Door {
     n_arrived: u64,
 }
 
-/// A job, or the error with the reply that should carry it.
+/// A job without span, or the error with the reply that should carry it.
 pub(super) type Checked<T> = Result<Job, (EngineError, Reply<T>)>;
 
 impl Door {
@@ -88,7 +88,7 @@ impl Door {
             return Err((error, reply));
         }
         let shortest = request.prompts.iter().map(Vec::len).min().unwrap_or(0);
-        let trunk = self.trunk(request.prompts.iter(), shortest.saturating_sub(1));
+        let trunk = trunk(request.prompts.iter(), shortest.saturating_sub(1));
         let branches = request.prompts.iter().map(|prompt| Branch {
             tokens: prompt[trunk.len()..].to_vec(),
             sequence: None,
@@ -102,16 +102,16 @@ impl Door {
 
     pub(super) fn logprobs(
         &mut self,
-        request: LogprobRequest,
+        request: &LogprobRequest,
         generation: Generation,
         reply: Reply<Vec<Vec<f32>>>,
     ) -> Checked<Vec<Vec<f32>>> {
-        if let Err(error) = self.check_logprobs(&request) {
+        if let Err(error) = self.check_logprobs(request) {
             return Err((error, reply));
         }
         // The token before the first scored one gives logits, so it belongs to its branch.
         let shortest = request.sequences.iter().map(|s| s.1 - 1).min().unwrap_or(0);
-        let trunk = self.trunk(request.sequences.iter().map(|s| &s.0), shortest);
+        let trunk = trunk(request.sequences.iter().map(|s| &s.0), shortest);
         let branches = request.sequences.iter().map(|(tokens, from)| {
             let targets = tokens[*from..].to_vec();
             let values = Vec::with_capacity(targets.len());
@@ -141,7 +141,7 @@ impl Door {
             class,
             generation,
             arrival: self.n_arrived,
-            span: tracing::Span::current(),
+            span: tracing::Span::none(),
             trunk,
             branches,
             at_once,
@@ -149,17 +149,6 @@ impl Door {
             purpose,
             sequences: Vec::new(),
         }
-    }
-
-    /// The longest prefix of all, at most `longest` tokens.
-    fn trunk<'a>(
-        &self,
-        mut sequences: impl Iterator<Item = &'a Vec<Token>>,
-        longest: usize,
-    ) -> Vec<Token> {
-        let Some(first) = sequences.next() else { return Vec::new() };
-        let n = sequences.map(|other| common_prefix(first, other)).fold(longest, usize::min);
-        first[..n].to_vec()
     }
 
     fn check_generate(&self, request: &GenerateRequest) -> Result<u32, EngineError> {
@@ -227,6 +216,13 @@ impl Door {
         }
         Ok(())
     }
+}
+
+/// The longest prefix of all, at most `longest` tokens.
+fn trunk<'a>(mut sequences: impl Iterator<Item = &'a Vec<Token>>, longest: usize) -> Vec<Token> {
+    let Some(first) = sequences.next() else { return Vec::new() };
+    let n = sequences.map(|other| common_prefix(first, other)).fold(longest, usize::min);
+    first[..n].to_vec()
 }
 
 fn check_sampling(sampling: &Sampling) -> Result<(), EngineError> {

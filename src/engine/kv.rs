@@ -206,3 +206,90 @@ impl Kv {
 pub(super) fn common_prefix(a: &[Token], b: &[Token]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::backend::Entry;
+    use super::super::fake::{Fake, Script};
+    use super::*;
+
+    const BASE: Generation = Generation::BASE;
+
+    fn tokens(text: &str) -> Vec<Token> {
+        text.bytes().map(|byte| Token(i32::from(byte))).collect()
+    }
+
+    fn books() -> (Kv, Fake) {
+        (Kv::new(20, 4), Fake::new(Script::new("")))
+    }
+
+    /// The fake refuses what does not fit the books.
+    fn append(kv: &mut Kv, fake: &mut Fake, ids: &[SequenceId], text: &str) {
+        let position = kv.len(ids[0]);
+        let batch = tokens(text).into_iter().enumerate().map(|(i, token)| Entry {
+            token,
+            position: position + i,
+            sequences: ids,
+            logits: false,
+        });
+        fake.decode(&batch.collect::<Vec<_>>()).unwrap();
+        kv.append(ids, &tokens(text));
+    }
+
+    fn keep(kv: &mut Kv, fake: &mut Fake, text: &str) -> SequenceId {
+        let id = kv.start();
+        append(kv, fake, &[id], text);
+        kv.keep(fake, id, BASE);
+        id
+    }
+
+    #[test]
+    fn a_shared_cell_is_free_when_its_last_holder_goes() {
+        let (mut kv, mut fake) = books();
+        let [a, b, c] = [kv.start(), kv.start(), kv.start()];
+        append(&mut kv, &mut fake, &[a, b], "four");
+        append(&mut kv, &mut fake, &[a], "ab");
+        kv.share(&mut fake, a, c, 5);
+        assert_eq!(kv.used(), 6);
+        kv.remove(&mut fake, a);
+        assert_eq!(kv.used(), 5);
+        kv.truncate(&mut fake, c, 2);
+        assert_eq!((kv.used(), kv.len(c)), (4, 2));
+        kv.remove(&mut fake, b);
+        kv.remove(&mut fake, c);
+        assert_eq!((kv.used(), kv.free(), kv.free_sequences()), (0, 20, 4));
+    }
+
+    #[test]
+    fn the_longest_prefix_of_the_own_lane_is_found() {
+        let (mut kv, mut fake) = books();
+        keep(&mut kv, &mut fake, "abx");
+        let longest = keep(&mut kv, &mut fake, "abcx");
+        assert_eq!(kv.find(BASE, &tokens("abcd")), Some((longest, 3)));
+        assert_eq!(kv.find(BASE, &tokens("zz")), None);
+        assert_eq!(kv.find(Generation(1), &tokens("abcd")), None);
+    }
+
+    #[test]
+    fn only_the_longest_of_a_family_is_kept() {
+        let (mut kv, mut fake) = books();
+        keep(&mut kv, &mut fake, "ab");
+        keep(&mut kv, &mut fake, "abcd");
+        keep(&mut kv, &mut fake, "abc");
+        assert_eq!((kv.used(), kv.free_sequences()), (4, 3));
+    }
+
+    #[test]
+    fn the_one_unused_longest_goes_first_and_the_wanted_one_last() {
+        let (mut kv, mut fake) = books();
+        let first = keep(&mut kv, &mut fake, "a");
+        let second = keep(&mut kv, &mut fake, "b");
+        keep(&mut kv, &mut fake, "c");
+        kv.touch(first);
+        assert!(kv.evict(&mut fake, Some(second)));
+        assert_eq!(kv.find(BASE, &tokens("c")), None, "the third was older than the touched one");
+        assert!(kv.evict(&mut fake, Some(second)) && kv.evict(&mut fake, Some(second)));
+        assert!(!kv.evict(&mut fake, None));
+        assert_eq!(kv.used(), 0);
+    }
+}

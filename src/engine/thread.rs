@@ -173,7 +173,7 @@ impl<B: Backend> Loop<B> {
             }
             Command::Logprobs(request, reply, span) => {
                 self.enqueue(request.lane, reply, span, |door, generation, reply| {
-                    door.logprobs(request, generation, reply)
+                    door.logprobs(&request, generation, reply)
                 });
             }
             Command::LoadLane(generation, path, reply) => {
@@ -251,8 +251,14 @@ impl<B: Backend> Loop<B> {
                 }
                 let shared = n_cached + (job.branches.len() - 1) * job.trunk.len();
                 self.stats.cached_tokens += count(shared);
-                tracing::debug!(parent: &job.span, n_trunk = job.trunk.len(), n_cached,
-                    n_branches = job.branches.len(), generation = %job.generation, "Request admitted.");
+                tracing::debug!(
+                    parent: &job.span,
+                    n_trunk = job.trunk.len(),
+                    n_branches = job.branches.len(),
+                    n_cached,
+                    generation = %job.generation,
+                    "Request admitted."
+                );
                 job.start(&mut self.kv, &mut self.backend, source);
                 self.running.push(job);
                 return None;
