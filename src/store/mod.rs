@@ -1,308 +1,28 @@
 //! SQLite behind one owner thread, and the handle that everyone else has. Only this folder names
-//! rusqlite. Every method returns after its transaction is committed. Used by `reflect`, `learn`
-//! and `api`.
+//! rusqlite. Every method is one transaction and returns after it is committed. Used by `reflect`,
+//! `learn` and `api`.
+
+mod columns;
+mod evaluations;
+mod exchanges;
+mod feedback;
+mod generations;
+mod rows;
+mod runs;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod thread;
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use crate::engine::Generation;
 
-use crate::config::Verifier;
-use crate::engine::{FinishReason, Generation, Sampling, Token};
-use crate::prompt::Message;
-
-macro_rules! id {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-        #[serde(transparent)]
-        pub struct $name(pub i64);
-        impl std::fmt::Display for $name {
-            fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                self.0.fmt(formatter)
-            }
-        }
-    };
-}
-id!(
-    /// A row of `exchanges`: one prompt with its candidates. Clients see it as the receipt.
-    ExchangeId
-);
-id!(
-    /// A row of `candidates`.
-    CandidateId
-);
-id!(
-    /// A row of `runs`.
-    RunId
-);
-
-/// Where an exchange came from.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// A chat on the socket.
-    Chat,
-    /// A prompt file given to `explore`.
-    Explore,
-}
-
-/// A prompt, not yet stored.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NewExchange {
-    /// The agent's name.
-    pub agent: String,
-    /// Where it came from.
-    pub source: Source,
-    /// The conversation, its last turn by the user.
-    pub messages: Vec<Message>,
-    /// The rendered prompt.
-    pub prompt_tokens: Vec<Token>,
-    /// Shown to the judge only.
-    pub reference: Option<String>,
-    /// How to check an answer.
-    pub verifier: Option<Verifier>,
-}
-
-/// An answer, not yet stored.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NewCandidate {
-    /// Index into the same call's list, or an earlier candidate; `None`: a draft.
-    pub parent: Option<Parent>,
-    /// The weights that wrote it.
-    pub generation: Generation,
-    /// Its text.
-    pub text: String,
-    /// Sampled tokens with the end token, if one came.
-    pub tokens: Vec<Token>,
-    /// One for each token, under the model itself.
-    pub logprobs: Vec<f32>,
-    /// How it was sampled; `seed` is always set.
-    pub sampling: Sampling,
-    /// Why it ended.
-    pub finish: FinishReason,
-    /// The critique that a refinement answers.
-    pub critique: Option<String>,
-    /// What the judge and the verifiers said.
-    pub assessments: Vec<Assessment>,
-}
-
-/// Which candidate a refinement revises.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Parent {
-    /// Stored before.
-    Stored(CandidateId),
-    /// Position in the same list; smaller than the refinement's own.
-    Index(usize),
-}
-
-/// One candidate judged by one aspect.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Assessment {
-    /// The aspect's name, or `verifier`.
-    pub aspect: String,
-    /// Version of the rubric.
-    pub rubric_version: String,
-    /// Who judged: `generation 0 of <model sha256, 12 digits>` or `verifier:<kind>`.
-    pub judge: String,
-    /// p(-1), p(0), p(+1).
-    pub levels: [f32; 3],
-    /// The labels' share of the whole distribution; 1 for verifiers.
-    pub mass: f32,
-    /// Weight in the scalar; 0 for verifiers that only measure.
-    pub weight: f64,
-    /// Whether the level meets the agent's bar.
-    pub passes: bool,
-}
-
-impl Assessment {
-    /// p(+1) - p(-1), between -1 and 1.
-    pub fn value(&self) -> f64 {
-        f64::from(self.levels[2]) - f64::from(self.levels[0])
-    }
-}
-
-/// A stored exchange with its candidates.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Exchange {
-    /// Its id.
-    pub id: ExchangeId,
-    /// Unix milliseconds.
-    pub created_ms: i64,
-    /// The agent's name.
-    pub agent: String,
-    /// Where it came from.
-    pub source: Source,
-    /// The conversation.
-    pub messages: Vec<Message>,
-    /// The rendered prompt.
-    #[serde(skip)]
-    pub prompt_tokens: Vec<Token>,
-    /// Shown to the judge only.
-    pub reference: Option<String>,
-    /// How to check an answer.
-    pub verifier: Option<Verifier>,
-    /// The one that the client got.
-    pub served: Option<CandidateId>,
-    /// In order of creation.
-    pub candidates: Vec<Candidate>,
-}
-
-/// A stored answer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Candidate {
-    /// Its id.
-    pub id: CandidateId,
-    /// `None`: a draft.
-    pub parent: Option<CandidateId>,
-    /// The weights that wrote it.
-    pub generation: Generation,
-    /// Its text.
-    pub text: String,
-    /// Sampled tokens with the end token, if one came.
-    #[serde(skip)]
-    pub tokens: Vec<Token>,
-    /// One for each token.
-    #[serde(skip)]
-    pub logprobs: Vec<f32>,
-    /// How it was sampled.
-    pub sampling: Sampling,
-    /// Why it ended.
-    pub finish: FinishReason,
-    /// The critique that a refinement answers.
-    pub critique: Option<String>,
-    /// What the judge and the verifiers said.
-    pub assessments: Vec<Assessment>,
-}
-
-/// The owner's word on an answer.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct Feedback {
-    /// Which exchange.
-    pub exchange: ExchangeId,
-    /// Which answer; `None`: the served one.
-    pub candidate: Option<CandidateId>,
-    /// -1, 0 or +1.
-    pub rating: Option<i8>,
-    /// `None`: the whole answer.
-    pub aspect: Option<String>,
-    /// What the answer should have been.
-    pub edit: Option<String>,
-}
-
-/// Where a run stands.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RunState {
-    /// The trainer works.
-    Training,
-    /// The held-out comparison runs.
-    Gating,
-    /// Its adapter became a generation.
-    Promoted,
-    /// The gate said no.
-    Rejected,
-    /// It broke.
-    Failed,
-    /// The owner or the end of the daemon stopped it.
-    Cancelled,
-}
-
-/// One training run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Run {
-    /// Its id.
-    pub id: RunId,
-    /// Unix milliseconds.
-    pub started_ms: i64,
-    /// Unix milliseconds.
-    pub ended_ms: Option<i64>,
-    /// Where it stands.
-    pub state: RunState,
-    /// Why it ended so, in one sentence.
-    pub reason: Option<String>,
-    /// The generation that it starts from.
-    pub start: Generation,
-    /// Pairs in its data set.
-    pub n_pairs: usize,
-    /// SHA-256 of its data set.
-    pub data_sha256: String,
-    /// The [`crate::protocol::Job`].
-    pub job: serde_json::Value,
-    /// The last step's metrics, the gate's numbers.
-    pub metrics: serde_json::Value,
-    /// The generation that it became.
-    pub generation: Option<Generation>,
-}
-
-/// A pair as it went into a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct PairRow {
-    /// The prompt.
-    pub exchange: ExchangeId,
-    /// Chosen.
-    pub chosen: CandidateId,
-    /// Rejected; `None` for `sft`.
-    pub rejected: Option<CandidateId>,
-    /// Difference of the scalars.
-    pub margin: f64,
-}
-
-/// A promoted generation.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct GenerationRow {
-    /// Its number.
-    pub generation: Generation,
-    /// The run that made it.
-    pub run: RunId,
-    /// The generation that the run started from.
-    pub parent: Generation,
-    /// The adapter file.
-    pub path: PathBuf,
-    /// Its SHA-256.
-    pub sha256: String,
-    /// SHA-256 of the base that it fits.
-    pub base_sha256: String,
-    /// Unix milliseconds.
-    pub created_ms: i64,
-    /// New requests go to it.
-    pub active: bool,
-    /// The gate's numbers.
-    pub verdict: serde_json::Value,
-}
-
-/// One answer to one held-out prompt.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Evaluation {
-    /// The run whose gate asked.
-    pub run: RunId,
-    /// Whether the candidate adapter answered (else the active generation).
-    pub candidate: bool,
-    /// Id of the held-out prompt.
-    pub prompt_id: String,
-    /// The answer.
-    pub text: String,
-    /// The judge's scalar.
-    pub score: f64,
-    /// The verifier's word, where the prompt has one.
-    pub verified: Option<bool>,
-}
-
-/// Row counts for `status`.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
-pub struct Counts {
-    /// Exchanges.
-    pub exchanges: u64,
-    /// Candidates.
-    pub candidates: u64,
-    /// Assessments.
-    pub assessments: u64,
-    /// Feedback rows.
-    pub feedback: u64,
-    /// Runs.
-    pub runs: u64,
-    /// Exchanges with new candidates since the last run's start.
-    pub new_exchanges: u64,
-}
+pub use rows::{
+    Assessment, Candidate, CandidateId, Counts, Evaluation, Exchange, ExchangeId, Feedback,
+    GenerationRow, NewCandidate, NewExchange, PairRow, Parent, Run, RunId, RunState, Source,
+};
+pub use thread::{Store, StoreThread, spawn};
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -328,151 +48,166 @@ pub enum StoreError {
         action: &'static str,
         /// SQLite's words.
         #[source]
-        source: rusqlite::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The store thread has ended.
     #[error("the store has stopped")]
     Stopped,
 }
 
-/// The handle: small, cloneable, the only way to the database.
-#[derive(Clone, Debug)]
-pub struct Store {}
-
 type Result<T> = std::result::Result<T, StoreError>;
 
-#[expect(clippy::unused_async, clippy::todo, reason = "the bodies follow with the store")]
 impl Store {
     /// Stores a prompt with the candidates made so far and the index of the served one.
     pub async fn record_exchange(
         &self,
-        _exchange: NewExchange,
-        _candidates: Vec<NewCandidate>,
-        _served: Option<usize>,
+        exchange: NewExchange,
+        candidates: Vec<NewCandidate>,
+        served: Option<usize>,
     ) -> Result<(ExchangeId, Vec<CandidateId>)> {
-        todo!()
+        self.write("store an exchange", move |tx| {
+            exchanges::insert(tx, &exchange, &candidates, served)
+        })
+        .await
     }
     /// Adds candidates to a stored prompt.
     pub async fn add_candidates(
         &self,
-        _exchange: ExchangeId,
-        _candidates: Vec<NewCandidate>,
+        exchange: ExchangeId,
+        candidates: Vec<NewCandidate>,
     ) -> Result<Vec<CandidateId>> {
-        todo!()
+        self.write("store candidates", move |tx| {
+            exchanges::insert_candidates(tx, exchange, &candidates)
+        })
+        .await
     }
-    /// Adds assessments to a stored candidate (background reflection judges a draft after the reply).
+    /// Adds assessments to a stored candidate (background reflection judges a draft after the
+    /// reply). A candidate has one assessment an aspect: a later one takes the place of an earlier.
     pub async fn add_assessments(
         &self,
-        _candidate: CandidateId,
-        _assessments: Vec<Assessment>,
+        candidate: CandidateId,
+        assessments: Vec<Assessment>,
     ) -> Result<()> {
-        todo!()
+        self.write("store assessments", move |tx| {
+            exchanges::insert_assessments(tx, candidate, &assessments)
+        })
+        .await
     }
     /// One exchange with everything that belongs to it.
-    pub async fn exchange(&self, _id: ExchangeId) -> Result<Exchange> {
-        todo!()
+    pub async fn exchange(&self, id: ExchangeId) -> Result<Exchange> {
+        self.read("read an exchange", move |tx| exchanges::one(tx, id)).await
     }
     /// The newest exchanges, newest first; `before` pages.
     pub async fn exchanges(
         &self,
-        _before: Option<ExchangeId>,
-        _limit: usize,
+        before: Option<ExchangeId>,
+        limit: usize,
     ) -> Result<Vec<Exchange>> {
-        todo!()
+        self.read("list exchanges", move |tx| exchanges::newest(tx, before, limit)).await
     }
-    /// Exchanges of these agents with at least two assessed candidates, oldest first, for pairing; a page of `limit` after `after`.
+    /// Exchanges of these agents with at least two assessed candidates, oldest first, for pairing;
+    /// a page of `limit` after `after`. Candidates that nobody assessed are there too.
     pub async fn learnable(
         &self,
-        _agents: Vec<String>,
-        _after: Option<ExchangeId>,
-        _limit: usize,
+        agents: Vec<String>,
+        after: Option<ExchangeId>,
+        limit: usize,
     ) -> Result<Vec<Exchange>> {
-        todo!()
+        self.read("list exchanges to learn from", move |tx| {
+            exchanges::learnable(tx, &agents, after, limit)
+        })
+        .await
     }
-    /// Exchanges that have fewer than n drafts or m refinements of any generation, fewest candidates first.
+    /// Exchanges that have fewer than n drafts or m refinements of any generation, fewest
+    /// candidates first.
     pub async fn explorable(
         &self,
-        _agents: Vec<String>,
-        _n: u32,
-        _m: u32,
-        _limit: usize,
+        agents: Vec<String>,
+        n: u32,
+        m: u32,
+        limit: usize,
     ) -> Result<Vec<ExchangeId>> {
-        todo!()
+        self.read("list exchanges to explore", move |tx| {
+            exchanges::explorable(tx, &agents, (n, m), limit)
+        })
+        .await
     }
     /// Stores the owner's word.
-    pub async fn add_feedback(&self, _feedback: Feedback) -> Result<()> {
-        todo!()
+    pub async fn add_feedback(&self, feedback: Feedback) -> Result<()> {
+        self.write("store feedback", move |tx| feedback::insert(tx, &feedback)).await
     }
-    /// All feedback on one exchange.
-    pub async fn feedback(&self, _exchange: ExchangeId) -> Result<Vec<Feedback>> {
-        todo!()
+    /// All feedback on one exchange, oldest first.
+    pub async fn feedback(&self, exchange: ExchangeId) -> Result<Vec<Feedback>> {
+        self.read("read feedback", move |tx| feedback::of(tx, exchange)).await
     }
     /// Stores a run that starts, with its pairs.
     pub async fn start_run(
         &self,
-        _start: Generation,
-        _data_sha256: String,
-        _job: serde_json::Value,
-        _pairs: Vec<PairRow>,
+        start: Generation,
+        data_sha256: String,
+        job: serde_json::Value,
+        pairs: Vec<PairRow>,
     ) -> Result<RunId> {
-        todo!()
+        self.write("store a run", move |tx| runs::insert(tx, start, &data_sha256, &job, &pairs))
+            .await
     }
-    /// Moves a run on. `metrics` is merged into what is stored.
+    /// Moves a run on. `metrics` is merged into what is stored; without `reason` the old one stays.
     pub async fn update_run(
         &self,
-        _run: RunId,
-        _state: RunState,
-        _reason: Option<String>,
-        _metrics: serde_json::Value,
+        run: RunId,
+        state: RunState,
+        reason: Option<String>,
+        metrics: serde_json::Value,
     ) -> Result<()> {
-        todo!()
+        self.write("update a run", move |tx| runs::update(tx, run, state, reason, metrics)).await
     }
     /// One run.
-    pub async fn run(&self, _run: RunId) -> Result<Run> {
-        todo!()
+    pub async fn run(&self, run: RunId) -> Result<Run> {
+        self.read("read a run", move |tx| runs::one(tx, run)).await
     }
     /// The newest runs, newest first.
-    pub async fn runs(&self, _limit: usize) -> Result<Vec<Run>> {
-        todo!()
+    pub async fn runs(&self, limit: usize) -> Result<Vec<Run>> {
+        self.read("list runs", move |tx| runs::newest(tx, limit)).await
     }
-    /// The pairs of a run.
-    pub async fn pairs(&self, _run: RunId) -> Result<Vec<PairRow>> {
-        todo!()
+    /// The pairs of a run, in the order in which they were given.
+    pub async fn pairs(&self, run: RunId) -> Result<Vec<PairRow>> {
+        self.read("read the pairs of a run", move |tx| runs::pairs(tx, run)).await
     }
-    /// Runs that a crash left in `training` or `gating` become `failed` with this reason; returns them.
-    pub async fn fail_unfinished_runs(&self, _reason: String) -> Result<Vec<RunId>> {
-        todo!()
+    /// Runs that a crash left in `training` or `gating` become `failed` with this reason; returns
+    /// them.
+    pub async fn fail_unfinished_runs(&self, reason: String) -> Result<Vec<RunId>> {
+        self.write("fail unfinished runs", move |tx| runs::fail_unfinished(tx, &reason)).await
     }
     /// The number that the next promoted generation gets (one more than the largest ever given).
     pub async fn next_generation(&self) -> Result<Generation> {
-        todo!()
+        self.read("read the largest generation", generations::next).await
     }
     /// In one transaction: stores the generation, makes it the active one, marks its run promoted.
-    pub async fn promote(&self, _row: GenerationRow) -> Result<()> {
-        todo!()
+    pub async fn promote(&self, row: GenerationRow) -> Result<()> {
+        self.write("promote a generation", move |tx| generations::promote(tx, &row)).await
     }
     /// All generations ever promoted, oldest first (the base is not a row).
     pub async fn generations(&self) -> Result<Vec<GenerationRow>> {
-        todo!()
+        self.read("list generations", generations::all).await
     }
     /// Makes a generation (0: the base) the active one.
-    pub async fn set_active(&self, _generation: Generation) -> Result<()> {
-        todo!()
+    pub async fn set_active(&self, generation: Generation) -> Result<()> {
+        self.write("activate a generation", move |tx| generations::set_active(tx, generation)).await
     }
     /// Stores answers of a gate.
-    pub async fn add_evaluations(&self, _evaluations: Vec<Evaluation>) -> Result<()> {
-        todo!()
+    pub async fn add_evaluations(&self, evaluations: Vec<Evaluation>) -> Result<()> {
+        self.write("store evaluations", move |tx| evaluations::insert(tx, &evaluations)).await
     }
-    /// Answers of a run's gate.
-    pub async fn evaluations(&self, _run: RunId) -> Result<Vec<Evaluation>> {
-        todo!()
+    /// Answers of a run's gate, in the order in which they were given.
+    pub async fn evaluations(&self, run: RunId) -> Result<Vec<Evaluation>> {
+        self.read("read evaluations", move |tx| evaluations::of(tx, run)).await
     }
     /// Appends to the journal of operational events.
-    pub async fn add_event(&self, _kind: String, _detail: serde_json::Value) -> Result<()> {
-        todo!()
+    pub async fn add_event(&self, kind: String, detail: serde_json::Value) -> Result<()> {
+        self.write("store an event", move |tx| schema::insert_event(tx, &kind, &detail)).await
     }
     /// Row counts.
     pub async fn counts(&self) -> Result<Counts> {
-        todo!()
+        self.read("count rows", schema::counts).await
     }
 }

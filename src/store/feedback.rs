@@ -1,0 +1,43 @@
+//! Table `feedback`: the owner's word on answers.
+
+use rusqlite::{Transaction, params};
+
+use super::columns::now_ms;
+use super::thread::Outcome;
+use super::{ExchangeId, Feedback, exchanges};
+
+pub(super) fn insert(tx: &Transaction<'_>, feedback: &Feedback) -> Outcome<()> {
+    exchanges::require(tx, feedback.exchange)?;
+    if let Some(candidate) = feedback.candidate {
+        exchanges::require_candidate(tx, feedback.exchange, candidate)?;
+    }
+    tx.prepare_cached(
+        "INSERT INTO feedback (created_ms, exchange, candidate, rating, aspect, edit)
+         VALUES (?, ?, ?, ?, ?, ?)",
+    )?
+    .execute(params![
+        now_ms(),
+        feedback.exchange,
+        feedback.candidate,
+        feedback.rating,
+        feedback.aspect,
+        feedback.edit,
+    ])?;
+    Ok(())
+}
+
+pub(super) fn of(tx: &Transaction<'_>, exchange: ExchangeId) -> Outcome<Vec<Feedback>> {
+    exchanges::require(tx, exchange)?;
+    let sql = "SELECT * FROM feedback WHERE exchange = ? ORDER BY id";
+    let mut query = tx.prepare_cached(sql)?;
+    let rows = query.query_map([exchange], |row| {
+        Ok(Feedback {
+            exchange: row.get("exchange")?,
+            candidate: row.get("candidate")?,
+            rating: row.get("rating")?,
+            aspect: row.get("aspect")?,
+            edit: row.get("edit")?,
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}

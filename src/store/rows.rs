@@ -1,0 +1,315 @@
+//! What goes into the store and what comes out: plain data, no behaviour but arithmetic on one row.
+//! Used by everybody who has a [`super::Store`].
+
+use std::path::PathBuf;
+
+use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Verifier;
+use crate::engine::{FinishReason, Generation, Sampling, Token};
+use crate::prompt::Message;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(pub i64);
+        impl std::fmt::Display for $name {
+            fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(formatter)
+            }
+        }
+        impl ToSql for $name {
+            fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+                self.0.to_sql()
+            }
+        }
+        impl FromSql for $name {
+            fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+                FromSql::column_result(value).map(Self)
+            }
+        }
+    };
+}
+id!(
+    /// A row of `exchanges`: one prompt with its candidates. Clients see it as the receipt.
+    ExchangeId
+);
+id!(
+    /// A row of `candidates`.
+    CandidateId
+);
+id!(
+    /// A row of `runs`.
+    RunId
+);
+
+/// Where an exchange came from.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// A chat on the socket.
+    Chat,
+    /// A prompt file given to `explore`.
+    Explore,
+}
+
+/// A prompt, not yet stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewExchange {
+    /// The agent's name.
+    pub agent: String,
+    /// Where it came from.
+    pub source: Source,
+    /// The conversation, its last turn by the user.
+    pub messages: Vec<Message>,
+    /// The rendered prompt.
+    pub prompt_tokens: Vec<Token>,
+    /// Shown to the judge only.
+    pub reference: Option<String>,
+    /// How to check an answer.
+    pub verifier: Option<Verifier>,
+}
+
+/// An answer, not yet stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewCandidate {
+    /// Index into the same call's list, or an earlier candidate; `None`: a draft.
+    pub parent: Option<Parent>,
+    /// The weights that wrote it.
+    pub generation: Generation,
+    /// Its text.
+    pub text: String,
+    /// Sampled tokens with the end token, if one came.
+    pub tokens: Vec<Token>,
+    /// One for each token, under the model itself.
+    pub logprobs: Vec<f32>,
+    /// How it was sampled; `seed` is always set.
+    pub sampling: Sampling,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// The critique that a refinement answers.
+    pub critique: Option<String>,
+    /// What the judge and the verifiers said.
+    pub assessments: Vec<Assessment>,
+}
+
+/// Which candidate a refinement revises.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Parent {
+    /// Stored before.
+    Stored(CandidateId),
+    /// Position in the same list; smaller than the refinement's own.
+    Index(usize),
+}
+
+/// One candidate judged by one aspect.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Assessment {
+    /// The aspect's name, or `verifier`.
+    pub aspect: String,
+    /// Version of the rubric.
+    pub rubric_version: String,
+    /// Who judged: `generation 0 of <model sha256, 12 digits>` or `verifier:<kind>`.
+    pub judge: String,
+    /// p(-1), p(0), p(+1).
+    pub levels: [f32; 3],
+    /// The labels' share of the whole distribution; 1 for verifiers.
+    pub mass: f32,
+    /// Weight in the scalar; 0 for verifiers that only measure.
+    pub weight: f64,
+    /// Whether the level meets the agent's bar.
+    pub passes: bool,
+}
+
+impl Assessment {
+    /// p(+1) - p(-1), between -1 and 1.
+    pub fn value(&self) -> f64 {
+        f64::from(self.levels[2]) - f64::from(self.levels[0])
+    }
+}
+
+/// A stored exchange with its candidates.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Exchange {
+    /// Its id.
+    pub id: ExchangeId,
+    /// Unix milliseconds.
+    pub created_ms: i64,
+    /// The agent's name.
+    pub agent: String,
+    /// Where it came from.
+    pub source: Source,
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// The rendered prompt.
+    #[serde(skip)]
+    pub prompt_tokens: Vec<Token>,
+    /// Shown to the judge only.
+    pub reference: Option<String>,
+    /// How to check an answer.
+    pub verifier: Option<Verifier>,
+    /// The one that the client got.
+    pub served: Option<CandidateId>,
+    /// In order of creation.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A stored answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Candidate {
+    /// Its id.
+    pub id: CandidateId,
+    /// `None`: a draft.
+    pub parent: Option<CandidateId>,
+    /// The weights that wrote it.
+    pub generation: Generation,
+    /// Its text.
+    pub text: String,
+    /// Sampled tokens with the end token, if one came.
+    #[serde(skip)]
+    pub tokens: Vec<Token>,
+    /// One for each token.
+    #[serde(skip)]
+    pub logprobs: Vec<f32>,
+    /// How it was sampled.
+    pub sampling: Sampling,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// The critique that a refinement answers.
+    pub critique: Option<String>,
+    /// What the judge and the verifiers said.
+    pub assessments: Vec<Assessment>,
+}
+
+/// The owner's word on an answer.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Feedback {
+    /// Which exchange.
+    pub exchange: ExchangeId,
+    /// Which answer; `None`: the served one.
+    pub candidate: Option<CandidateId>,
+    /// -1, 0 or +1.
+    pub rating: Option<i8>,
+    /// `None`: the whole answer.
+    pub aspect: Option<String>,
+    /// What the answer should have been.
+    pub edit: Option<String>,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// The trainer works.
+    Training,
+    /// The held-out comparison runs.
+    Gating,
+    /// Its adapter became a generation.
+    Promoted,
+    /// The gate said no.
+    Rejected,
+    /// It broke.
+    Failed,
+    /// The owner or the end of the daemon stopped it.
+    Cancelled,
+}
+
+/// One training run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Run {
+    /// Its id.
+    pub id: RunId,
+    /// Unix milliseconds.
+    pub started_ms: i64,
+    /// Unix milliseconds.
+    pub ended_ms: Option<i64>,
+    /// Where it stands.
+    pub state: RunState,
+    /// Why it ended so, in one sentence.
+    pub reason: Option<String>,
+    /// The generation that it starts from.
+    pub start: Generation,
+    /// Pairs in its data set.
+    pub n_pairs: usize,
+    /// SHA-256 of its data set.
+    pub data_sha256: String,
+    /// The [`crate::protocol::Job`].
+    pub job: serde_json::Value,
+    /// The last step's metrics, the gate's numbers.
+    pub metrics: serde_json::Value,
+    /// The generation that it became.
+    pub generation: Option<Generation>,
+}
+
+/// A pair as it went into a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PairRow {
+    /// The prompt.
+    pub exchange: ExchangeId,
+    /// Chosen.
+    pub chosen: CandidateId,
+    /// Rejected; `None` for `sft`.
+    pub rejected: Option<CandidateId>,
+    /// Difference of the scalars.
+    pub margin: f64,
+}
+
+/// A promoted generation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GenerationRow {
+    /// Its number.
+    pub generation: Generation,
+    /// The run that made it.
+    pub run: RunId,
+    /// The generation that the run started from.
+    pub parent: Generation,
+    /// The adapter file.
+    pub path: PathBuf,
+    /// Its SHA-256.
+    pub sha256: String,
+    /// SHA-256 of the base that it fits.
+    pub base_sha256: String,
+    /// Unix milliseconds.
+    pub created_ms: i64,
+    /// New requests go to it.
+    pub active: bool,
+    /// The gate's numbers.
+    pub verdict: serde_json::Value,
+}
+
+/// One answer to one held-out prompt.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// The run whose gate asked.
+    pub run: RunId,
+    /// Whether the candidate adapter answered (else the active generation).
+    pub candidate: bool,
+    /// Id of the held-out prompt.
+    pub prompt_id: String,
+    /// The answer.
+    pub text: String,
+    /// The judge's scalar.
+    pub score: f64,
+    /// The verifier's word, where the prompt has one.
+    pub verified: Option<bool>,
+}
+
+/// Row counts for `status`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Counts {
+    /// Exchanges.
+    pub exchanges: u64,
+    /// Candidates.
+    pub candidates: u64,
+    /// Assessments.
+    pub assessments: u64,
+    /// Feedback rows.
+    pub feedback: u64,
+    /// Runs.
+    pub runs: u64,
+    /// Exchanges with new candidates since the last run's start.
+    pub new_exchanges: u64,
+}

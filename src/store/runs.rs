@@ -1,0 +1,140 @@
+//! Tables `runs` and `pairs`: what was trained on what, and how it ended.
+
+use rusqlite::{OptionalExtension as _, Row, Transaction, params};
+use serde_json::Value;
+
+use super::columns::{Count, Json, Word, limit, now_ms};
+use super::thread::{Outcome, Refusal};
+use super::{PairRow, Run, RunId, RunState};
+use crate::engine::Generation;
+
+const SELECT: &str =
+    "SELECT *, (SELECT count(*) FROM pairs WHERE run = runs.id) AS n_pairs FROM runs";
+
+pub(super) fn insert(
+    tx: &Transaction<'_>,
+    start: Generation,
+    data_sha256: &str,
+    job: &Value,
+    pairs: &[PairRow],
+) -> Outcome<RunId> {
+    tx.prepare_cached(
+        "INSERT INTO runs (started_ms, state, start, data_sha256, job, metrics, last_candidate)
+         VALUES (?, ?, ?, ?, ?, '{}', (SELECT coalesce(max(id), 0) FROM candidates))",
+    )?
+    .execute(params![now_ms(), Word(RunState::Training), start.0, data_sha256, Json(job)])?;
+    let id = RunId(tx.last_insert_rowid());
+    let mut insert = tx.prepare_cached(
+        "INSERT INTO pairs (run, position, exchange, chosen, rejected, margin)
+         VALUES (?, ?, ?, ?, ?, ?)",
+    )?;
+    for (position, pair) in pairs.iter().enumerate() {
+        insert.execute(params![
+            id,
+            limit(position),
+            pair.exchange,
+            pair.chosen,
+            pair.rejected,
+            pair.margin,
+        ])?;
+    }
+    Ok(id)
+}
+
+pub(super) fn update(
+    tx: &Transaction<'_>,
+    id: RunId,
+    state: RunState,
+    reason: Option<String>,
+    metrics: Value,
+) -> Outcome<()> {
+    let run = one(tx, id)?;
+    let ended_ms = is_over(state).then(|| run.ended_ms.unwrap_or_else(now_ms));
+    tx.prepare_cached(
+        "UPDATE runs SET state = ?, ended_ms = ?, reason = ?, metrics = ? WHERE id = ?",
+    )?
+    .execute(params![
+        Word(state),
+        ended_ms,
+        reason.or(run.reason),
+        Json(merged(run.metrics, metrics)),
+        id,
+    ])?;
+    Ok(())
+}
+
+fn is_over(state: RunState) -> bool {
+    match state {
+        RunState::Training | RunState::Gating => false,
+        RunState::Promoted | RunState::Rejected | RunState::Failed | RunState::Cancelled => true,
+    }
+}
+
+/// New keys are added, known ones replaced. Null changes nothing.
+fn merged(old: Value, new: Value) -> Value {
+    match (old, new) {
+        (Value::Object(mut old), Value::Object(new)) => {
+            old.extend(new);
+            Value::Object(old)
+        }
+        (old, Value::Null) => old,
+        (_, new) => new,
+    }
+}
+
+pub(super) fn one(tx: &Transaction<'_>, id: RunId) -> Outcome<Run> {
+    let mut query = tx.prepare_cached(&format!("{SELECT} WHERE id = ?"))?;
+    let run = query.query_row([id], read).optional()?;
+    run.ok_or(Refusal::NotFound { what: "run", id: id.0 })
+}
+
+pub(super) fn newest(tx: &Transaction<'_>, at_most: usize) -> Outcome<Vec<Run>> {
+    let mut query = tx.prepare_cached(&format!("{SELECT} ORDER BY id DESC LIMIT ?"))?;
+    let runs = query.query_map([limit(at_most)], read)?;
+    Ok(runs.collect::<rusqlite::Result<_>>()?)
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
+    Ok(Run {
+        id: row.get("id")?,
+        started_ms: row.get("started_ms")?,
+        ended_ms: row.get("ended_ms")?,
+        state: row.get::<_, Word<_>>("state")?.0,
+        reason: row.get("reason")?,
+        start: Generation(row.get("start")?),
+        n_pairs: row.get::<_, Count<_>>("n_pairs")?.0,
+        data_sha256: row.get("data_sha256")?,
+        job: row.get::<_, Json<_>>("job")?.0,
+        metrics: row.get::<_, Json<_>>("metrics")?.0,
+        generation: row.get::<_, Option<u32>>("generation")?.map(Generation),
+    })
+}
+
+pub(super) fn pairs(tx: &Transaction<'_>, run: RunId) -> Outcome<Vec<PairRow>> {
+    one(tx, run)?;
+    let mut query = tx.prepare_cached("SELECT * FROM pairs WHERE run = ? ORDER BY position")?;
+    let pairs = query.query_map([run], |row| {
+        Ok(PairRow {
+            exchange: row.get("exchange")?,
+            chosen: row.get("chosen")?,
+            rejected: row.get("rejected")?,
+            margin: row.get("margin")?,
+        })
+    })?;
+    Ok(pairs.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn fail_unfinished(tx: &Transaction<'_>, reason: &str) -> Outcome<Vec<RunId>> {
+    let mut update = tx.prepare_cached(
+        "UPDATE runs SET state = ?, ended_ms = ?, reason = ? WHERE state IN (?, ?) RETURNING id",
+    )?;
+    let values = params![
+        Word(RunState::Failed),
+        now_ms(),
+        reason,
+        Word(RunState::Training),
+        Word(RunState::Gating),
+    ];
+    let ids = update.query_map(values, |row| row.get(0))?;
+    Ok(ids.collect::<rusqlite::Result<_>>()?)
+}

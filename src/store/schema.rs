@@ -1,0 +1,47 @@
+//! The tables and how they came to be, and the two things that belong to no table: counts and the
+//! journal. Used by the rest of this folder.
+
+use rusqlite::{Transaction, params};
+use rusqlite_migration::{M, Migrations};
+
+use super::Counts;
+use super::columns::{Count, Json, now_ms};
+use super::thread::Outcome;
+
+/// Version 0 (an empty file) to the newest, counted by `user_version`.
+pub(super) fn migrations() -> Migrations<'static> {
+    Migrations::new(vec![M::up(include_str!("schema.sql"))])
+}
+
+pub(super) fn counts(tx: &Transaction<'_>) -> Outcome<Counts> {
+    let sql = "SELECT
+        (SELECT count(*) FROM exchanges),
+        (SELECT count(*) FROM candidates),
+        (SELECT count(*) FROM assessments),
+        (SELECT count(*) FROM feedback),
+        (SELECT count(*) FROM runs),
+        (SELECT count(DISTINCT exchange) FROM candidates
+            WHERE id > coalesce((SELECT last_candidate FROM runs ORDER BY id DESC LIMIT 1), 0))";
+    let counts = tx.prepare_cached(sql)?.query_row([], |row| {
+        let count = |index: usize| row.get::<_, Count<_>>(index).map(|it| it.0);
+        Ok(Counts {
+            exchanges: count(0)?,
+            candidates: count(1)?,
+            assessments: count(2)?,
+            feedback: count(3)?,
+            runs: count(4)?,
+            new_exchanges: count(5)?,
+        })
+    })?;
+    Ok(counts)
+}
+
+pub(super) fn insert_event(
+    tx: &Transaction<'_>,
+    kind: &str,
+    detail: &serde_json::Value,
+) -> Outcome<()> {
+    tx.prepare_cached("INSERT INTO events (created_ms, kind, detail) VALUES (?, ?, ?)")?
+        .execute(params![now_ms(), kind, Json(detail)])?;
+    Ok(())
+}
