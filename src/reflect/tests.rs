@@ -159,7 +159,7 @@ fn agent() -> Agent {
             margin: 0.1,
             refine_temperature: 1.0,
             critique_tokens: 32,
-            latency: Duration::from_secs(600),
+            latency: Duration::from_mins(10),
             tokens: 10_000,
             explore: (4, 4),
             verifier_weight: 1.0,
