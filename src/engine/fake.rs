@@ -34,6 +34,7 @@ pub struct Script {
     limits: Limits,
     /// Prompts with this text give NaN.
     poison: Option<String>,
+    file: PathBuf,
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +54,7 @@ impl Script {
             refused: BTreeSet::new(),
             limits: Limits { cells: 4096, sequences: 32, batch_tokens: 64, outputs: 64 },
             poison: None,
+            file: PathBuf::from("fake.gguf"),
         }
     }
     /// Prompts that contain this text get one of these replies, with these weights. Sampling at
@@ -89,6 +91,12 @@ impl Script {
         self.limits = limits;
         self
     }
+    /// The file that it says it was loaded from: what an adapter is checked against.
+    #[must_use]
+    pub fn file(mut self, file: &Path) -> Self {
+        file.clone_into(&mut self.file);
+        self
+    }
     /// Prompts that contain this text give logits that are not numbers.
     #[must_use]
     pub fn poison(mut self, contains: &str) -> Self {
@@ -96,7 +104,12 @@ impl Script {
         self
     }
 
-    fn rule(mut self, contains: &str, generation: Option<Generation>, replies: &[(&str, f32)]) -> Self {
+    fn rule(
+        mut self,
+        contains: &str,
+        generation: Option<Generation>,
+        replies: &[(&str, f32)],
+    ) -> Self {
         let replies = replies.iter().map(|&(text, weight)| (text.to_owned(), weight)).collect();
         self.rules.push(Rule { contains: contains.to_owned(), generation, replies });
         self
@@ -177,7 +190,7 @@ impl Backend for Fake {
     fn info(&self) -> ModelInfo {
         ModelInfo {
             name: "fake".to_owned(),
-            path: PathBuf::from("fake.gguf"),
+            path: self.script.file.clone(),
             sha256: "0".repeat(64),
             architecture: "fake".to_owned(),
             n_parameters: 1,
@@ -221,7 +234,8 @@ impl Backend for Fake {
                 sequence.push(cell);
             }
             let first = entry.sequences.first().expect("every token belongs to a sequence");
-            let history: Vec<Token> = self.sequences[first.0].iter().map(|cell| cell.token).collect();
+            let history: Vec<Token> =
+                self.sequences[first.0].iter().map(|cell| cell.token).collect();
             self.rows.push(entry.logits.then(|| self.script.logits(generation, &history)));
         }
         let cells: BTreeSet<u64> = self.sequences.iter().flatten().map(|cell| cell.id).collect();

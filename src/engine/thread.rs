@@ -29,10 +29,7 @@ pub async fn spawn(config: &EngineConfig) -> Result<(Engine, EngineThread), Engi
 }
 
 /// The same with any backend. `load` runs inside the thread, because a context must not leave it.
-pub async fn spawn_with<B, F>(
-    queue: usize,
-    load: F,
-) -> Result<(Engine, EngineThread), EngineError>
+pub async fn spawn_with<B, F>(queue: usize, load: F) -> Result<(Engine, EngineThread), EngineError>
 where
     B: Backend + 'static,
     F: FnOnce() -> Result<B, EngineError> + Send + 'static,
@@ -186,10 +183,14 @@ impl<B: Backend> Loop<B> {
                     tracing::info!(%generation, "Lane loaded.");
                     Ok(())
                 });
+                // Before the reply: who has it must find it in the stats.
+                self.publish(true);
                 drop(reply.send(loaded));
             }
             Command::Activate(generation, reply) => {
-                drop(reply.send(self.lanes.activate(generation)));
+                let activated = self.lanes.activate(generation);
+                self.publish(true);
+                drop(reply.send(activated));
             }
             Command::Retire(generation, reply) => self.lanes.retire(generation, reply),
         }
@@ -394,6 +395,7 @@ impl<B: Backend> Loop<B> {
             self.kv.forget(&mut self.backend, generation);
             self.backend.free(generation);
             tracing::info!(%generation, "Lane freed.");
+            self.publish(true);
             for done in waiting {
                 drop(done.send(Ok(())));
             }
