@@ -28,7 +28,7 @@ const KEEP_RUNS: usize = 16;
 
 /// Why a generation did not come to be.
 #[derive(Debug, thiserror::Error)]
-pub enum PromoteError {
+pub(super) enum PromoteError {
     /// The file could not be put in its place.
     #[error("install the adapter {path}: {source}")]
     Install {

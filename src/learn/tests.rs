@@ -18,7 +18,7 @@ use crate::protocol::{Device, Job, Lora, Objective, Optimizer, Probe, ProbeSeque
 use crate::store::{self, Assessment, NewCandidate, NewExchange, RunState, Source, StoreThread};
 
 const HELD_OUT: usize = 24;
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 /// What judge, critic and probe say. The judge's prompt has the question in it, so these come first.
 fn judge() -> Script {
@@ -69,10 +69,9 @@ impl World {
         model_file().write(&base).unwrap();
         adapter_file().write(&root.join("trained.gguf")).unwrap();
         write_probe(root, 0.0);
-        let lines: String = (0..HELD_OUT)
-            .map(|i| format!("{{\"id\":\"{i}\",\"prompt\":\"ask held out {i}\"}}\n"))
-            .collect();
-        write(&root.join("held_out.jsonl"), &lines);
+        let line = |i| format!("{{\"id\":\"{i}\",\"prompt\":\"ask held out {i}\"}}");
+        let lines: Vec<String> = (0..HELD_OUT).map(line).collect();
+        write(&root.join("held_out.jsonl"), &lines.join("\n"));
 
         let script = script.file(&base);
         let (engine, engine_thread) =
