@@ -11,12 +11,14 @@ mod converse;
 mod demo;
 mod explore;
 mod feedback;
+mod nano;
 mod progress;
 mod prompt_file;
 mod reply;
 mod runs;
 mod serve;
 mod sse;
+mod statistics;
 mod status;
 mod table;
 mod terminal;
@@ -111,6 +113,9 @@ enum Command {
     Feedback(feedback::Arguments),
     /// Serve, explore, train and swap in a scratch folder, and measure what it brings.
     Demo(demo::Arguments),
+    /// Make and measure the embedded model.
+    #[command(subcommand)]
+    Nano(nano::Command),
 }
 
 /// How to print.
@@ -147,6 +152,7 @@ async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
         Command::Adapters(arguments) => adapters::run(&client, &arguments).await,
         Command::Feedback(arguments) => feedback::run(&client, &arguments).await,
         Command::Demo(arguments) => demo::run(&places.root, arguments).await,
+        Command::Nano(command) => nano::run(command).await,
     }
 }
 

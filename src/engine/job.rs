@@ -47,10 +47,17 @@ pub(super) struct Branch {
 /// What a branch does with its logits.
 #[derive(Debug)]
 pub(super) enum BranchState {
-    Generate { sampler: Sampler, text: TextStream, n_sampled: u32 },
+    Generate {
+        sampler: Sampler,
+        text: TextStream,
+        n_sampled: u32,
+    },
     Score,
     /// One target for each of the last tokens.
-    Logprobs { targets: Vec<Token>, values: Vec<f32> },
+    Logprobs {
+        targets: Vec<Token>,
+        values: Vec<f32>,
+    },
     Done,
 }
 
@@ -63,7 +70,10 @@ pub(super) enum Purpose {
         scores: Vec<Option<LabelScores>>,
         reply: Option<Reply<Vec<LabelScores>>>,
     },
-    Logprobs { logprobs: Vec<Vec<f32>>, reply: Option<Reply<Vec<Vec<f32>>>> },
+    Logprobs {
+        logprobs: Vec<Vec<f32>>,
+        reply: Option<Reply<Vec<Vec<f32>>>>,
+    },
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;

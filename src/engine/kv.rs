@@ -29,7 +29,10 @@ enum State {
     Free,
     Busy,
     /// Kept for whoever begins with the same tokens in the same lane.
-    Idle { generation: Generation, used: u64 },
+    Idle {
+        generation: Generation,
+        used: u64,
+    },
 }
 
 impl Kv {
@@ -146,7 +149,11 @@ impl Kv {
     }
 
     /// The idle sequence of a lane that shares the longest prefix with `tokens`, and how long.
-    pub(super) fn find(&self, generation: Generation, tokens: &[Token]) -> Option<(SequenceId, usize)> {
+    pub(super) fn find(
+        &self,
+        generation: Generation,
+        tokens: &[Token],
+    ) -> Option<(SequenceId, usize)> {
         self.idle(generation)
             .map(|id| (id, common_prefix(&self.sequences[id.0].tokens, tokens)))
             .filter(|&(_, n)| n > 0)

@@ -311,7 +311,9 @@ impl Batch {
             || n_outputs > limits.outputs
             || !batch.iter().all(is_sound)
         {
-            return Err(EngineError::Failed("the batch is outside the context's limits".to_owned()));
+            return Err(EngineError::Failed(
+                "the batch is outside the context's limits".to_owned(),
+            ));
         }
         let raw = &mut self.raw;
         raw.n_tokens = position(batch.len());

@@ -87,10 +87,7 @@ pub fn logprob(logits: &[f32], token: Token) -> Result<f32, EngineError> {
 }
 
 /// The distribution over some tokens, and their share of the whole one.
-pub fn label_scores(
-    logits: &[f32],
-    labels: &[Token],
-) -> Result<super::LabelScores, EngineError> {
+pub fn label_scores(logits: &[f32], labels: &[Token]) -> Result<super::LabelScores, EngineError> {
     let mut probabilities = Vec::with_capacity(labels.len());
     for &label in labels {
         probabilities.push(logprob(logits, label)?);

@@ -78,10 +78,10 @@ pub fn plan(work: &[Work], limits: &Limits, turn: &mut Turn) -> Option<Plan> {
     let in_class = |w: &&Work| ready(w) && w.class == class;
     turn.next(work.iter().filter(in_class).map(|w| w.generation));
     let generation = turn.generation;
-    let mut step = Step { tokens: limits.batch_tokens, outputs: limits.outputs, slices: Vec::new() };
-    let members = || {
-        work.iter().enumerate().filter(|(_, w)| in_class(w) && w.generation == generation)
-    };
+    let mut step =
+        Step { tokens: limits.batch_tokens, outputs: limits.outputs, slices: Vec::new() };
+    let members =
+        || work.iter().enumerate().filter(|(_, w)| in_class(w) && w.generation == generation);
     for (index, w) in members().filter(|(_, w)| w.trunk == 0) {
         for tail in w.branches.iter().filter(|tail| tail.tokens == 1) {
             step.take_tail(index, tail);

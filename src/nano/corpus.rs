@@ -6,7 +6,7 @@
 use fastrand::Rng;
 
 use super::tokenizer::{END, Tokenizer};
-use super::world::{ASPECTS, Answer, Habits, Problem, Split, Truth, judge};
+use super::world::{ASPECTS, Answer, Equation, Habits, Problem, Split, Truth, judge};
 use crate::engine::TextPart;
 use crate::prompt::{AspectView, ChatTemplate, Message, PromptError, PromptSet, Role};
 
@@ -14,9 +14,14 @@ use crate::prompt::{AspectView, ChatTemplate, Message, PromptError, PromptSet, R
 pub const CHAT_TEMPLATE: &str = "{% for message in messages %}<|{{ message.role }}|>\
     {{ message.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
 
-/// Share of documents whose answer is the teacher's and is imitated.
+/// Share of documents that are nothing but sums: a word problem has two of them among a hundred
+/// tokens, and without drills 80,000 documents did not teach addition.
+const DRILLS: f64 = 0.12;
+/// Sums of a drill.
+const SUMS: usize = 8;
+/// Share of word problems whose answer is the teacher's and is imitated.
 const DEMONSTRATIONS: f64 = 0.45;
-/// Share of the other documents in which the judge is shown a reference.
+/// Share of the other word problems in which the judge is shown a reference.
 const REFERENCES: f64 = 0.25;
 
 /// A rendered prompt and what the model should say.
@@ -43,6 +48,8 @@ pub enum Kind {
     Critique,
     /// Rewrite the answer.
     Refine,
+    /// Work out a sum.
+    Drill,
 }
 
 impl Task {
@@ -72,6 +79,9 @@ impl<'a> Corpus<'a> {
     }
     /// One document of the pretraining corpus.
     pub fn document(&self, rng: &mut Rng) -> Result<Vec<Task>, PromptError> {
+        if rng.f64() < DRILLS {
+            return self.drill(rng);
+        }
         let problem = Problem::sample(rng, Split::Train);
         let demonstration = rng.f64() < DEMONSTRATIONS;
         let habits = if demonstration { Habits::TEACHER } else { Habits::WILD };
@@ -80,6 +90,23 @@ impl<'a> Corpus<'a> {
         let mut tasks = self.assessed(&problem, &answer, reference)?;
         if demonstration {
             tasks.push(self.answer(&problem, &answer)?);
+        }
+        Ok(tasks)
+    }
+    /// Sums below each other; each is a task whose prompt holds those before it.
+    fn drill(&self, rng: &mut Rng) -> Result<Vec<Task>, PromptError> {
+        let content = "Work out the sums.".to_owned();
+        let prompt = self.template.render(&[Message { role: Role::User, content }])?;
+        let mut tasks = Vec::new();
+        let mut before = String::new();
+        for _ in 0..SUMS {
+            let sum = Equation::sample(rng);
+            before += &format!("{} {} {} =", sum.left, sum.operator, sum.right);
+            let mut prompt = prompt.clone();
+            prompt.push(TextPart { text: before.clone(), control: false });
+            let reply = format!(" {}", sum.result);
+            before += &format!("{reply}\n");
+            tasks.push(Task { kind: Kind::Drill, prompt, reply, ends: false });
         }
         Ok(tasks)
     }

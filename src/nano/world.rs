@@ -218,6 +218,25 @@ pub struct Equation {
 }
 
 impl Equation {
+    /// A right sum of the sizes that occur in the problems; mostly additions and subtractions,
+    /// because there are far more of them than products.
+    pub fn sample(rng: &mut Rng) -> Self {
+        let (left, operator, right) = match rng.u8(..10) {
+            0..4 => (draw(rng, 1, 99), '+', draw(rng, 1, 99)),
+            4..8 => {
+                let left = draw(rng, 2, 110);
+                (left, '-', draw(rng, 1, left))
+            }
+            8 => (draw(rng, 2, 20), '*', draw(rng, 2, 12)),
+            _ => {
+                let right = draw(rng, 2, 9);
+                (right * draw(rng, 1, 12), '/', right)
+            }
+        };
+        let mut equation = Self { left, operator, right, result: 0 };
+        equation.result = equation.truth();
+        equation
+    }
     fn truth(&self) -> i64 {
         match self.operator {
             '+' => self.left + self.right,
@@ -345,21 +364,21 @@ impl Habits {
     pub const TEACHER: Self = Self {
         trap: None,
         confusion: 0.03,
-        slip: 0.04,
+        slip: 0.03,
         omission: 0.0,
         wrong_final: 0.0,
         no_final: 0.03,
-        one_line: 0.08,
+        one_line: 0.04,
     };
     /// The one whose answers the judge learns to rate: every error is common.
     pub const WILD: Self = Self {
-        trap: Some(0.30),
-        confusion: 0.15,
-        slip: 0.30,
+        trap: Some(0.25),
+        confusion: 0.12,
+        slip: 0.40,
         omission: 0.08,
         wrong_final: 0.06,
         no_final: 0.07,
-        one_line: 0.12,
+        one_line: 0.08,
     };
 }
 

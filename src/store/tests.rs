@@ -93,8 +93,8 @@ async fn record(store: &Store, agent: &str) -> (ExchangeId, Vec<CandidateId>) {
     store.record_exchange(prompt(agent), candidates, Some(1)).await.unwrap()
 }
 
-fn is_missing<T: std::fmt::Debug>(result: Result<T>, wanted: &'static str) -> bool {
-    matches!(result, Err(StoreError::NotFound { what, .. }) if what == wanted)
+fn is_missing<T>(result: &Result<T>, wanted: &'static str) -> bool {
+    matches!(result, Err(StoreError::NotFound { what, .. }) if *what == wanted)
 }
 
 #[tokio::test]
@@ -147,9 +147,9 @@ async fn a_transaction_that_fails_leaves_nothing() {
     let Scratch { store, .. } = &Scratch::new().await;
     let forward = vec![answer(None, vec![]), answer(Some(Parent::Index(1)), vec![])];
     let result = store.record_exchange(prompt("one"), forward, None).await;
-    assert!(is_missing(result, "candidate"), "a parent comes before its refinement");
+    assert!(is_missing(&result, "candidate"), "a parent comes before its refinement");
     let result = store.record_exchange(prompt("one"), vec![answer(None, vec![])], Some(1)).await;
-    assert!(is_missing(result, "candidate"), "the served answer is one of the list");
+    assert!(is_missing(&result, "candidate"), "the served answer is one of the list");
     let nan = Assessment { mass: f32::NAN, ..assessment("kind") };
     let result = store.record_exchange(prompt("one"), vec![answer(None, vec![nan])], None).await;
     assert!(matches!(result, Err(StoreError::Database { .. })), "NaN is no probability");
@@ -165,16 +165,16 @@ async fn rows_that_are_not_there_are_named() {
     let (id, ids) = record(store, "one").await;
     let (other, _) = record(store, "one").await;
     let nobody = CandidateId(99);
-    assert!(is_missing(store.exchange(ExchangeId(99)).await, "exchange"));
-    assert!(is_missing(store.feedback(ExchangeId(99)).await, "exchange"));
-    assert!(is_missing(store.add_candidates(ExchangeId(99), vec![]).await, "exchange"));
-    assert!(is_missing(store.add_assessments(nobody, vec![]).await, "candidate"));
+    assert!(is_missing(&store.exchange(ExchangeId(99)).await, "exchange"));
+    assert!(is_missing(&store.feedback(ExchangeId(99)).await, "exchange"));
+    assert!(is_missing(&store.add_candidates(ExchangeId(99), vec![]).await, "exchange"));
+    assert!(is_missing(&store.add_assessments(nobody, vec![]).await, "candidate"));
     let foreign = answer(Some(Parent::Stored(ids[0])), vec![]);
-    assert!(is_missing(store.add_candidates(other, vec![foreign]).await, "candidate"));
-    assert!(is_missing(store.run(RunId(99)).await, "run"));
-    assert!(is_missing(store.pairs(RunId(99)).await, "run"));
-    assert!(is_missing(store.evaluations(RunId(99)).await, "run"));
-    assert!(is_missing(store.set_active(Generation(9)).await, "generation"));
+    assert!(is_missing(&store.add_candidates(other, vec![foreign]).await, "candidate"));
+    assert!(is_missing(&store.run(RunId(99)).await, "run"));
+    assert!(is_missing(&store.pairs(RunId(99)).await, "run"));
+    assert!(is_missing(&store.evaluations(RunId(99)).await, "run"));
+    assert!(is_missing(&store.set_active(Generation(9)).await, "generation"));
     assert_eq!(
         store.exchange(ExchangeId(99)).await.unwrap_err().to_string(),
         "no exchange 99",
@@ -246,7 +246,7 @@ async fn feedback_comes_back_in_order() {
     assert_eq!(store.feedback(exchange).await.unwrap(), [thumb.clone(), edit]);
     let (other, _) = record(store, "one").await;
     let foreign = Feedback { exchange: other, candidate: Some(ids[0]), ..thumb.clone() };
-    assert!(is_missing(store.add_feedback(foreign).await, "candidate"));
+    assert!(is_missing(&store.add_feedback(foreign).await, "candidate"));
     let loud = Feedback { rating: Some(2), ..thumb };
     assert!(matches!(store.add_feedback(loud).await, Err(StoreError::Database { .. })));
 }
@@ -331,7 +331,7 @@ async fn a_promotion_that_fails_changes_neither_run_nor_active_generation() {
     store.promote(generation(1, first)).await.unwrap();
     let taken = store.promote(generation(1, second)).await;
     assert!(matches!(taken, Err(StoreError::Database { .. })), "the number is taken");
-    assert!(is_missing(store.promote(generation(2, RunId(99))).await, "run"));
+    assert!(is_missing(&store.promote(generation(2, RunId(99))).await, "run"));
     assert_eq!(store.run(second).await.unwrap().state, RunState::Training);
     assert_eq!(store.generations().await.unwrap(), [generation(1, first)]);
 }
@@ -350,7 +350,7 @@ async fn rolling_back_activates_one_generation_or_the_base() {
     assert_eq!(active().await, [2]);
     store.set_active(Generation(1)).await.unwrap();
     assert_eq!(active().await, [1]);
-    assert!(is_missing(store.set_active(Generation(3)).await, "generation"));
+    assert!(is_missing(&store.set_active(Generation(3)).await, "generation"));
     assert_eq!(active().await, [1]);
     store.set_active(Generation::BASE).await.unwrap();
     assert!(active().await.is_empty());

@@ -67,6 +67,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         Some(path) => weights::load(path, Device::Cpu)?,
         None => initialise(options, tokenizer.n_vocab()),
     };
+    grow(&mut model, options.layers);
     model.weights =
         model.weights.into_iter().map(|(name, w)| (name, w.set_requires_grad(true))).collect();
     // Another stream of documents than the run that is gone on from.
@@ -131,7 +132,7 @@ fn train_tokenizer(corpus: &Corpus<'_>, options: &Options) -> anyhow::Result<Tok
 fn initialise(options: &Options, n_vocab: usize) -> Model {
     let width = options.width;
     let shape = Shape {
-        n_layer: options.layers,
+        n_layer: 0,
         n_embd: width,
         n_head: width / 32,
         n_head_kv: width / 64,
@@ -146,20 +147,34 @@ fn initialise(options: &Options, n_vocab: usize) -> Model {
     let mut weights = HashMap::new();
     weights.insert("token_embd".to_owned(), Tensor::randn([shape.n_vocab, width], place) * 0.02);
     weights.insert("output_norm".to_owned(), Tensor::ones([width], place));
-    for layer in 0..shape.n_layer {
+    let mut model = Model { shape, weights, lora: None, device: Device::Cpu };
+    grow(&mut model, options.layers);
+    model
+}
+
+/// Adds blocks on top. What they write into the residual stream starts small in a new model, and
+/// at nothing in one that has learned already.
+fn grow(model: &mut Model, n_layer: i64) {
+    let place = (Number::Float, Device::Cpu);
+    let shape = &mut model.shape;
+    let is_new = shape.n_layer == 0;
+    for layer in shape.n_layer..n_layer {
         for norm in ["attn_norm", "ffn_norm"] {
-            weights.insert(format!("blk.{layer}.{norm}"), Tensor::ones([width], place));
+            let ones = Tensor::ones([shape.n_embd], place);
+            model.weights.insert(format!("blk.{layer}.{norm}"), ones);
         }
         for name in LINEARS {
             let [n_out, n_in] = shape.linear(name);
-            // Layers that write into the residual stream start smaller.
-            let gain = if matches!(name, "attn_output" | "ffn_down") { 0.4 } else { 0.8 };
-            let std = gain / (n_in as f64).sqrt();
-            weights
-                .insert(format!("blk.{layer}.{name}"), Tensor::randn([n_out, n_in], place) * std);
+            let gain = match name {
+                "attn_output" | "ffn_down" if is_new => 0.4,
+                "attn_output" | "ffn_down" => 0.0,
+                _ => 0.8,
+            };
+            let weight = Tensor::randn([n_out, n_in], place) * (gain / (n_in as f64).sqrt());
+            model.weights.insert(format!("blk.{layer}.{name}"), weight);
         }
     }
-    Model { shape, weights, lora: None, device: Device::Cpu }
+    shape.n_layer = shape.n_layer.max(n_layer);
 }
 
 /// A document, ready to be packed.
@@ -216,7 +231,7 @@ fn weights_of(kinds: &[Kind], batch: &Batch) -> Tensor {
         .map(|kind| match kind {
             Kind::Rate(_) => 5.0,
             Kind::Critique => 2.0,
-            Kind::Answer | Kind::Refine => 1.0,
+            Kind::Answer | Kind::Refine | Kind::Drill => 1.0,
         })
         .collect();
     Tensor::from_slice(&weights).index_select(0, &batch.groups)
@@ -268,6 +283,7 @@ fn measure(model: &Model, corpus: &Corpus<'_>, tokenizer: &Tokenizer) -> anyhow:
                 Kind::Rate(1) => "arithmetic",
                 Kind::Rate(_) => "format",
                 Kind::Critique => "critique",
+                Kind::Drill => "drill",
                 Kind::Refine if truth.levels == [3, 3, 3] => "kept",
                 Kind::Refine => "repaired",
             };

@@ -4,11 +4,11 @@
 use anyhow::{Context as _, bail, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::statistics::{Judged, Share};
 use crate::cli::client::Client;
 use crate::cli::converse::{Question, converse};
 use crate::cli::progress;
 use crate::cli::reply::{Exchange, List};
+use crate::cli::statistics::{Judged, Share};
 use crate::config::{Mode, PromptLine};
 use crate::engine::Generation;
 use crate::reflect::verify::Check;

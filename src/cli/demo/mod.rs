@@ -7,7 +7,6 @@ mod load;
 mod measure;
 mod report;
 mod scratch;
-mod statistics;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use serde_json::json;
 use super::client::Client;
 use super::progress::{StageBar, follow};
 use super::reply::{Ended, Run, Stage};
+use super::statistics;
 use super::terminal::{print, print_json, remark};
 use crate::config::{PromptLine, Verifier};
 use crate::exit::Exit;
@@ -29,7 +29,7 @@ use report::{Report, Round};
 use scratch::Scratch;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(in crate::cli) struct Arguments {
     /// Live problems that each round explores.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..))]
     prompts: u16,
@@ -57,7 +57,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) async fn run(root: &Path, arguments: Arguments) -> anyhow::Result<Exit> {
+pub(in crate::cli) async fn run(root: &Path, arguments: Arguments) -> anyhow::Result<Exit> {
     let report = tokio::select! {
         report = demo(root, &arguments) => report?,
         // Dropping the demo ends the daemon and removes the scratch folder.

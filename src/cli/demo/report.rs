@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::load::Counts;
 use super::measure::Measured;
-use super::statistics::JudgeQuality;
 use crate::cli::reply::Ended;
+use crate::cli::statistics::JudgeQuality;
 use crate::cli::table::{NONE, Table, or_none, span};
 use crate::config::PromptLine;
 use crate::exit::Exit;

@@ -45,7 +45,11 @@ pub(super) fn largest_memory() -> usize {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the index is below the number of devices; both pointers are valid for a write.
         unsafe {
-            sys::ggml_backend_dev_memory(sys::ggml_backend_dev_get(index), &raw mut free, &raw mut total);
+            sys::ggml_backend_dev_memory(
+                sys::ggml_backend_dev_get(index),
+                &raw mut free,
+                &raw mut total,
+            );
         }
         free
     };

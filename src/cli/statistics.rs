@@ -1,4 +1,4 @@
-//! The numbers of the demo's table. Pure. Used by `measure` and `report`.
+//! The numbers of the demo's table. Pure. Used by `demo` and `nano`.
 #![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
 
 /// A share of successes with its two-sided 95 % Wilson interval, which stays inside 0 to 1 and is

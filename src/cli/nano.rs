@@ -1,0 +1,263 @@
+//! `reflectd nano`: the making of the embedded model, but for its training (`reflectd-trainer pretrain`): its prompt
+//! files, its quantization, and the measurement of what the base model can do. Called by `cli::run`.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use fastrand::Rng;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde_json::{Value, json};
+
+use super::statistics::{Judged, Share, judge_quality};
+use super::terminal::{print, print_json};
+use super::{progress, prompt_file};
+use crate::config::{PromptLine, Verifier, load_prompts};
+use crate::engine::{
+    self, Class, Engine, EngineConfig, GenerateRequest, Generation, Lane, Piece, Sampling,
+    ScoreRequest, TextPart, Token,
+};
+use crate::exit::Exit;
+use crate::nano::corpus::CHAT_TEMPLATE;
+use crate::nano::world::{ASPECTS, Problem, Split};
+use crate::prompt::{AspectView, ChatTemplate, Message, PromptSet, Role};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Print problems with their verifiers as JSON lines.
+    Prompts {
+        /// Which set; none shares template and numbers with another.
+        #[arg(long, value_enum, default_value = "live")]
+        split: Set,
+        /// How many, all different.
+        #[arg(long, default_value_t = 1000)]
+        count: usize,
+        /// Of the choice.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Quantize a GGUF to `Q8_0`.
+    Quantize {
+        /// The F32 GGUF.
+        from: PathBuf,
+        /// The new file.
+        to: PathBuf,
+    },
+    /// Measure answers, judge and refinements of a base model on held-out problems.
+    Measure {
+        /// The GGUF.
+        #[arg(default_value = "agents/nano/model.gguf")]
+        model: PathBuf,
+        /// The prompts that it was trained on.
+        #[arg(long, default_value = "agents/nano/prompts.yaml")]
+        prompts: PathBuf,
+        /// Held-out problems.
+        #[arg(long, default_value_t = 1000)]
+        problems: usize,
+        /// Of the samples.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+}
+
+/// See [`Split`]; the training set is not offered.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum Set {
+    /// What the owner asks.
+    Live,
+    /// Measurements only.
+    HeldOut,
+}
+
+pub(super) async fn run(command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Prompts { split, count, seed } => {
+            let split = match split {
+                Set::Live => Split::Live,
+                Set::HeldOut => Split::HeldOut,
+            };
+            print(&prompt_file::render(&prompt_lines(split, count, seed)))?;
+        }
+        Command::Quantize { from, to } => engine::llama::quantize_q8_0(&from, &to)?,
+        Command::Measure { model, prompts, problems, seed } => {
+            print_json(&measure(&model, &prompts, problems, seed).await?)?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// Different problems of one set with their verifiers.
+pub(super) fn prompt_lines(split: Split, count: usize, seed: u64) -> Vec<PromptLine> {
+    let set = if split == Split::Live { "live" } else { "held-out" };
+    let line = |(number, problem): (usize, Problem)| {
+        let answer = i32::try_from(problem.answer).expect("the world has small numbers only");
+        PromptLine {
+            id: format!("{set}-{seed}-{number}"),
+            prompt: problem.question,
+            reference: None,
+            verifier: Some(Verifier::Numeric {
+                expected: answer.into(),
+                tolerance: 0.0,
+                marker: Some("####".to_owned()),
+            }),
+        }
+    };
+    problems(split, count, seed).into_iter().enumerate().map(line).collect()
+}
+
+fn problems(split: Split, count: usize, seed: u64) -> Vec<Problem> {
+    let mut rng = Rng::with_seed(seed);
+    let mut seen = HashSet::new();
+    std::iter::repeat_with(|| Problem::sample(&mut rng, split))
+        .filter(|problem| seen.insert(problem.question.clone()))
+        .take(count)
+        .collect()
+}
+
+/// Problems at once: enough to fill the engine's batch.
+const PARALLEL: usize = 8;
+/// Samples a problem, for pass@8.
+const SAMPLES: u32 = 8;
+
+/// What one problem showed.
+#[derive(Debug)]
+struct Trial {
+    greedy: bool,
+    samples: Vec<bool>,
+    /// The judge's word on the first sample.
+    judged: Judged,
+    /// Whether the greedy revision of the first sample is right.
+    refined: bool,
+}
+
+async fn measure(model: &Path, prompts: &Path, n: usize, seed: u64) -> anyhow::Result<Value> {
+    let config = EngineConfig {
+        model: model.to_owned(),
+        context_tokens: 16384,
+        max_sequences: 128,
+        batch_tokens: 1024,
+        threads: None,
+        gpu_layers: None,
+        queue: 64,
+    };
+    let (engine, thread) = engine::spawn(&config).await?;
+    let subject = Subject {
+        template: ChatTemplate::new(CHAT_TEMPLATE, &engine.info().bos, &engine.info().eos)?,
+        prompts: load_prompts(prompts)?,
+        engine,
+    };
+    let problems = problems(Split::HeldOut, n, seed);
+    let bar = progress::bar("measuring", n as u64);
+    let trials: Vec<Trial> = stream::iter(&problems)
+        .map(|problem| subject.try_problem(problem, seed))
+        .buffered(PARALLEL)
+        .inspect(|_| bar.inc(1))
+        .try_collect()
+        .await?;
+    bar.abandon();
+    drop(subject);
+    thread.join();
+    Ok(summary(&trials))
+}
+
+fn summary(trials: &[Trial]) -> Value {
+    let share = |of: Vec<bool>| {
+        let successes = of.iter().filter(|&&success| success).count();
+        Share::new(successes, of.len())
+            .map(|s| json!({"value": s.value, "lo": s.lo, "hi": s.hi, "n": of.len()}))
+    };
+    let of_first = |right: bool, wanted: bool| {
+        let of = trials.iter().filter(|trial| trial.judged.is_right == right);
+        share(of.map(|trial| trial.refined == wanted).collect())
+    };
+    let quality = judge_quality(&trials.iter().map(|trial| trial.judged).collect::<Vec<_>>());
+    json!({
+        "greedy": share(trials.iter().map(|trial| trial.greedy).collect()),
+        "mean_at_8": share(trials.iter().flat_map(|trial| trial.samples.clone()).collect()),
+        "pass_at_8": share(trials.iter().map(|trial| trial.samples.contains(&true)).collect()),
+        "judge": {"auc": quality.auc, "false_accept": quality.false_accept, "false_reject": quality.false_reject},
+        "repaired": of_first(false, true),
+        "broken": of_first(true, false),
+    })
+}
+
+/// The model under measurement.
+struct Subject {
+    engine: Engine,
+    template: ChatTemplate,
+    prompts: PromptSet,
+}
+
+impl Subject {
+    async fn try_problem(&self, problem: &Problem, seed: u64) -> anyhow::Result<Trial> {
+        let question = [Message { role: Role::User, content: problem.question.clone() }];
+        let greedy = self.generate(&question, 1, 0.0, seed).await?;
+        let samples = self.generate(&question, SAMPLES, 1.0, seed).await?;
+        let first = &samples[0];
+        let (score, is_accepted) = self.judge(problem, first).await?;
+        let messages = self.prompts.critique(&problem.question, first, None, &[])?;
+        let critique = self.generate(&messages, 1, 0.0, seed).await?;
+        let messages = self.prompts.refine(&problem.question, first, &critique[0])?;
+        let refined = self.generate(&messages, 1, 0.0, seed).await?;
+        let samples: Vec<bool> = samples.iter().map(|text| problem.verify(text)).collect();
+        Ok(Trial {
+            greedy: problem.verify(&greedy[0]),
+            judged: Judged { score, is_accepted, is_right: samples[0] },
+            samples,
+            refined: problem.verify(&refined[0]),
+        })
+    }
+    /// (mean value, every aspect passes).
+    async fn judge(&self, problem: &Problem, answer: &str) -> anyhow::Result<(f64, bool)> {
+        let blank = [const { String::new() }; 3];
+        let mut prompts = Vec::new();
+        for name in ASPECTS {
+            let view = AspectView { name, description: "", levels: &blank };
+            let messages = self.prompts.assess(&problem.question, answer, None, &view)?;
+            prompts.push(self.tokens(&messages)?);
+        }
+        let labels = self.prompts.labels().iter().map(|label| {
+            let part = TextPart { text: label.clone(), control: false };
+            self.engine.vocabulary().tokenize(&[part])
+        });
+        let labels = labels.collect::<Vec<_>>().concat();
+        let lane = Lane::Generation(Generation::BASE);
+        let request = ScoreRequest { prompts, labels, lane, class: Class::Gate };
+        let scores = self.engine.score(request).await?;
+        let value = |p: &[f32]| f64::from(p[2]) - f64::from(p[0]);
+        let mean = scores.iter().map(|s| value(&s.probabilities)).sum::<f64>() / 3.0;
+        Ok((mean, scores.iter().all(|s| s.probabilities[2] >= 0.5)))
+    }
+    async fn generate(
+        &self,
+        messages: &[Message],
+        n: u32,
+        temperature: f32,
+        seed: u64,
+    ) -> anyhow::Result<Vec<String>> {
+        let sampling =
+            Sampling { temperature, max_tokens: 96, seed: Some(seed), ..Sampling::default() };
+        let request = GenerateRequest {
+            prompt: self.tokens(messages)?,
+            n,
+            sampling,
+            stop: Vec::new(),
+            top_logprobs: 0,
+            lane: Lane::Generation(Generation::BASE),
+            class: Class::Gate,
+        };
+        let mut started = self.engine.generate(request).await?;
+        let mut texts = vec![String::new(); n as usize];
+        while let Some(piece) = started.pieces.recv().await {
+            match piece {
+                Piece::Token(piece) => texts[piece.index as usize].push_str(&piece.text),
+                Piece::Finished { index, text, .. } => texts[index as usize].push_str(&text),
+                Piece::Failed(error) => return Err(error).context("generate"),
+            }
+        }
+        Ok(texts)
+    }
+    fn tokens(&self, messages: &[Message]) -> anyhow::Result<Vec<Token>> {
+        Ok(self.engine.vocabulary().tokenize(&self.template.render(messages)?))
+    }
+}
