@@ -34,6 +34,7 @@ pub struct Script {
     limits: Limits,
     /// Prompts with this text give NaN.
     poison: Option<String>,
+    file: PathBuf,
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +54,7 @@ impl Script {
             refused: BTreeSet::new(),
             limits: Limits { cells: 4096, sequences: 32, batch_tokens: 64, outputs: 64 },
             poison: None,
+            file: PathBuf::from("fake.gguf"),
         }
     }
     /// Prompts that contain this text get one of these replies, with these weights. Sampling at
@@ -87,6 +89,12 @@ impl Script {
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+    /// The file that it says it was loaded from: what an adapter is checked against.
+    #[must_use]
+    pub fn file(mut self, file: &Path) -> Self {
+        file.clone_into(&mut self.file);
         self
     }
     /// Prompts that contain this text give logits that are not numbers.
@@ -182,7 +190,7 @@ impl Backend for Fake {
     fn info(&self) -> ModelInfo {
         ModelInfo {
             name: "fake".to_owned(),
-            path: PathBuf::from("fake.gguf"),
+            path: self.script.file.clone(),
             sha256: "0".repeat(64),
             architecture: "fake".to_owned(),
             n_parameters: 1,

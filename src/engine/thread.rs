@@ -183,10 +183,14 @@ impl<B: Backend> Loop<B> {
                     tracing::info!(%generation, "Lane loaded.");
                     Ok(())
                 });
+                // Before the reply: who has it must find it in the stats.
+                self.publish(true);
                 drop(reply.send(loaded));
             }
             Command::Activate(generation, reply) => {
-                drop(reply.send(self.lanes.activate(generation)));
+                let activated = self.lanes.activate(generation);
+                self.publish(true);
+                drop(reply.send(activated));
             }
             Command::Retire(generation, reply) => self.lanes.retire(generation, reply),
         }
@@ -397,6 +401,7 @@ impl<B: Backend> Loop<B> {
             self.kv.forget(&mut self.backend, generation);
             self.backend.free(generation);
             tracing::info!(%generation, "Lane freed.");
+            self.publish(true);
             for done in waiting {
                 drop(done.send(Ok(())));
             }

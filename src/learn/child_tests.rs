@@ -7,7 +7,7 @@ use super::*;
 use crate::protocol::{Device, Lora, Objective, Optimizer};
 
 /// Long enough that a loaded machine does not reach it.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 const SHORT: Duration = Duration::from_millis(400);
 
 struct Run {

@@ -77,6 +77,6 @@ mod tests {
         let read: Vec<Example> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(read, pairs.map(|pair| pair.example));
-        assert!(dataset.seed() <= u64::from(u32::MAX));
+        u32::try_from(dataset.seed()).expect("the seed has 32 bits");
     }
 }

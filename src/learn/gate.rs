@@ -116,7 +116,6 @@ pub fn parity_holds(parity_error: f64, config: &GateConfig) -> bool {
 }
 
 /// Weighs the evidence.
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 pub fn judge(evidence: &Evidence, config: &GateConfig, seed: u64) -> Verdict {
     let comparisons = &evidence.comparisons;
     let scores: Vec<(f64, f64)> = comparisons.iter().map(scores).collect();
@@ -163,7 +162,7 @@ pub fn judge(evidence: &Evidence, config: &GateConfig, seed: u64) -> Verdict {
     verdict
 }
 
-/// Every band is written so that "not a number" is outside.
+/// Every band says what is inside, so that "not a number" is outside.
 fn objections(verdict: &Verdict, config: &GateConfig) -> Vec<String> {
     if !parity_holds(verdict.parity_error, config) {
         return vec![format!(
@@ -179,7 +178,8 @@ fn objections(verdict: &Verdict, config: &GateConfig) -> Vec<String> {
         )];
     }
     let mut objections = Vec::new();
-    if !(verdict.lower_bound > config.margin) {
+    let gains = verdict.lower_bound > config.margin;
+    if !gains {
         objections.push(format!(
             "the gain is {:+.3}, but its lower bound {:+.3} is not above gate.margin {}",
             verdict.gain, verdict.lower_bound, config.margin
@@ -192,13 +192,15 @@ fn objections(verdict: &Verdict, config: &GateConfig) -> Vec<String> {
             verdict.length_ratio
         ));
     }
-    if !(verdict.diversity_ratio >= config.min_diversity_ratio) {
+    let is_diverse = verdict.diversity_ratio >= config.min_diversity_ratio;
+    if !is_diverse {
         objections.push(format!(
             "distinct-2 is {:.2} times the active one's, below gate.min_diversity_ratio {}",
             verdict.diversity_ratio, config.min_diversity_ratio
         ));
     }
-    if !(verdict.kl <= config.max_kl) {
+    let is_near = verdict.kl <= config.max_kl;
+    if !is_near {
         objections
             .push(format!("KL per token {:.3} is above gate.max_kl {}", verdict.kl, config.max_kl));
     }

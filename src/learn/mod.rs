@@ -16,6 +16,8 @@ mod random;
 mod run;
 pub mod schedule;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

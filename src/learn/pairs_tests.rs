@@ -84,7 +84,9 @@ const DPO: Objective = Objective::Dpo { beta: 0.1, nll: 1.0 };
 fn paired(policy: &PairPolicy, objective: Objective, exchanges: &[Exchange]) -> (Vec<Pair>, Tally) {
     let held_out = HeldOut::new(["held out"]);
     let mut pairing = Pairing::new(policy, &objective, &held_out, &Words);
-    exchanges.iter().for_each(|exchange| pairing.add(exchange));
+    for exchange in exchanges {
+        pairing.add(exchange);
+    }
     pairing.finish()
 }
 
@@ -244,7 +246,7 @@ proptest! {
         supervised in any::<bool>(),
         per_prompt in 1usize..4,
     ) {
-        let policy = PairPolicy { rejected, per_prompt, ..policy() };
+        let policy = PairPolicy { per_prompt, rejected, ..policy() };
         let objective = if supervised { Objective::Sft } else { DPO };
         let (pairs, tally) = paired(&policy, objective, &exchanges);
         prop_assert_eq!(&paired(&policy, objective, &exchanges).0, &pairs);

@@ -28,7 +28,7 @@ const KEEP_RUNS: usize = 16;
 
 /// Why a generation did not come to be.
 #[derive(Debug, thiserror::Error)]
-pub enum PromoteError {
+pub(super) enum PromoteError {
     /// The file could not be put in its place.
     #[error("install the adapter {path}: {source}")]
     Install {
@@ -142,8 +142,8 @@ async fn serve(parts: &Parts, row: &GenerationRow) -> Result<(), PromoteError> {
     Ok(parts.engine.activate(row.generation).await?)
 }
 
-/// Loads a generation's lane unless it is there. The file was checked in full before it was
-/// promoted, so its hash is enough.
+/// Loads a generation's lane. The file was checked in full before it was promoted, so its hash is
+/// enough.
 async fn load(parts: &Parts, row: &GenerationRow) -> Result<(), PromoteError> {
     let base_sha256 = &parts.engine.info().sha256;
     if row.base_sha256 != *base_sha256 {
@@ -151,8 +151,12 @@ async fn load(parts: &Parts, row: &GenerationRow) -> Result<(), PromoteError> {
             format!("it was trained for the base {}, and {base_sha256} is served", row.base_sha256);
         return Err(AdapterError::Unfit { path: row.path.clone(), reason }.into());
     }
+    // A lane that is there already drains: its last request has to end before it comes again.
     if parts.engine.stats().lanes.iter().any(|(generation, _)| *generation == row.generation) {
-        return Ok(());
+        match parts.engine.retire(row.generation).await {
+            Ok(()) | Err(EngineError::NoLane(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     let (path, sha256) = (row.path.clone(), row.sha256.clone());
     blocking(move || adapter::check_hash(&path, &sha256)).await?;

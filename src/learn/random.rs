@@ -1,4 +1,4 @@
-//! A seeded stream of random numbers (SplitMix64), so that pairs and verdicts can be repeated from
+//! A seeded stream of random numbers (`SplitMix64`), so that pairs and verdicts can be repeated from
 //! their inputs on any machine. Not for secrets. Used by `pairs` and `gate`.
 
 /// The generator; equal seeds give equal streams.
@@ -19,7 +19,7 @@ impl Random {
     /// A number below `n`, which is above 0. The bias of the multiplication is below n / 2^32.
     pub(super) fn below(&mut self, n: usize) -> usize {
         let n = u64::try_from(n).expect("a length fits in 64 bits");
-        debug_assert!(n > 0 && n <= u64::from(u32::MAX), "list length {n}");
+        debug_assert!(n > 0 && u32::try_from(n).is_ok(), "list length {n}");
         usize::try_from(((self.next() >> 32) * n) >> 32).expect("smaller than a length")
     }
     /// Fisher-Yates.

@@ -174,7 +174,9 @@ async fn pairs(
     let mut after = None;
     loop {
         let page = parts.store.learnable(agents.clone(), after, PAGE).await?;
-        page.iter().for_each(|exchange| pairing.add(exchange));
+        for exchange in &page {
+            pairing.add(exchange);
+        }
         after = page.last().map(|exchange| exchange.id);
         if page.len() < PAGE {
             return Ok(pairing.finish());

@@ -119,8 +119,8 @@ mod tests {
     fn nightly() -> (String, Tz) {
         ("0 3 * * *".into(), chrono_tz::Europe::Berlin)
     }
-    const LONG: Duration = Duration::from_secs(3600);
-    const IDLE: Duration = Duration::from_secs(600);
+    const LONG: Duration = Duration::from_hours(1);
+    const IDLE: Duration = Duration::from_mins(10);
 
     #[test]
     fn the_pattern_means_local_time_on_both_sides_of_a_clock_change() {

@@ -67,7 +67,7 @@ impl Task {
                     Some(command) => self.obey(command).await,
                     None => break None,
                 },
-                ended = finished(&mut self.operation) => self.ended(ended),
+                ended = finished(&mut self.operation) => self.ended(&ended),
                 Ok(()) = config.changed() => {
                     let plan = config.borrow_and_update().learn.schedule.clone();
                     self.schedule.replan(plan.as_ref(), Utc::now());
@@ -79,10 +79,10 @@ impl Task {
         self.stop();
         if self.operation.is_some() {
             let ended = finished(&mut self.operation).await;
-            self.ended(ended);
+            self.ended(&ended);
         }
         if let Some(reply) = last_word {
-            drop(reply.send(()));
+            reply.send(()).ok();
         }
     }
 
@@ -99,7 +99,7 @@ impl Task {
                 if self.operation.is_some() {
                     self.cancelling.push(reply);
                 } else {
-                    drop(reply.send(()));
+                    reply.send(()).ok();
                 }
             }
             Command::Rollback(to, reply) => {
@@ -149,7 +149,7 @@ impl Task {
         }
     }
 
-    fn ended(&mut self, ended: Ended) {
+    fn ended(&mut self, ended: &Ended) {
         self.operation = None;
         if let Some(Wish::Train { .. }) = self.queue.running() {
             // A run that never started has used nothing and says nothing about the trainer.
@@ -163,9 +163,9 @@ impl Task {
         }
         info!(?ended, "The learner is idle.");
         self.stage.send_replace(Stage::Idle);
-        self.queue.ended(&ended);
+        self.queue.ended(ended);
         for reply in self.cancelling.drain(..) {
-            drop(reply.send(()));
+            reply.send(()).ok();
         }
     }
 }

@@ -1,0 +1,597 @@
+//! Whole runs with the scripted engine, a real store and shell scripts as trainers: what is served,
+//! stored and on disk after each way to end.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::*;
+use crate::config::{
+    Agent, AgentAspect, Aspect, GateConfig, LearnConfig, Mode, PairPolicy, Reflection, Rejected,
+    ServerConfig, TrainerConfig,
+};
+use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
+use crate::engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
+use crate::gguf::{Value, Writer};
+use crate::paths::{self, write_atomic};
+use crate::prompt::{ChatTemplate, Message, PromptSet, Role};
+use crate::protocol::{Device, Job, Lora, Objective, Optimizer, Probe, ProbeSequence};
+use crate::store::{self, Assessment, NewCandidate, NewExchange, RunState, Source, StoreThread};
+
+const HELD_OUT: usize = 24;
+const LONG: Duration = Duration::from_mins(1);
+
+/// What judge, critic and probe say. The judge's prompt has the question in it, so these come first.
+fn judge() -> Script {
+    Script::new("?")
+        .on("judge right of bad", &[("-", 0.8), ("0", 0.1), ("+", 0.1)])
+        .on("judge right of good", &[("-", 0.1), ("0", 0.1), ("+", 0.8)])
+        .on("judge right of best", &[("-", 0.0), ("0", 0.1), ("+", 0.9)])
+        .on("critique", &[("be right", 1.0)])
+        .on("refine", &[("good", 1.0)])
+        .on("probe", &[("x", 1.0)])
+}
+
+/// The base answers badly, generation 1 well, generation 2 very well.
+fn improving() -> Script {
+    judge()
+        .on_generation(Generation(1), "ask", &[("good", 1.0)])
+        .on_generation(Generation(2), "ask", &[("best", 1.0)])
+        .on("ask", &[("bad", 1.0)])
+}
+
+/// Every generation answers like the base.
+fn standing() -> Script {
+    judge().on("ask", &[("bad", 1.0)])
+}
+
+/// A daemon's worth of parts on a scratch folder.
+struct World {
+    parts: Parts,
+    config: watch::Sender<Arc<Config>>,
+    // Field order is significant: the handles go before the threads that they keep alive.
+    threads: (EngineThread, StoreThread),
+    folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn new(script: Script, trainer: &str, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::in_folder(folder, script, trainer, arguments).await
+    }
+    async fn in_folder(
+        folder: tempfile::TempDir,
+        script: Script,
+        trainer: &str,
+        arguments: &[&str],
+    ) -> Self {
+        let root = folder.path();
+        let base = root.join("base.gguf");
+        model_file().write(&base).unwrap();
+        adapter_file().write(&root.join("trained.gguf")).unwrap();
+        write_probe(root, 0.0);
+        let line = |i| format!("{{\"id\":\"{i}\",\"prompt\":\"ask held out {i}\"}}");
+        let lines: Vec<String> = (0..HELD_OUT).map(line).collect();
+        write(&root.join("held_out.jsonl"), &lines.join("\n"));
+
+        let script = script.file(&base);
+        let (engine, engine_thread) =
+            engine::spawn_with(8, move || Ok(Fake::new(script))).await.unwrap();
+        let (store, store_thread) = store::spawn(root.join("reflectd.db")).await.unwrap();
+        let template = ChatTemplate::new(CHAT_TEMPLATE, "<|begin|>", "<|end|>").unwrap();
+        let reflector = Reflector::new(engine.clone(), store.clone(), Arc::new(template));
+        let (sender, config) = watch::channel(Arc::new(configuration(root, trainer, arguments)));
+        let state = StateDir::open(root).unwrap();
+        let parts = Parts { engine, store, reflector, config, state };
+        Self { parts, config: sender, threads: (engine_thread, store_thread), folder }
+    }
+    /// As after `kill -9` and a new start: only files are left.
+    async fn restarted(self, script: Script) -> Self {
+        let Self { folder, parts, threads: (engine, store), .. } = self;
+        drop(parts);
+        tokio::task::spawn_blocking(move || {
+            engine.join().unwrap();
+            store.join().unwrap();
+        })
+        .await
+        .unwrap();
+        Self::in_folder(folder, script, "good.sh", &[]).await
+    }
+    fn root(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+    fn learner(&self) -> (Learner, JoinHandle<()>) {
+        spawn(self.parts.clone())
+    }
+    fn change(&self, change: impl FnOnce(&mut Config)) {
+        let mut config = Config::clone(&self.config.borrow());
+        change(&mut config);
+        self.config.send_replace(Arc::new(config));
+    }
+    fn change_agent(&self, change: impl FnOnce(&mut Agent)) {
+        self.change(|config| {
+            let agent = config.agents.get_mut("tester").unwrap();
+            change(Arc::make_mut(agent));
+        });
+    }
+    /// A prompt with a good answer and a bad one.
+    async fn remember(&self, prompt: &str) {
+        let exchange = NewExchange {
+            agent: "tester".into(),
+            source: Source::Chat,
+            messages: vec![user(prompt)],
+            prompt_tokens: rendered(prompt),
+            reference: None,
+            verifier: None,
+        };
+        let candidates = vec![answer(prompt, " fine", true), answer(prompt, " poor", false)];
+        self.parts.store.record_exchange(exchange, candidates, Some(0)).await.unwrap();
+    }
+    async fn remember_some(&self) {
+        for i in 0..4 {
+            self.remember(&format!("ask {i}")).await;
+        }
+    }
+    fn active(&self) -> Generation {
+        self.parts.engine.stats().active
+    }
+    fn lanes(&self) -> Vec<u32> {
+        self.parts.engine.stats().lanes.iter().map(|(generation, _)| generation.0).collect()
+    }
+    async fn stored_active(&self) -> Option<u32> {
+        let rows = self.parts.store.generations().await.unwrap();
+        rows.iter().find(|row| row.active).map(|row| row.generation.0)
+    }
+    async fn last_run(&self) -> store::Run {
+        self.parts.store.runs(1).await.unwrap().remove(0)
+    }
+    async fn train(&self) -> Ended {
+        let (learner, task) = self.learner();
+        let ended = learner.train().await.unwrap();
+        learner.shutdown().await;
+        task.await.unwrap();
+        ended
+    }
+}
+
+fn write(path: &std::path::Path, text: &str) {
+    write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes())).unwrap();
+}
+
+fn tokens(text: &str) -> Vec<Token> {
+    text.bytes().map(|byte| Token(byte.into())).collect()
+}
+
+/// As the chat template would have it.
+fn rendered(prompt: &str) -> Vec<Token> {
+    let (user, assistant) = (Token(259), Token(260));
+    [vec![user], tokens(prompt), vec![END, assistant]].concat()
+}
+
+fn user(text: &str) -> Message {
+    Message { role: Role::User, content: text.to_owned() }
+}
+
+fn answer(prompt: &str, text: &str, passes: bool) -> NewCandidate {
+    let mut tokens = tokens(&format!("{prompt}{text}"));
+    tokens.push(END);
+    let good = if passes { 0.9 } else { 0.1 };
+    NewCandidate {
+        parent: None,
+        generation: Generation::BASE,
+        text: text.to_owned(),
+        logprobs: vec![-1.0; tokens.len()],
+        tokens,
+        sampling: Sampling { seed: Some(1), ..Sampling::default() },
+        finish: FinishReason::Stop,
+        critique: None,
+        assessments: vec![Assessment {
+            aspect: "right".into(),
+            rubric_version: "v1".into(),
+            judge: "test".into(),
+            levels: [1.0 - good, 0.0, good],
+            mass: 1.0,
+            weight: 1.0,
+            passes,
+        }],
+    }
+}
+
+fn model_file() -> Writer {
+    let mut model = Writer::default();
+    model.metadata("general.architecture", Value::String("fake".into()));
+    model.tensor("blk.0.attn_q.weight", &[4, 6], vec![0.0; 24]);
+    model
+}
+
+fn adapter_file() -> Writer {
+    let mut adapter = Writer::default();
+    for (key, value) in [
+        ("general.type", "adapter".to_owned()),
+        ("adapter.type", "lora".to_owned()),
+        ("general.architecture", "fake".to_owned()),
+        (adapter::BASE_KEY, "0".repeat(64)),
+    ] {
+        adapter.metadata(key, Value::String(value));
+    }
+    adapter.metadata("adapter.lora.alpha", Value::Float(16.0));
+    adapter.tensor("blk.0.attn_q.weight.lora_a", &[4, 2], vec![0.5; 8]);
+    adapter.tensor("blk.0.attn_q.weight.lora_b", &[2, 6], vec![0.5; 12]);
+    adapter
+}
+
+/// The script gives `x` to this prompt for certain, so its log-prob is 0.
+fn write_probe(root: &std::path::Path, logprob: f32) {
+    let tokens = [rendered("probe"), tokens("x")].concat();
+    let tokens: Vec<i32> = tokens.iter().map(|token| token.0).collect();
+    let from = tokens.len() - 1;
+    let probe = Probe { sequences: vec![ProbeSequence { tokens, from, logprobs: vec![logprob] }] };
+    write(&root.join("trained.json"), &serde_json::to_string(&probe).unwrap());
+}
+
+fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> Config {
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/trainers/");
+    let mut command = vec!["sh".to_owned(), format!("{scripts}{trainer}")];
+    if arguments.is_empty() {
+        let file = |name: &str| root.join(name).to_string_lossy().into_owned();
+        command.extend([file("trained.gguf"), file("trained.json")]);
+    }
+    command.extend(arguments.iter().map(|&argument| argument.to_owned()));
+    Config {
+        root: root.to_owned(),
+        engine: EngineConfig {
+            model: root.join("base.gguf"),
+            context_tokens: 4096,
+            max_sequences: 32,
+            batch_tokens: 64,
+            threads: None,
+            gpu_layers: None,
+            queue: 8,
+        },
+        server: ServerConfig {
+            socket: None,
+            allow_uids: Vec::new(),
+            max_requests: 8,
+            max_body_bytes: 1 << 20,
+            shutdown_grace: LONG,
+        },
+        trainer: TrainerConfig {
+            command: Some(command),
+            stall: LONG,
+            grace: LONG,
+            threads: 1,
+            device: Device::Cpu,
+            yield_quiet: Duration::ZERO,
+        },
+        learn: LearnConfig {
+            schedule: None,
+            min_new_pairs: 1,
+            idle: Duration::ZERO,
+            pairs: PairPolicy {
+                per_prompt: 2,
+                min_margin: 0.1,
+                max_length_ratio: 1.5,
+                max_parent_similarity: 0.9,
+                rejected: Rejected::Random,
+                use_refinements: true,
+            },
+            objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
+            lora: Lora { rank: 2, alpha: 16.0 },
+            optimizer: Optimizer {
+                learning_rate: 1e-3,
+                epochs: 1,
+                batch_pairs: 2,
+                warmup_ratio: 0.1,
+                max_grad_norm: 1.0,
+                weight_decay: 0.0,
+            },
+            validation_share: 0.0,
+            max_tokens: 128,
+            gate: GateConfig {
+                prompts: HELD_OUT,
+                margin: 0.0,
+                confidence: 0.95,
+                max_parity_error: 0.05,
+                length_ratio: (0.5, 2.0),
+                min_diversity_ratio: 0.5,
+                // The fake's answers are certain, so any other answer is infinitely far away.
+                max_kl: 100.0,
+            },
+            keep_generations: 1,
+        },
+        agents: BTreeMap::from([("tester".to_owned(), Arc::new(agent(root)))]),
+        default_agent: "tester".into(),
+        log_text: false,
+    }
+}
+
+fn agent(root: &std::path::Path) -> Agent {
+    let template = |text: &str| vec![user(text)];
+    let templates = BTreeMap::from([
+        ("assess".to_owned(), template("{{ question }} judge {{ aspect.name }} of {{ response }}")),
+        ("critique".to_owned(), template("{{ question }} critique {{ response }}")),
+        ("refine".to_owned(), template("{{ question }} refine {{ response }}: {{ critique }}")),
+    ]);
+    Agent {
+        name: "tester".into(),
+        description: String::new(),
+        system: None,
+        sampling: Sampling { max_tokens: 16, ..Sampling::default() },
+        prompts: Arc::new(PromptSet::new(["-", "0", "+"].map(str::to_owned), templates).unwrap()),
+        aspects: vec![AgentAspect {
+            aspect: Arc::new(Aspect {
+                name: "right".into(),
+                description: "Is it right?".into(),
+                levels: ["no", "partly", "yes"].map(str::to_owned),
+                version: "v1".into(),
+            }),
+            weight: 1.0,
+            pass: 0.5,
+        }],
+        reflection: Reflection {
+            mode: Mode::Background,
+            drafts: 1,
+            refinements: 1,
+            rounds: 1,
+            margin: 0.1,
+            refine_temperature: 1.0,
+            critique_tokens: 16,
+            latency: LONG,
+            tokens: 10_000,
+            explore: (3, 3),
+            verifier_weight: 0.0,
+        },
+        verifier: None,
+        learn: true,
+        held_out: Some(root.join("held_out.jsonl")),
+    }
+}
+
+#[tokio::test]
+async fn a_better_adapter_is_promoted_served_and_recorded() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    let ended = world.train().await;
+    let Ended::Promoted { run, generation, verdict } = ended else { panic!("{ended:?}") };
+    assert_eq!(generation, Generation(1));
+    assert_eq!((world.active(), world.stored_active().await), (Generation(1), Some(1)));
+    assert_eq!(verdict["prompts"], HELD_OUT);
+    assert_eq!(verdict["wins"], HELD_OUT);
+
+    let rows = world.parts.store.generations().await.unwrap();
+    assert_eq!(paths::sha256(&rows[0].path).unwrap(), rows[0].sha256);
+    let stored = world.parts.store.run(run).await.unwrap();
+    assert_eq!((stored.state, stored.n_pairs), (RunState::Promoted, 4));
+    assert_eq!(stored.generation, Some(generation));
+    assert_eq!(stored.metrics["gate"]["promote"], true);
+    assert_eq!(stored.metrics["step"]["step"], 3);
+    assert_eq!(world.parts.store.evaluations(run).await.unwrap().len(), 2 * HELD_OUT);
+
+    let job: Job = serde_json::from_value(stored.job).unwrap();
+    assert_eq!(paths::sha256(&job.data).unwrap(), stored.data_sha256);
+    let events = std::fs::read_to_string(job.out.join("events.jsonl")).unwrap();
+    assert_eq!(events.lines().count(), 5);
+}
+
+#[tokio::test]
+async fn the_second_round_starts_from_the_first_and_frees_its_lane() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    assert!(matches!(world.train().await, Ended::Promoted { .. }));
+    world.remember("ask more").await;
+    let ended = world.train().await;
+    assert!(matches!(ended, Ended::Promoted { generation: Generation(2), .. }), "{ended:?}");
+    let run = world.last_run().await;
+    let job: Job = serde_json::from_value(run.job).unwrap();
+    assert_eq!(job.start, Some(world.parts.state.adapter(1)));
+    assert_eq!(run.start, Generation(1));
+    while world.lanes().contains(&1) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_that_is_no_better_is_rejected_and_its_lane_freed() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    world.remember_some().await;
+    let ended = world.train().await;
+    let Ended::Rejected { reason, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("gate.margin"), "{reason}");
+    assert_eq!((world.active(), world.stored_active().await), (Generation::BASE, None));
+    assert_eq!(world.lanes(), [0]);
+    assert_eq!(world.last_run().await.state, RunState::Rejected);
+}
+
+#[tokio::test]
+async fn an_adapter_that_the_server_reads_otherwise_is_not_even_asked() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    write_probe(world.root(), -3.0);
+    let ended = world.train().await;
+    let Ended::Rejected { run, reason, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("max_parity_error"), "{reason}");
+    assert_eq!(world.parts.store.evaluations(run).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn an_adapter_of_another_base_never_reaches_the_engine() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    let mut other = model_file();
+    other.metadata("general.name", Value::String("not an adapter".into()));
+    other.write(&world.root().join("trained.gguf")).unwrap();
+    let ended = world.train().await;
+    let Ended::Failed { reason, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("general.type is missing"), "{reason}");
+    assert_eq!(world.lanes(), [0]);
+}
+
+#[tokio::test]
+async fn a_trainer_that_crashes_fails_the_run_and_nothing_else() {
+    let world = World::new(improving(), "crash.sh", &["70"]).await;
+    world.remember_some().await;
+    let ended = world.train().await;
+    assert!(matches!(ended, Ended::Failed { run: Some(_), .. }), "{ended:?}");
+    let run = world.last_run().await;
+    assert_eq!(run.state, RunState::Failed);
+    assert!(run.reason.unwrap().contains("step 2 went wrong"));
+    assert_eq!((world.active(), world.lanes()), (Generation::BASE, vec![0]));
+}
+
+#[tokio::test]
+async fn without_pairs_or_held_out_prompts_no_trainer_starts() {
+    let world = World::new(improving(), "crash.sh", &["70"]).await;
+    let ended = world.train().await;
+    assert!(matches!(ended, Ended::Failed { run: None, .. }), "{ended:?}");
+    world.remember("ask held out 3").await;
+    let Ended::Failed { run: None, reason } = world.train().await else { panic!("it trained") };
+    assert!(reason.contains("of 1 prompts 1 are held out"), "{reason}");
+
+    world.remember_some().await;
+    world.change_agent(|agent| agent.held_out = None);
+    let ended = world.train().await;
+    let Ended::Rejected { reason, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("add a held_out file"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_promoted_generation_is_served_again_after_a_restart() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    assert!(matches!(world.train().await, Ended::Promoted { .. }));
+    let world = world.restarted(improving()).await;
+    assert_eq!(restore(&world.parts).await, Generation(1));
+    assert_eq!(world.active(), Generation(1));
+}
+
+#[tokio::test]
+async fn a_damaged_adapter_gives_way_to_the_one_before() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    assert!(matches!(world.train().await, Ended::Promoted { .. }));
+    assert!(matches!(world.train().await, Ended::Promoted { .. }));
+    write(&world.parts.state.adapter(2), "damaged");
+    let world = world.restarted(improving()).await;
+    assert_eq!(restore(&world.parts).await, Generation(1));
+    assert_eq!((world.active(), world.stored_active().await), (Generation(1), Some(1)));
+    write(&world.parts.state.adapter(1), "damaged");
+    let world = world.restarted(improving()).await;
+    assert_eq!(restore(&world.parts).await, Generation::BASE);
+    assert_eq!(world.stored_active().await, None);
+}
+
+#[tokio::test]
+async fn a_crash_between_the_file_and_its_record_changes_nothing() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    let path = world.parts.state.adapter(1);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    write(&path, "left behind");
+    let record = serde_json::json!({});
+    let parts = &world.parts;
+    parts.store.start_run(Generation::BASE, "00".into(), record, Vec::new()).await.unwrap();
+    let world = world.restarted(improving()).await;
+    assert_eq!(restore(&world.parts).await, Generation::BASE);
+    assert_eq!(world.last_run().await.state, RunState::Failed);
+    let ended = world.train().await;
+    assert!(matches!(ended, Ended::Promoted { generation: Generation(1), .. }), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_rollback_goes_to_the_base_and_back() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    assert!(matches!(world.train().await, Ended::Promoted { .. }));
+    let (learner, _task) = world.learner();
+    learner.rollback(Generation::BASE).await.unwrap();
+    assert_eq!((world.active(), world.stored_active().await), (Generation::BASE, None));
+    // Whether or not the lane has drained by now.
+    learner.rollback(Generation(1)).await.unwrap();
+    assert_eq!((world.active(), world.stored_active().await), (Generation(1), Some(1)));
+    let error = learner.rollback(Generation(7)).await.unwrap_err();
+    assert!(matches!(error, LearnError::Store(StoreError::NotFound { id: 7, .. })), "{error}");
+}
+
+#[tokio::test]
+async fn a_run_refuses_other_wishes_joins_equal_ones_and_can_be_cancelled() {
+    let world = World::new(improving(), "hang.sh", &[]).await;
+    world.remember_some().await;
+    let (learner, task) = world.learner();
+    let mut stage = learner.stage();
+    let train = || {
+        let learner = learner.clone();
+        tokio::spawn(async move { learner.train().await })
+    };
+    let first = train();
+    stage.wait_for(|stage| matches!(stage, Stage::Training { .. })).await.unwrap();
+    let busy = learner.explore(1, None).await.unwrap_err();
+    assert!(matches!(busy, LearnError::Busy(_)), "{busy}");
+    let busy = learner.rollback(Generation::BASE).await.unwrap_err();
+    assert!(matches!(busy, LearnError::Busy(_)), "{busy}");
+    let second = train();
+    learner.cancel().await.unwrap();
+    let ended = first.await.unwrap().unwrap();
+    assert!(matches!(ended, Ended::Failed { run: Some(_), .. }), "{ended:?}");
+    assert_eq!(world.last_run().await.state, RunState::Cancelled);
+    // The second wish either joined the first or came after it.
+    learner.cancel().await.unwrap();
+    second.await.unwrap().unwrap();
+    learner.shutdown().await;
+    task.await.unwrap();
+    assert!(matches!(learner.train().await, Err(LearnError::Stopped)));
+}
+
+#[tokio::test]
+async fn a_shutdown_stops_the_trainer_and_records_it() {
+    let world = World::new(improving(), "hang.sh", &[]).await;
+    world.remember_some().await;
+    let (learner, task) = world.learner();
+    let training = tokio::spawn({
+        let learner = learner.clone();
+        async move { learner.train().await }
+    });
+    learner.stage().wait_for(|stage| matches!(stage, Stage::Training { .. })).await.unwrap();
+    learner.shutdown().await;
+    task.await.unwrap();
+    assert!(matches!(training.await.unwrap(), Ok(Ended::Failed { .. })));
+    assert_eq!(world.last_run().await.state, RunState::Cancelled);
+}
+
+#[tokio::test]
+async fn exploration_fills_stored_prompts_and_finds_answers_that_pass() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    let (learner, _task) = world.learner();
+    let ended = learner.explore(3, None).await.unwrap();
+    let Ended::Explored { prompts, candidates, positives, .. } = ended else { panic!("{ended:?}") };
+    assert_eq!(prompts, 3);
+    assert!(candidates > 0 && positives >= 3, "{candidates} candidates, {positives} pass");
+    assert!(matches!(*learner.stage().borrow(), Stage::Idle));
+}
+
+#[tokio::test]
+async fn a_new_schedule_shows_when_the_next_run_is_due() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    let (learner, _task) = world.learner();
+    assert_eq!(learner.next_run(), None);
+    let mut next_run = learner.next_run.clone();
+    let hourly = Some(("0 * * * *".to_owned(), chrono_tz::UTC));
+    world.change(|config| config.learn.schedule = hourly);
+    let due = *next_run.wait_for(Option::is_some).await.unwrap();
+    assert_eq!(learner.next_run(), due);
+}
+
+#[tokio::test]
+async fn a_scheduled_run_needs_pairs_that_are_newer_than_the_last_judged_run() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    world.remember_some().await;
+    let (_switch, cancel) = Cancel::new();
+    let stage = watch::channel(Stage::Idle).0;
+    let first = run::run(&world.parts, 4, &stage, cancel.clone()).await;
+    assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
+    world.remember("ask more").await;
+    let second = run::run(&world.parts, 2, &stage, cancel.clone()).await;
+    let Ended::Failed { run: None, reason } = second else { panic!("{second:?}") };
+    assert!(reason.contains("1 pairs are new"), "{reason}");
+    let third = run::run(&world.parts, 1, &stage, cancel).await;
+    assert!(matches!(third, Ended::Rejected { .. }), "{third:?}");
+}
