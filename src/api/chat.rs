@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -185,8 +186,9 @@ pub(super) fn sse(events: impl Stream<Item = Event> + Send + 'static) -> Respons
 fn task(body: ChatBody, agent: Arc<Agent>, max_n: u32) -> Result<Task, ApiError> {
     refuse_unsupported(&body.rest)?;
     let messages = messages(&body.messages)?;
-    let n = within("n", body.n.unwrap_or(1), 1, max_n)?;
-    let top_logprobs = within("top_logprobs", body.top_logprobs.unwrap_or(0), 0, MAX_TOP_LOGPROBS)?;
+    let n = within("n", body.n.unwrap_or(1), &(1..=max_n))?;
+    let top_logprobs =
+        within("top_logprobs", body.top_logprobs.unwrap_or(0), &(0..=MAX_TOP_LOGPROBS))?;
     if top_logprobs > 0 && body.logprobs != Some(true) {
         return Err(ApiError::invalid("top_logprobs", "needs `logprobs: true`"));
     }
@@ -208,17 +210,13 @@ fn task(body: ChatBody, agent: Arc<Agent>, max_n: u32) -> Result<Task, ApiError>
 fn sampling(body: &ChatBody, default: Sampling) -> Result<Sampling, ApiError> {
     let extra = body.reflectd.clone().unwrap_or_default();
     let max_tokens = body.max_completion_tokens.or(body.max_tokens).unwrap_or(default.max_tokens);
+    let temperature = body.temperature.unwrap_or(default.temperature);
     Ok(Sampling {
-        temperature: within(
-            "temperature",
-            body.temperature.unwrap_or(default.temperature),
-            0.0,
-            10.0,
-        )?,
-        top_p: within("top_p", body.top_p.unwrap_or(default.top_p), f32::MIN_POSITIVE, 1.0)?,
+        temperature: within("temperature", temperature, &(0.0..=10.0))?,
+        top_p: within("top_p", body.top_p.unwrap_or(default.top_p), &(f32::MIN_POSITIVE..=1.0))?,
         top_k: extra.top_k.unwrap_or(default.top_k),
-        min_p: within("reflectd.min_p", extra.min_p.unwrap_or(default.min_p), 0.0, 1.0)?,
-        max_tokens: within("max_tokens", max_tokens, 1, u32::MAX)?,
+        min_p: within("reflectd.min_p", extra.min_p.unwrap_or(default.min_p), &(0.0..=1.0))?,
+        max_tokens: within("max_tokens", max_tokens, &(1..=u32::MAX))?,
         seed: body.seed.map(i64::cast_unsigned).or(default.seed),
     })
 }
@@ -227,13 +225,13 @@ fn sampling(body: &ChatBody, default: Sampling) -> Result<Sampling, ApiError> {
 fn within<T: PartialOrd + std::fmt::Display>(
     param: &str,
     value: T,
-    low: T,
-    high: T,
+    range: &RangeInclusive<T>,
 ) -> Result<T, ApiError> {
-    if low <= value && value <= high {
+    if range.contains(&value) {
         return Ok(value);
     }
-    Err(ApiError::invalid(param, format!("{value} is not between {low} and {high}")))
+    let message = format!("{value} is not between {} and {}", range.start(), range.end());
+    Err(ApiError::invalid(param, message))
 }
 
 /// Fields that change what an answer means and that we do not have. Their neutral values, which
@@ -368,7 +366,7 @@ mod tests {
             let body = body(json!({ field: value }));
             assert_eq!(param(sampling(&body, default)), field);
         }
-        assert_eq!(param(within("x", f32::NAN, 0.0, 1.0)), "x");
+        assert_eq!(param(within("x", f32::NAN, &(0.0..=1.0))), "x");
     }
 
     #[test]

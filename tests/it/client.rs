@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 /// An answer whose body may still come. Dropping it closes the connection.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     response: Response<Incoming>,
     connection: JoinHandle<()>,
     buffer: Vec<u8>,
@@ -28,28 +28,28 @@ impl Drop for Answer {
 
 /// A whole answer.
 #[derive(Debug)]
-pub struct Reply {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Reply {
     /// The body as JSON.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
     }
 
     /// Status and code of an error.
-    pub fn error(&self) -> (u16, String) {
+    pub(crate) fn error(&self) -> (u16, String) {
         let code = self.json()["error"]["code"].as_str().expect("not an error").to_owned();
         (self.status.as_u16(), code)
     }
 }
 
 /// Sends a request and waits for the head of its answer.
-pub async fn send(socket: &Path, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
+pub(crate) async fn send(socket: &Path, request: Request<Full<Bytes>>) -> hyper::Result<Answer> {
     let stream = UnixStream::connect(socket).await.expect("nobody listens on the socket");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(async move { drop(connection.await) });
@@ -58,7 +58,7 @@ pub async fn send(socket: &Path, request: Request<Full<Bytes>>) -> hyper::Result
 }
 
 /// A request with a body.
-pub fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+pub(crate) fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
     Request::builder()
         .method(method)
         .uri(path)
@@ -69,12 +69,12 @@ pub fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Fu
 }
 
 impl Answer {
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.response.status()
     }
 
     /// Waits for the end of the body.
-    pub async fn whole(mut self) -> Reply {
+    pub(crate) async fn whole(mut self) -> Reply {
         let status = self.response.status();
         let headers = self.response.headers().clone();
         let body = self.response.body_mut().collect().await.unwrap().to_bytes();
@@ -82,7 +82,7 @@ impl Answer {
     }
 
     /// The data of the next server-sent event; `None` at the end.
-    pub async fn event(&mut self) -> Option<String> {
+    pub(crate) async fn event(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\n\n") {
                 let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
@@ -99,7 +99,7 @@ impl Answer {
     }
 
     /// All events up to the end, each as JSON but the last `[DONE]`, whose presence is returned.
-    pub async fn events(mut self) -> (Vec<Value>, bool) {
+    pub(crate) async fn events(mut self) -> (Vec<Value>, bool) {
         let mut events = Vec::new();
         while let Some(data) = self.event().await {
             if data == "[DONE]" {

@@ -20,9 +20,9 @@ use crate::client::{self, Answer, Reply};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running daemon.
-pub struct TestDaemon {
+pub(crate) struct TestDaemon {
     folder: TempDir,
-    pub control: mpsc::Sender<Control>,
+    pub(crate) control: mpsc::Sender<Control>,
     running: JoinHandle<Exit>,
 }
 
@@ -40,7 +40,7 @@ fn lay_out(root: &Path, settings: &str) {
 }
 
 /// The agent of all tests.
-pub const AGENT: &str = "\
+pub(crate) const AGENT: &str = "\
 description: For tests
 model: model.gguf
 aspects: [completeness, readability]
@@ -48,19 +48,19 @@ sampling: { temperature: 1.0, max_tokens: 16 }
 reflection: { mode: off, drafts: 2, refinements: 1, rounds: 1 }
 ";
 
-pub fn write(path: &Path, text: &str) {
+pub(crate) fn write(path: &Path, text: &str) {
     reflectd::paths::write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes()))
         .unwrap();
 }
 
 impl TestDaemon {
     /// With default settings.
-    pub async fn start(script: Script) -> Self {
+    pub(crate) async fn start(script: Script) -> Self {
         Self::start_with(script, "").await
     }
 
     /// With these settings.
-    pub async fn start_with(script: Script, settings: &str) -> Self {
+    pub(crate) async fn start_with(script: Script, settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         lay_out(folder.path(), settings);
         Self::on(folder, script).await
@@ -72,30 +72,30 @@ impl TestDaemon {
         Self { folder, control, running: tokio::spawn(daemon.run()) }
     }
 
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("state/reflectd.sock")
     }
 
     /// Another daemon on the same folders.
-    pub async fn start_second(&self, script: Script) -> Result<Daemon, StartError> {
+    pub(crate) async fn start_second(&self, script: Script) -> Result<Daemon, StartError> {
         start(self.folder.path(), script).await
     }
 
-    pub async fn tell(&self, control: Control) {
+    pub(crate) async fn tell(&self, control: Control) {
         self.control.send(control).await.unwrap();
     }
 
     /// Waits for the end.
-    pub async fn ended(self) -> Exit {
+    pub(crate) async fn ended(self) -> Exit {
         tokio::time::timeout(PATIENCE, self.running).await.expect("the daemon hangs").unwrap()
     }
 
     /// Drains; the folders stay.
-    pub async fn drained(self) -> TempDir {
+    pub(crate) async fn drained(self) -> TempDir {
         self.tell(Control::Drain).await;
         let ended = tokio::time::timeout(PATIENCE, self.running).await;
         assert_eq!(ended.expect("the daemon hangs").unwrap(), Exit::Ok);
@@ -103,11 +103,11 @@ impl TestDaemon {
     }
 
     /// Drains, and starts again on the same folders.
-    pub async fn restart(self, script: Script) -> Self {
+    pub(crate) async fn restart(self, script: Script) -> Self {
         Self::on(self.drained().await, script).await
     }
 
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         method: Method,
         path: &str,
@@ -116,26 +116,26 @@ impl TestDaemon {
         client::send(&self.socket(), client::request(method, path, body)).await.unwrap()
     }
 
-    pub async fn get(&self, path: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
         self.send(Method::GET, path, "").await.whole().await
     }
 
-    pub async fn post(&self, path: &str, body: &Value) -> Reply {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
         self.send(Method::POST, path, body.to_string()).await.whole().await
     }
 
-    pub async fn chat(&self, fields: Value) -> Reply {
+    pub(crate) async fn chat(&self, fields: Value) -> Reply {
         self.post("/v1/chat/completions", &chat(fields)).await
     }
 
-    pub async fn chat_stream(&self, fields: Value) -> Answer {
+    pub(crate) async fn chat_stream(&self, fields: Value) -> Answer {
         let mut body = chat(fields);
         body["stream"] = json!(true);
         self.send(Method::POST, "/v1/chat/completions", body.to_string()).await
     }
 
     /// Asks until the answer is so. For what happens after a reply, like a reload.
-    pub async fn until(&self, path: &str, mut is_so: impl FnMut(&Value) -> bool) -> Value {
+    pub(crate) async fn until(&self, path: &str, mut is_so: impl FnMut(&Value) -> bool) -> Value {
         let asked = async {
             loop {
                 let value = self.get(path).await.json();
@@ -150,7 +150,7 @@ impl TestDaemon {
 }
 
 /// A daemon on these folders.
-pub async fn start(root: &Path, script: Script) -> Result<Daemon, StartError> {
+pub(crate) async fn start(root: &Path, script: Script) -> Result<Daemon, StartError> {
     daemon::start(Options {
         root: root.to_owned(),
         state: root.join("state"),
@@ -161,7 +161,7 @@ pub async fn start(root: &Path, script: Script) -> Result<Daemon, StartError> {
 }
 
 /// A chat with one user turn and these fields.
-pub fn chat(fields: Value) -> Value {
+pub(crate) fn chat(fields: Value) -> Value {
     let mut body = json!({"model": "test", "messages": [{"role": "user", "content": "Hello"}]});
     let (Value::Object(all), Value::Object(fields)) = (&mut body, fields) else {
         panic!("fields are an object");

@@ -77,7 +77,7 @@ async fn an_inline_answer_is_judged_and_its_receipt_leads_to_the_reflection() {
     assert_eq!(&exchange["id"], id);
     assert_eq!(exchange["served"], answer["candidate"]);
     let candidates = exchange["candidates"].as_array().unwrap();
-    assert_eq!(candidates.len(), receipt["candidates"].as_u64().unwrap() as usize);
+    assert_eq!(json!(candidates.len()), receipt["candidates"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
