@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::engine::TextPart;
-use crate::gguf::{Value, Writer};
+use crate::gguf::{Gguf, Value, Writer};
 
 /// Control tokens; their ids are their positions.
 pub const CONTROL: [&str; 5] = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"];
@@ -61,6 +61,17 @@ impl Tokenizer {
             merges.push(merge);
         }
         Self::new(merges)
+    }
+    /// The vocabulary of a file that [`Tokenizer::write_metadata`] has written.
+    pub fn from_gguf(file: &Gguf) -> Option<Self> {
+        let Value::Array(merges) = file.metadata("tokenizer.ggml.merges")? else { return None };
+        let merge = |value: &Value| match value {
+            Value::String(text) => {
+                text.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()))
+            }
+            _ => None,
+        };
+        Some(Self::new(merges.iter().map(merge).collect::<Option<_>>()?))
     }
     fn new(merges: Vec<(String, String)>) -> Self {
         let mut tokens: Vec<String> = CONTROL.iter().map(|&token| token.to_owned()).collect();
@@ -247,6 +258,17 @@ mod tests {
         let control = tokenizer.encode(&[TextPart { text: "a<|end|>b".into(), control: true }]);
         assert!(control.contains(&END));
         assert!(!tokenizer.encode(&plain("a<|end|>b")).contains(&END));
+    }
+
+    #[test]
+    fn a_written_vocabulary_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vocabulary.gguf");
+        let mut writer = Writer::default();
+        trained().write_metadata(&mut writer, "");
+        writer.write(&path).unwrap();
+        let read = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
+        assert_eq!(read.tokens, trained().tokens);
     }
 
     #[test]

@@ -507,7 +507,7 @@ fn replace_result(equations: &mut [Equation], at: usize, result: i64) {
 }
 
 /// A number near the right one.
-fn miscalculate(number: i64, rng: &mut Rng) -> i64 {
+pub(super) fn miscalculate(number: i64, rng: &mut Rng) -> i64 {
     let offset = [-1, 1, -2, 2, -10, 10, -9, 9][rng.usize(..8)];
     if number + offset < 0 { number - offset } else { number + offset }
 }

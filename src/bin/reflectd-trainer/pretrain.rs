@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use fastrand::Rng;
+use reflectd::gguf::Gguf;
 use reflectd::nano::corpus::{Corpus, Kind, Task};
 use reflectd::nano::tokenizer::Tokenizer;
 use reflectd::nano::world::{Answer, Habits, Problem, Split, judge};
@@ -49,7 +50,7 @@ pub(crate) struct Options {
     /// CPU threads.
     #[arg(long, default_value_t = 1)]
     threads: i32,
-    /// Go on from this F32 GGUF (written with the same prompts, seed and vocabulary).
+    /// Go on from this F32 GGUF (its vocabulary stays).
     #[arg(long)]
     init: Option<PathBuf>,
     /// Vocabulary at most.
@@ -62,10 +63,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     tch::manual_seed(options.seed.cast_signed());
     let prompts = reflectd::config::load_prompts(&options.prompts)?;
     let corpus = Corpus::new(&prompts)?;
-    let tokenizer = train_tokenizer(&corpus, options)?;
-    let mut model = match &options.init {
-        Some(path) => weights::load(path, Device::Cpu)?,
-        None => initialise(options, tokenizer.n_vocab()),
+    let (tokenizer, mut model) = if let Some(path) = &options.init {
+        let tokenizer = Tokenizer::from_gguf(&Gguf::open(path)?);
+        let tokenizer = tokenizer.with_context(|| format!("{} has no merges", path.display()))?;
+        (tokenizer, weights::load(path, Device::Cpu)?)
+    } else {
+        let tokenizer = train_tokenizer(&corpus, options)?;
+        let model = initialise(options, tokenizer.n_vocab());
+        (tokenizer, model)
     };
     grow(&mut model, options.layers);
     model.weights =
