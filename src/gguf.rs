@@ -414,7 +414,9 @@ impl Writer {
         for (name, shape, values) in &self.tensors {
             put_string(&mut header, name);
             header.extend(u32::try_from(shape.len()).map_err(io::Error::other)?.to_le_bytes());
-            shape.iter().for_each(|n| header.extend(n.to_le_bytes()));
+            for n in shape {
+                header.extend(n.to_le_bytes());
+            }
             header.extend(TensorKind::F32.id().to_le_bytes());
             header.extend(offset.to_le_bytes());
             offset += (values.len() as u64 * 4).next_multiple_of(ALIGNMENT);
@@ -454,10 +456,10 @@ fn type_id(value: &Value) -> u32 {
 fn put_value(out: &mut Vec<u8>, value: &Value) -> io::Result<()> {
     match value {
         Value::Unsigned(value) => {
-            out.extend(u32::try_from(*value).map_err(io::Error::other)?.to_le_bytes())
+            out.extend(u32::try_from(*value).map_err(io::Error::other)?.to_le_bytes());
         }
         Value::Signed(value) => {
-            out.extend(i32::try_from(*value).map_err(io::Error::other)?.to_le_bytes())
+            out.extend(i32::try_from(*value).map_err(io::Error::other)?.to_le_bytes());
         }
         #[expect(clippy::cast_possible_truncation, reason = "the format's float is 32 bits wide")]
         Value::Float(value) => out.extend((*value as f32).to_le_bytes()),

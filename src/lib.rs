@@ -19,6 +19,18 @@
 //! | [`protocol`] | what daemon and trainer say to each other |
 //! | [`telemetry`], [`paths`], [`exit`] | the edges of the process |
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::assertions_on_result_states,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::format_collect,
+        clippy::format_push_string,
+        reason = "a failed test prints what it needs to; its numbers are its own"
+    )
+)]
+
 pub mod api;
 pub mod cli;
 pub mod config;

@@ -156,7 +156,7 @@ async fn measure(model: &Path, prompts: &Path, n: usize, seed: u64) -> anyhow::R
         .await?;
     bar.abandon();
     drop(subject);
-    thread.join();
+    thread.join().map_err(|_| anyhow::anyhow!("the engine thread panicked"))?;
     Ok(summary(&trials))
 }
 

@@ -104,19 +104,19 @@ impl<'a> Corpus<'a> {
         let mut tasks = Vec::new();
         let mut before = String::new();
         for _ in 0..SUMS {
-            let sum = Equation::sample(rng);
-            before += &format!("{} {} {} =", sum.left, sum.operator, sum.right);
+            let Equation { left, operator, right, result } = Equation::sample(rng);
+            before = format!("{before}{left} {operator} {right} =");
             let reply = if check {
                 let is_right = rng.bool();
-                let shown = if is_right { sum.result } else { miscalculate(sum.result, rng) };
-                before += &format!(" {shown}");
+                let shown = if is_right { result } else { miscalculate(result, rng) };
+                before = format!("{before} {shown}");
                 if is_right { " right" } else { " wrong" }.to_owned()
             } else {
-                format!(" {}", sum.result)
+                format!(" {result}")
             };
             let mut prompt = prompt.clone();
             prompt.push(TextPart { text: before.clone(), control: false });
-            before += &format!("{reply}\n");
+            before = format!("{before}{reply}\n");
             tasks.push(Task { kind: Kind::Drill, prompt, reply, ends: false });
         }
         Ok(tasks)

@@ -1,6 +1,10 @@
-//! The forward pass, in the GGUF's own layout (q and k rows stay permuted, RoPE turns interleaved
+//! The forward pass, in the GGUF's own layout (q and k rows stay permuted, rotary embedding turns interleaved
 //! pairs), so that what is computed here is what llama.cpp computes. Architecture: llama.
 //! Used by `pretrain` and `train`.
+#![expect(
+    clippy::many_single_char_names,
+    reason = "x, h, q, k, v and the sizes B, H, T, d are the field's own names"
+)]
 
 use std::collections::HashMap;
 
@@ -90,11 +94,11 @@ impl Model {
             ); // [B, H, T, hd]
             let (b, t) = (x.size()[0], x.size()[1]);
             let attended = attended.transpose(1, 2).reshape([b, t, shape.n_head * shape.head_dim]);
-            x = x + self.linear(&name("attn_output"), &attended);
+            x += self.linear(&name("attn_output"), &attended);
             let h = self.norm(&name("ffn_norm"), &x);
             let gated =
                 self.linear(&name("ffn_gate"), &h).silu() * self.linear(&name("ffn_up"), &h);
-            x = x + self.linear(&name("ffn_down"), &gated);
+            x += self.linear(&name("ffn_down"), &gated);
         }
         self.norm("output_norm", &x)
     }

@@ -41,12 +41,13 @@ impl AdamW {
                 continue;
             }
             let grad = grad * clip;
-            let _ = m.g_mul_scalar_(BETAS.0).g_add_(&(&grad * (1.0 - BETAS.0)));
-            let _ = v.g_mul_scalar_(BETAS.1).g_add_(&(grad.square() * (1.0 - BETAS.1)));
+            *m *= BETAS.0;
+            *m += &grad * (1.0 - BETAS.0);
+            *v *= BETAS.1;
+            *v += grad.square() * (1.0 - BETAS.1);
             let denominator = (&*v / bias.1).sqrt() + EPSILON;
-            let update = (&*m / bias.0) / denominator;
-            let _ = parameter.g_mul_scalar_(1.0 - learning_rate * self.weight_decay);
-            let _ = parameter.g_sub_(&(update * learning_rate));
+            *parameter *= 1.0 - learning_rate * self.weight_decay;
+            *parameter -= &*m / bias.0 / denominator * learning_rate;
         }
         norm
     }

@@ -190,9 +190,9 @@ fn read_examples(job: &Job, n_vocab: i64, n_ctx: i64) -> anyhow::Result<(Vec<Exa
         );
         let longest = example.chosen.len().max(rejected.map_or(0, <[i32]>::len));
         if example.prompt.len() + longest > limit {
-            n_too_long += 1
+            n_too_long += 1;
         } else {
-            examples.push(example)
+            examples.push(example);
         }
     }
     ensure!(
