@@ -6,6 +6,7 @@ use hyper::Method;
 use reflectd::daemon::Control;
 use reflectd::engine::fake::Script;
 use serde_json::{Value, json};
+use tokio::net::UnixStream;
 
 use crate::harness::{TestDaemon, chat};
 
@@ -149,7 +150,7 @@ async fn a_daemon_that_drains_takes_nothing_new() {
     assert!(running.event().await.is_some());
     // The second request waits on a connection that is already there.
     let socket = daemon.socket();
-    let stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    let stream = UnixStream::connect(&socket).await.unwrap();
     let io = hyper_util::rt::TokioIo::new(stream);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
     let connection = tokio::spawn(connection);
@@ -161,6 +162,10 @@ async fn a_daemon_that_drains_takes_nothing_new() {
     assert_eq!(health.status(), 200);
     drop(health);
     daemon.tell(Control::Drain).await;
+    // The daemon looks at the word in its own time; it drains when it takes no connection any more.
+    while UnixStream::connect(&socket).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
     // Either the idle connection is closed or the request is refused; it is never answered.
     if let Ok(()) = sender.ready().await {
         let body = chat(json!({})).to_string();
