@@ -1,3 +1,5 @@
+//! Tests of the gate: its numbers against hand-made cases, and simulated candidates.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of the pairing: each rule on a small case, and properties that hold for any candidates.
+
 use proptest::prelude::*;
 
 use super::*;

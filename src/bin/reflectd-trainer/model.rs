@@ -72,6 +72,10 @@ impl Model {
         hidden.matmul(&head.transpose(0, 1))
     }
 
+    #[expect(
+        clippy::assign_op_pattern,
+        reason = "autograd needs the old x; += changes it in place"
+    )]
     fn hidden(&self, batch: &Batch) -> Tensor {
         let shape = &self.shape;
         let (cos, sin) = self.rope_table(&batch.positions);
@@ -94,11 +98,11 @@ impl Model {
             ); // [B, H, T, hd]
             let (b, t) = (x.size()[0], x.size()[1]);
             let attended = attended.transpose(1, 2).reshape([b, t, shape.n_head * shape.head_dim]);
-            x += self.linear(&name("attn_output"), &attended);
+            x = x + self.linear(&name("attn_output"), &attended);
             let h = self.norm(&name("ffn_norm"), &x);
             let gated =
                 self.linear(&name("ffn_gate"), &h).silu() * self.linear(&name("ffn_up"), &h);
-            x += self.linear(&name("ffn_down"), &gated);
+            x = x + self.linear(&name("ffn_down"), &gated);
         }
         self.norm("output_norm", &x)
     }

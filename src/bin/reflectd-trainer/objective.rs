@@ -45,8 +45,8 @@ pub(crate) fn apply(objective: Objective, batch: &LogProbs) -> Option<Losses> {
         let mut ratio_chosen = &batch.chosen - &batch.chosen_reference;
         let mut ratio_rejected = &rejected.policy - &rejected.reference;
         if normalised {
-            ratio_chosen /= &batch.chosen_length;
-            ratio_rejected /= &rejected.length;
+            ratio_chosen = ratio_chosen.divide(&batch.chosen_length);
+            ratio_rejected = ratio_rejected.divide(&rejected.length);
         }
         let (reward_chosen, reward_rejected) = (ratio_chosen * beta, ratio_rejected * beta);
         let loss = -(&reward_chosen - &reward_rejected).log_sigmoid() + &nll * weight;
