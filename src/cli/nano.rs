@@ -124,8 +124,10 @@ const SAMPLES: u32 = 8;
 struct Trial {
     greedy: bool,
     samples: Vec<bool>,
-    /// The judge's word on the first sample.
+    /// The judge's word on the first sample, at the usual bar of one half.
     judged: Judged,
+    /// The smallest p(+1) of its aspects: it is accepted wherever the bar is not higher.
+    lowest: f32,
     /// Whether the greedy revision of the first sample is right.
     refined: bool,
 }
@@ -170,12 +172,17 @@ fn summary(trials: &[Trial]) -> Value {
         let of = trials.iter().filter(|trial| trial.judged.is_right == right);
         share(of.map(|trial| trial.refined == wanted).collect())
     };
-    let quality = judge_quality(&trials.iter().map(|trial| trial.judged).collect::<Vec<_>>());
+    let at = |bar: f32| {
+        let judged = |trial: &Trial| Judged { is_accepted: trial.lowest >= bar, ..trial.judged };
+        let quality = judge_quality(&trials.iter().map(judged).collect::<Vec<_>>());
+        json!({"pass": bar, "auc": quality.auc, "false_accept": quality.false_accept, "false_reject": quality.false_reject})
+    };
+    let judge = [0.5, 0.6, 0.7, 0.8, 0.9].map(at);
     json!({
         "greedy": share(trials.iter().map(|trial| trial.greedy).collect()),
         "mean_at_8": share(trials.iter().flat_map(|trial| trial.samples.clone()).collect()),
         "pass_at_8": share(trials.iter().map(|trial| trial.samples.contains(&true)).collect()),
-        "judge": {"auc": quality.auc, "false_accept": quality.false_accept, "false_reject": quality.false_reject},
+        "judge": judge,
         "repaired": of_first(false, true),
         "broken": of_first(true, false),
     })
@@ -194,7 +201,7 @@ impl Subject {
         let greedy = self.generate(&question, 1, 0.0, seed).await?;
         let samples = self.generate(&question, SAMPLES, 1.0, seed).await?;
         let first = &samples[0];
-        let (score, is_accepted) = self.judge(problem, first).await?;
+        let (score, lowest) = self.judge(problem, first).await?;
         let messages = self.prompts.critique(&problem.question, first, None, &[])?;
         let critique = self.generate(&messages, 1, 0.0, seed).await?;
         let messages = self.prompts.refine(&problem.question, first, &critique[0])?;
@@ -202,13 +209,14 @@ impl Subject {
         let samples: Vec<bool> = samples.iter().map(|text| problem.verify(text)).collect();
         Ok(Trial {
             greedy: problem.verify(&greedy[0]),
-            judged: Judged { score, is_accepted, is_right: samples[0] },
+            judged: Judged { score, is_accepted: lowest >= 0.5, is_right: samples[0] },
+            lowest,
             samples,
             refined: problem.verify(&refined[0]),
         })
     }
-    /// (mean value, every aspect passes).
-    async fn judge(&self, problem: &Problem, answer: &str) -> anyhow::Result<(f64, bool)> {
+    /// (mean value, smallest p(+1) of the aspects).
+    async fn judge(&self, problem: &Problem, answer: &str) -> anyhow::Result<(f64, f32)> {
         let blank = [const { String::new() }; 3];
         let mut prompts = Vec::new();
         for name in ASPECTS {
@@ -226,7 +234,7 @@ impl Subject {
         let scores = self.engine.score(request).await?;
         let value = |p: &[f32]| f64::from(p[2]) - f64::from(p[0]);
         let mean = scores.iter().map(|s| value(&s.probabilities)).sum::<f64>() / 3.0;
-        Ok((mean, scores.iter().all(|s| s.probabilities[2] >= 0.5)))
+        Ok((mean, scores.iter().map(|s| s.probabilities[2]).fold(1.0, f32::min)))
     }
     async fn generate(
         &self,

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::Client;
 use super::progress::{StageBar, follow};
@@ -58,10 +59,12 @@ pub(in crate::cli) struct Arguments {
 }
 
 pub(in crate::cli) async fn run(root: &Path, arguments: Arguments) -> anyhow::Result<Exit> {
+    let mut terminated = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let report = tokio::select! {
         report = demo(root, &arguments) => report?,
         // Dropping the demo ends the daemon and removes the scratch folder.
         _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminated.recv() => bail!("terminated"),
     };
     if arguments.json {
         remark(&report.text())?;
