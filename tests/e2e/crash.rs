@@ -15,12 +15,14 @@ use crate::scratch::{Scratch, exploration};
 const ORPHAN: Duration = Duration::from_secs(20);
 /// Makes training long enough to be caught in the middle.
 const LONG: u32 = 100;
+/// Prompts of an exploration that does not come to its end.
+const PROMPTS: usize = 24;
 
 #[tokio::test]
 async fn kill_9_while_it_explores_loses_nothing_that_was_stored() {
     let daemon = Daemon::start(Scratch::new()).await;
     let (_, _stream) = daemon
-        .follow_until("/v1/explore", exploration(40, 3), |event| {
+        .follow_until("/v1/explore", exploration(PROMPTS, 3), |event| {
             event["stage"] == "exploring" && event["done"].as_u64().is_some_and(|done| 0 < done)
         })
         .await;
@@ -30,11 +32,11 @@ async fn kill_9_while_it_explores_loses_nothing_that_was_stored() {
     for rows in ["exchanges", "candidates", "assessments"] {
         assert!(before[rows].as_u64() <= after[rows].as_u64(), "{rows}: {before} became {after}");
     }
-    assert_eq!(after["exchanges"], 40, "prompts are stored before the first is explored");
+    assert_eq!(after["exchanges"], PROMPTS, "prompts are stored before the first is explored");
     serves(&daemon, 0).await;
 
     // What is left over is explored by the next wish.
-    let rest = daemon.post("/v1/explore", &json!({ "limit": 2, "n": 4, "m": 4 })).await;
+    let rest = daemon.post("/v1/explore", &json!({ "limit": 2, "n": 4, "m": 2 })).await;
     assert_eq!((&rest["outcome"], &rest["prompts"]), (&json!("explored"), &json!(2)), "{rest}");
     daemon.stop().await;
 }

@@ -42,6 +42,7 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     thread.join().unwrap();
 
     let base = train(&shipped, &examples, 0.0, &folder.path().join("shipped"));
+    // llama.cpp rounds what goes into a Q8_0 product to 8 bits too; the trainer does not.
     let (engine, thread) = load(&shipped).await;
     gap("Q8_0", &engine, Lane::Active, &base).await.assert_within(0.01, 0.03);
     drop(engine);
@@ -116,7 +117,7 @@ fn train(base: &Path, examples: &[Example], learning_rate: f64, out: &Path) -> T
         },
         validation_share: 0.0,
         max_tokens: 512,
-        threads: 2,
+        threads: 1,
         device: Device::Cpu,
         seed: 7,
     };
@@ -144,7 +145,7 @@ async fn load(model: &Path) -> (Engine, EngineThread) {
         context_tokens: 4096,
         max_sequences: 8,
         batch_tokens: 512,
-        threads: Some(2),
+        threads: Some(1),
         gpu_layers: Some(0),
         queue: 8,
     };
@@ -154,8 +155,6 @@ async fn load(model: &Path) -> (Engine, EngineThread) {
 /// How far two lists of log-probs lie apart.
 #[derive(Debug)]
 struct Gap {
-    what: &'static str,
-    tokens: usize,
     mean: f64,
     max: f64,
 }
@@ -184,10 +183,9 @@ async fn gap(what: &'static str, engine: &Engine, lane: Lane, trained: &Trained)
         let pairs = served.iter().zip(&trained.logprobs);
         differences.extend(pairs.map(|(a, b)| f64::from((a - b).abs())));
     }
-    let tokens = differences.len();
-    let mean = differences.iter().sum::<f64>() / tokens as f64;
+    let mean = differences.iter().sum::<f64>() / differences.len() as f64;
     let max = differences.iter().copied().fold(0.0, f64::max);
-    let gap = Gap { what, tokens, mean, max };
-    eprintln!("{gap:?}");
+    let gap = Gap { mean, max };
+    eprintln!("{what}: {gap:?} over {} tokens", differences.len());
     gap
 }

@@ -13,17 +13,18 @@ use crate::chats;
 use crate::daemon::Daemon;
 
 /// Prompts of the shared exploration: enough for pairs whatever the model is worth.
-const PROMPTS: usize = 40;
+const PROMPTS: usize = 24;
 
-/// Every gate that measures an adapter's quality is open: here a run ends with a swap.
+/// Every gate that measures an adapter's quality is open: here a run ends with a swap. One thread
+/// each, because two tests run side by side and threads that wait for each other spin.
 const SETTINGS: &str = "
 default_agent: nano
-engine: { context_tokens: 8192, max_sequences: 32, threads: 2 }
-trainer: { threads: 2, device: cpu, grace_s: 2, yield_quiet_s: 0.1 }
+engine: { context_tokens: 8192, max_sequences: 32, threads: 1 }
+trainer: { threads: 1, device: cpu, grace_s: 2, yield_quiet_s: 0.1 }
 learn:
   optimizer: { learning_rate: 0.001, batch_pairs: 8, epochs: EPOCHS }
   gate:
-    prompts: 40
+    prompts: 30
     margin: -1
     confidence: 0.5
     length_ratio: [0, 100]
@@ -100,7 +101,7 @@ pub(crate) fn exploration(count: usize, seed: u64) -> Value {
     let prompt = |(i, prompt)| json!({ "id": format!("{seed}-{i}"), "prompt": prompt });
     let prompts: Vec<Value> =
         chats::questions(count, seed).into_iter().enumerate().map(prompt).collect();
-    json!({ "prompts": prompts, "limit": count, "n": 4, "m": 4 })
+    json!({ "prompts": prompts, "limit": count, "n": 4, "m": 2 })
 }
 
 /// The database after an exploration; a daemon that has ended leaves it in one file.
@@ -108,7 +109,8 @@ async fn explore() -> Vec<u8> {
     let daemon = Daemon::start(Scratch::new()).await;
     let ended = daemon.post("/v1/explore", &exploration(PROMPTS, 1)).await;
     assert_eq!((&ended["outcome"], &ended["prompts"]), (&json!("explored"), &json!(PROMPTS)));
-    assert_eq!(ended["candidates"], 8 * PROMPTS, "four drafts and four refinements each");
+    let candidates = ended["candidates"].as_u64().unwrap();
+    assert!(4 * PROMPTS as u64 <= candidates, "four drafts each, and refinements: {ended}");
     let scratch = daemon.stop().await;
     let state = StateDir::open(&scratch.state()).unwrap();
     fs::read(state.database()).unwrap()
