@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid, set_child_subreaper};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -43,6 +43,8 @@ async fn kill_9_while_it_explores_loses_nothing_that_was_stored() {
 
 #[tokio::test]
 async fn kill_9_from_training_to_promotion_leaves_nothing_half_done() {
+    // The trainer is left to us and not to init: then the system does not wake a stopped orphan.
+    set_child_subreaper(Some(getpid())).unwrap();
     // Killed while the trainer works.
     let scratch = Scratch::explored().await;
     scratch.train_for(LONG);
@@ -57,7 +59,7 @@ async fn kill_9_from_training_to_promotion_leaves_nothing_half_done() {
     // Killed while the trainer is stopped for a chat.
     let (_, _stream) = daemon.follow_until("/v1/runs", json!({}), is_training).await;
     let trainer = trainer_of(daemon.pid());
-    while state_of(trainer) != Some('T') {
+    while state_of(trainer).expect("it trains for long") != 'T' {
         chat(&daemon.scratch().socket(), &questions(1, 4)[0]).await;
     }
     let scratch = daemon.kill().await;

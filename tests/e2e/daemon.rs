@@ -16,7 +16,7 @@ use crate::client::{Answer, Reply, request, send};
 use crate::scratch::Scratch;
 
 /// Longer than anything takes on a busy machine; a daemon that hangs fails its test, not the suite.
-const PATIENCE: Duration = Duration::from_mins(3);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
 /// A running daemon; killed when dropped.
 #[derive(Debug)]

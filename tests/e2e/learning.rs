@@ -29,7 +29,7 @@ async fn the_loop_once() {
     assert_eq!((&run["state"], &run["generation"]), (&json!("promoted"), &json!(1)), "{run}");
     assert!(0 < run["n_pairs"].as_u64().unwrap(), "{run}");
     assert!(0 < run["metrics"]["step"]["step"].as_u64().unwrap(), "{run}");
-    assert_eq!(run["metrics"]["gate"]["prompts"], 30, "{run}");
+    assert_eq!(run["metrics"]["gate"]["prompts"], 40, "{run}");
     let parity = run["metrics"]["gate"]["parity_error"].as_f64().unwrap();
     assert!(parity <= 0.03, "trainer and server disagree by {parity} on average");
     let adapters = daemon.get("/v1/adapters").await;

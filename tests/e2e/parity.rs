@@ -72,8 +72,9 @@ fn examples(model: &Path) -> Vec<Example> {
     let mut example = |id: usize| {
         let problem = Problem::sample(&mut rng, Split::Live);
         let right = Answer::gold(&problem);
-        let wrong = std::iter::repeat_with(|| Answer::imperfect(&problem, &Habits::WILD, &mut rng));
-        let wrong = wrong.skip_while(|answer| *answer == right).next().unwrap();
+        let mut wrong =
+            std::iter::repeat_with(|| Answer::imperfect(&problem, &Habits::WILD, &mut rng));
+        let wrong = wrong.find(|answer| *answer != right).unwrap();
         let encode = |answer| corpus.answer(&problem, answer).unwrap().encode(&tokenizer);
         let ((right, from), (wrong, _)) = (encode(&right), encode(&wrong));
         Example {
@@ -96,7 +97,8 @@ fn train(base: &Path, examples: &[Example], learning_rate: f64, out: &Path) -> T
     std::fs::create_dir(out).unwrap();
     let data = out.join("data.jsonl");
     let line = |example| serde_json::to_string(example).unwrap() + "\n";
-    std::fs::write(&data, examples.iter().map(line).collect::<String>()).unwrap();
+    let lines: String = examples.iter().map(line).collect();
+    paths::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
     let job = Job {
         version: protocol::VERSION,
         run: "parity".into(),

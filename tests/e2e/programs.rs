@@ -59,7 +59,6 @@ async fn the_command_line_talks_to_the_daemon() {
 }
 
 #[tokio::test]
-#[expect(clippy::print_stderr, reason = "tests report there what they left out")]
 async fn the_openai_client_works_unchanged() {
     /// What the script ends with when the package is not there.
     const SKIPPED: i32 = 77;

@@ -2,9 +2,10 @@
 //! where wanted the database of an exploration that all tests share.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use reflectd::paths::StateDir;
+use reflectd::paths::{StateDir, write_atomic};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -13,7 +14,7 @@ use crate::chats;
 use crate::daemon::Daemon;
 
 /// Prompts of the shared exploration: enough for pairs whatever the model is worth.
-const PROMPTS: usize = 24;
+const PROMPTS: usize = 40;
 
 /// Every gate that measures an adapter's quality is open: here a run ends with a swap. One thread
 /// each, because two tests run side by side and threads that wait for each other spin.
@@ -24,7 +25,7 @@ trainer: { threads: 1, device: cpu, grace_s: 2, yield_quiet_s: 0.1 }
 learn:
   optimizer: { learning_rate: 0.001, batch_pairs: 8, epochs: EPOCHS }
   gate:
-    prompts: 30
+    prompts: 40
     margin: -1
     confidence: 0.5
     length_ratio: [0, 100]
@@ -57,14 +58,15 @@ impl Scratch {
         let database = DATABASE.get_or_init(explore).await;
         let scratch = Self::new();
         let state = StateDir::open(&scratch.state()).unwrap();
-        fs::write(state.database(), database).unwrap();
+        write_atomic(&state.database(), |file| file.write_all(database)).unwrap();
         scratch
     }
 
     /// How many times a run goes through its pairs: a run to be interrupted has to be long.
     pub(crate) fn train_for(&self, epochs: u32) {
         let settings = SETTINGS.replace("EPOCHS", &epochs.to_string());
-        fs::write(self.root().join("reflectd.yaml"), settings).unwrap();
+        let path = self.root().join("reflectd.yaml");
+        write_atomic(&path, |file| file.write_all(settings.as_bytes())).unwrap();
     }
 
     pub(crate) fn root(&self) -> &Path {

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::json;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::chats::{begin, finish, questions};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, PATIENCE};
 use crate::scratch::Scratch;
 
 /// Between two looks at the runs.
@@ -38,13 +37,16 @@ async fn sighup_reloads_and_sigusr1_trains() {
 
     daemon.signal(Signal::USR1);
     // Nobody asked over the socket, so there is no reply to wait for.
-    let runs = loop {
-        let runs = daemon.get("/v1/runs").await["data"].clone();
-        if runs != json!([]) {
-            break runs;
+    let ended = async {
+        loop {
+            let run = daemon.get("/v1/runs").await["data"][0].clone();
+            if !run["ended_ms"].is_null() {
+                return run;
+            }
+            sleep(LOOK).await;
         }
-        sleep(LOOK).await;
     };
-    assert_eq!(runs.as_array().unwrap().len(), 1, "{runs}");
+    let run = timeout(PATIENCE, ended).await.expect("no run comes to its end");
+    assert_eq!(run["state"], "promoted", "{run}");
     daemon.stop().await;
 }
