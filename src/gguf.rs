@@ -166,6 +166,10 @@ impl Gguf {
     pub fn metadata(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)
     }
+    /// All metadata, by key.
+    pub fn entries(&self) -> &BTreeMap<String, Value> {
+        &self.metadata
+    }
     /// A metadata string.
     pub fn string(&self, key: &str) -> Option<&str> {
         match self.metadata.get(key)? {

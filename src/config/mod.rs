@@ -299,7 +299,7 @@ pub enum Rejected {
 pub struct GateConfig {
     /// Held-out prompts asked at most.
     pub prompts: usize,
-    /// The lower bound of the gain must be above this.
+    /// The lower bound of the gain must be above this (-1 to 1; below 0 a loss is borne).
     pub margin: f64,
     /// One-sided confidence of the bound, 0.5 to 1.
     pub confidence: f64,

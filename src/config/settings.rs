@@ -187,7 +187,7 @@ fn optimizer(keys: &mut Section<'_>) -> Optimizer {
 fn gate(keys: &mut Section<'_>) -> GateConfig {
     GateConfig {
         prompts: keys.number("prompts", 200, &(1..=100_000)),
-        margin: keys.number("margin", 0.0, &(0.0..=1.0)),
+        margin: keys.number("margin", 0.0, &(-1.0..=1.0)),
         confidence: keys.number("confidence", 0.95, &(0.5..=0.9999)),
         max_parity_error: keys.number("max_parity_error", 0.05, &(0.0..=10.0)),
         length_ratio: length_ratio(keys),

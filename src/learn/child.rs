@@ -102,7 +102,7 @@ pub enum TrainerError {
     #[error("the trainer was done or had closed its output, but did not end in {} s",
         .after.as_secs_f32())]
     Lingered {
-        /// `trainer.grace`.
+        /// `trainer.stall`.
         after: Duration,
     },
     /// It ended well without the `Done` line.
@@ -376,7 +376,8 @@ impl<'a> Supervisor<'a> {
             && !*last_word
         {
             *last_word = true;
-            *deadline = Instant::now() + self.config.grace;
+            // With the priority of idle work its end may take as long as any word of it.
+            *deadline = Instant::now() + self.config.stall;
         }
     }
 
@@ -392,7 +393,7 @@ impl<'a> Supervisor<'a> {
                 if now >= *deadline {
                     let words = self.said.words();
                     let why = if *last_word {
-                        TrainerError::Lingered { after: self.config.grace }
+                        TrainerError::Lingered { after: self.config.stall }
                     } else {
                         TrainerError::Stalled { after: self.config.stall, words }
                     };

@@ -182,7 +182,7 @@ async fn success_without_an_adapter_is_none() {
 
 #[tokio::test]
 async fn a_trainer_that_closes_its_pipes_and_stays_is_stopped() {
-    let error = Run::new("closes_pipes.sh", &[]).grace(SHORT).alone().await.unwrap_err();
+    let error = Run::new("closes_pipes.sh", &[]).stall(SHORT).alone().await.unwrap_err();
     assert!(matches!(error, TrainerError::Lingered { .. }), "{error}");
 }
 

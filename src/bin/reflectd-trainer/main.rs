@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Parser as _;
 use reflectd::exit::Exit;
 use reflectd::protocol::{Job, TrainerEvent};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::train::Failure;
 
@@ -59,6 +60,11 @@ fn main() -> ExitCode {
 }
 
 fn run_job() -> Result<(), Failure> {
+    // The daemon stops us while somebody chats. Should it be killed then, nobody would let us go on
+    // and see the end of standard input. It may also come when a thread ends; it does no harm.
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::CONT)) {
+        return Err(Failure::TryAgain(error.into()));
+    }
     let mut line = String::new();
     let read = std::io::stdin().lock().read_line(&mut line);
     read.map_err(|error| Failure::TryAgain(error.into()))?;

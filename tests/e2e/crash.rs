@@ -1,0 +1,149 @@
+//! `kill -9` at each stage of the loop, and what the next daemon on the same folder makes of it.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::{Pid, getpid, set_child_subreaper};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use crate::chats::{chat, questions};
+use crate::daemon::Daemon;
+use crate::scratch::{Scratch, exploration};
+
+/// How soon a trainer without its daemon has ended.
+const ORPHAN: Duration = Duration::from_secs(20);
+/// Makes training long enough to be caught in the middle.
+const LONG: u32 = 100;
+/// Prompts of an exploration that does not come to its end.
+const PROMPTS: usize = 24;
+
+#[tokio::test]
+async fn kill_9_while_it_explores_loses_nothing_that_was_stored() {
+    let daemon = Daemon::start(Scratch::new()).await;
+    let (_, _stream) = daemon
+        .follow_until("/v1/explore", exploration(PROMPTS, 3), |event| {
+            event["stage"] == "exploring" && event["done"].as_u64().is_some_and(|done| 0 < done)
+        })
+        .await;
+    let before = daemon.get("/v1/status").await["counts"].clone();
+    let daemon = Daemon::start(daemon.kill().await).await;
+    let after = daemon.get("/v1/status").await["counts"].clone();
+    for rows in ["exchanges", "candidates", "assessments"] {
+        assert!(before[rows].as_u64() <= after[rows].as_u64(), "{rows}: {before} became {after}");
+    }
+    assert_eq!(after["exchanges"], PROMPTS, "prompts are stored before the first is explored");
+    serves(&daemon, 0).await;
+
+    // What is left over is explored by the next wish.
+    let rest = daemon.post("/v1/explore", &json!({ "limit": 2, "n": 4, "m": 2 })).await;
+    assert_eq!((&rest["outcome"], &rest["prompts"]), (&json!("explored"), &json!(2)), "{rest}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn kill_9_from_training_to_promotion_leaves_nothing_half_done() {
+    // The trainer is left to us and not to init: then the system does not wake a stopped orphan.
+    set_child_subreaper(Some(getpid())).unwrap();
+    // Killed while the trainer works.
+    let scratch = Scratch::explored().await;
+    scratch.train_for(LONG);
+    let daemon = Daemon::start(scratch).await;
+    let (_, _stream) = daemon.follow_until("/v1/runs", json!({}), is_training).await;
+    let trainer = trainer_of(daemon.pid());
+    let daemon = Daemon::start(daemon.kill().await).await;
+    has_ended(trainer).await;
+    assert_failed(&newest_run(&daemon).await);
+    serves(&daemon, 0).await;
+
+    // Killed while the trainer is stopped for a chat.
+    let (_, _stream) = daemon.follow_until("/v1/runs", json!({}), is_training).await;
+    let trainer = trainer_of(daemon.pid());
+    while state_of(trainer).expect("it trains for long") != 'T' {
+        chat(&daemon.scratch().socket(), &questions(1, 4)[0]).await;
+    }
+    let scratch = daemon.kill().await;
+    has_ended(trainer).await;
+
+    // Killed while the gate asks.
+    scratch.train_for(1);
+    let daemon = Daemon::start(scratch).await;
+    assert_failed(&newest_run(&daemon).await);
+    let (_, _stream) =
+        daemon.follow_until("/v1/runs", json!({}), |event| event["stage"] == "gating").await;
+    let daemon = Daemon::start(daemon.kill().await).await;
+    assert_failed(&newest_run(&daemon).await);
+    serves(&daemon, 0).await;
+
+    // Killed as soon as the promotion is seen. No number was used up by the runs that failed.
+    let (ended, _stream) =
+        daemon.follow_until("/v1/runs", json!({}), |event| event["outcome"].is_string()).await;
+    assert_eq!((&ended["outcome"], &ended["generation"]), (&json!("promoted"), &json!(1)));
+    let daemon = Daemon::start(daemon.kill().await).await;
+    assert_eq!(newest_run(&daemon).await["state"], "promoted");
+    serves(&daemon, 1).await;
+    assert_eq!(daemon.get("/v1/runs").await["data"].as_array().unwrap().len(), 4);
+    daemon.stop().await;
+}
+
+fn is_training(event: &Value) -> bool {
+    event["stage"] == "training" && event["step"]["step"].as_u64().is_some_and(|step| 0 < step)
+}
+
+/// It is well, has a database that can be read, and answers with these weights.
+async fn serves(daemon: &Daemon, generation: u64) {
+    let health = daemon.get("/health").await;
+    assert_eq!((&health["status"], &health["generation"]), (&json!("ok"), &json!(generation)));
+    assert_eq!(chat(&daemon.scratch().socket(), &questions(1, 4)[0]).await, generation);
+    let counts = daemon.get("/v1/status").await["counts"].clone();
+    let stored = daemon.get("/v1/reflections?limit=1000").await;
+    let stored = stored["data"].as_array().unwrap();
+    assert_eq!(stored.len() as u64, counts["exchanges"].as_u64().unwrap());
+    let candidates = stored.iter().map(|exchange| exchange["candidates"].as_array().unwrap().len());
+    assert_eq!(candidates.sum::<usize>() as u64, counts["candidates"].as_u64().unwrap());
+}
+
+async fn newest_run(daemon: &Daemon) -> Value {
+    daemon.get("/v1/runs?limit=1").await["data"][0].clone()
+}
+
+fn assert_failed(run: &Value) {
+    assert_eq!(run["state"], "failed", "{run}");
+    assert_eq!(run["reason"], "the daemon ended during the run");
+    assert!(run["ended_ms"].is_i64(), "{run}");
+}
+
+/// The only child of a daemon that trains.
+fn trainer_of(daemon: Pid) -> Pid {
+    let children: Vec<Pid> = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+        .filter_map(Pid::from_raw)
+        .filter(|&pid| stat(pid, 1) == Some(daemon.as_raw_nonzero().to_string()))
+        .collect();
+    assert_eq!(children.len(), 1, "the daemon has one child, the trainer: {children:?}");
+    children[0]
+}
+
+/// A word of `/proc/PID/stat` after the program's name; `None` when there is no such process.
+fn stat(pid: Pid, word: usize) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    let (_, words) = text.rsplit_once(") ")?;
+    words.split(' ').nth(word).map(str::to_owned)
+}
+
+/// `R`, `S`, `T` (stopped), `Z` (ended, and nobody has waited for it) and so on.
+fn state_of(pid: Pid) -> Option<char> {
+    stat(pid, 0)?.chars().next()
+}
+
+/// It is nobody's child that we could wait for, so it is looked at until it is gone.
+async fn has_ended(pid: Pid) {
+    let gone = async {
+        while !matches!(state_of(pid), None | Some('Z')) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let ended = timeout(ORPHAN, gone).await;
+    assert_eq!(ended, Ok(()), "the trainer outlives its daemon, in state {:?}", state_of(pid));
+}

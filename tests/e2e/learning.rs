@@ -1,0 +1,95 @@
+//! The loop: explored prompts become pairs, an adapter, a verdict and a generation, while chats go on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::chats::{chat, questions};
+use crate::daemon::Daemon;
+use crate::scratch::Scratch;
+
+#[tokio::test]
+async fn the_loop_once() {
+    let daemon = Daemon::start(Scratch::explored().await).await;
+    let question = &questions(1, 2)[0];
+    let socket = daemon.scratch().socket();
+    assert_eq!(chat(&socket, question).await, 0, "nothing is learned yet");
+
+    // Pairs, training, gate, promotion.
+    let ended = daemon.post("/v1/runs", &json!({})).await;
+    assert_eq!((&ended["outcome"], &ended["generation"]), (&json!("promoted"), &json!(1)));
+    assert_eq!(chat(&socket, question).await, 1);
+
+    // What is recorded of it.
+    let run = daemon.get(&format!("/v1/runs/{}", ended["run"])).await;
+    assert_eq!((&run["state"], &run["generation"]), (&json!("promoted"), &json!(1)), "{run}");
+    assert!(0 < run["n_pairs"].as_u64().unwrap(), "{run}");
+    assert!(0 < run["metrics"]["step"]["step"].as_u64().unwrap(), "{run}");
+    assert_eq!(run["metrics"]["gate"]["prompts"], 40, "{run}");
+    let parity = run["metrics"]["gate"]["parity_error"].as_f64().unwrap();
+    assert!(parity <= 0.03, "trainer and server disagree by {parity} on average");
+    let adapters = daemon.get("/v1/adapters").await;
+    assert_eq!(adapters["active"], 1);
+    assert_eq!(generations(&adapters), [0, 1]);
+
+    // Back, and forward again.
+    for generation in [0, 1] {
+        let wish = json!({ "generation": generation });
+        let active = daemon.post("/v1/adapters/rollback", &wish).await;
+        assert_eq!(active, json!({ "active": generation }));
+        assert_eq!(chat(&socket, question).await, generation);
+    }
+
+    // A new daemon serves what the last one served.
+    let daemon = Daemon::start(daemon.stop().await).await;
+    assert_eq!(daemon.get("/health").await["generation"], 1);
+    assert_eq!(chat(&socket, question).await, 1);
+    daemon.stop().await;
+}
+
+fn generations(adapters: &Value) -> Vec<u64> {
+    let rows = adapters["data"].as_array().unwrap();
+    rows.iter().map(|row| row["generation"].as_u64().unwrap()).collect()
+}
+
+/// Clients that chat during the swap.
+const CLIENTS: usize = 4;
+/// Chats go before the gate: without a pause of all clients at once it would never end.
+const PAUSE: Duration = Duration::from_millis(150);
+
+#[tokio::test]
+async fn no_chat_fails_or_is_answered_by_two_generations_while_the_weights_are_swapped() {
+    let daemon = Daemon::start(Scratch::explored().await).await;
+    let is_last = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for client in 0..CLIENTS {
+        let (socket, is_last) = (daemon.scratch().socket(), is_last.clone());
+        clients.spawn(async move {
+            let mut answered = BTreeMap::<u64, usize>::new();
+            for question in questions(10, client as u64).iter().cycle() {
+                // Read before the chat begins: the last one begins after the swap.
+                let is_last = is_last.load(Ordering::Relaxed);
+                *answered.entry(chat(&socket, question).await).or_default() += 1;
+                if is_last {
+                    break;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            answered
+        });
+    }
+    let ended = daemon.post("/v1/runs", &json!({})).await;
+    assert_eq!(ended["outcome"], "promoted", "{ended}");
+    is_last.store(true, Ordering::Relaxed);
+    // A chat that fails or names two generations panics, and its client with it.
+    for answered in clients.join_all().await {
+        assert_eq!(answered.keys().copied().collect::<Vec<_>>(), [0, 1], "{answered:?}");
+    }
+    let status = daemon.get("/v1/status").await;
+    assert_eq!(status["engine"]["active"], 1, "{status}");
+    daemon.stop().await;
+}

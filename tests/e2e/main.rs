@@ -1,0 +1,16 @@
+//! End to end: the real daemon as a child process, the real trainer, the real nano model, the real
+//! socket. What the model says is not asserted, because it is learned again now and then; how the
+//! daemon behaves is. One binary, so that the exploration that most tests begin with is done once.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+mod chats;
+#[path = "../it/client.rs"]
+#[allow(dead_code, reason = "the integration tests use the rest")]
+mod client;
+mod crash;
+mod daemon;
+mod learning;
+mod parity;
+mod programs;
+mod scratch;
+mod signals;

@@ -1,0 +1,193 @@
+//! Two implementations of one model, libtorch in the trainer and llama.cpp in the daemon: the same
+//! weights have to give the same log-probs. A wrong rotation, norm or scale shows here and nowhere
+//! else, because a model that is slightly wrong still talks.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use reflectd::config::load_prompts;
+use reflectd::engine::{
+    self, Class, Engine, EngineConfig, EngineThread, Generation, Lane, LogprobRequest, Token,
+};
+use reflectd::gguf::{Gguf, Writer};
+use reflectd::nano::corpus::Corpus;
+use reflectd::nano::tokenizer::Tokenizer;
+use reflectd::nano::world::{Answer, Habits, Problem, Split};
+use reflectd::paths;
+use reflectd::protocol::{
+    self, Device, Example, Job, Lora, Objective, Optimizer, Probe, TrainerEvent,
+};
+
+#[tokio::test]
+async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("agents/nano/model.gguf");
+    let exact = folder.path().join("f32.gguf");
+    dequantize(&shipped, &exact);
+    let examples = examples(&shipped);
+
+    // No step is taken with a rate of 0, and an adapter begins as nothing: the base speaks.
+    let base = train(&exact, &examples, 0.0, &folder.path().join("base"));
+    let adapter = train(&exact, &examples, 1e-3, &folder.path().join("adapter"));
+    let (engine, thread) = load(&exact).await;
+    gap("F32", &engine, Lane::Active, &base).await.assert_within(1e-4, 1e-3);
+    let generation = Generation(1);
+    engine.load_lane(generation, adapter.adapter.clone()).await.unwrap();
+    let lane = Lane::Generation(generation);
+    gap("F32 with adapter", &engine, lane, &adapter).await.assert_within(2e-4, 2e-3);
+    let unlike = gap("F32 without it", &engine, Lane::Active, &adapter).await;
+    assert!(2e-3 < unlike.max, "the adapter changes nothing, so the test shows nothing");
+    drop(engine);
+    thread.join().unwrap();
+
+    let base = train(&shipped, &examples, 0.0, &folder.path().join("shipped"));
+    // llama.cpp rounds what goes into a Q8_0 product to 8 bits too; the trainer does not.
+    let (engine, thread) = load(&shipped).await;
+    gap("Q8_0", &engine, Lane::Active, &base).await.assert_within(0.01, 0.03);
+    drop(engine);
+    thread.join().unwrap();
+}
+
+/// The same numbers without their packing.
+fn dequantize(from: &Path, to: &Path) {
+    let source = Gguf::open(from).unwrap();
+    let mut writer = Writer::default();
+    for (key, value) in source.entries() {
+        writer.metadata(key, value.clone());
+    }
+    for tensor in source.tensors() {
+        writer.tensor(&tensor.name, &tensor.shape, source.read_f32(tensor).unwrap());
+    }
+    writer.write(to).unwrap();
+}
+
+/// Right and wrong answers to a few problems, in the model's own tokens.
+fn examples(model: &Path) -> Vec<Example> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let prompts = load_prompts(&root.join("agents/nano/prompts.yaml")).unwrap();
+    let corpus = Corpus::new(&prompts).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&Gguf::open(model).unwrap()).unwrap();
+    let mut rng = fastrand::Rng::with_seed(6);
+    let mut example = |id: usize| {
+        let problem = Problem::sample(&mut rng, Split::Live);
+        let right = Answer::gold(&problem);
+        let mut wrong =
+            std::iter::repeat_with(|| Answer::imperfect(&problem, &Habits::WILD, &mut rng));
+        let wrong = wrong.find(|answer| *answer != right).unwrap();
+        let encode = |answer| corpus.answer(&problem, answer).unwrap().encode(&tokenizer);
+        let ((right, from), (wrong, _)) = (encode(&right), encode(&wrong));
+        Example {
+            prompt_id: id.to_string(),
+            prompt: right[..from].to_vec(),
+            chosen: right[from..].to_vec(),
+            rejected: Some(wrong[from..].to_vec()),
+        }
+    };
+    (0..16).map(&mut example).collect()
+}
+
+struct Trained {
+    adapter: PathBuf,
+    probe: Probe,
+}
+
+/// One run of the real trainer.
+fn train(base: &Path, examples: &[Example], learning_rate: f64, out: &Path) -> Trained {
+    std::fs::create_dir(out).unwrap();
+    let data = out.join("data.jsonl");
+    let line = |example| serde_json::to_string(example).unwrap() + "\n";
+    let lines: String = examples.iter().map(line).collect();
+    paths::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
+    let job = Job {
+        version: protocol::VERSION,
+        run: "parity".into(),
+        base: base.to_owned(),
+        base_sha256: paths::sha256(base).unwrap(),
+        start: None,
+        data,
+        out: out.to_owned(),
+        objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
+        lora: Lora { rank: 8, alpha: 16.0 },
+        optimizer: Optimizer {
+            learning_rate,
+            epochs: if learning_rate == 0.0 { 1 } else { 4 },
+            batch_pairs: 4,
+            warmup_ratio: 0.0,
+            max_grad_norm: 1.0,
+            weight_decay: 0.0,
+        },
+        validation_share: 0.0,
+        max_tokens: 512,
+        threads: 1,
+        device: Device::Cpu,
+        seed: 7,
+    };
+    let mut child = Command::new(env!("CARGO_BIN_EXE_reflectd-trainer"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Kept open to the end: its end would tell the trainer to stop.
+    let mut stdin = child.stdin.take().unwrap();
+    writeln!(stdin, "{}", serde_json::to_string(&job).unwrap()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    let last = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let TrainerEvent::Done { adapter, probe, .. } = last else { panic!("{last:?}") };
+    let probe = serde_json::from_slice(&std::fs::read(probe).unwrap()).unwrap();
+    Trained { adapter, probe }
+}
+
+async fn load(model: &Path) -> (Engine, EngineThread) {
+    let config = EngineConfig {
+        model: model.to_owned(),
+        context_tokens: 4096,
+        max_sequences: 8,
+        batch_tokens: 512,
+        threads: Some(1),
+        gpu_layers: Some(0),
+        queue: 8,
+    };
+    engine::spawn(&config).await.unwrap()
+}
+
+/// How far two lists of log-probs lie apart.
+#[derive(Debug)]
+struct Gap {
+    mean: f64,
+    max: f64,
+}
+
+impl Gap {
+    fn assert_within(&self, mean: f64, max: f64) {
+        assert!(self.mean <= mean && self.max <= max, "{self:?} is beyond {mean} or {max}");
+    }
+}
+
+/// The trainer's log-probs against the server's.
+#[expect(clippy::print_stderr, reason = "the numbers are worth seeing, not only that they pass")]
+async fn gap(what: &'static str, engine: &Engine, lane: Lane, trained: &Trained) -> Gap {
+    let sequences = &trained.probe.sequences;
+    let ask = |tokens: &[i32]| tokens.iter().copied().map(Token).collect::<Vec<_>>();
+    let request = LogprobRequest {
+        sequences: sequences.iter().map(|s| (ask(&s.tokens), s.from)).collect(),
+        lane,
+        class: Class::Gate,
+    };
+    let served = engine.logprobs(request).await.unwrap();
+    assert_eq!(served.len(), sequences.len());
+    let mut differences = Vec::new();
+    for (served, trained) in served.iter().zip(sequences) {
+        assert_eq!(served.len(), trained.logprobs.len());
+        let pairs = served.iter().zip(&trained.logprobs);
+        differences.extend(pairs.map(|(a, b)| f64::from((a - b).abs())));
+    }
+    let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+    let max = differences.iter().copied().fold(0.0, f64::max);
+    let gap = Gap { mean, max };
+    eprintln!("{what}: {gap:?} over {} tokens", differences.len());
+    gap
+}

@@ -1,0 +1,132 @@
+//! The folder of one daemon: a copy of the embedded agent, settings that make a run short, and
+//! where wanted the database of an exploration that all tests share.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use reflectd::paths::{StateDir, write_atomic};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use crate::chats;
+use crate::daemon::Daemon;
+
+/// Prompts of the shared exploration: enough for pairs whatever the model is worth.
+const PROMPTS: usize = 40;
+
+/// Every gate that measures an adapter's quality is open: here a run ends with a swap. One thread
+/// each, because two tests run side by side and threads that wait for each other spin.
+const SETTINGS: &str = "
+default_agent: nano
+engine: { context_tokens: 8192, max_sequences: 32, threads: 1 }
+trainer: { threads: 1, device: cpu, grace_s: 2, yield_quiet_s: 0.1 }
+learn:
+  optimizer: { learning_rate: 0.001, batch_pairs: 8, epochs: EPOCHS }
+  gate:
+    prompts: 40
+    margin: -1
+    confidence: 0.5
+    length_ratio: [0, 100]
+    min_diversity_ratio: 0
+    max_kl: 100
+";
+
+/// Root and state; removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    folder: TempDir,
+}
+
+impl Scratch {
+    /// A daemon that has never run.
+    pub(crate) fn new() -> Self {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let scratch = Self { folder: tempfile::tempdir().unwrap() };
+        for folder in ["agents/nano", "prompts"] {
+            copy_folder(&source.join(folder), &scratch.root().join(folder));
+        }
+        fs::copy(source.join("agents/nano.yaml"), scratch.root().join("agents/nano.yaml")).unwrap();
+        scratch.train_for(1);
+        scratch
+    }
+
+    /// A daemon that has explored and been stopped.
+    pub(crate) async fn explored() -> Self {
+        static DATABASE: OnceCell<Vec<u8>> = OnceCell::const_new();
+        let database = DATABASE.get_or_init(explore).await;
+        let scratch = Self::new();
+        let state = StateDir::open(&scratch.state()).unwrap();
+        write_atomic(&state.database(), |file| file.write_all(database)).unwrap();
+        scratch
+    }
+
+    /// How many times a run goes through its pairs: a run to be interrupted has to be long.
+    pub(crate) fn train_for(&self, epochs: u32) {
+        let settings = SETTINGS.replace("EPOCHS", &epochs.to_string());
+        let path = self.root().join("reflectd.yaml");
+        write_atomic(&path, |file| file.write_all(settings.as_bytes())).unwrap();
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.root().join("state")
+    }
+
+    /// What the daemon says.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.root().join("daemon.log")
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.state().join("reflectd.sock")
+    }
+}
+
+impl Drop for Scratch {
+    /// The folder is gone when somebody wants to look why a test has failed.
+    #[expect(clippy::print_stderr, reason = "tests report there")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read(self.log()).unwrap_or_default();
+            eprintln!("The daemon's log:\n{}", String::from_utf8_lossy(&log));
+        }
+    }
+}
+
+/// The prompts of an exploration: problems of the live split, as the API takes them.
+pub(crate) fn exploration(count: usize, seed: u64) -> Value {
+    let prompt = |(i, prompt)| json!({ "id": format!("{seed}-{i}"), "prompt": prompt });
+    let prompts: Vec<Value> =
+        chats::questions(count, seed).into_iter().enumerate().map(prompt).collect();
+    json!({ "prompts": prompts, "limit": count, "n": 4, "m": 2 })
+}
+
+/// The database after an exploration; a daemon that has ended leaves it in one file.
+async fn explore() -> Vec<u8> {
+    let daemon = Daemon::start(Scratch::new()).await;
+    let ended = daemon.post("/v1/explore", &exploration(PROMPTS, 1)).await;
+    assert_eq!((&ended["outcome"], &ended["prompts"]), (&json!("explored"), &json!(PROMPTS)));
+    let candidates = ended["candidates"].as_u64().unwrap();
+    assert!(4 * PROMPTS as u64 <= candidates, "four drafts each, and refinements: {ended}");
+    let scratch = daemon.stop().await;
+    let state = StateDir::open(&scratch.state()).unwrap();
+    fs::read(state.database()).unwrap()
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy_folder(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
+}
