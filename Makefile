@@ -32,7 +32,7 @@ build: setup
 lint:
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --no-deps --document-private-items
 
 # Both programs, the trainer's libraries beside them, the default configuration to copy from, and units.
 # Builds nothing, so that root needs no Rust: `make build && sudo make install PREFIX=/usr`.
