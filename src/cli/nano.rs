@@ -14,7 +14,7 @@ use super::terminal::{print, print_json};
 use super::{progress, prompt_file};
 use crate::config::{PromptLine, Verifier, load_prompts};
 use crate::engine::{
-    self, Class, Engine, EngineConfig, GenerateRequest, Generation, Lane, Piece, Sampling,
+    self, Class, Engine, EngineConfig, GenerateRequest, Generation, KvCache, Lane, Piece, Sampling,
     ScoreRequest, TextPart, Token,
 };
 use crate::exit::Exit;
@@ -140,6 +140,7 @@ async fn measure(model: &Path, prompts: &Path, n: usize, seed: u64) -> anyhow::R
         batch_tokens: 1024,
         threads: None,
         gpu_layers: None,
+        kv_cache: KvCache::F16,
         queue: 64,
     };
     let (engine, thread) = engine::spawn(&config).await?;

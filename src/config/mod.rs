@@ -331,6 +331,7 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         batch_tokens,
         threads,
         gpu_layers,
+        kv_cache,
         queue,
     } = &old.engine;
     [
@@ -340,6 +341,7 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         ("engine.batch_tokens", *batch_tokens == new.engine.batch_tokens),
         ("engine.threads", *threads == new.engine.threads),
         ("engine.gpu_layers", *gpu_layers == new.engine.gpu_layers),
+        ("engine.kv_cache", *kv_cache == new.engine.kv_cache),
         ("engine.queue", *queue == new.engine.queue),
         ("server.socket", old.server.socket == new.server.socket),
     ]

@@ -5,7 +5,7 @@ use std::thread::available_parallelism;
 
 use super::raw::Section;
 use super::{GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig};
-use crate::engine::EngineConfig;
+use crate::engine::{EngineConfig, KvCache};
 use crate::protocol::{Device, Lora, Objective, Optimizer};
 
 /// Longest path of a Unix socket on Linux.
@@ -41,6 +41,7 @@ fn engine(keys: &mut Section<'_>) -> EngineConfig {
         batch_tokens: keys.number("batch_tokens", 512, &(32..=1 << 16)),
         threads: keys.optional_number("threads", &(1..=1024)),
         gpu_layers: keys.optional_number("gpu_layers", &(0..=10_000)),
+        kv_cache: keys.value("kv_cache", KvCache::F16),
         queue: keys.number("queue", 64, &(1..=65_536)),
     };
     // llama.cpp aborts the process when a step cannot hold one token of every sequence, and

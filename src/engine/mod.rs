@@ -488,6 +488,29 @@ pub struct EngineConfig {
     pub threads: Option<u32>,
     /// Layers on the GPU; `None`: all that llama.cpp can place.
     pub gpu_layers: Option<u32>,
+    /// How the KV cache stores its numbers.
+    pub kv_cache: KvCache,
     /// Requests that wait for the thread; more is [`EngineError::Overloaded`].
     pub queue: usize,
+}
+
+/// How the KV cache stores its numbers.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvCache {
+    /// Half the memory; rounds log-probs by about 1e-3.
+    #[default]
+    F16,
+    /// As the trainer computes.
+    F32,
+}
+
+impl KvCache {
+    /// Bytes of one number.
+    pub fn n_bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
 }

@@ -245,6 +245,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             batch_tokens: 64,
             threads: None,
             gpu_layers: None,
+            kv_cache: crate::engine::KvCache::F16,
             queue: 8,
         },
         server: ServerConfig {

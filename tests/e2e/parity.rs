@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 
 use reflectd::config::load_prompts;
 use reflectd::engine::{
-    self, Class, Engine, EngineConfig, EngineThread, Generation, Lane, LogprobRequest, Token,
+    self, Class, Engine, EngineConfig, EngineThread, Generation, KvCache, Lane, LogprobRequest,
+    Token,
 };
 use reflectd::gguf::{Gguf, Writer};
 use reflectd::nano::corpus::Corpus;
@@ -149,6 +150,8 @@ async fn load(model: &Path) -> (Engine, EngineThread) {
         batch_tokens: 512,
         threads: Some(1),
         gpu_layers: Some(0),
+        // As the trainer computes: f16 alone makes log-probs differ by more than 1e-3.
+        kv_cache: KvCache::F32,
         queue: 8,
     };
     engine::spawn(&config).await.unwrap()

@@ -141,6 +141,7 @@ fn config(model: PathBuf) -> EngineConfig {
         batch_tokens: 64,
         threads: Some(1),
         gpu_layers: Some(0),
+        kv_cache: KvCache::F16,
         queue: 8,
     }
 }
