@@ -32,11 +32,11 @@ use scratch::Scratch;
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Arguments {
     /// Live problems that each round explores.
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..))]
     prompts: u16,
     /// Held-out problems that measure each generation (at most half of those there are; the gate
     /// asks the others).
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u16).range(1..))]
     held_out: u16,
     /// Rounds of exploring and training.
     #[arg(long, default_value_t = 2)]
