@@ -17,13 +17,14 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::Client;
+use super::nano::prompt_lines;
 use super::progress::{StageBar, follow};
 use super::reply::{Ended, Run, Stage};
 use super::statistics;
 use super::terminal::{print, print_json, remark};
-use crate::config::{PromptLine, Verifier};
+use crate::config::PromptLine;
 use crate::exit::Exit;
-use crate::nano::world::{Problem, Split};
+use crate::nano::world::Split;
 use daemon_process::DaemonProcess;
 use load::{Counts, Load};
 use report::{Report, Round};
@@ -171,23 +172,8 @@ async fn n_pairs(client: &Client, ended: &Ended) -> anyhow::Result<usize> {
     Ok(client.get::<Run>(&format!("/v1/runs/{run}")).await?.n_pairs)
 }
 
-/// Problems of the nano world's live split with their verifiers. Every round has its own.
+/// Problems of the nano world's live set. Every round has its own.
 fn live_prompts(count: u16, round: u16, seed: u64) -> Arc<[PromptLine]> {
-    let mut rng = fastrand::Rng::with_seed(seed.wrapping_add(u64::from(round) << 32));
-    (0..count)
-        .map(|i| {
-            let problem = Problem::sample(&mut rng, Split::Live);
-            let answer = i32::try_from(problem.answer).expect("the world has small numbers only");
-            PromptLine {
-                id: format!("live-{seed}-{round}-{i}"),
-                prompt: problem.question,
-                reference: None,
-                verifier: Some(Verifier::Numeric {
-                    expected: answer.into(),
-                    tolerance: 0.0,
-                    marker: Some("####".to_owned()),
-                }),
-            }
-        })
-        .collect()
+    let seed = seed.wrapping_add(u64::from(round) << 32);
+    prompt_lines(Split::Live, count.into(), seed).into()
 }
