@@ -8,7 +8,8 @@ use super::client::Client;
 use super::progress::{StageBar, follow};
 use super::reply::Ended;
 use super::table::span;
-use super::{prompt_file, terminal};
+use super::terminal;
+use crate::config::prompt_file;
 use crate::exit::Exit;
 
 #[derive(Debug, clap::Args)]

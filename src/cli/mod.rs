@@ -13,7 +13,6 @@ mod explore;
 mod feedback;
 mod nano;
 mod progress;
-mod prompt_file;
 mod reply;
 mod runs;
 mod serve;
@@ -30,11 +29,11 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::prompt_file::PromptFileError;
 use crate::config::{ConfigError, Mode};
 use crate::daemon::StartError;
 use crate::exit::Exit;
 use client::{Client, ClientError};
-use prompt_file::PromptFileError;
 
 /// Serves a GGUF model, reflects on its answers and fine-tunes it on this machine.
 #[derive(Debug, Parser)]

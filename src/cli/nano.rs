@@ -9,10 +9,10 @@ use fastrand::Rng;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
+use super::progress;
 use super::statistics::{Judged, Share, judge_quality};
 use super::terminal::{print, print_json};
-use super::{progress, prompt_file};
-use crate::config::{PromptLine, Verifier, load_prompts};
+use crate::config::{PromptLine, Verifier, load_prompts, prompt_file};
 use crate::engine::{
     self, Class, Engine, EngineConfig, GenerateRequest, Generation, KvCache, Lane, Piece, Sampling,
     ScoreRequest, TextPart, Token,

@@ -3,6 +3,7 @@
 //! Functions elsewhere take the slice they need, never the whole [`Config`].
 
 mod check;
+pub mod prompt_file;
 mod raw;
 mod settings;
 #[cfg(test)]

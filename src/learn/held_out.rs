@@ -2,37 +2,13 @@
 //! It must never hand a prompt to `dataset`. Used by `run` and `pairs`.
 
 use std::collections::HashSet;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::config::prompt_file::{self, PromptFileError};
 use crate::config::{Agent, PromptLine};
 use crate::prompt::{Message, Role};
-
-/// Why the held-out prompts are not there.
-#[derive(Debug, thiserror::Error)]
-pub enum HeldOutError {
-    /// The file cannot be read.
-    #[error("read held-out prompts {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// A line is not a prompt.
-    #[error("line {line} of {path} is not a prompt: {source}")]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
-}
 
 /// One held-out prompt with the agent that answers it.
 #[derive(Clone, Debug)]
@@ -72,30 +48,14 @@ fn fingerprint(text: &str) -> [u8; 32] {
     digest.finalize().into()
 }
 
-/// Reads one file of JSON lines; empty lines do not count.
-fn read(path: &Path) -> Result<Vec<PromptLine>, HeldOutError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| HeldOutError::Read { path: path.to_owned(), source })?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(index, line)| {
-            serde_json::from_str(line).map_err(|source| HeldOutError::Line {
-                path: path.to_owned(),
-                line: index + 1,
-                source,
-            })
-        })
-        .collect()
-}
-
 /// The held-out prompts of all these agents that have some.
 pub fn load<'a>(
     agents: impl IntoIterator<Item = &'a Arc<Agent>>,
-) -> Result<Vec<Question>, HeldOutError> {
+) -> Result<Vec<Question>, PromptFileError> {
     let mut questions = Vec::new();
     for agent in agents {
         if let Some(path) = &agent.held_out {
-            let lines = read(path)?.into_iter();
+            let lines = prompt_file::read(path)?.into_iter();
             questions.extend(lines.map(|line| Question { agent: agent.clone(), line }));
         }
     }
@@ -133,16 +93,5 @@ mod tests {
         assert!(held_out.contains(&[user("What is 2 + 2?"), user("Are you sure?")]));
         let said = Message { role: Role::Assistant, content: "What is 2 + 2?".into() };
         assert!(!held_out.contains(&[said, user("Yes")]));
-    }
-
-    #[test]
-    fn a_wrong_line_is_named_by_its_number() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("held_out.jsonl");
-        let text = "{\"id\":\"a\",\"prompt\":\"x\"}\n\n{\"id\":\"b\"}\n";
-        crate::paths::write_atomic(&path, |file| io::Write::write_all(file, text.as_bytes()))
-            .unwrap();
-        let error = read(&path).unwrap_err().to_string();
-        assert!(error.contains("line 3 of"), "{error}");
     }
 }

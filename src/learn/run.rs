@@ -16,12 +16,13 @@ use super::arena::{Arena, ArenaError};
 use super::child::{self, Trained, TrainerError, Update};
 use super::dataset::Dataset;
 use super::gate::{self, Verdict};
-use super::held_out::{self, HeldOut, HeldOutError, Question};
+use super::held_out::{self, HeldOut, Question};
 use super::op_queue::Cancel;
 use super::pairs::{Pair, Pairing, Tally};
 use super::promote::{self, PromoteError, Promotion, blocking};
 use super::{Ended, Parts, Stage};
 use crate::config::Config;
+use crate::config::prompt_file::PromptFileError;
 use crate::engine::{EngineError, Generation};
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
@@ -43,7 +44,7 @@ pub(super) enum RunError {
     #[error(transparent)]
     Reflect(#[from] ReflectError),
     #[error(transparent)]
-    HeldOut(#[from] HeldOutError),
+    HeldOut(#[from] PromptFileError),
     #[error(transparent)]
     Trainer(#[from] TrainerError),
     #[error(transparent)]

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
-use crate::cli::prompt_file;
 use crate::config::PromptLine;
+use crate::config::prompt_file;
 use crate::paths::write_atomic;
 
 /// What is copied from the root folder.

@@ -1,4 +1,4 @@
-//! Files of prompts: one [`PromptLine`] as JSON a line. Used by `explore` and `demo`.
+//! Files of prompts: one [`PromptLine`] as JSON a line. Used by `learn` (held-out sets) and `cli`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use crate::config::PromptLine;
 
 /// Why a file of prompts cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PromptFileError {
+pub enum PromptFileError {
     /// It cannot be read.
     #[error("read the prompts in {}", path.display())]
     Read {
@@ -34,7 +34,7 @@ pub(super) enum PromptFileError {
 }
 
 /// Reads all prompts of a file; empty lines are skipped.
-pub(super) fn read(path: &Path) -> Result<Vec<PromptLine>, PromptFileError> {
+pub fn read(path: &Path) -> Result<Vec<PromptLine>, PromptFileError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| PromptFileError::Read { path: path.to_owned(), source })?;
     parse(&text).map_err(|(line, source)| PromptFileError::Line {
@@ -53,7 +53,7 @@ fn parse(text: &str) -> Result<Vec<PromptLine>, (usize, serde_json::Error)> {
 }
 
 /// The text of a file with these prompts.
-pub(super) fn render(prompts: &[PromptLine]) -> String {
+pub fn render(prompts: &[PromptLine]) -> String {
     let line = |prompt| serde_json::to_string(prompt).expect("a prompt has only string keys");
     prompts.iter().map(line).map(|line| line + "\n").collect()
 }
