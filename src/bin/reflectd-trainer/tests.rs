@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use reflectd::nano::tokenizer::Tokenizer;
 use reflectd::protocol::{
@@ -18,6 +19,13 @@ use crate::lora::Lora;
 use crate::model::{LINEARS, Model, Shape};
 use crate::train::{self, Failure};
 use crate::weights;
+
+/// Held through a test: libtorch has one generator a process, and a draw of another test between
+/// seed and use would change what is asserted.
+fn alone() -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A random model with grouped heads.
 fn tiny() -> Model {
@@ -142,6 +150,7 @@ fn sequences() -> Vec<Sequence> {
 
 #[test]
 fn a_packed_tree_gives_the_log_probs_of_separate_sequences() {
+    let _alone = alone();
     let model = tiny();
     let packed = logprobs(&model, &sequences());
     let separate: Vec<f32> =
@@ -154,6 +163,7 @@ fn a_packed_tree_gives_the_log_probs_of_separate_sequences() {
 
 #[test]
 fn padding_changes_nothing() {
+    let _alone = alone();
     let model = tiny();
     let (long, short) = (Tree::new(&sequences()), Tree::new(&sequences()[1..2]));
     let both =
@@ -166,6 +176,7 @@ fn padding_changes_nothing() {
 
 #[test]
 fn gradients_agree_with_finite_differences() {
+    let _alone = alone();
     let mut model = tiny();
     model.lora = Some(Lora::new(&model.shape, 4, 8.0, Device::Cpu));
     let batch = Batch::new(&[&Tree::new(&sequences())], Device::Cpu);
@@ -200,6 +211,7 @@ fn gradients_agree_with_finite_differences() {
 
 #[test]
 fn a_run_learns_the_preference_and_says_so() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let events = run(&job(folder.path())).unwrap();
     let steps: Vec<_> = events
@@ -218,6 +230,7 @@ fn a_run_learns_the_preference_and_says_so() {
 
 #[test]
 fn the_same_seed_gives_the_same_adapter() {
+    let _alone = alone();
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let hash = |folder: &Path| match run(&job(folder)).unwrap().pop() {
         Some(TrainerEvent::Done { sha256, .. }) => sha256,
@@ -228,6 +241,7 @@ fn the_same_seed_gives_the_same_adapter() {
 
 #[test]
 fn the_next_round_starts_from_the_adapter_of_the_last() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     run(&job).unwrap();
@@ -253,6 +267,7 @@ fn the_next_round_starts_from_the_adapter_of_the_last() {
 
 #[test]
 fn sft_needs_no_rejected_answers() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     job.objective = Objective::Sft;
@@ -274,6 +289,7 @@ fn sft_needs_no_rejected_answers() {
 
 #[test]
 fn bad_input_is_refused_by_name() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let good = job(folder.path());
     assert!(
@@ -298,6 +314,7 @@ fn bad_input_is_refused_by_name() {
 
 #[test]
 fn a_stopped_run_writes_nothing() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let result = train::run(&job(folder.path()), Device::Cpu, &|_| (), &AtomicBool::new(true));
     assert!(matches!(result, Err(Failure::Stopped)));
