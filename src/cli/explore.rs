@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::Client;
 use super::progress::{StageBar, follow};
@@ -43,10 +43,20 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
         "agent": arguments.agent, "prompts": prompts, "limit": arguments.limit,
         "n": arguments.n, "m": arguments.m, "stream": true,
     });
+    run_operation(client, "/v1/explore", &body, arguments.json).await
+}
+
+/// Starts a long operation of the daemon, shows how it goes and what came of it.
+pub(super) async fn run_operation(
+    client: &Client,
+    path: &str,
+    body: &Value,
+    as_json: bool,
+) -> anyhow::Result<Exit> {
     let mut bar = StageBar::default();
-    let outcome = follow(client, "/v1/explore", &body, |stage| bar.show(stage)).await?;
+    let outcome = follow(client, path, body, |stage| bar.show(stage)).await?;
     bar.finish();
-    if arguments.json {
+    if as_json {
         terminal::print_json(&outcome.json)?;
     } else {
         terminal::print(&describe(&outcome.ended))?;
@@ -55,12 +65,12 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
 }
 
 /// Only an operation that broke is a failure: a gate that says no has done its work.
-pub(super) fn exit(ended: &Ended) -> Exit {
+fn exit(ended: &Ended) -> Exit {
     if matches!(ended, Ended::Failed { .. }) { Exit::Failed } else { Exit::Ok }
 }
 
 /// The outcome of a long operation in one line.
-pub(super) fn describe(ended: &Ended) -> String {
+fn describe(ended: &Ended) -> String {
     match ended {
         Ended::Explored { prompts, candidates, positives, generated_tokens, wall_s } => format!(
             "Explored {prompts} prompts in {}: {candidates} new answers ({positives} pass every \

@@ -3,8 +3,7 @@
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::explore::{describe, exit};
-use super::progress::{StageBar, follow};
+use super::explore::run_operation;
 use super::terminal;
 use crate::exit::Exit;
 
@@ -26,14 +25,5 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
         }
         return Ok(Exit::Ok);
     }
-    let mut bar = StageBar::default();
-    let outcome =
-        follow(client, "/v1/runs", &json!({ "stream": true }), |stage| bar.show(stage)).await?;
-    bar.finish();
-    if arguments.json {
-        terminal::print_json(&outcome.json)?;
-    } else {
-        terminal::print(&describe(&outcome.ended))?;
-    }
-    Ok(exit(&outcome.ended))
+    run_operation(client, "/v1/runs", &json!({ "stream": true }), arguments.json).await
 }

@@ -1,7 +1,8 @@
 //! llama.cpp: only this file and its folder name it and have unsafe code. Own RAII types over
 //! llama-cpp-sys-2, because the safe crate can neither load an adapter while a context lives nor
 //! free one. llama.cpp aborts the process on many wrong numbers, so everything is checked before
-//! it gets there. Used by the engine thread; [`dequantize`] also by the trainer.
+//! it gets there. Used by the engine thread; [`quantize_q8_0`] by
+//! `reflectd nano`. [`dequantize`] waits for the trainer to read every quantization.
 
 #![expect(unsafe_code, reason = "llama.cpp is C++; every block says why it is sound")]
 
