@@ -1,10 +1,11 @@
 //! What llama.cpp has once a process: its start, its log, and what machine it sees.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::llama_backend::{LlamaBackend, load_backends_from_path};
 use llama_cpp_sys_2 as sys;
 
 /// The last line that llama.cpp logged as an error: the reason behind a null pointer.
@@ -19,8 +20,18 @@ pub(super) fn init() {
         // Its own handler would start a debugger to print a backtrace.
         // SAFETY: the callback lives for ever.
         unsafe { sys::ggml_set_abort_callback(Some(log_abort)) };
+        load_backends_from_path(&modules());
         LlamaBackend::init().expect("nothing else starts llama.cpp")
     });
+}
+
+/// Where ggml's kernel modules are: beside an installed program, or else where llama.cpp was built.
+/// Never the working directory, where anybody could put one.
+fn modules() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    let installed = program.parent().map(|folder| folder.join("../lib/reflectd"));
+    let built = || PathBuf::from(sys::BACKENDS_DIR.unwrap_or_default());
+    installed.filter(|folder| folder.join("libggml-base.so.0").exists()).unwrap_or_else(built)
 }
 
 /// Why the last call failed, as far as the log says.
