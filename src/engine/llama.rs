@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "llama.cpp is C++; every block says why it is sound")]
 
+mod allocator;
 mod files;
 mod process;
 mod vocabulary;

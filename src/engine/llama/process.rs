@@ -8,6 +8,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use llama_cpp_2::llama_backend::{LlamaBackend, load_backends_from_path};
 use llama_cpp_sys_2 as sys;
 
+use super::allocator;
+
 /// The last line that llama.cpp logged as an error: the reason behind a null pointer.
 static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
 
@@ -20,6 +22,7 @@ pub(super) fn init() {
         // Its own handler would start a debugger to print a backtrace.
         // SAFETY: the callback lives for ever.
         unsafe { sys::ggml_set_abort_callback(Some(log_abort)) };
+        allocator::settle();
         load_backends_from_path(&modules());
         LlamaBackend::init().expect("nothing else starts llama.cpp")
     });
