@@ -117,22 +117,24 @@ impl Demand<'_> {
         Ok((host, gpu))
     }
 
-    /// Intermediate results of one micro batch. Compared with what llama.cpp reports in
-    /// `engine/tests/limits.rs`.
+    /// Intermediate results of one micro batch: llama.cpp lets them share room one after another,
+    /// so the largest counts, and with it what lives through a layer. `docs/LOG.md` compares it
+    /// with what llama.cpp reports.
     fn compute(&self, cells: u64) -> u64 {
         let tokens = (self.limits.batch_tokens as u64).min(MICRO_BATCH.into());
         let widest = |width: fn(&super::shape::Layer) -> u64| {
             self.shape.layers.iter().map(width).max().unwrap_or(0)
         };
         let (heads, feed_forward) = (widest(|it| it.heads), widest(|it| it.feed_forward));
-        let scores = if self.has_flash_attention { 0 } else { heads * 4 };
-        // The mask is 4 bytes a cell and token, and with flash attention 2 more.
-        let mask = if self.has_flash_attention { 6 } else { 4 };
-        let attention = cells.saturating_mul(tokens).saturating_mul(scores + mask);
-        let queries = heads * self.shape.key.max(self.shape.value);
-        let activations = tokens * 4 * (3 * self.shape.embedding + 2 * queries + 2 * feed_forward);
+        let a_cell = cells.saturating_mul(tokens);
+        // The mask, in f16 with flash attention.
+        let mask = a_cell.saturating_mul(if self.has_flash_attention { 2 } else { 4 });
+        let scores = if self.has_flash_attention { 0 } else { a_cell.saturating_mul(heads * 4) };
         let logits = (self.limits.outputs as u64).min(tokens) * self.n_vocab * 4;
-        attention.saturating_add(activations.max(logits)).saturating_add(4 << 20)
+        let largest = scores.max(logits).max(tokens * 4 * 2 * feed_forward);
+        let queries = heads * self.shape.key.max(self.shape.value);
+        let lasting = tokens * 4 * (4 * self.shape.embedding + queries) + (4 << 20);
+        mask.saturating_add(largest).saturating_add(lasting)
     }
 
     /// The plan for the devices at hand. `wanted`: layers on GPUs; `None` for as many as fit.
