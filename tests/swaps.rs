@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use reflectd::engine::{
-    Class, Engine, EngineConfig, FinishReason, GenerateRequest, Generation, KvCache, Lane, Piece,
-    Sampling, TextPart, spawn,
+    Class, Engine, EngineConfig, FinishReason, FlashAttention, GenerateRequest, Generation,
+    KvCache, Lane, Piece, Sampling, TextPart, spawn,
 };
 use reflectd::gguf::{Gguf, Value, Writer};
 
@@ -91,7 +91,9 @@ async fn two_hundred_swaps_under_chats_leave_no_memory_behind() {
         max_sequences: 8,
         batch_tokens: 128,
         threads: Some(1),
+        batch_threads: None,
         gpu_layers: Some(0),
+        flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
         queue: 16,
     };

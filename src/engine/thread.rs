@@ -61,7 +61,7 @@ where
         .map_err(|error| EngineError::Failed(format!("start the engine thread: {error}")))?;
     let shared = is_ready.await.map_err(|_| EngineError::Stopped)??;
     let door = || Arc::new(Semaphore::new(queue));
-    let engine = Engine { commands, urgent: door(), patient: door(), shared };
+    let engine = Engine { commands, urgent: door(), patient: door(), shared, prober: None };
     Ok((engine, EngineThread { thread, ended }))
 }
 
