@@ -1,6 +1,7 @@
 //! The engine thread with the scripted model: what callers may rely on. The fake refuses gaps,
 //! mixed generations and too many cells, so every test here checks those too.
 
+mod limits;
 mod llama;
 
 use proptest::prelude::*;
