@@ -129,14 +129,16 @@ pub async fn probe(
     let words = String::from_utf8_lossy(&output.stderr);
     let last = words.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let last: String = last.chars().take(500).collect();
-    Err(refused(match output.status.signal() {
-        Some(signal) => format!("llama.cpp ends its process on it (signal {signal}): {last}"),
-        // The child names the file as its parent does.
-        None => {
-            let prefix = format!("reflectd: load {}: ", path.display());
-            last.strip_prefix(&prefix).unwrap_or(&last).to_owned()
+    // The child names the file as its parent does.
+    let about_file = last.strip_prefix(&format!("reflectd: load {}: ", path.display()));
+    Err(match (output.status.signal(), about_file) {
+        (Some(signal), _) => {
+            refused(format!("llama.cpp ends its process on it (signal {signal}): {last}"))
         }
-    }))
+        (None, Some(reason)) => refused(reason.to_owned()),
+        // The base of an adapter, or llama.cpp as a whole.
+        (None, None) => EngineError::Failed(format!("try {}: {last}", path.display())),
+    })
 }
 
 async fn hash(path: &Path) -> Result<String, EngineError> {

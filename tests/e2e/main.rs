@@ -9,6 +9,7 @@ mod chats;
 mod client;
 mod crash;
 mod daemon;
+mod doctor;
 mod hostile;
 mod learning;
 mod parity;
