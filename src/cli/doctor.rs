@@ -215,7 +215,8 @@ fn render(report: &Report) -> String {
             let mut text = format!("{}, {}", device.name, device.description);
             // ggml calls all of main memory free.
             if device.is_gpu {
-                text += &format!(", {} of {} free", mib(device.free), mib(device.total));
+                let [free, total] = [device.free, device.total].map(mib);
+                text = format!("{text}, {free} of {total} free");
             }
             rows.push(("device", text));
         }
@@ -255,7 +256,7 @@ fn render(report: &Report) -> String {
     }
     let mut text = pairs(&rows) + &text;
     for problem in problems {
-        text += &format!("\n{problem}\n");
+        text = format!("{text}\n{problem}\n");
     }
     text + if *ready { "\nNothing stands in the way.\n" } else { "" }
 }
@@ -265,7 +266,7 @@ fn tables(survey: &Survey) -> String {
     for stored in &survey.quantization {
         types.row([stored.kind.clone(), stored.tensors.to_string(), mib(stored.bytes)]);
     }
-    let mut text = format!("\n{}", types.render());
+    let text = format!("\n{}", types.render());
     let Some(MemoryPlan { gpu_layers, host, gpu }) = &survey.memory else { return text };
     let header = ["memory", "weights", "KV cache", "compute", "logits", "total", "available"];
     let mut memory = Table::new(header);
@@ -285,8 +286,7 @@ fn tables(survey: &Survey) -> String {
     if let Some(gpu) = gpu {
         row(&format!("GPU, {gpu_layers} layers"), gpu);
     }
-    text += &format!("\n{}", memory.render());
-    text
+    format!("{text}\n{}", memory.render())
 }
 
 fn mib(bytes: u64) -> String {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::engine::probe;
 use crate::exit::Exit;
+use crate::telemetry;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -15,6 +16,8 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(Arguments { model, adapter }: &Arguments) -> anyhow::Result<Exit> {
+    // What llama.cpp says as it ends the process is the parent's only clue.
+    telemetry::init()?;
     probe::run(model, adapter.as_deref())?;
     Ok(Exit::Ok)
 }

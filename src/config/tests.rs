@@ -317,8 +317,12 @@ fn the_engine_takes_auto_and_refuses_what_llama_cpp_cannot_combine() {
     };
     let plain = engine("gpu_layers: auto").unwrap();
     assert_eq!((plain.gpu_layers, plain.flash_attention), (None, FlashAttention::Auto));
-    let set = engine("gpu_layers: 0, kv_cache: q8_0, flash_attention: on, batch_threads: 3").unwrap();
-    assert_eq!((set.gpu_layers, set.kv_cache, set.batch_threads), (Some(0), KvCache::Q8_0, Some(3)));
+    let set =
+        engine("gpu_layers: 0, kv_cache: q8_0, flash_attention: on, batch_threads: 3").unwrap();
+    assert_eq!(
+        (set.gpu_layers, set.kv_cache, set.batch_threads),
+        (Some(0), KvCache::Q8_0, Some(3))
+    );
     assert_eq!(set.flash_attention, FlashAttention::On);
     engine("kv_cache: q4_0").expect("flash attention follows the cache");
     for (keys, word) in [

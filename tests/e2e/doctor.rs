@@ -71,7 +71,10 @@ async fn what_stands_in_the_way_is_named_with_its_exit_code() {
     assert_eq!((code, &found["model"]["servable"]), (Some(0), &json!(true)));
     assert_eq!(found["trainer"], Value::Null, "only the file is asked about");
 
-    put(&scratch.root().join("reflectd.yaml"), b"engine: { kv_cache: q8_0, flash_attention: off }\n");
+    put(
+        &scratch.root().join("reflectd.yaml"),
+        b"engine: { kv_cache: q8_0, flash_attention: off }\n",
+    );
     let (code, found) = report(scratch.root(), &[]).await;
     assert_eq!((code, &found["problems"][0]["key"]), (Some(78), &json!("engine.flash_attention")));
 }

@@ -20,6 +20,8 @@ const NOT_WEIGHTS: [u32; 5] = [
 ];
 /// `GGML_MAX_NAME` with its final zero.
 const MAX_NAME: usize = 63;
+/// ggml's `TENSOR_ALIGNMENT`.
+const TENSOR_ALIGNMENT: u64 = 32;
 /// Tokenizers of models that generate text and whose tokenization cannot end the process.
 const TOKENIZERS: [&str; 7] =
     ["gpt2", "llama", "gemma4", "t5", "plamo2", "hybriddna", "whitespace"];
@@ -89,6 +91,10 @@ pub(super) fn tensor_bytes(tensor: &TensorInfo) -> Result<u64, String> {
 /// end the process at the first touch of a page that is not there.
 pub(super) fn check_data(header: &Gguf) -> Result<(), String> {
     let mut end = 0_u64;
+    // ggml asserts it of memory that it is given, and the file is mapped.
+    if header.alignment() < TENSOR_ALIGNMENT {
+        return Err(format!("its tensors are aligned to {} bytes", header.alignment()));
+    }
     for tensor in header.tensors() {
         let name = &tensor.name;
         if name.len() > MAX_NAME {

@@ -12,7 +12,7 @@ use super::memory::{Demand, MemoryPlan};
 use super::process::{self, Device, devices, init, kernels, physical_cores};
 use super::{flash_attention, limits, sys, vocabulary_size};
 use crate::engine::{EngineConfig, EngineError};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorInfo};
 
 /// What computes here.
 #[derive(Clone, Debug, Serialize)]
@@ -117,7 +117,11 @@ pub fn survey(config: &EngineConfig) -> Result<Survey, EngineError> {
     Ok(Survey {
         architecture: header.string("general.architecture").unwrap_or_default().to_owned(),
         name: header.string("general.name").map(str::to_owned),
-        n_parameters: header.tensors().iter().map(|it| it.n_values()).fold(0, u64::saturating_add),
+        n_parameters: header
+            .tensors()
+            .iter()
+            .map(TensorInfo::n_values)
+            .fold(0, u64::saturating_add),
         quantization: quantization(&header, path)?,
         n_vocab: vocabulary_size(&header),
         chat_template: header.string("tokenizer.chat_template").map(str::to_owned),

@@ -85,11 +85,8 @@ impl Demand<'_> {
                 Some(layer) => layer >= first_on_gpu,
                 None => tensor.name.starts_with("output") && gpu_layers > 0,
             };
-            if is_on_gpu {
-                gpu.weights += bytes
-            } else {
-                host.weights += bytes
-            }
+            let share = if is_on_gpu { &mut gpu } else { &mut host };
+            share.weights += bytes;
             // Without an output matrix of its own the embedding is copied to the GPU.
             let is_tied = self.header.tensor("output.weight").is_none();
             if gpu_layers > 0 && is_tied && tensor.name == "token_embd.weight" {

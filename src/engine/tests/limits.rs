@@ -112,6 +112,8 @@ fn each_damage_to_a_model_is_named() {
         ("tokenizer.ggml.model", text("no_vocab"), "tokenizer"),
         ("tokenizer.ggml.merges", Value::Array(vec![number(1)]), "merges"),
         ("general.alignment", number(3), "alignment"),
+        // Found by seed 1848 of 8000 damaged files (tests/e2e/hostile).
+        ("general.alignment", number(1), "aligned to 1"),
     ] {
         let mut parts = Parts::nano();
         parts.set(key, value.clone());
@@ -184,7 +186,7 @@ fn memory_that_is_not_there_is_refused_with_numbers_and_advice() {
 fn every_kind_of_kv_cache_computes_nearly_the_same() {
     let mut first: Option<Vec<f32>> = None;
     for (kv_cache, tolerance) in
-        [(KvCache::F32, 0.0), (KvCache::F16, 0.05), (KvCache::Q8_0, 0.5), (KvCache::Q4_0, 4.0)]
+        [(KvCache::F32, 0.0), (KvCache::F16, 0.5), (KvCache::Q8_0, 2.0), (KvCache::Q4_0, 10.0)]
     {
         let mut llama = Llama::load(&EngineConfig { kv_cache, ..config(Path::new(NANO)) }).unwrap();
         let sequence = [SequenceId(0)];
@@ -199,6 +201,7 @@ fn every_kind_of_kv_cache_computes_nearly_the_same() {
         let first = first.get_or_insert_with(|| logits.clone());
         let largest = first.iter().zip(&logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(largest <= tolerance, "{kv_cache:?}: {largest}");
+        assert_eq!(largest > 0.0, kv_cache != KvCache::F32, "{kv_cache:?} is not in use");
     }
 }
 
