@@ -1,8 +1,8 @@
 //! llama.cpp: only this file and its folder name it and have unsafe code. Own RAII types over
 //! llama-cpp-sys-2, because the safe crate can neither load an adapter while a context lives nor
 //! free one. llama.cpp aborts the process on many wrong numbers, so everything is checked before
-//! it gets there. Used by the engine thread; [`quantize_q8_0`] by
-//! `reflectd nano`. [`dequantize`] waits for the trainer to read every quantization.
+//! it gets there. Used by the engine thread; [`quantize`] by
+//! `reflectd nano` and the benchmark. [`dequantize`] waits for the trainer to read every quantization.
 
 #![expect(unsafe_code, reason = "llama.cpp is C++; every block says why it is sound")]
 
@@ -25,7 +25,7 @@ use files::{c_path, check_adapter, check_model, load_error};
 use process::{init, largest_memory, last_error, physical_cores, system};
 use vocabulary::LlamaVocabulary;
 
-pub use files::{dequantize, quantize_q8_0};
+pub use files::{Quantization, dequantize, quantize};
 
 /// llama.cpp's own bound for one context (`LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: usize = 256;
