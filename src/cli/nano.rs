@@ -252,6 +252,7 @@ impl Subject {
             sampling,
             stop: Vec::new(),
             top_logprobs: 0,
+            copies: Vec::new(),
             lane: Lane::Generation(Generation::BASE),
             class: Class::Gate,
         };

@@ -2,24 +2,19 @@
 //! token in the vocabulary, and small enough to fit one day. Makes jobs; used by `thread.rs`.
 
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 
-use tokio::sync::mpsc;
-
-use super::backend::Limits;
-use super::job::{Branch, BranchState, Job, Purpose, Reply, Stream};
+use super::job::{Branch, BranchState, Job, Purpose, Reply};
 use super::kv::common_prefix;
+use super::lookup::Lookup;
 use super::sample::Sampler;
+use super::stream::{Settings, Stream};
 use super::text::TextStream;
 use super::{
     Class, EngineError, GenerateRequest, Generation, LabelScores, LogprobRequest, ModelInfo,
     Sampling, ScoreRequest, Started, Token,
 };
 
-/// Pieces that wait for a slow reader before its sequences pause.
-const PIECES: usize = 256;
-/// Branches of one scoring request that run at once: enough to fill a batch, and the rest of the
-/// sequences stays free for others.
-const SCORED_AT_ONCE: usize = 16;
 const MAX_CONTINUATIONS: u32 = 64;
 const MAX_STOPS: usize = 16;
 const MAX_TOP_LOGPROBS: u32 = 20;
@@ -27,7 +22,6 @@ const MAX_TOP_LOGPROBS: u32 = 20;
 /// Knows what fits.
 #[derive(Debug)]
 pub(super) struct Door {
-    limits: Limits,
     max_sequence: usize,
     n_vocab: usize,
     n_arrived: u64,
@@ -37,8 +31,8 @@ pub(super) struct Door {
 pub(super) type Checked<T> = Result<Job, (EngineError, Reply<T>)>;
 
 impl Door {
-    pub(super) fn new(limits: Limits, info: &ModelInfo) -> Self {
-        Self { limits, max_sequence: info.max_sequence, n_vocab: info.n_vocab, n_arrived: 0 }
+    pub(super) fn new(info: &ModelInfo) -> Self {
+        Self { max_sequence: info.max_sequence, n_vocab: info.n_vocab, n_arrived: 0 }
     }
 
     /// `max_tokens` is cut to what fits, as long as one token does.
@@ -53,29 +47,27 @@ impl Door {
             Err(error) => return Err((error, reply)),
         };
         let seed = request.sampling.seed.unwrap_or_else(fresh_seed);
-        let mut trunk = request.prompt;
-        let last = trunk.pop().expect("an empty prompt was refused");
-        let branches = (0..request.n).map(|i| {
-            let sampler = Sampler::new(request.sampling, seed.wrapping_add(u64::from(i)));
-            let text = TextStream::new(request.stop.clone());
-            let state = BranchState::Generate { sampler, text, n_sampled: 0 };
-            Branch { tokens: vec![last], sequence: None, state }
-        });
-        let branches: Vec<Branch> = branches.collect();
-        let capacity = PIECES.max(2 * Stream::room(branches.len()));
-        let (pieces, receiver) = mpsc::channel(capacity);
-        let purpose = Purpose::Generate(Stream {
-            pieces,
-            waiting: Some((reply, receiver)),
+        let text: Arc<[Token]> = request.copies.into();
+        let lookup = (!text.is_empty()).then(|| Lookup::new(text));
+        let n = widen(request.n);
+        let settings = Settings {
+            n,
             seed,
             max_tokens,
             top_logprobs: widen(request.top_logprobs),
+            guesses: lookup.is_some(),
+        };
+        let purpose = Purpose::Generate(Stream::new(&settings, reply));
+        // The last sampled token is not evaluated.
+        let most_cells = request.prompt.len() + max_tokens - 1;
+        let branches = (0_u64..).take(n).map(|i| {
+            let sampler = Sampler::new(request.sampling, seed.wrapping_add(i));
+            let text = TextStream::new(request.stop.clone());
+            let state =
+                BranchState::Generate { sampler, text, n_sampled: 0, lookup: lookup.clone() };
+            (request.prompt.clone(), most_cells, state)
         });
-        let at_once = branches.len();
-        let mut job = self.job(request.class, generation, trunk, branches, purpose);
-        job.at_once = at_once;
-        job.branch_cells = widen(max_tokens);
-        Ok(job)
+        Ok(self.job(request.class, generation, branches, purpose))
     }
 
     pub(super) fn score(
@@ -87,76 +79,78 @@ impl Door {
         if let Err(error) = self.check_score(&request) {
             return Err((error, reply));
         }
-        let shortest = request.prompts.iter().map(Vec::len).min().unwrap_or(0);
-        let trunk = trunk(request.prompts.iter(), shortest.saturating_sub(1));
-        let branches = request.prompts.iter().map(|prompt| Branch {
-            tokens: prompt[trunk.len()..].to_vec(),
-            sequence: None,
-            state: BranchState::Score,
-        });
-        let branches: Vec<Branch> = branches.collect();
-        let scores = vec![None; branches.len()];
+        let scores = vec![None; request.prompts.len()];
         let purpose = Purpose::Score { labels: request.labels, scores, reply: Some(reply) };
-        Ok(self.job(request.class, generation, trunk, branches, purpose))
+        let branches = request.prompts.into_iter().map(|prompt| {
+            let cells = prompt.len();
+            (prompt, cells, BranchState::Score)
+        });
+        Ok(self.job(request.class, generation, branches, purpose))
     }
 
     pub(super) fn logprobs(
         &mut self,
-        request: &LogprobRequest,
+        request: LogprobRequest,
         generation: Generation,
         reply: Reply<Vec<Vec<f32>>>,
     ) -> Checked<Vec<Vec<f32>>> {
-        if let Err(error) = self.check_logprobs(request) {
+        if let Err(error) = self.check_logprobs(&request) {
             return Err((error, reply));
         }
-        // The token before the first scored one gives logits, so it belongs to its branch.
-        let shortest = request.sequences.iter().map(|s| s.1 - 1).min().unwrap_or(0);
-        let trunk = trunk(request.sequences.iter().map(|s| &s.0), shortest);
-        let branches = request.sequences.iter().map(|(tokens, from)| {
-            let targets = tokens[*from..].to_vec();
-            let values = Vec::with_capacity(targets.len());
-            let state = BranchState::Logprobs { targets, values };
-            // Nothing follows the last token, so it need not be evaluated.
-            Branch { tokens: tokens[trunk.len()..tokens.len() - 1].to_vec(), sequence: None, state }
-        });
-        let branches: Vec<Branch> = branches.collect();
-        let logprobs = vec![Vec::new(); branches.len()];
+        let logprobs = vec![Vec::new(); request.sequences.len()];
         let purpose = Purpose::Logprobs { logprobs, reply: Some(reply) };
-        Ok(self.job(request.class, generation, trunk, branches, purpose))
+        let branches = request.sequences.into_iter().map(|(mut tokens, from)| {
+            let targets = tokens[from..].to_vec();
+            let values = Vec::with_capacity(targets.len());
+            // Nothing follows the last token, so it need not be evaluated.
+            tokens.truncate(tokens.len() - 1);
+            let cells = tokens.len();
+            (tokens, cells, BranchState::Logprobs { targets, values })
+        });
+        Ok(self.job(request.class, generation, branches, purpose))
     }
 
+    /// `branches`: tokens, most cells, state.
     fn job(
         &mut self,
         class: Class,
         generation: Generation,
-        trunk: Vec<Token>,
-        branches: Vec<Branch>,
+        branches: impl Iterator<Item = (Vec<Token>, usize, BranchState)>,
         purpose: Purpose,
     ) -> Job {
         self.n_arrived += 1;
-        let branch_cells = branches.iter().map(|b| b.tokens.len()).max().unwrap_or(1);
-        let fit = (self.limits.cells - trunk.len()) / branch_cells;
-        let at_once = branches.len().min(fit).min(self.limits.sequences).min(SCORED_AT_ONCE);
-        Job {
-            class,
-            generation,
-            arrival: self.n_arrived,
-            span: tracing::Span::none(),
-            trunk,
-            branches,
-            at_once,
-            branch_cells,
-            purpose,
-            sequences: Vec::new(),
+        let mut branches: Vec<Branch> = branches
+            .enumerate()
+            .map(|(index, (tokens, most_cells, state))| Branch {
+                index,
+                tokens,
+                guess: Vec::new(),
+                shared: 0,
+                most_cells,
+                sequence: None,
+                state,
+            })
+            .collect();
+        branches.sort_by(|a, b| a.tokens.cmp(&b.tokens));
+        for next in 1..branches.len() {
+            branches[next].shared =
+                common_prefix(&branches[next - 1].tokens, &branches[next].tokens);
         }
+        let span = tracing::Span::none();
+        Job { class, generation, arrival: self.n_arrived, span, branches, purpose }
     }
 
-    fn check_generate(&self, request: &GenerateRequest) -> Result<u32, EngineError> {
-        let GenerateRequest { prompt, n, sampling, stop, top_logprobs, .. } = request;
+    fn check_generate(&self, request: &GenerateRequest) -> Result<usize, EngineError> {
+        let GenerateRequest { prompt, n, sampling, stop, top_logprobs, copies, .. } = request;
         self.check_tokens(prompt, "the prompt")?;
+        if !copies.is_empty() {
+            self.check_tokens(copies, "the text to copy")?;
+            self.check_length(copies.len())?;
+        }
         check_sampling(sampling)?;
-        let most = MAX_CONTINUATIONS.min(u32::try_from(self.limits.sequences).unwrap_or(u32::MAX));
-        require((1..=most).contains(n), || format!("n is {n} but must be 1 to {most}"))?;
+        require((1..=MAX_CONTINUATIONS).contains(n), || {
+            format!("n is {n} but must be 1 to {MAX_CONTINUATIONS}")
+        })?;
         require(*top_logprobs <= MAX_TOP_LOGPROBS, || {
             format!("top_logprobs is {top_logprobs} but must be at most {MAX_TOP_LOGPROBS}")
         })?;
@@ -164,15 +158,7 @@ impl Door {
             format!("stop must be at most {MAX_STOPS} strings, none of them empty")
         })?;
         self.check_length(prompt.len() + 1)?;
-        // Each continuation evaluates the prompt's last token and all but its own last one.
-        let shared = prompt.len() - 1;
-        let of_pool = self.limits.cells.saturating_sub(shared) / widen(*n);
-        if of_pool == 0 {
-            let needed = shared + widen(*n);
-            return Err(EngineError::TooLong { needed, limit: self.limits.cells });
-        }
-        let room = of_pool.min(self.max_sequence - prompt.len());
-        Ok(sampling.max_tokens.min(u32::try_from(room).unwrap_or(u32::MAX)))
+        Ok(widen(sampling.max_tokens).min(self.max_sequence - prompt.len()))
     }
 
     fn check_score(&self, request: &ScoreRequest) -> Result<(), EngineError> {
@@ -216,13 +202,6 @@ impl Door {
         }
         Ok(())
     }
-}
-
-/// The longest prefix of all, at most `longest` tokens.
-fn trunk<'a>(mut sequences: impl Iterator<Item = &'a Vec<Token>>, longest: usize) -> Vec<Token> {
-    let Some(first) = sequences.next() else { return Vec::new() };
-    let n = sequences.map(|other| common_prefix(first, other)).fold(longest, usize::min);
-    first[..n].to_vec()
 }
 
 fn check_sampling(sampling: &Sampling) -> Result<(), EngineError> {

@@ -1,17 +1,18 @@
-//! One request inside the engine thread. All three kinds have the same shape: a *trunk* of tokens
-//! that is evaluated once, and *branches* that go on from it. What a branch does with its logits
-//! is the only difference. Made by `door.rs`, run by `thread.rs`.
+//! One request inside the engine thread: *branches* of tokens, of which those that begin alike are
+//! evaluated together. What a branch does with its logits is the only difference between the kinds
+//! of requests. Made by `door.rs`, run by `thread.rs`.
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::backend::{Backend, SequenceId};
 use super::kv::Kv;
+use super::lookup::Lookup;
 use super::sample::{self, Sampler};
-use super::scheduler::{Tail, Work};
-use super::text::{Release, TextStream};
+use super::segment::{Active, Segment, segments};
+use super::stream::Stream;
+use super::text::TextStream;
 use super::{
-    Class, EngineError, FinishReason, Generation, LabelScores, Piece, Started, Token, TokenPiece,
-    Vocabulary,
+    Class, EngineError, FinishReason, Generation, LabelScores, Piece, Started, Token, Vocabulary,
 };
 
 /// A checked request, waiting or running.
@@ -23,23 +24,25 @@ pub(super) struct Job {
     /// Orders requests of one class.
     pub(super) arrival: u64,
     pub(super) span: tracing::Span,
-    /// What all branches begin with; may be empty.
-    pub(super) trunk: Vec<Token>,
+    /// In the order of their tokens, so that those that begin alike are neighbours.
     pub(super) branches: Vec<Branch>,
-    /// Branches that run at the same time; the others follow.
-    pub(super) at_once: usize,
-    /// Most tokens that a branch evaluates.
-    pub(super) branch_cells: usize,
     pub(super) purpose: Purpose,
-    /// Held while running; every one begins with the trunk.
-    pub(super) sequences: Vec<SequenceId>,
 }
 
-/// What goes on from the trunk.
+/// One sequence of tokens to evaluate.
 #[derive(Debug)]
 pub(super) struct Branch {
-    /// Tokens to evaluate after the trunk; grows while it generates.
+    /// Its place in the request.
+    pub(super) index: usize,
+    /// Grows while it generates.
     pub(super) tokens: Vec<Token>,
+    /// A guess of what follows, which is evaluated with the last token.
+    pub(super) guess: Vec<Token>,
+    /// Tokens in common with the branch before it, as the request came.
+    pub(super) shared: usize,
+    /// Cells that it takes at most.
+    pub(super) most_cells: usize,
+    /// Held while it runs.
     pub(super) sequence: Option<SequenceId>,
     pub(super) state: BranchState,
 }
@@ -50,7 +53,8 @@ pub(super) enum BranchState {
     Generate {
         sampler: Sampler,
         text: TextStream,
-        n_sampled: u32,
+        n_sampled: usize,
+        lookup: Option<Lookup>,
     },
     Score,
     /// One target for each of the last tokens.
@@ -78,25 +82,14 @@ pub(super) enum Purpose {
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 
-/// The receiving end of a generation.
-#[derive(Debug)]
-pub(super) struct Stream {
-    pub(super) pieces: mpsc::Sender<Piece>,
-    /// Both are given away at admission.
-    pub(super) waiting: Option<(Reply<Started>, mpsc::Receiver<Piece>)>,
-    pub(super) seed: u64,
-    pub(super) max_tokens: u32,
-    pub(super) top_logprobs: usize,
-}
+/// The receiving end of a generation before its request is admitted.
+pub(super) type Waiting = (Reply<Started>, mpsc::Receiver<Piece>);
 
 impl Job {
     /// Whether nobody waits for the result any more.
     pub(super) fn is_abandoned(&self) -> bool {
         match &self.purpose {
-            Purpose::Generate(stream) => match &stream.waiting {
-                Some((reply, _)) => reply.is_closed(),
-                None => stream.pieces.is_closed(),
-            },
+            Purpose::Generate(stream) => stream.is_abandoned(),
             Purpose::Score { reply, .. } => reply.as_ref().is_none_or(Reply::is_closed),
             Purpose::Logprobs { reply, .. } => reply.as_ref().is_none_or(Reply::is_closed),
         }
@@ -107,77 +100,121 @@ impl Job {
         matches!(self.class, Class::Chat | Class::Inline)
     }
 
-    /// Cells that it needs when `cached` tokens of its trunk are there already.
-    pub(super) fn needed_cells(&self, cached: usize) -> usize {
-        self.trunk.len() - cached + self.wanted_sequences() * self.branch_cells
+    /// Whether a slow reader holds it up, and nobody else.
+    pub(super) fn is_stalled(&self) -> bool {
+        matches!(&self.purpose, Purpose::Generate(stream) if !stream.has_room(self.n_running()))
     }
 
-    /// Sequences that it needs; fewer when some branches had ended before it was preempted.
-    pub(super) fn wanted_sequences(&self) -> usize {
-        self.branches.iter().filter(|b| !b.is_done()).count().min(self.at_once)
+    /// Branches that hold a sequence.
+    pub(super) fn n_running(&self) -> usize {
+        self.branches.iter().filter(|b| b.sequence.is_some()).count()
     }
 
-    /// Takes its sequences, which begin with `cached` tokens of `source`, and tells the caller.
+    /// The first branch that has neither a sequence nor its result.
+    pub(super) fn next_waiting(&self) -> Option<usize> {
+        self.branches.iter().position(|b| b.sequence.is_none() && !b.is_done())
+    }
+
+    /// Cells that its running branches may still ask for, as if `extra`, a branch and its
+    /// evaluated tokens, were one of them.
+    pub(super) fn reserved_cells(&self, kv: &Kv, extra: Option<(usize, usize)>) -> usize {
+        let active = self.active(kv, extra);
+        let pending: usize = segments(&active).iter().map(|s| s.positions.len()).sum();
+        let growth = active.iter().map(|a| self.branches[a.branch].most_cells - a.tokens);
+        pending + growth.sum::<usize>()
+    }
+
+    /// What it could do next.
+    pub(super) fn segments(&self, kv: &Kv) -> Vec<Segment> {
+        if self.is_stalled() { Vec::new() } else { segments(&self.active(kv, None)) }
+    }
+
+    fn active(&self, kv: &Kv, extra: Option<(usize, usize)>) -> Vec<Active> {
+        let mut active = Vec::new();
+        // The least of the branches that were passed over is what their neighbours share.
+        let mut shared = usize::MAX;
+        for (branch, b) in self.branches.iter().enumerate() {
+            shared = shared.min(b.shared);
+            let evaluated = match (b.sequence, extra) {
+                (Some(id), _) => kv.len(id),
+                (None, Some((which, evaluated))) if which == branch => evaluated,
+                (None, _) => continue,
+            };
+            let tokens = b.tokens.len() + b.guess.len();
+            active.push(Active { branch, shared, evaluated, tokens });
+            shared = usize::MAX;
+        }
+        active
+    }
+
+    /// Makes guesses for the continuations that have a text to guess from.
+    pub(super) fn guess(&mut self, kv: &Kv) {
+        let Purpose::Generate(stream) = &self.purpose else { return };
+        for branch in &mut self.branches {
+            let Some(id) = branch.sequence else { continue };
+            let is_decoding = kv.len(id) + 1 == branch.tokens.len();
+            if let BranchState::Generate { lookup: Some(lookup), n_sampled, .. } = &mut branch.state
+                && is_decoding
+                && 0 < *n_sampled
+            {
+                let answer = branch.tokens.len() - *n_sampled;
+                let most = stream.max_tokens - *n_sampled - 1;
+                branch.guess = lookup.guess(&branch.tokens[answer..], most);
+            }
+        }
+    }
+
+    /// Notes how many tokens of a guess were evaluated, and how many of them were right.
+    pub(super) fn learn(&mut self, branch: usize, guessed: usize, right: usize) {
+        let branch = &mut self.branches[branch];
+        branch.guess.clear();
+        if let BranchState::Generate { lookup: Some(lookup), .. } = &mut branch.state
+            && 0 < guessed
+        {
+            lookup.learn(guessed, right);
+        }
+    }
+
+    /// Gives a branch its sequence, which begins with `n` tokens of `source`, and tells the caller
+    /// when it is the first one.
     pub(super) fn start(
         &mut self,
+        branch: usize,
         kv: &mut Kv,
         backend: &mut impl Backend,
         source: Option<(SequenceId, usize)>,
     ) {
-        let wanted = self.wanted_sequences();
-        for branch in self.branches.iter_mut().filter(|b| !b.is_done()).take(wanted) {
-            let id = kv.start();
-            if let Some((from, n)) = source {
-                kv.share(backend, from, id, n);
-            }
-            branch.sequence = Some(id);
-            self.sequences.push(id);
+        let id = kv.start(self.generation);
+        if let Some((from, n)) = source {
+            kv.touch(from);
+            kv.share(backend, from, id, n);
         }
-        if let Purpose::Generate(stream) = &mut self.purpose
-            && let Some((reply, pieces)) = stream.waiting.take()
-        {
-            let n_cached = source.map_or(0, |s| s.1);
-            let started =
-                Started { generation: self.generation, seed: stream.seed, n_cached, pieces };
-            // When nobody takes it the closed channel is noticed at the next turn.
-            drop(reply.send(Ok(started)));
+        self.branches[branch].sequence = Some(id);
+        if let Purpose::Generate(stream) = &mut self.purpose {
+            stream.start(self.generation, source.map_or(0, |s| s.1));
         }
     }
 
-    /// Cells that it may still ask for.
-    pub(super) fn reserved_cells(&self, kv: &Kv) -> usize {
-        let branches = self.sequences.iter().map(|&id| self.branch_cells - self.evaluated(kv, id));
-        self.trunk_left(kv) + branches.sum::<usize>()
-    }
-
-    /// What it could do next. A slow reader stops its own sequences and nobody else's.
-    pub(super) fn work(&self, kv: &Kv) -> Work {
-        let tail = |(branch, b): (usize, &Branch)| {
-            let evaluated = self.evaluated(kv, b.sequence?);
-            let tokens = b.tokens.len() - evaluated;
-            Some(Tail { branch, tokens, silent: b.first_output().saturating_sub(evaluated) })
-        };
-        let branches = match &self.purpose {
-            Purpose::Generate(stream) if !stream.has_room(self.branches.len()) => Vec::new(),
-            _ => self.branches.iter().enumerate().filter_map(tail).collect(),
-        };
-        let trunk = self.trunk_left(kv);
-        Work { class: self.class, generation: self.generation, trunk, branches }
-    }
-
-    /// Takes the logits after a branch's next wanted token.
+    /// Takes the logits after `token`, which was evaluated at `position` of a branch. False where
+    /// nobody wants them: in a prompt, and after a guess that was wrong.
     pub(super) fn consume(
         &mut self,
-        index: usize,
+        branch: usize,
+        position: usize,
+        token: Token,
         logits: &[f32],
         vocabulary: &dyn Vocabulary,
-    ) -> Result<(), EngineError> {
-        let branch = &mut self.branches[index];
+    ) -> Result<bool, EngineError> {
+        let branch = &mut self.branches[branch];
+        let is_right = branch.tokens.get(position) == Some(&token);
+        if branch.is_done() || position < branch.first_output() || !is_right {
+            return Ok(false);
+        }
         match (&mut branch.state, &mut self.purpose) {
-            (BranchState::Generate { sampler, text, n_sampled }, Purpose::Generate(stream)) => {
+            (BranchState::Generate { sampler, text, n_sampled, .. }, Purpose::Generate(stream)) => {
                 let sampled = sampler.sample(logits, stream.top_logprobs)?;
                 *n_sampled += 1;
-                let reason = stream.send(index, text, &sampled, vocabulary);
+                let reason = stream.send(branch.index, text, &sampled, vocabulary);
                 let reason = reason.or_else(|| {
                     (*n_sampled >= stream.max_tokens)
                         .then(|| (std::mem::take(text).finish(), FinishReason::Length))
@@ -185,62 +222,63 @@ impl Job {
                 match reason {
                     None => branch.tokens.push(sampled.token),
                     Some((text, reason)) => {
-                        stream.push(Piece::Finished { index: narrow(index), text, reason });
+                        stream.finish(branch.index, text, reason);
                         branch.state = BranchState::Done;
                     }
                 }
             }
             (BranchState::Score, Purpose::Score { labels, scores, .. }) => {
-                scores[index] = Some(sample::label_scores(logits, labels)?);
+                scores[branch.index] = Some(sample::label_scores(logits, labels)?);
                 branch.state = BranchState::Done;
             }
             (BranchState::Logprobs { targets, values }, Purpose::Logprobs { logprobs, .. }) => {
                 values.push(sample::logprob(logits, targets[values.len()])?);
                 if values.len() == targets.len() {
-                    logprobs[index] = std::mem::take(values);
+                    logprobs[branch.index] = std::mem::take(values);
                     branch.state = BranchState::Done;
                 }
             }
-            _ => unreachable!("a branch that is done has no sequence, and kinds do not mix"),
+            _ => unreachable!("a branch that is done wants nothing, and kinds do not mix"),
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Gives the sequences of finished branches to branches that wait, to the prefix cache, or
-    /// back. True when the whole request is done.
+    /// Gives the sequences of finished branches to the prefix cache, or back. True when the whole
+    /// request is done.
     pub(super) fn settle(&mut self, kv: &mut Kv, backend: &mut impl Backend) -> bool {
+        let is_urgent = self.is_urgent();
         for index in 0..self.branches.len() {
             if !self.branches[index].is_done() {
                 continue;
             }
             let Some(id) = self.branches[index].sequence.take() else { continue };
-            let next = self.branches.iter_mut().find(|b| !b.is_done() && b.sequence.is_none());
-            if let Some(next) = next {
-                kv.truncate(backend, id, self.trunk.len());
-                next.sequence = Some(id);
-                continue;
+            // An answer is the beginning of the next turn, or of its refinement. What is judged is
+            // judged by the next aspect too, but the aspect itself never comes again.
+            if !matches!(self.purpose, Purpose::Generate(_)) {
+                let after = self.branches.get(index + 1).map_or(0, |next| next.shared);
+                let shared = self.branches[index].shared.max(after);
+                if shared < kv.len(id) {
+                    kv.truncate(backend, id, shared);
+                }
             }
-            self.sequences.retain(|&held| held != id);
-            if self.is_urgent() && matches!(self.purpose, Purpose::Generate(_)) {
-                // The next turn of a chat begins with this answer.
-                kv.keep(backend, id, self.generation);
-            } else if self.sequences.is_empty() {
-                kv.truncate(backend, id, self.trunk.len());
-                kv.keep(backend, id, self.generation);
-            } else {
-                kv.remove(backend, id);
-            }
+            kv.keep(backend, id, is_urgent);
         }
         self.branches.iter().all(Branch::is_done)
     }
 
-    /// Gives all sequences back. It can start again: its branches know their tokens.
-    pub(super) fn suspend(&mut self, kv: &mut Kv, backend: &mut impl Backend) {
-        for id in self.sequences.drain(..) {
+    /// Takes a branch's sequence away. It can start again: it knows its tokens.
+    pub(super) fn suspend(&mut self, branch: usize, kv: &mut Kv, backend: &mut impl Backend) {
+        let branch = &mut self.branches[branch];
+        branch.guess.clear();
+        if let Some(id) = branch.sequence.take() {
             kv.remove(backend, id);
         }
-        for branch in &mut self.branches {
-            branch.sequence = None;
+    }
+
+    /// Takes all its sequences away.
+    pub(super) fn suspend_all(&mut self, kv: &mut Kv, backend: &mut impl Backend) {
+        for branch in 0..self.branches.len() {
+            self.suspend(branch, kv, backend);
         }
     }
 
@@ -261,10 +299,7 @@ impl Job {
     /// Tells the caller why it ends early; a caller that has left does not hear it.
     pub(super) fn fail(self, error: EngineError) {
         match self.purpose {
-            Purpose::Generate(mut stream) => match stream.waiting.take() {
-                Some((reply, _)) => drop(reply.send(Err(error))),
-                None => stream.push(Piece::Failed(error)),
-            },
+            Purpose::Generate(stream) => stream.fail(error),
             Purpose::Score { reply, .. } => {
                 reply.map(|reply| reply.send(Err(error)).ok());
             }
@@ -272,15 +307,6 @@ impl Job {
                 reply.map(|reply| reply.send(Err(error)).ok());
             }
         }
-    }
-
-    fn trunk_left(&self, kv: &Kv) -> usize {
-        self.sequences.first().map_or(0, |&id| self.trunk.len().saturating_sub(kv.len(id)))
-    }
-
-    /// Tokens of its own that a sequence has evaluated.
-    fn evaluated(&self, kv: &Kv, id: SequenceId) -> usize {
-        kv.len(id).saturating_sub(self.trunk.len())
     }
 }
 
@@ -290,7 +316,7 @@ impl Branch {
     }
 
     /// The first of its tokens whose logits are wanted.
-    fn first_output(&self) -> usize {
+    pub(super) fn first_output(&self) -> usize {
         match &self.state {
             BranchState::Logprobs { targets, values } => {
                 self.tokens.len() - targets.len() + values.len()
@@ -298,51 +324,16 @@ impl Branch {
             _ => self.tokens.len() - 1,
         }
     }
-}
 
-impl Stream {
-    /// Messages that `branches` sequences can cause in one step, and one for a failure.
-    pub(super) fn room(branches: usize) -> usize {
-        2 * branches + 1
+    /// Tokens and guess from `position` on.
+    pub(super) fn pending(&self, position: usize) -> impl Iterator<Item = Token> {
+        self.tokens.iter().chain(&self.guess).skip(position).copied()
     }
 
-    fn has_room(&self, branches: usize) -> bool {
-        self.pieces.capacity() >= Self::room(branches)
+    /// Whether the segment at `positions` is its last sampled token.
+    pub(super) fn is_decoding(&self, positions: &std::ops::Range<usize>) -> bool {
+        let sampled =
+            matches!(self.state, BranchState::Generate { n_sampled, .. } if 0 < n_sampled);
+        sampled && positions.start + 1 == self.tokens.len()
     }
-
-    /// Reports a token; gives held text and reason when it ends the continuation.
-    fn send(
-        &mut self,
-        index: usize,
-        text: &mut TextStream,
-        sampled: &sample::Sampled,
-        vocabulary: &dyn Vocabulary,
-    ) -> Option<(String, FinishReason)> {
-        let is_end = vocabulary.is_end(sampled.token);
-        let bytes = if is_end { Vec::new() } else { vocabulary.piece(sampled.token) };
-        let certain = match text.push(&bytes) {
-            Release::Text(certain) => certain,
-            Release::Stopped(before) => return Some((before, FinishReason::Stop)),
-        };
-        let top = sampled.top.iter().map(|&(t, logprob)| (t, logprob, vocabulary.piece(t)));
-        self.push(Piece::Token(TokenPiece {
-            index: narrow(index),
-            token: sampled.token,
-            text: certain,
-            bytes,
-            logprob: sampled.logprob,
-            top: top.collect(),
-        }));
-        is_end.then(|| (std::mem::take(text).finish(), FinishReason::Stop))
-    }
-
-    fn push(&mut self, piece: Piece) {
-        // Full cannot be (`has_room` was asked); closed is a caller that has left, which the next
-        // turn notices.
-        drop(self.pieces.try_send(piece));
-    }
-}
-
-fn narrow(index: usize) -> u32 {
-    u32::try_from(index).expect("a request has at most 64 continuations")
 }

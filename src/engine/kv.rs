@@ -1,6 +1,8 @@
 //! The books of the KV cache: which sequence holds which tokens in which cells, which ids are
-//! free, and which finished sequences stay as a prefix cache. Every change goes to the backend in
-//! the same call, so that books and cache cannot drift apart. Used by the engine thread alone.
+//! free, and which finished sequences stay for later. Sequences of one lane that begin alike are a
+//! prefix tree: they share the cells of their common tokens, and a cell is free when its last
+//! sequence goes. Every change goes to the backend in the same call, so that books and cache
+//! cannot drift apart. Used by the engine thread alone.
 
 use super::backend::{Backend, SequenceId};
 use super::{Generation, Token};
@@ -19,6 +21,7 @@ pub(super) struct Kv {
 #[derive(Debug, Default)]
 struct Sequence {
     state: State,
+    generation: Generation,
     tokens: Vec<Token>,
     cells: Vec<usize>,
 }
@@ -29,10 +32,16 @@ enum State {
     Free,
     Busy,
     /// Kept for whoever begins with the same tokens in the same lane.
-    Idle {
-        generation: Generation,
-        used: u64,
-    },
+    Idle(Worth),
+}
+
+/// What an idle sequence is kept for; the least goes first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Worth {
+    /// Of a chat, and not of work that nobody waits for.
+    is_urgent: bool,
+    /// When it was of use last.
+    used: u64,
 }
 
 impl Kv {
@@ -66,11 +75,12 @@ impl Kv {
         self.sequences[id.0].tokens.len()
     }
 
-    /// An empty sequence. The caller has looked at [`Self::free_sequences`].
-    pub(super) fn start(&mut self) -> SequenceId {
+    /// An empty sequence of a lane. The caller has looked at [`Self::free_sequences`].
+    pub(super) fn start(&mut self, generation: Generation) -> SequenceId {
         let free = self.sequences.iter().position(|s| s.state == State::Free);
         let id = free.expect("admission counted the free sequences");
         self.sequences[id].state = State::Busy;
+        self.sequences[id].generation = generation;
         SequenceId(id)
     }
 
@@ -126,13 +136,9 @@ impl Kv {
 
     /// Keeps a finished sequence for later requests of its lane, unless another one has all of its
     /// tokens anyway. Idle sequences that it continues are dropped for the same reason.
-    pub(super) fn keep(
-        &mut self,
-        backend: &mut impl Backend,
-        id: SequenceId,
-        generation: Generation,
-    ) {
-        let idle: Vec<SequenceId> = self.idle(generation).collect();
+    pub(super) fn keep(&mut self, backend: &mut impl Backend, id: SequenceId, is_urgent: bool) {
+        let lane = self.sequences[id.0].generation;
+        let idle: Vec<SequenceId> = self.idle(lane).collect();
         let tokens = |id: SequenceId| self.sequences[id.0].tokens.as_slice();
         if tokens(id).is_empty() || idle.iter().any(|&other| tokens(other).starts_with(tokens(id)))
         {
@@ -145,45 +151,48 @@ impl Kv {
             self.remove(backend, other);
         }
         self.clock += 1;
-        self.sequences[id.0].state = State::Idle { generation, used: self.clock };
+        self.sequences[id.0].state = State::Idle(Worth { is_urgent, used: self.clock });
     }
 
-    /// The idle sequence of a lane that shares the longest prefix with `tokens`, and how long.
+    /// The sequence of a lane, idle or busy, that shares the longest prefix with `tokens`, and how
+    /// long that is.
     pub(super) fn find(
         &self,
         generation: Generation,
         tokens: &[Token],
     ) -> Option<(SequenceId, usize)> {
-        self.idle(generation)
-            .map(|id| (id, common_prefix(&self.sequences[id.0].tokens, tokens)))
-            .filter(|&(_, n)| n > 0)
+        let of_lane = |s: &&Sequence| s.state != State::Free && s.generation == generation;
+        let found = self.sequences.iter().enumerate().filter(|(_, s)| of_lane(s));
+        found
+            .map(|(id, s)| (SequenceId(id), common_prefix(&s.tokens, tokens)))
+            .filter(|&(_, n)| 0 < n)
             .max_by_key(|&(_, n)| n)
     }
 
-    /// Notes that an idle sequence was of use.
+    /// Notes that a sequence was of use.
     pub(super) fn touch(&mut self, id: SequenceId) {
         self.clock += 1;
-        if let State::Idle { used, .. } = &mut self.sequences[id.0].state {
-            *used = self.clock;
+        if let State::Idle(worth) = &mut self.sequences[id.0].state {
+            worth.used = self.clock;
         }
     }
 
-    /// Drops the idle sequence that was of use longest ago; `keep` goes last of all. False when
-    /// there is none.
+    /// Drops the idle sequence that is worth least; `keep` goes last of all. False when there is
+    /// none.
     pub(super) fn evict(&mut self, backend: &mut impl Backend, keep: Option<SequenceId>) -> bool {
-        let oldest = self
+        let least = self
             .sequences
             .iter()
             .enumerate()
             .filter_map(|(id, sequence)| match sequence.state {
-                State::Idle { used, .. } => Some((keep == Some(SequenceId(id)), used, id)),
+                State::Idle(worth) => Some((keep == Some(SequenceId(id)), worth, id)),
                 State::Free | State::Busy => None,
             })
             .min();
-        if let Some((_, _, id)) = oldest {
+        if let Some((_, _, id)) = least {
             self.remove(backend, SequenceId(id));
         }
-        oldest.is_some()
+        least.is_some()
     }
 
     /// Drops all idle sequences of a lane.
@@ -195,10 +204,9 @@ impl Kv {
     }
 
     fn idle(&self, lane: Generation) -> impl Iterator<Item = SequenceId> {
-        self.sequences.iter().enumerate().filter_map(move |(id, s)| match s.state {
-            State::Idle { generation, .. } if generation == lane => Some(SequenceId(id)),
-            _ => None,
-        })
+        let is_idle = move |s: &Sequence| s.generation == lane && matches!(s.state, State::Idle(_));
+        let sequences = self.sequences.iter().enumerate();
+        sequences.filter(move |(_, s)| is_idle(s)).map(|(id, _)| SequenceId(id))
     }
 }
 
@@ -237,16 +245,16 @@ mod tests {
     }
 
     fn keep(kv: &mut Kv, fake: &mut Fake, text: &str) -> SequenceId {
-        let id = kv.start();
+        let id = kv.start(BASE);
         append(kv, fake, &[id], text);
-        kv.keep(fake, id, BASE);
+        kv.keep(fake, id, true);
         id
     }
 
     #[test]
     fn a_shared_cell_is_free_when_its_last_holder_goes() {
         let (mut kv, mut fake) = books();
-        let [a, b, c] = [kv.start(), kv.start(), kv.start()];
+        let [a, b, c] = [kv.start(BASE), kv.start(BASE), kv.start(BASE)];
         append(&mut kv, &mut fake, &[a, b], "four");
         append(&mut kv, &mut fake, &[a], "ab");
         kv.share(&mut fake, a, c, 5);
@@ -268,6 +276,28 @@ mod tests {
         assert_eq!(kv.find(BASE, &tokens("abcd")), Some((longest, 3)));
         assert_eq!(kv.find(BASE, &tokens("zz")), None);
         assert_eq!(kv.find(Generation(1), &tokens("abcd")), None);
+    }
+
+    #[test]
+    fn a_prefix_is_found_while_its_sequence_is_busy() {
+        let (mut kv, mut fake) = books();
+        let busy = kv.start(BASE);
+        append(&mut kv, &mut fake, &[busy], "abcd");
+        assert_eq!(kv.find(BASE, &tokens("abx")), Some((busy, 2)));
+        kv.remove(&mut fake, busy);
+        assert_eq!(kv.find(BASE, &tokens("abx")), None);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_dropped_before_a_chat() {
+        let (mut kv, mut fake) = books();
+        let chat = keep(&mut kv, &mut fake, "chat");
+        let idle = kv.start(BASE);
+        append(&mut kv, &mut fake, &[idle], "idle");
+        kv.keep(&mut fake, idle, false);
+        assert!(kv.evict(&mut fake, None));
+        assert_eq!(kv.find(BASE, &tokens("idle")), None);
+        assert_eq!(kv.find(BASE, &tokens("chat")), Some((chat, 4)));
     }
 
     #[test]

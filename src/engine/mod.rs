@@ -11,8 +11,11 @@ mod job;
 mod kv;
 mod lane;
 pub mod llama;
+mod lookup;
 pub mod sample;
 pub mod scheduler;
+mod segment;
+mod stream;
 #[cfg(test)]
 mod tests;
 pub mod text;
@@ -111,6 +114,9 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
     /// Alternatives to report for every token; 0 reports none.
     pub top_logprobs: u32,
+    /// Text of which the answer may copy much, as a refinement does of its parent; empty: none. It
+    /// changes how fast the answer comes, not what it says.
+    pub copies: Vec<Token>,
     /// Which weights.
     pub lane: Lane,
     /// How urgent.
@@ -286,6 +292,10 @@ pub struct EngineStats {
     pub cached_tokens: u64,
     /// Tokens sampled so far.
     pub generated_tokens: u64,
+    /// Tokens that were guessed and evaluated ahead, from text that an answer may copy.
+    pub guessed_tokens: u64,
+    /// Of these, those that the model then said.
+    pub right_guesses: u64,
     /// Milliseconds since the loop last went round; zero while it waits for something to do.
     pub last_beat_ms: u64,
     /// How long nothing of class `Chat` or `Inline` has run; zero while some does.

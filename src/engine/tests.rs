@@ -1,7 +1,10 @@
 //! The engine thread with the scripted model: what callers may rely on. The fake refuses gaps,
 //! mixed generations and too many cells, so every test here checks those too.
 
+mod copies;
+mod lanes;
 mod llama;
+mod sharing;
 
 use proptest::prelude::*;
 
@@ -33,6 +36,7 @@ fn request(prompt: Vec<Token>) -> GenerateRequest {
         sampling: Sampling { max_tokens: 1000, ..Sampling::default() },
         stop: Vec::new(),
         top_logprobs: 0,
+        copies: Vec::new(),
         lane: Lane::Active,
         class: Class::Chat,
     }
@@ -116,13 +120,13 @@ async fn drafts_differ_by_their_seed_share_the_prompt_and_can_be_repeated() {
     let n_prompt = u64::try_from(prompt.len()).unwrap();
     let draw = || GenerateRequest {
         n: 8,
-        sampling: Sampling { seed: Some(5), ..request(Vec::new()).sampling },
+        sampling: Sampling { seed: Some(5), max_tokens: 100, ..Sampling::default() },
         ..request(prompt.clone())
     };
     let first = read(engine.generate(draw()).await.unwrap(), 8).await;
-    // The last prompt token is evaluated by each draft, everything before it once.
+    // The prompt is evaluated once, and all drafts begin from its one row of logits.
     let stats = eventually(&engine, |stats| stats.running == 0).await;
-    assert_eq!(stats.prompt_tokens, n_prompt - 1 + 8);
+    assert_eq!((stats.prompt_tokens, stats.cached_tokens), (n_prompt, 7 * n_prompt));
     assert!(first.texts.iter().any(|text| *text != first.texts[0]), "{:?}", first.texts);
     let again = read(engine.generate(draw()).await.unwrap(), 8).await;
     assert_eq!(first, again);
@@ -288,7 +292,8 @@ async fn what_can_never_work_is_refused_at_the_door() {
         GenerateRequest { prompt: vec![Token(-1)], ..good.clone() },
         GenerateRequest { prompt: vec![Token(261)], ..good.clone() },
         GenerateRequest { n: 0, ..good.clone() },
-        GenerateRequest { n: 5, ..good.clone() },
+        GenerateRequest { n: 65, ..good.clone() },
+        GenerateRequest { copies: vec![Token(261)], ..good.clone() },
         GenerateRequest { stop: vec![String::new()], ..good.clone() },
         GenerateRequest { stop: vec!["x".to_owned(); 17], ..good.clone() },
         GenerateRequest { top_logprobs: 21, ..good.clone() },

@@ -11,9 +11,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::backend::{Backend, Entry, SequenceId};
 use super::door::{Checked, Door};
 use super::job::{Job, Purpose, Reply};
-use super::kv::Kv;
+use super::kv::{Kv, common_prefix};
 use super::lane::Lanes;
-use super::scheduler::{self, Part, Plan, Turn};
+use super::scheduler::{self, Pace, Plan, Slice, Tail, Turn, Work};
+use super::segment::Segment;
 use super::{
     Class, Command, Engine, EngineConfig, EngineError, EngineStats, Generation, Lane, Pulse,
     Shared, Vocabulary, llama,
@@ -21,6 +22,8 @@ use super::{
 
 /// How long the loop sleeps when every running sequence waits for its reader.
 const READER_PAUSE: Duration = Duration::from_millis(2);
+/// A prefix that somebody else is evaluating is waited for when it is longer than that.
+const WORTH_WAITING: usize = 16;
 
 /// Loads the model with llama.cpp. Resolves when it is ready or has failed.
 pub async fn spawn(config: &EngineConfig) -> Result<(Engine, EngineThread), EngineError> {
@@ -89,12 +92,19 @@ struct Loop<B> {
     door: Door,
     lanes: Lanes,
     kv: Kv,
-    /// By class, then by arrival.
-    waiting: Vec<Job>,
-    /// By admission.
-    running: Vec<Job>,
+    /// By class, then by arrival. A job runs as soon as one of its branches has a sequence.
+    jobs: Vec<Job>,
     turn: Turn,
+    pace: Pace,
     stats: EngineStats,
+}
+
+/// What became of a branch that wanted to start.
+enum Start {
+    Started,
+    /// Most of what it needs is being evaluated for somebody else.
+    SharesSoon,
+    NoRoom,
 }
 
 impl<B: Backend> Loop<B> {
@@ -109,14 +119,14 @@ impl<B: Backend> Loop<B> {
         };
         let pulse = Mutex::new(Pulse::new(stats.clone()));
         Self {
-            door: Door::new(limits, &info),
+            door: Door::new(&info),
             shared: Arc::new(Shared { info, vocabulary: Arc::clone(&vocabulary), pulse }),
             vocabulary,
             lanes: Lanes::new(),
             kv: Kv::new(limits.cells, limits.sequences),
-            waiting: Vec::new(),
-            running: Vec::new(),
+            jobs: Vec::new(),
             turn: Turn::default(),
+            pace: Pace::default(),
             stats,
             backend,
             inbox,
@@ -130,12 +140,12 @@ impl<B: Backend> Loop<B> {
             let stepped = self.step();
             self.free_drained();
             self.publish(true);
-            if !stepped && !self.running.is_empty() {
+            if !stepped && !self.jobs.is_empty() {
                 // There is no channel to wait on for "a reader has read".
                 thread::sleep(READER_PAUSE);
             }
         }
-        for job in self.running.drain(..).chain(self.waiting.drain(..)) {
+        for job in self.jobs.drain(..) {
             job.fail(EngineError::Stopped);
         }
     }
@@ -143,7 +153,7 @@ impl<B: Backend> Loop<B> {
     /// Takes all commands; waits for one when there is nothing else to do. False when the last
     /// handle is gone.
     fn receive(&mut self) -> bool {
-        if self.running.is_empty() && self.waiting.is_empty() {
+        if self.jobs.is_empty() {
             self.publish(false);
             match self.inbox.blocking_recv() {
                 Some(command) => self.command(command),
@@ -173,7 +183,7 @@ impl<B: Backend> Loop<B> {
             }
             Command::Logprobs(request, reply, span) => {
                 self.enqueue(request.lane, reply, span, |door, generation, reply| {
-                    door.logprobs(&request, generation, reply)
+                    door.logprobs(request, generation, reply)
                 });
             }
             Command::LoadLane(generation, path, reply) => {
@@ -215,188 +225,227 @@ impl<B: Backend> Loop<B> {
     }
 
     fn wait(&mut self, job: Job) {
-        let place = self
-            .waiting
-            .partition_point(|other| (other.class, other.arrival) <= (job.class, job.arrival));
-        self.waiting.insert(place, job);
+        let before = |other: &Job| (other.class, other.arrival) <= (job.class, job.arrival);
+        let place = self.jobs.partition_point(before);
+        self.jobs.insert(place, job);
     }
 
     fn drop_abandoned(&mut self) {
-        self.waiting.retain(|job| !job.is_abandoned());
-        for mut job in self.running.extract_if(.., |job| job.is_abandoned()) {
+        for mut job in self.jobs.extract_if(.., |job| job.is_abandoned()) {
             tracing::debug!(parent: &job.span, "Request cancelled by its caller.");
-            job.suspend(&mut self.kv, &mut self.backend);
+            job.suspend_all(&mut self.kv, &mut self.backend);
         }
     }
 
-    /// Starts waiting requests in their order until one does not fit: overtaking would starve it.
+    /// Starts waiting branches in the order of their jobs until one does not fit: overtaking would
+    /// starve it.
     fn admit(&mut self) {
-        while !self.waiting.is_empty() {
-            let job = self.waiting.remove(0);
-            if let Some(job) = self.try_start(job) {
-                self.waiting.insert(0, job);
-                return;
-            }
-        }
-    }
-
-    /// Starts a request, or gives it back. Makes room at the cost of the prefix cache first, then
-    /// of less urgent requests, which begin again later.
-    fn try_start(&mut self, mut job: Job) -> Option<Job> {
-        loop {
-            let source = self.kv.find(job.generation, &job.trunk);
-            let n_cached = source.map_or(0, |s| s.1);
-            let reserved: usize = self.running.iter().map(|r| r.reserved_cells(&self.kv)).sum();
-            if job.needed_cells(n_cached) + reserved <= self.kv.free()
-                && job.wanted_sequences() <= self.kv.free_sequences()
-            {
-                if let Some((id, _)) = source {
-                    self.kv.touch(id);
+        for index in 0..self.jobs.len() {
+            while let Some(branch) = self.jobs[index].next_waiting() {
+                match self.try_start(index, branch) {
+                    Start::Started => {}
+                    Start::SharesSoon => break,
+                    Start::NoRoom => return,
                 }
-                let shared = n_cached + (job.branches.len() - 1) * job.trunk.len();
-                self.stats.cached_tokens += count(shared);
-                tracing::debug!(
-                    parent: &job.span,
-                    n_trunk = job.trunk.len(),
-                    n_branches = job.branches.len(),
-                    n_cached,
-                    generation = %job.generation,
-                    "Request admitted."
-                );
-                job.start(&mut self.kv, &mut self.backend, source);
-                self.running.push(job);
-                return None;
-            }
-            let evicted = self.kv.evict(&mut self.backend, source.map(|s| s.0));
-            if !evicted && !self.preempt(job.class) {
-                return Some(job);
             }
         }
     }
 
-    /// Sends the newest of the least urgent requests below `class` back to the queue.
+    /// Gives a branch a sequence. Makes room at the cost of the prefix cache first, then of less
+    /// urgent requests, which go on later.
+    fn try_start(&mut self, index: usize, branch: usize) -> Start {
+        loop {
+            let job = &self.jobs[index];
+            let b = &job.branches[branch];
+            // The token whose logits are wanted must be evaluated, wherever its KV may be.
+            let wanted = &b.tokens[..b.first_output()];
+            let source = self.kv.find(job.generation, wanted);
+            let n_cached = source.map_or(0, |s| s.1);
+            if self.is_under_way(index, wanted, n_cached) {
+                return Start::SharesSoon;
+            }
+            let others = self.jobs.iter().enumerate().filter(|(other, _)| *other != index);
+            let reserved: usize = others.map(|(_, o)| o.reserved_cells(&self.kv, None)).sum();
+            let needed = reserved + job.reserved_cells(&self.kv, Some((branch, n_cached)));
+            if needed <= self.kv.free() && 0 < self.kv.free_sequences() {
+                self.stats.cached_tokens += count(n_cached);
+                tracing::trace!(parent: &job.span, branch, n_cached, "Branch started.");
+                let job = &mut self.jobs[index];
+                job.start(branch, &mut self.kv, &mut self.backend, source);
+                return Start::Started;
+            }
+            let class = job.class;
+            let evicted = self.kv.evict(&mut self.backend, source.map(|s| s.0));
+            if !evicted && !self.preempt(class) {
+                return Start::NoRoom;
+            }
+        }
+    }
+
+    /// Whether a request at least as urgent is evaluating more of these tokens than are there now.
+    fn is_under_way(&self, index: usize, tokens: &[super::Token], n_cached: usize) -> bool {
+        let this = &self.jobs[index];
+        let others = self.jobs.iter().enumerate().filter(|&(other, job)| {
+            other != index
+                && job.generation == this.generation
+                && job.class <= this.class
+                && !job.is_stalled()
+        });
+        others.flat_map(|(_, job)| &job.branches).any(|b| {
+            let Some(id) = b.sequence else { return false };
+            let shared = common_prefix(&b.tokens, tokens);
+            n_cached + WORTH_WAITING <= shared && self.kv.len(id) < shared
+        })
+    }
+
+    /// Takes the sequence of the newest branch of the least urgent request below `class`.
     fn preempt(&mut self, class: Class) -> bool {
-        let lower = self.running.iter().enumerate().filter(|(_, job)| job.class > class);
-        let Some((index, _)) = lower.max_by_key(|(_, job)| (job.class, job.arrival)) else {
-            return false;
-        };
-        let mut job = self.running.remove(index);
+        let runs = |job: &&mut Job| class < job.class && 0 < job.n_running();
+        let Some(job) = self.jobs.iter_mut().rev().find(runs) else { return false };
+        let last = job.branches.iter().rposition(|b| b.sequence.is_some());
         tracing::debug!(parent: &job.span, "Request gives way to a more urgent one.");
-        job.suspend(&mut self.kv, &mut self.backend);
-        self.wait(job);
+        job.suspend(last.expect("a branch runs"), &mut self.kv, &mut self.backend);
         true
     }
 
     /// Evaluates one batch. False when no request can go on.
     fn step(&mut self) -> bool {
-        let work: Vec<_> = self.running.iter().map(|job| job.work(&self.kv)).collect();
-        let Some(plan) = scheduler::plan(&work, &self.backend.limits(), &mut self.turn) else {
+        for job in &mut self.jobs {
+            job.guess(&self.kv);
+        }
+        let segments: Vec<_> = self.jobs.iter().map(|job| job.segments(&self.kv)).collect();
+        let work: Vec<Work> =
+            self.jobs.iter().zip(&segments).map(|(job, segments)| work(job, segments)).collect();
+        let limits = self.backend.limits();
+        let Some(plan) = scheduler::plan(&work, &limits, &self.pace, &mut self.turn) else {
             return false;
         };
-        if let Err(error) = self.decode(&plan, &work) {
+        let begun = Instant::now();
+        if let Err(error) = self.decode(&plan, &segments) {
             tracing::error!(%error, "Step failed.");
             let mut failed: Vec<usize> = plan.slices.iter().map(|slice| slice.work).collect();
-            failed.sort_unstable();
             failed.dedup();
-            for &index in failed.iter().rev() {
-                self.fail(index, error.clone());
-            }
+            self.fail(&failed, &error);
             return true;
         }
+        let tokens = plan.slices.iter().map(|slice| slice.tokens).sum();
+        self.pace.learn(tokens, begun.elapsed());
         self.stats.steps += 1;
-        let errors = self.consume(&plan, &work);
-        for (index, error) in errors.into_iter().rev() {
-            self.fail(index, error);
-        }
-        for mut job in std::mem::take(&mut self.running) {
+        self.consume(&plan, &segments);
+        for mut job in std::mem::take(&mut self.jobs) {
             if job.settle(&mut self.kv, &mut self.backend) {
                 tracing::debug!(parent: &job.span, "Request done.");
                 job.finish();
             } else {
-                self.running.push(job);
+                self.jobs.push(job);
             }
         }
         true
     }
 
-    fn decode(&mut self, plan: &Plan, work: &[scheduler::Work]) -> Result<(), EngineError> {
+    fn decode(&mut self, plan: &Plan, segments: &[Vec<Segment>]) -> Result<(), EngineError> {
         self.backend.select(plan.generation)?;
+        // Tokens that branches share go to all their sequences at once: no copy is needed.
+        let parts: Vec<(Vec<SequenceId>, Vec<super::Token>)> = plan
+            .slices
+            .iter()
+            .map(|slice| {
+                let (job, segment) = (&self.jobs[slice.work], &segments[slice.work][slice.tail]);
+                let ids = segment.branches.iter().map(|&b| job.branches[b].sequence);
+                let ids = ids.map(|id| id.expect("only running branches are planned"));
+                (ids.collect(), tokens(job, segment, slice).collect())
+            })
+            .collect();
         let mut batch = Vec::new();
-        let mut appended: Vec<(&[SequenceId], &[super::Token])> = Vec::new();
-        for slice in &plan.slices {
-            let job = &self.running[slice.work];
-            // Tokens of the trunk go to all sequences at once: that shares them without a copy.
-            let (ids, tokens, offset, silent) = match slice.part {
-                Part::Trunk => (&job.sequences[..], &job.trunk, 0, slice.tokens),
-                Part::Branch(index) => {
-                    let branch = &job.branches[index];
-                    let tail = work[slice.work].branches.iter().find(|t| t.branch == index);
-                    let silent = tail.expect("the plan is made of the work").silent;
-                    let id = branch.sequence.as_ref().expect("only running branches are planned");
-                    (std::slice::from_ref(id), &branch.tokens, job.trunk.len(), silent)
-                }
-            };
-            // The trunk may be in this very batch, so that the books are behind.
-            let position = self.kv.len(ids[0]).max(offset);
-            let tokens = &tokens[position - offset..][..slice.tokens];
+        for (slice, (ids, tokens)) in plan.slices.iter().zip(&parts) {
+            let segment = &segments[slice.work][slice.tail];
+            let silent = silent(&self.jobs[slice.work], segment);
             batch.extend(tokens.iter().enumerate().map(|(i, &token)| Entry {
                 token,
-                position: position + i,
+                position: segment.positions.start + i,
                 sequences: ids,
-                logits: i >= silent,
+                logits: silent <= i,
             }));
-            appended.push((ids, tokens));
         }
         self.backend.decode(&batch)?;
-        for (ids, tokens) in appended {
+        for (ids, tokens) in &parts {
             self.kv.append(ids, tokens);
         }
         Ok(())
     }
 
-    /// Hands the rows of logits to their branches.
-    fn consume(&mut self, plan: &Plan, work: &[scheduler::Work]) -> Vec<(usize, EngineError)> {
-        let mut errors: Vec<(usize, EngineError)> = Vec::new();
+    /// Hands the rows of logits to their branches; a request that cannot use its row fails alone.
+    fn consume(&mut self, plan: &Plan, segments: &[Vec<Segment>]) {
+        let mut failed: Vec<(usize, EngineError)> = Vec::new();
         let mut row = 0;
         for slice in &plan.slices {
+            let segment = &segments[slice.work][slice.tail];
             let first = row;
             row += slice.tokens;
-            let job = &mut self.running[slice.work];
-            let Part::Branch(branch) = slice.part else {
-                self.stats.prompt_tokens += count(slice.tokens);
-                continue;
-            };
-            let is_answer = matches!(job.purpose, Purpose::Generate(_));
-            let is_prompt = !is_answer || job.branches[branch].tokens.len() == 1;
-            self.stats.prompt_tokens += if is_prompt { count(slice.tokens) } else { 0 };
-            let tail = work[slice.work].branches.iter().find(|t| t.branch == branch);
-            let silent = tail.expect("the plan is made of the work").silent;
-            for index in first + silent.min(slice.tokens)..row {
-                if errors.last().is_some_and(|(failed, _)| *failed == slice.work) {
-                    break;
-                }
-                let logits = self.backend.logits(index);
-                let consumed = logits.and_then(|l| job.consume(branch, l, &*self.vocabulary));
-                match consumed {
-                    Ok(()) => self.stats.generated_tokens += u64::from(is_answer),
-                    Err(error) => errors.push((slice.work, error)),
-                }
+            let consumed = self.consume_slice(slice, segment, first);
+            if let Err(error) = consumed {
+                failed.push((slice.work, error));
             }
         }
-        errors.sort_by_key(|(index, _)| *index);
-        errors.dedup_by_key(|(index, _)| *index);
-        errors
+        failed.sort_by_key(|(index, _)| *index);
+        failed.dedup_by_key(|(index, _)| *index);
+        for (index, error) in failed.into_iter().rev() {
+            self.fail(&[index], &error);
+        }
     }
 
-    fn fail(&mut self, index: usize, error: EngineError) {
-        let mut job = self.running.remove(index);
-        job.suspend(&mut self.kv, &mut self.backend);
-        job.fail(error);
+    fn consume_slice(
+        &mut self,
+        slice: &Slice,
+        segment: &Segment,
+        first: usize,
+    ) -> Result<(), EngineError> {
+        let job = &mut self.jobs[slice.work];
+        let silent = silent(job, segment);
+        let evaluated: Vec<_> = tokens(job, segment, slice).collect();
+        let is_decoding = is_decoding(job, segment);
+        let is_answer = matches!(job.purpose, Purpose::Generate(_));
+        let mut n_used = 0;
+        for (i, &token) in evaluated.iter().enumerate().skip(silent) {
+            for &branch in &segment.branches {
+                let position = segment.positions.start + i;
+                let logits = self.backend.logits(first + i)?;
+                let is_used = job.consume(branch, position, token, logits, &*self.vocabulary)?;
+                n_used += usize::from(is_used);
+            }
+        }
+        if is_answer {
+            self.stats.generated_tokens += count(n_used);
+        }
+        if !is_decoding {
+            self.stats.prompt_tokens += count(slice.tokens);
+            self.stats.cached_tokens += count(slice.tokens * (segment.branches.len() - 1));
+            return Ok(());
+        }
+        // The last sampled token is no guess; what follows the first wrong one is taken back.
+        let [branch] = segment.branches[..] else { return Ok(()) };
+        let (guessed, right) = (slice.tokens - 1, n_used - 1);
+        self.stats.guessed_tokens += count(guessed);
+        self.stats.right_guesses += count(right);
+        job.learn(branch, guessed, right);
+        if let Some(id) = job.branches[branch].sequence.filter(|_| right < guessed) {
+            self.kv.truncate(&mut self.backend, id, segment.positions.start + n_used);
+        }
+        Ok(())
+    }
+
+    /// `failed` is in order.
+    fn fail(&mut self, failed: &[usize], error: &EngineError) {
+        for &index in failed.iter().rev() {
+            let mut job = self.jobs.remove(index);
+            job.suspend_all(&mut self.kv, &mut self.backend);
+            job.fail(error.clone());
+        }
     }
 
     fn free_drained(&mut self) {
-        let jobs = || self.running.iter().chain(&self.waiting);
-        let drained = self.lanes.take_drained(|lane| jobs().any(|job| job.generation == lane));
+        let jobs = &self.jobs;
+        let drained = self.lanes.take_drained(|lane| jobs.iter().any(|job| job.generation == lane));
         for (generation, waiting) in drained {
             self.kv.forget(&mut self.backend, generation);
             self.backend.free(generation);
@@ -409,19 +458,46 @@ impl<B: Backend> Loop<B> {
     }
 
     fn publish(&mut self, is_working: bool) {
+        let jobs = &self.jobs;
         let running = |generation: Generation| {
-            let jobs = self.running.iter().filter(|job| job.generation == generation);
-            jobs.map(|job| job.sequences.len()).sum()
+            jobs.iter().filter(|job| job.generation == generation).map(Job::n_running).sum()
         };
         self.stats.active = self.lanes.active();
         self.stats.lanes = self.lanes.loaded().map(|lane| (lane, running(lane))).collect();
-        self.stats.running = self.running.iter().map(|job| job.sequences.len()).sum();
-        self.stats.queued = self.waiting.len();
+        self.stats.running = jobs.iter().map(Job::n_running).sum();
+        self.stats.queued = jobs.iter().filter(|job| job.n_running() == 0).count();
         self.stats.cells_used = self.kv.used();
-        let is_urgent = self.running.iter().chain(&self.waiting).any(Job::is_urgent);
+        let is_urgent = jobs.iter().any(Job::is_urgent);
         let mut pulse = self.shared.pulse.lock().expect("nobody panics while holding the pulse");
         pulse.beat(self.stats.clone(), is_working, is_urgent, Instant::now());
     }
+}
+
+/// A job as the scheduler sees it.
+fn work(job: &Job, segments: &[Segment]) -> Work {
+    let tail = |segment: &Segment| Tail {
+        tokens: segment.positions.len(),
+        silent: silent(job, segment),
+        parent: segment.parent,
+        is_decoding: is_decoding(job, segment),
+    };
+    let tails = segments.iter().map(tail).collect();
+    Work { class: job.class, generation: job.generation, tails }
+}
+
+/// Tokens at the beginning of a segment whose logits no branch wants.
+fn silent(job: &Job, segment: &Segment) -> usize {
+    let first = segment.branches.iter().map(|&b| job.branches[b].first_output()).min();
+    let from = segment.positions.start;
+    first.unwrap_or(from).saturating_sub(from).min(segment.positions.len())
+}
+
+fn is_decoding(job: &Job, segment: &Segment) -> bool {
+    segment.branches.iter().all(|&b| job.branches[b].is_decoding(&segment.positions))
+}
+
+fn tokens(job: &Job, segment: &Segment, slice: &Slice) -> impl Iterator<Item = super::Token> {
+    job.branches[segment.branches[0]].pending(segment.positions.start).take(slice.tokens)
 }
 
 fn count(n: usize) -> u64 {

@@ -128,6 +128,7 @@ fn entries(exchange: &Exchange) -> Vec<Entry> {
                 .and_then(place)
                 .map(|parent| (parent, candidate.critique.clone().unwrap_or_default())),
             text: candidate.text.clone(),
+            tokens: candidate.tokens.clone(),
             assessments: candidate.assessments.clone(),
         })
         .collect()

@@ -82,6 +82,7 @@ impl Judge<'_> {
             sampling: Sampling { temperature: 0.0, max_tokens, ..Sampling::default() },
             stop: Vec::new(),
             top_logprobs: 0,
+            copies: Vec::new(),
             lane: BASE,
             class: self.class,
         }))

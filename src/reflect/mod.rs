@@ -255,6 +255,7 @@ impl Reflector {
             sampling,
             stop: Vec::new(),
             top_logprobs: 0,
+            copies: Vec::new(),
             lane,
             class,
         };

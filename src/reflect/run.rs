@@ -148,6 +148,7 @@ async fn stream(
         sampling: task.sampling,
         stop: task.stop.clone(),
         top_logprobs: task.top_logprobs,
+        copies: Vec::new(),
         lane: Lane::Active,
         class: Class::Chat,
     };

@@ -54,6 +54,8 @@ pub(super) struct Entry {
     /// Which entry it revises, and the critique that it answers.
     pub(super) revises: Option<(usize, String)>,
     pub(super) text: String,
+    /// As they were sampled.
+    pub(super) tokens: Vec<Token>,
     /// Empty: not judged.
     pub(super) assessments: Vec<Assessment>,
 }
@@ -139,7 +141,7 @@ impl Session<'_> {
         n: u32,
         needed: u32,
     ) -> Result<Batch, Halt> {
-        let n = n.min(self.at_once(&prompt)).max(needed);
+        let n = n.min(AT_ONCE).max(needed);
         self.start(self.request(prompt, n, self.policy.sampling), needed).await
     }
 
@@ -242,7 +244,7 @@ impl Session<'_> {
             .collect()
     }
 
-    /// Samples `n` answers, as many at once as fit the engine, and adds those that are complete.
+    /// Samples `n` answers and adds those that are complete.
     async fn sample(
         &mut self,
         prompt: Vec<Token>,
@@ -250,11 +252,15 @@ impl Session<'_> {
         mut sampling: Sampling,
         revises: Option<(usize, String)>,
     ) -> Result<(), Halt> {
-        let at_once = self.at_once(&prompt);
+        // A refinement mostly keeps what was right in its parent.
+        let parent = revises.as_ref().and_then(|(parent, _)| self.entries.get(*parent));
+        let copies = parent.map(|parent| parent.tokens.clone()).unwrap_or_default();
         let mut left = n;
         while 0 < left {
-            let now = left.min(at_once);
-            let batch = self.start(self.request(prompt.clone(), now, sampling), 0).await?;
+            let now = left.min(AT_ONCE);
+            let request = self.request(prompt.clone(), now, sampling);
+            let request = GenerateRequest { copies: copies.clone(), ..request };
+            let batch = self.start(request, 0).await?;
             let (samples, end) = self.finish(batch, 0).await?;
             self.add(samples, revises.as_ref());
             if end.is_some() {
@@ -266,18 +272,10 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Answers that fit the engine beside each other at their full length. The engine would cut
-    /// `max_tokens` to squeeze more in, and refuse more than it has sequences.
-    fn at_once(&self, prompt: &[Token]) -> u32 {
-        let stats = self.reflector.engine.stats();
-        let longest = usize::try_from(self.policy.sampling.max_tokens).unwrap_or(usize::MAX).max(1);
-        let of_pool = stats.cells.saturating_sub(prompt.len()) / longest;
-        u32::try_from(of_pool.min(stats.sequences)).map_or(AT_ONCE, |fit| fit.clamp(1, AT_ONCE))
-    }
-
     fn add(&mut self, samples: Vec<Sample>, revises: Option<&(usize, String)>) {
         self.entries.extend(samples.into_iter().map(|sample| Entry {
             text: sample.text(),
+            tokens: sample.tokens(),
             origin: Origin::Sampled(sample),
             revises: revises.cloned(),
             assessments: Vec::new(),
@@ -296,6 +294,7 @@ impl Session<'_> {
             sampling,
             stop: self.policy.stop.to_vec(),
             top_logprobs,
+            copies: Vec::new(),
             lane,
             class,
         }

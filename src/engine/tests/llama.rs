@@ -8,7 +8,7 @@ use super::super::llama::{Llama, Quantization, dequantize, quantize};
 use super::*;
 use crate::gguf::{Gguf, Value, Writer};
 
-const EMBEDDING: u64 = 64;
+pub(super) const EMBEDDING: u64 = 64;
 const FEED_FORWARD: u64 = 96;
 const KV: u64 = 32;
 /// 256 bytes, a merge, begin, end of turn, user.
@@ -48,7 +48,7 @@ fn letter(byte: u8) -> char {
     char::from_u32(256 + u32::try_from(rank).unwrap()).unwrap()
 }
 
-fn write_model(path: &Path) {
+pub(super) fn write_model(path: &Path) {
     let mut writer = Writer::default();
     writer.metadata("general.architecture", text("llama"));
     writer.metadata("general.name", text("random"));
@@ -106,7 +106,7 @@ fn write_model(path: &Path) {
     writer.write(path).unwrap();
 }
 
-fn write_adapter(path: &Path, architecture: &str, width: u64, seed: u64) {
+pub(super) fn write_adapter(path: &Path, architecture: &str, width: u64, seed: u64) {
     let mut writer = Writer::default();
     writer.metadata("general.type", text("adapter"));
     writer.metadata("general.architecture", text(architecture));
@@ -133,7 +133,7 @@ async fn world() -> World {
     World { engine, folder }
 }
 
-fn config(model: PathBuf) -> EngineConfig {
+pub(super) fn config(model: PathBuf) -> EngineConfig {
     EngineConfig {
         model,
         context_tokens: 512,
@@ -161,7 +161,7 @@ impl World {
 }
 
 /// Random bytes.
-fn tokens(n: usize, seed: u64) -> Vec<Token> {
+pub(super) fn tokens(n: usize, seed: u64) -> Vec<Token> {
     random(seed).take(n).map(|number| Token(i32::from(number >> 8))).collect()
 }
 
@@ -319,7 +319,7 @@ async fn many_swaps_leave_nothing_behind() {
 #[tokio::test]
 async fn a_cancelled_generation_gives_its_cells_back() {
     let world = world().await;
-    // More tokens than wait for a reader, so it cannot end; and nothing of idle work is kept.
+    // More tokens than wait for a reader, so it cannot end.
     let wanted = GenerateRequest {
         n: 8,
         sampling: Sampling { max_tokens: 50, ..Sampling::default() },
@@ -328,7 +328,7 @@ async fn a_cancelled_generation_gives_its_cells_back() {
     };
     let started = world.engine.generate(wanted).await.unwrap();
     drop(started);
-    eventually(&world.engine, |stats| stats.running == 0 && stats.cells_used == 0).await;
+    eventually(&world.engine, |stats| stats.running == 0 && stats.queued == 0).await;
     // The whole pool is there again.
     let long = world.logprobs(vec![(tokens(512, 8), 1)], Lane::Active).await;
     assert_eq!(long[0].len(), 511);
@@ -404,5 +404,32 @@ fn quantized_weights_can_be_read_back() {
     {
         let refused = dequantize(kind, &vec![0; n_bytes], &mut vec![0.0; n_values]);
         assert!(refused.is_err(), "{kind} {n_bytes} {n_values}");
+    }
+}
+
+#[tokio::test]
+async fn text_to_copy_changes_no_token_and_no_logprob() {
+    let world = world().await;
+    let prompt = tokens(40, 12);
+    for temperature in [0.0, 1.0] {
+        let sampling =
+            Sampling { temperature, max_tokens: 60, seed: Some(4), ..Sampling::default() };
+        let wanted = GenerateRequest { sampling, ..request(prompt.clone()) };
+        let plain = read(world.engine.generate(wanted.clone()).await.unwrap(), 1).await;
+        let said: Vec<Token> = plain.tokens[0].iter().map(|piece| piece.token).collect();
+        // Its own answer with a fault now and then: what a refinement is to its parent.
+        let fault = |(i, t): (usize, &Token)| if i % 9 == 8 { Token(65) } else { *t };
+        let copies: Vec<Token> = said.iter().enumerate().map(fault).collect();
+        let before = world.engine.stats();
+        let wanted = GenerateRequest { copies, ..wanted };
+        let copied = read(world.engine.generate(wanted).await.unwrap(), 1).await;
+        let now: Vec<Token> = copied.tokens[0].iter().map(|piece| piece.token).collect();
+        assert_eq!(now, said, "temperature {temperature}");
+        let [old, new] = [&plain, &copied].map(|answers| -> Vec<f32> {
+            answers.tokens[0].iter().map(|piece| piece.logprob).collect()
+        });
+        assert!(largest_difference(&old, &new) < ROUNDING, "{old:?} {new:?}");
+        let after = eventually(&world.engine, |stats| stats.running == 0).await;
+        assert!(20 < after.right_guesses - before.right_guesses, "{after:?}");
     }
 }

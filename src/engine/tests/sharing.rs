@@ -1,0 +1,76 @@
+//! What requests share: the prefix of their prompts, the cache, and the time of the loop.
+
+use super::*;
+
+#[tokio::test]
+async fn judging_evaluates_every_prefix_once() {
+    let (engine, _thread) = engine(Script::new("A").on("one! 2", &[("B", 1.0)])).await;
+    let question = "a long question that all the prompts begin with. ";
+    let mut prompts = Vec::new();
+    for answer in ["one", "two", "six"] {
+        for aspect in ["1", "2", "3", "4"] {
+            prompts.push(prompt(&engine, &format!("{question}{answer}! {aspect}")));
+        }
+    }
+    let mut prefixes: Vec<&[Token]> =
+        prompts.iter().flat_map(|p| (1..=p.len()).map(|n| &p[..n])).collect();
+    prefixes.sort();
+    prefixes.dedup();
+    let n_prefixes = u64::try_from(prefixes.len()).unwrap();
+    let all: usize = prompts.iter().map(Vec::len).sum();
+    let labels = vec![Token(i32::from(b'A')), Token(i32::from(b'B'))];
+    let request = ScoreRequest { prompts, labels, lane: Lane::Active, class: Class::Inline };
+    let scores = engine.score(request.clone()).await.unwrap();
+    for (i, score) in scores.iter().enumerate() {
+        assert_eq!(score.probabilities[1] > 0.5, i == 1, "prompt {i}");
+    }
+    let stats = eventually(&engine, |stats| stats.running == 0).await;
+    assert_eq!(stats.prompt_tokens, n_prefixes);
+    assert_eq!(stats.prompt_tokens + stats.cached_tokens, u64::try_from(all).unwrap());
+    // The critique of an answer finds what was read to judge it.
+    let critique = prompt(&engine, &format!("{question}two? why"));
+    let started = engine.generate(super::request(critique)).await.unwrap();
+    assert_eq!(started.n_cached, 1 + question.len() + "two".len());
+}
+
+#[tokio::test]
+async fn prompts_that_come_together_share_what_is_not_evaluated_yet() {
+    let long = "x".repeat(1000);
+    let (engine, _thread) = engine(Script::new("ok")).await;
+    let ask = |end: &str| engine.generate(request(prompt(&engine, &format!("{long}{end}"))));
+    let (a, b, c) = tokio::join!(ask("a"), ask("b"), ask("c"));
+    for started in [a, b, c] {
+        assert_eq!(read(started.unwrap(), 1).await.texts, ["ok"]);
+    }
+    let stats = eventually(&engine, |stats| stats.running == 0).await;
+    assert!(stats.prompt_tokens < 1100, "{} tokens", stats.prompt_tokens);
+}
+
+#[tokio::test]
+async fn drafts_that_do_not_fit_beside_each_other_follow_each_other() {
+    let long = "x".repeat(100);
+    let (engine, _thread) = engine(Script::new(&long).limits(limits(300, 2))).await;
+    let sampling = Sampling { max_tokens: 200, ..Sampling::default() };
+    let wanted = GenerateRequest { n: 5, sampling, ..request(prompt(&engine, "go")) };
+    let answers = read(engine.generate(wanted).await.unwrap(), 5).await;
+    assert_eq!(answers.texts, vec![long; 5]);
+    assert_eq!(answers.reasons, vec![Some(FinishReason::Stop); 5]);
+}
+
+#[tokio::test]
+async fn idle_work_that_was_paused_goes_on_from_its_kv() {
+    let long = "x".repeat(LONG);
+    let (engine, _thread) = engine(Script::new("now").on("long", &[(&long, 1.0)])).await;
+    let idle = prompt(&engine, "long");
+    let n_idle = u64::try_from(idle.len()).unwrap();
+    let explore = GenerateRequest { class: Class::Explore, ..request(idle) };
+    let mut explore = engine.generate(explore).await.unwrap();
+    assert!(explore.pieces.recv().await.is_some());
+    let chat = prompt(&engine, "chat");
+    let n_chat = u64::try_from(chat.len()).unwrap();
+    assert_eq!(read(engine.generate(request(chat)).await.unwrap(), 1).await.texts, ["now"]);
+    let answers = read(explore, 1).await;
+    assert_eq!(answers.tokens[0].len(), LONG);
+    let stats = eventually(&engine, |stats| stats.running == 0).await;
+    assert!(stats.prompt_tokens <= n_idle + n_chat, "nothing was evaluated twice");
+}
