@@ -15,6 +15,7 @@ mod lookup;
 pub mod sample;
 pub mod scheduler;
 mod segment;
+mod softmax;
 mod stream;
 #[cfg(test)]
 mod tests;

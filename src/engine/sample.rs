@@ -2,7 +2,10 @@
 //! the same token. Logits that are not finite are an error, never a silent token, because
 //! llama.cpp would sample them like any other. Used by `job.rs`.
 
-use super::{EngineError, Sampling, Token};
+use super::{EngineError, Sampling, Token, softmax};
+
+/// Weights that are added up before one of them is looked at.
+const BLOCK: usize = 1024;
 
 /// Draws tokens for one continuation.
 #[derive(Clone, Debug)]
@@ -10,7 +13,7 @@ pub struct Sampler {
     sampling: Sampling,
     rng: SplitMix64,
     /// Kept between tokens, so that a step does not allocate a vocabulary.
-    candidates: Vec<(f32, usize)>,
+    weights: Vec<f32>,
 }
 
 /// A drawn token.
@@ -27,71 +30,66 @@ pub struct Sampled {
 impl Sampler {
     /// `sampling.seed` is ignored: every continuation has a seed of its own.
     pub fn new(sampling: Sampling, seed: u64) -> Self {
-        Self { sampling, rng: SplitMix64(seed), candidates: Vec::new() }
+        Self { sampling, rng: SplitMix64(seed), weights: Vec::new() }
     }
 
     /// Draws from the distribution after temperature, `top_k`, `min_p` and `top_p`, in this order:
     /// the nucleus is taken of the distribution that is sampled from.
     pub fn sample(&mut self, logits: &[f32], n_top: usize) -> Result<Sampled, EngineError> {
-        let normalizer = log_sum_exp(logits)?;
-        let token =
-            if self.sampling.temperature == 0.0 { argmax(logits) } else { self.draw(logits) };
+        let max = softmax::max(logits).ok_or_else(not_finite)?;
+        let normalizer = softmax::log_sum_exp(logits, max);
+        let is_greedy = self.sampling.temperature == 0.0;
+        let token = if is_greedy { argmax(logits, max) } else { self.draw(logits, max) };
         let mut top = Vec::new();
-        if n_top > 0 {
-            self.fill(logits);
-            keep_likeliest(&mut self.candidates, n_top);
-            top.extend(self.candidates.iter().map(|&(l, i)| (id(i), narrow(l, normalizer))));
+        if 0 < n_top {
+            let likeliest = likeliest(logits, |n, _| n_top <= n);
+            let named = likeliest.into_iter().map(|(l, i)| (id(i), narrow(l, normalizer)));
+            top.extend(named.take(n_top));
         }
         Ok(Sampled { token: id(token), logprob: narrow(logits[token], normalizer), top })
     }
 
-    fn fill(&mut self, logits: &[f32]) {
-        self.candidates.clear();
-        self.candidates.extend(logits.iter().copied().zip(0..));
-    }
-
-    fn draw(&mut self, logits: &[f32]) -> usize {
+    fn draw(&mut self, logits: &[f32], max: f32) -> usize {
         let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
-        self.fill(logits);
-        let candidates = &mut self.candidates;
-        if top_k > 0 {
-            keep_likeliest(candidates, usize::try_from(top_k).unwrap_or(usize::MAX));
-        }
-        let max = candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
-        for (weight, _) in candidates.iter_mut() {
-            *weight = ((*weight - max) / temperature).exp();
-        }
+        softmax::weigh(logits, max, temperature, &mut self.weights);
+        let weights = &mut self.weights;
         // The likeliest weighs 1, so `min_p` is the least weight.
-        candidates.retain(|c| c.0 >= min_p);
-        if top_p < 1.0 {
-            keep_nucleus(candidates, f64::from(top_p));
-        }
-        let total: f64 = candidates.iter().map(|c| f64::from(c.0)).sum();
-        let mut left = self.rng.unit() * total;
-        for &(weight, token) in candidates.iter() {
-            left -= f64::from(weight);
-            if left < 0.0 {
-                return token;
+        if top_k == 0 && 0.0 < min_p {
+            for weight in weights.iter_mut().filter(|weight| **weight < min_p) {
+                *weight = 0.0;
             }
         }
-        // Only rounding leads here: the last candidate with any weight is as good.
-        candidates.iter().rev().find(|c| c.0 > 0.0).map_or_else(|| argmax(logits), |c| c.1)
+        if top_k == 0 && 1.0 <= top_p {
+            return self.rng.pick(&self.weights);
+        }
+        let kept = if top_k == 0 {
+            let enough = f64::from(top_p) * softmax::sum(weights);
+            nucleus(likeliest(weights, |_, mass| enough <= mass), enough)
+        } else {
+            let k = usize::try_from(top_k).unwrap_or(usize::MAX);
+            let mut kept = likeliest(weights, |n, _| k <= n);
+            kept.truncate(k);
+            kept.retain(|&(weight, _)| min_p <= weight);
+            let enough = f64::from(top_p) * kept.iter().map(|c| f64::from(c.0)).sum::<f64>();
+            nucleus(kept, enough)
+        };
+        weights.clear();
+        weights.extend(kept.iter().map(|&(weight, _)| weight));
+        kept[self.rng.pick(&self.weights)].1
     }
 }
 
 /// Log-prob of one token.
 pub fn logprob(logits: &[f32], token: Token) -> Result<f32, EngineError> {
     let normalizer = log_sum_exp(logits)?;
-    let index = usize::try_from(token.0).expect("token ids are checked at the door");
-    Ok(narrow(logits[index], normalizer))
+    Ok(narrow(logits[place(token)], normalizer))
 }
 
 /// The distribution over some tokens, and their share of the whole one.
 pub fn label_scores(logits: &[f32], labels: &[Token]) -> Result<super::LabelScores, EngineError> {
-    let mut probabilities = Vec::with_capacity(labels.len());
-    for &label in labels {
-        probabilities.push(logprob(logits, label)?);
-    }
+    let normalizer = log_sum_exp(logits)?;
+    let mut probabilities: Vec<f32> =
+        labels.iter().map(|&label| narrow(logits[place(label)], normalizer)).collect();
     // Relative to the likeliest label, because all of them may be too unlikely for an f32.
     let max = probabilities.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mass = probabilities.iter().map(|p| p.exp()).sum::<f32>().min(1.0);
@@ -103,18 +101,12 @@ pub fn label_scores(logits: &[f32], labels: &[Token]) -> Result<super::LabelScor
 }
 
 fn log_sum_exp(logits: &[f32]) -> Result<f64, EngineError> {
-    // One bad value makes the sum bad, so it is checked once instead of at every element.
-    let mut max = f32::NEG_INFINITY;
-    let mut check = 0.0_f32;
-    for &logit in logits {
-        max = max.max(logit);
-        check += logit * 0.0;
-    }
-    if logits.is_empty() || check != 0.0 {
-        return Err(EngineError::Failed("the logits are not finite".to_owned()));
-    }
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-    Ok(f64::from(max) + sum.ln())
+    let max = softmax::max(logits).ok_or_else(not_finite)?;
+    Ok(softmax::log_sum_exp(logits, max))
+}
+
+fn not_finite() -> EngineError {
+    EngineError::Failed("the logits are not finite".to_owned())
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a log-prob needs no more than an f32")]
@@ -122,52 +114,58 @@ fn narrow(logit: f32, normalizer: f64) -> f32 {
     (f64::from(logit) - normalizer) as f32
 }
 
+fn place(token: Token) -> usize {
+    usize::try_from(token.0).expect("token ids are checked at the door")
+}
+
 fn id(index: usize) -> Token {
     Token(i32::try_from(index).expect("a vocabulary has fewer than 2^31 tokens"))
 }
 
 /// The first of the largest.
-fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (index, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = index;
-        }
-    }
-    best
+fn argmax(logits: &[f32], max: f32) -> usize {
+    logits.iter().position(|&logit| max <= logit).expect("the largest is one of them")
 }
 
-/// Keeps the `k` likeliest, likeliest first; the lower id wins a tie.
-fn keep_likeliest(candidates: &mut Vec<(f32, usize)>, k: usize) {
-    let order = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-    if k < candidates.len() {
-        candidates.select_nth_unstable_by(k, order);
-        candidates.truncate(k);
+/// The largest numbers with their places, largest first, the lower place first in a tie: at least
+/// so many that `enough` holds of their count and sum. Sorting a vocabulary is slow, so numbers are
+/// counted by their leading bits, which are in the order of the numbers, and only those above the
+/// mark are sorted.
+fn likeliest(numbers: &[f32], enough: impl Fn(usize, f64) -> bool) -> Vec<(f32, usize)> {
+    const BUCKETS: usize = 1 << 12;
+    let bucket = |number: f32| {
+        let bits = number.to_bits();
+        let ordered = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+        usize::try_from(ordered >> 20).expect("12 bits fit")
+    };
+    let mut counts = vec![(0_usize, 0.0_f64); BUCKETS];
+    for &number in numbers {
+        let (count, sum) = &mut counts[bucket(number)];
+        *count += 1;
+        *sum += f64::from(number);
     }
-    candidates.sort_unstable_by(order);
+    let (mut count, mut sum) = (0, 0.0);
+    let mark = counts.iter().rposition(|of_bucket| {
+        count += of_bucket.0;
+        sum += of_bucket.1;
+        enough(count, sum)
+    });
+    let mark = mark.unwrap_or(0);
+    let above = numbers.iter().copied().zip(0..).filter(|&(number, _)| mark <= bucket(number));
+    let mut above: Vec<(f32, usize)> = above.collect();
+    above.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    above
 }
 
-/// Keeps the fewest likeliest whose weights reach `top_p` of the total.
-fn keep_nucleus(candidates: &mut Vec<(f32, usize)>, top_p: f64) {
-    let total: f64 = candidates.iter().map(|c| f64::from(c.0)).sum();
-    // A nucleus is mostly small and sorting a large vocabulary is slow, so ever larger heads are
-    // tried.
-    let mut head = 64;
-    loop {
-        head = (head * 4).min(candidates.len());
-        let mut likeliest = candidates.clone();
-        keep_likeliest(&mut likeliest, head);
-        let mut mass = 0.0;
-        let reached = likeliest.iter().position(|c| {
-            mass += f64::from(c.0);
-            mass >= top_p * total
-        });
-        if reached.is_some() || head == candidates.len() {
-            likeliest.truncate(reached.map_or(head, |last| last + 1));
-            *candidates = likeliest;
-            return;
-        }
-    }
+/// The fewest of the likeliest that weigh enough together.
+fn nucleus(mut likeliest: Vec<(f32, usize)>, enough: f64) -> Vec<(f32, usize)> {
+    let mut mass = 0.0;
+    let last = likeliest.iter().position(|&(weight, _)| {
+        mass += f64::from(weight);
+        enough <= mass
+    });
+    likeliest.truncate(last.map_or(likeliest.len(), |last| last + 1));
+    likeliest
 }
 
 /// Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014). Neighbouring
@@ -182,6 +180,27 @@ impl SplitMix64 {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// A place with a chance of its share of all weights, of which one is not 0.
+    fn pick(&mut self, weights: &[f32]) -> usize {
+        let mut left = self.unit() * softmax::sum(weights);
+        // Whole blocks are passed over first: only in one of them is every weight looked at.
+        for (block, numbers) in weights.chunks(BLOCK).enumerate() {
+            let sum = softmax::sum(numbers);
+            if sum <= left {
+                left -= sum;
+                continue;
+            }
+            for (i, &weight) in numbers.iter().enumerate() {
+                left -= f64::from(weight);
+                if left < 0.0 {
+                    return block * BLOCK + i;
+                }
+            }
+        }
+        // Only rounding leads here: the last one with any weight is as good.
+        weights.iter().rposition(|&weight| 0.0 < weight).expect("the likeliest weighs 1")
     }
 
     /// At least 0 and below 1.

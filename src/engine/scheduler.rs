@@ -161,7 +161,7 @@ impl Pace {
         };
     }
 
-    fn tokens(&self, class: Class, others_wait: bool, limits: &Limits) -> usize {
+    fn tokens(self, class: Class, others_wait: bool, limits: &Limits) -> usize {
         let longest = match class {
             Class::Chat | Class::Inline if others_wait => SHARED_STEP,
             Class::Chat | Class::Inline => return limits.batch_tokens,
@@ -257,17 +257,17 @@ mod tests {
     fn steps_are_small_where_somebody_would_wait_for_their_end() {
         let limits = Limits { batch_tokens: 512, outputs: 512, ..LIMITS };
         let mut pace = Pace::default();
-        let tokens = |pace: &Pace, class, others| pace.tokens(class, others, &limits);
-        assert_eq!(tokens(&pace, Class::Explore, false), 512, "nothing is known yet");
+        let tokens = |pace: Pace, class, others| pace.tokens(class, others, &limits);
+        assert_eq!(tokens(pace, Class::Explore, false), 512, "nothing is known yet");
         pace.learn(3, Duration::from_secs(9));
         pace.learn(500, Duration::from_millis(500));
-        assert_eq!(tokens(&pace, Class::Explore, false), 100);
-        assert_eq!(tokens(&pace, Class::Chat, true), 250);
-        assert_eq!(tokens(&pace, Class::Chat, false), 512);
+        assert_eq!(tokens(pace, Class::Explore, false), 100);
+        assert_eq!(tokens(pace, Class::Chat, true), 250);
+        assert_eq!(tokens(pace, Class::Chat, false), 512);
         for _ in 0..30 {
             pace.learn(64, Duration::from_secs(64));
         }
-        assert_eq!(tokens(&pace, Class::Gate, true), EFFICIENT);
+        assert_eq!(tokens(pace, Class::Gate, true), EFFICIENT);
     }
 
     fn any_class() -> impl Strategy<Value = Class> {

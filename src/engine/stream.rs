@@ -56,7 +56,7 @@ impl Stream {
 
     /// Whether `n` continuations can go on for a step, and a failure can be told.
     pub(super) fn has_room(&self, n: usize) -> bool {
-        n * self.at_once + 1 <= self.pieces.capacity()
+        n * self.at_once < self.pieces.capacity()
     }
 
     /// Tells the caller that its request is admitted, once.
