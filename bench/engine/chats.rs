@@ -84,11 +84,9 @@ async fn chats(
 ) -> anyhow::Result<(f64, f64)> {
     let questions: Vec<String> = (0..parallel).map(|_| texts.question(PROMPT)).collect();
     let began = Instant::now();
-    let chats =
-        try_join_all(questions.iter().map(|question| stream(endpoint, question))).await?;
+    let chats = try_join_all(questions.iter().map(|question| stream(endpoint, question))).await?;
     let seconds = began.elapsed().as_secs_f64();
-    let firsts: Vec<f64> =
-        chats.iter().map(|chat| chat.first_token.as_secs_f64() * 1e3).collect();
+    let firsts: Vec<f64> = chats.iter().map(|chat| chat.first_token.as_secs_f64() * 1e3).collect();
     let tokens = f64::from(ANSWER) * parallel as f64;
     Ok((tokens / seconds, median(&firsts).unwrap_or_default()))
 }

@@ -184,11 +184,7 @@ impl Client<'_> {
 
 fn view(rated: &AgentAspect) -> AspectView<'_> {
     let aspect = &rated.aspect;
-    AspectView {
-        name: &aspect.name,
-        description: &aspect.description,
-        levels: &aspect.levels,
-    }
+    AspectView { name: &aspect.name, description: &aspect.description, levels: &aspect.levels }
 }
 
 fn best<'a>(answers: &'a [String], values: &[f64]) -> anyhow::Result<&'a str> {

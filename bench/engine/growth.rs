@@ -57,7 +57,8 @@ pub(crate) async fn run(setting: &Setting, texts: &mut Texts) -> anyhow::Result<
     for n in CHATS {
         let mut per_second = Vec::new();
         for _ in 0..rounds {
-            let prompts = (0..n).map(|_| texts.prompt(PROMPT)).collect::<anyhow::Result<Vec<_>>>()?;
+            let prompts =
+                (0..n).map(|_| texts.prompt(PROMPT)).collect::<anyhow::Result<Vec<_>>>()?;
             let began = Instant::now();
             let asked = prompts.into_iter().map(|it| generate(&engine, request(it, 1, ANSWER)));
             try_join_all(asked).await?;
@@ -140,12 +141,7 @@ fn multiples(points: &[(f64, f64)]) -> Points {
     points.iter().map(|(x, _)| (*x, x * one)).collect()
 }
 
-fn curve(
-    name: &str,
-    title: &str,
-    [x, y]: [&str; 2],
-    lines: &[(&str, Points)],
-) -> (String, Curve) {
+fn curve(name: &str, title: &str, [x, y]: [&str; 2], lines: &[(&str, Points)]) -> (String, Curve) {
     let lines: BTreeMap<_, _> =
         lines.iter().map(|(name, points)| ((*name).to_owned(), points.clone())).collect();
     let curve = Curve {

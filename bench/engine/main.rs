@@ -20,6 +20,7 @@ mod overhead;
 mod peer;
 mod plot;
 mod process;
+mod refinement;
 mod reflection;
 mod results;
 mod setting;
@@ -35,12 +36,14 @@ use std::time::Instant;
 use anyhow::Context as _;
 use clap::Parser as _;
 
+use model::Kind;
 use results::{Findings, Results};
 use setting::Setting;
 use texts::Texts;
 
 /// In the order of the table.
-const WORKLOADS: [&str; 6] = ["chats", "drafts", "reflection", "overhead", "swap", "growth"];
+const WORKLOADS: [&str; 7] =
+    ["chats", "drafts", "reflection", "refinement", "overhead", "swap", "growth"];
 
 #[derive(Debug, clap::Parser)]
 struct Arguments {
@@ -65,9 +68,11 @@ struct Arguments {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let prompts = daemon::prompt_texts()?;
     let all_threads = u32::try_from(std::thread::available_parallelism()?.get())?;
     let setting = Setting {
-        model: model::make(&cache, &daemon::prompt_texts()?)?,
+        model: model::make(&cache, &prompts, Kind::Random)?,
+        predictable_model: model::make(&cache, &prompts, Kind::Predictable)?,
         threads: arguments.threads.unwrap_or(all_threads),
         peer: std::env::var_os("LLAMA_SERVER").map(PathBuf::from),
         rounds: arguments.rounds,
@@ -109,15 +114,12 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure(
-    workload: &str,
-    setting: &Setting,
-    texts: &mut Texts,
-) -> anyhow::Result<Findings> {
+async fn measure(workload: &str, setting: &Setting, texts: &mut Texts) -> anyhow::Result<Findings> {
     match workload {
         "chats" => chats::run(setting, texts).await,
         "drafts" => drafts::run(setting, texts).await,
         "reflection" => reflection::run(setting, texts).await,
+        "refinement" => refinement::run(setting, texts).await,
         "overhead" => overhead::run(setting, texts).await,
         "swap" => swap::run(setting, texts).await,
         "growth" => growth::run(setting, texts).await,

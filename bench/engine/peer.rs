@@ -49,7 +49,10 @@ impl Peer {
     }
 
     /// llama-server's own endpoint, with tokens as prompt: `n` texts.
-    pub(crate) async fn complete(&self, request: &Completion<'_>) -> anyhow::Result<Vec<Completed>> {
+    pub(crate) async fn complete(
+        &self,
+        request: &Completion<'_>,
+    ) -> anyhow::Result<Vec<Completed>> {
         let body = json!({
             "prompt": request.prompt,
             "n_predict": request.n_predict,

@@ -89,7 +89,7 @@ fn resident(smaps: &str, model: &Path) -> anyhow::Result<Resident> {
 }
 
 /// Adds up the mappings of a `smaps` file.
-fn sum(smaps: &str, model: &str) -> Resident {
+pub(crate) fn sum(smaps: &str, model: &str) -> Resident {
     let mut sum = Resident::default();
     let mut is_model = false;
     for line in smaps.lines() {
@@ -104,19 +104,4 @@ fn sum(smaps: &str, model: &str) -> Resident {
         }
     }
     sum
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_of_the_model_are_counted_apart() {
-        let smaps = "55d0-55d1 r--p 00000000 08:01 12 /usr/bin/a-b\nSize: 4 kB\nRss:       4 kB\n\
-                     VmFlags: rd mr\n\
-                     7f00-7f01 r--s 00000000 08:01 13 /cache/m.gguf\nRss: 100 kB\nPss: 50 kB\n\
-                     7f02-7f03 rw-p 00000000 00:00 0\nRss: 10 kB\n";
-        let found = sum(smaps, "/cache/m.gguf");
-        assert_eq!((found.total, found.model), (114 * 1024, 100 * 1024));
-    }
 }

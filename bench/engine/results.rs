@@ -104,7 +104,7 @@ pub(crate) struct Findings {
 }
 
 impl Measured {
-    fn figure(&self, workload: &str, commit: &str) -> Option<Figure> {
+    pub(crate) fn figure(&self, workload: &str, commit: &str) -> Option<Figure> {
         let compared = match self.better {
             Better::Higher => ratios(&self.ours, &self.other),
             Better::Lower => ratios(&self.other, &self.ours),
@@ -161,67 +161,5 @@ impl Results {
         let text = serde_json::to_string_pretty(self).context("results are plain data")?;
         write_atomic(path, |file| writeln!(file, "{text}"))
             .with_context(|| format!("write {}", path.display()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn measured(better: Better, ours: &[f64], other: &[f64], goal: Option<Goal>) -> Measured {
-        Measured {
-            name: "name".to_owned(),
-            title: "title".to_owned(),
-            unit: "s",
-            better,
-            ours: ours.to_vec(),
-            other: other.to_vec(),
-            against: Some("the peer".to_owned()),
-            goal,
-        }
-    }
-
-    #[test]
-    fn a_ratio_above_one_always_means_that_ours_is_better() {
-        for (better, expected) in [(Better::Higher, 0.5), (Better::Lower, 2.0)] {
-            let figure = measured(better, &[1.0, 1.0], &[2.0, 2.0], None).figure("w", "c").unwrap();
-            assert_eq!(figure.ratio, Some(expected));
-        }
-    }
-
-    #[test]
-    fn without_the_other_side_a_ratio_goal_is_neither_reached_nor_missed() {
-        let goal = Some(Goal::RatioAtLeast(1.0));
-        let figure = measured(Better::Lower, &[1.0], &[], goal).figure("w", "c").unwrap();
-        assert_eq!((figure.ratio, figure.holds(), figure.against), (None, None, None));
-        let goal = Some(Goal::AtMost(2.0));
-        let figure = measured(Better::Lower, &[1.0], &[], goal).figure("w", "c").unwrap();
-        assert_eq!(figure.holds(), Some(true));
-    }
-
-    #[test]
-    fn a_goal_is_missed_by_any_amount() {
-        let goal = Some(Goal::RatioAtLeast(1.0));
-        let figure = measured(Better::Higher, &[0.99], &[1.0], goal).figure("w", "c").unwrap();
-        assert_eq!(figure.holds(), Some(false));
-    }
-
-    #[test]
-    fn a_workload_replaces_its_own_figures_and_no_others() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("results.json");
-        let mut results = Results::read(&path).unwrap();
-        let named = |name: &str, ours: f64| Measured {
-            name: name.to_owned(),
-            ..measured(Better::Lower, &[ours], &[], None)
-        };
-        let findings = |measured| Findings { measured, curves: Vec::new() };
-        results.replace("a", "1", findings(vec![named("a1", 1.0), named("a2", 2.0)]));
-        results.replace("b", "1", findings(vec![named("b1", 3.0)]));
-        results.replace("a", "2", findings(vec![named("a1", 9.0)]));
-        results.write(&path).unwrap();
-        let read = Results::read(&path).unwrap();
-        assert_eq!(read.figures.keys().collect::<Vec<_>>(), ["a1", "b1"]);
-        assert_eq!((read.figures["a1"].ours, &*read.figures["a1"].commit), (9.0, "2"));
     }
 }

@@ -20,6 +20,8 @@ pub(crate) const ANSWER: u32 = 64;
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
     pub(crate) model: PathBuf,
+    /// Of the same shape, for greedy answers that can be repeated.
+    pub(crate) predictable_model: PathBuf,
     pub(crate) threads: u32,
     /// The peer's `llama-server`; `None`: its columns stay empty.
     pub(crate) peer: Option<PathBuf>,

@@ -23,37 +23,3 @@ pub(crate) fn range(values: &[f64]) -> Option<(f64, f64)> {
 pub(crate) fn ratios(above: &[f64], below: &[f64]) -> Vec<f64> {
     above.iter().zip(below).filter(|(_, below)| **below > 0.0).map(|(a, b)| a / b).collect()
 }
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn the_median_is_the_middle_in_any_order() {
-        assert_eq!(median(&[]), None);
-        assert_eq!(median(&[3.0]), Some(3.0));
-        assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0, 2.0, 9.0]), Some(3.0));
-    }
-
-    #[test]
-    fn a_slow_round_changes_both_sides_and_no_ratio() {
-        let ours = [2.0, 20.0, 2.0];
-        let peer = [3.0, 30.0, 3.0];
-        assert_eq!(ratios(&peer, &ours), [1.5, 1.5, 1.5]);
-        assert_eq!(ratios(&peer, &[0.0, 1.0]), [30.0]);
-    }
-
-    proptest! {
-        #[test]
-        fn the_median_lies_between_least_and_most(
-            values in proptest::collection::vec(-1e6..1e6, 1..30)
-        ) {
-            let (least, most) = range(&values).unwrap();
-            let middle = median(&values).unwrap();
-            prop_assert!(least <= middle && middle <= most);
-        }
-    }
-}

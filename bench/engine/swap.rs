@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use reflectd::engine::{
-    self, Class, Engine, Generation, Lane, LogprobRequest, Sampling, Token,
-};
+use reflectd::engine::{self, Class, Engine, Generation, Lane, LogprobRequest, Sampling, Token};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -75,7 +73,8 @@ pub(crate) async fn run(setting: &Setting, texts: &mut Texts) -> anyhow::Result<
     }
 
     let gaps = gaps(&streamed);
-    let during = |gap: &(Instant, Instant)| swaps.iter().any(|swap| swap.0 <= gap.1 && gap.0 <= swap.1);
+    let during =
+        |gap: &(Instant, Instant)| swaps.iter().any(|swap| swap.0 <= gap.1 && gap.0 <= swap.1);
     let millis = |gap: &(Instant, Instant)| (gap.1 - gap.0).as_secs_f64() * 1e3;
     let quiet: Vec<f64> = gaps.iter().filter(|gap| !during(gap)).map(millis).collect();
     let longest: Vec<f64> = swaps
@@ -104,7 +103,13 @@ pub(crate) async fn run(setting: &Setting, texts: &mut Texts) -> anyhow::Result<
     let at_most = |most| Some(Goal::AtMost(most));
     let n_chats = streamed.len();
     let measured = vec![
-        row("adapter_load_ms", "adapter load, nothing else running".to_owned(), "ms", idle_load, None),
+        row(
+            "adapter_load_ms",
+            "adapter load, nothing else running".to_owned(),
+            "ms",
+            idle_load,
+            None,
+        ),
         row("step_ms", format!("gap between tokens, {CHATS} chats, no swap"), "ms", quiet, None),
         row(
             "longest_gap_ms",
@@ -113,7 +118,13 @@ pub(crate) async fn run(setting: &Setting, texts: &mut Texts) -> anyhow::Result<
             vec![worst],
             at_most(load + 2.0 * step),
         ),
-        row("failed", format!("failed of {n_chats} chats"), "", vec![f64::from(failed)], at_most(0.0)),
+        row(
+            "failed",
+            format!("failed of {n_chats} chats"),
+            "",
+            vec![f64::from(failed)],
+            at_most(0.0),
+        ),
         row("mixed", format!("mixed of {n_chats} chats"), "", vec![f64::from(mixed)], at_most(0.0)),
         row(
             "memory_growth_percent",
@@ -202,11 +213,7 @@ fn gaps(streamed: &[Streamed]) -> Vec<(Instant, Instant)> {
 
 /// Answers whose log-probs are not those of the weights that they name: each half of each answer is
 /// evaluated again under its own generation.
-async fn mixed(
-    engine: &Engine,
-    adapters: &Adapters,
-    streamed: &[Streamed],
-) -> anyhow::Result<u32> {
+async fn mixed(engine: &Engine, adapters: &Adapters, streamed: &[Streamed]) -> anyhow::Result<u32> {
     let mut mixed = 0;
     for parity in 0..2 {
         let check = Generation(20_000 + parity);

@@ -10,11 +10,11 @@ use reflectd::gguf::{Value, Writer};
 /// Tokens in all, as Llama has.
 pub(crate) const SIZE: usize = 32_000;
 /// Control tokens; their ids are their positions.
-const CONTROL: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|pad|>"];
+pub(crate) const CONTROL: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|pad|>"];
 /// Id of the token that ends a turn.
 const END: u64 = 1;
 /// GPT-2's stand-in for the space.
-const SPACE: &str = "\u{120}";
+pub(crate) const SPACE: &str = "\u{120}";
 /// GGUF token types (`llama_token_type`).
 const NORMAL: i64 = 1;
 const CONTROL_TYPE: i64 = 3;
@@ -26,7 +26,7 @@ const CHAT_TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message
 #[derive(Debug)]
 pub(crate) struct Vocabulary {
     tokens: Vec<String>,
-    merges: Vec<String>,
+    pub(crate) merges: Vec<String>,
     known: HashSet<String>,
 }
 
@@ -140,56 +140,4 @@ fn letter(byte: u8) -> char {
     let rank = (0..byte).filter(|&other| !printable(other)).count();
     char::from_u32(256 + u32::try_from(rank).expect("at most 255"))
         .expect("256 to 511 are characters")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_vocabulary_is_full_and_holds_no_token_twice() {
-        let made = Vocabulary::new(&["response to a request".to_owned()]);
-        assert_eq!(made.tokens().len(), SIZE);
-        assert_eq!(made.tokens().iter().collect::<HashSet<_>>().len(), SIZE);
-        assert_eq!(made.merges.len(), SIZE - CONTROL.len() - 256);
-        assert_eq!(made.tokens().last().map(String::as_str), Some("zz"));
-        assert!(made.tokens().contains(&format!("{SPACE}response")));
-    }
-
-    #[test]
-    fn only_words_after_a_space_may_be_sampled() {
-        let made = Vocabulary::new(&[]);
-        let place = |text: &str| made.tokens().iter().position(|token| token == text).unwrap();
-        for text in ["\u{120}a", "\u{120}abc", "\u{120}aaaa"] {
-            assert!(made.is_word(place(text)), "{text}");
-        }
-        for text in ["<|im_end|>", "\u{120}", "a", "ab", "1"] {
-            assert!(!made.is_word(place(text)), "{text}");
-        }
-        assert!(!made.is_word(SIZE));
-    }
-
-    #[test]
-    fn every_merge_joins_tokens_that_come_before_it() {
-        let made = Vocabulary::new(&["reflection".to_owned()]);
-        let mut known: HashSet<&str> =
-            made.tokens().iter().take(CONTROL.len() + 256).map(String::as_str).collect();
-        let merged = made.tokens().iter().skip(CONTROL.len() + 256);
-        for (merge, token) in made.merges.iter().zip(merged) {
-            let (left, right) = merge.split_once(' ').unwrap();
-            assert!(known.contains(left) && known.contains(right), "{merge}");
-            assert_eq!(format!("{left}{right}"), *token);
-            known.insert(token);
-        }
-    }
-
-    #[test]
-    fn a_random_word_is_a_token() {
-        let made = Vocabulary::new(&[]);
-        let mut rng = fastrand::Rng::with_seed(1);
-        for _ in 0..100 {
-            let token = word(&mut rng).replace(' ', SPACE);
-            assert!(made.known.contains(&token), "{token}");
-        }
-    }
 }

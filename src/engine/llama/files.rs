@@ -49,7 +49,8 @@ pub fn quantize(src: &Path, dst: &Path, to: Quantization) -> Result<(), EngineEr
     let mut params = unsafe { sys::llama_model_quantize_default_params() };
     params.ftype = to.file_type();
     // SAFETY: paths and parameters live through the call.
-    let code = unsafe { sys::llama_model_quantize(from.as_ptr(), into.as_ptr(), &raw const params) };
+    let code =
+        unsafe { sys::llama_model_quantize(from.as_ptr(), into.as_ptr(), &raw const params) };
     if code == 0 { Ok(()) } else { Err(load_error(src, last_error("it cannot be quantized"))) }
 }
 
