@@ -25,7 +25,8 @@ pub(crate) struct Peer {
 
 /// The flags that do not depend on the machine or the workload.
 pub(crate) fn flags() -> Vec<String> {
-    let flags = format!("-c {CELLS} -b {BATCH} -ub {BATCH} -ngl 0 -fa off -cram 0 --no-webui");
+    let flags =
+        format!("-c {CELLS} -b {BATCH} -ub {BATCH} -ngl 0 -fa on -cram 0 --no-repack --no-webui");
     flags.split(' ').map(str::to_owned).collect()
 }
 
