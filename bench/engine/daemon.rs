@@ -57,15 +57,14 @@ pub(crate) fn config(setting: &Setting) -> anyhow::Result<Config> {
 /// A pass mark of 1 is never reached, so that the whole budget of reflection is spent.
 fn write_root(setting: &Setting) -> anyhow::Result<TempDir> {
     let root = tempfile::tempdir().context("make a folder for the daemon")?;
-    let aspects: String =
-        ASPECTS.iter().map(|name| format!("  - {{ name: {name}, pass: 1.0 }}\n")).collect();
+    let aspects = ASPECTS.map(|name| format!("  - {{ name: {name}, pass: 1.0 }}")).join("\n");
     let settings = format!(
         "engine:\n  context_tokens: {CELLS}\n  max_sequences: {SEQUENCES}\n  batch_tokens: {BATCH}\n  \
          threads: {}\n  gpu_layers: 0\nserver:\n  max_requests: 64\n",
         setting.threads
     );
     let agent = format!(
-        "model: {}\naspects:\n{aspects}sampling: {{ temperature: 1.0, max_tokens: {ANSWER} }}\n\
+        "model: {}\naspects:\n{aspects}\nsampling: {{ temperature: 1.0, max_tokens: {ANSWER} }}\n\
          reflection:\n  mode: inline\n  drafts: 8\n  refinements: 4\n  rounds: 1\n  \
          critique_tokens: {ANSWER}\n  latency_s: 3600\n  tokens: 100000\nlearn: false\n",
         setting.model.display()

@@ -40,8 +40,8 @@ pub(crate) async fn run(setting: &Setting, texts: &mut Texts) -> anyhow::Result<
     let agent = config.agents.values().next().context("the daemon has an agent")?;
     let n_question = question_length(texts, agent)?;
 
-    let [mut ours, mut plain, mut one_slot, mut slots] =
-        [const { () }; 4].map(|()| Side::default());
+    let (mut ours, mut plain) = (Side::default(), Side::default());
+    let (mut one_slot, mut slots) = (Side::default(), Side::default());
     for _ in 0..setting.rounds(ROUNDS) {
         let question = texts.question(n_question);
         let began = Instant::now();

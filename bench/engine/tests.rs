@@ -1,7 +1,6 @@
 //! Tests of the benchmark's pure parts, in a program of their own: the benchmark has no test harness.
 
 #![allow(dead_code, reason = "the parts are used by the benchmark, which is another program")]
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod http;
 mod process;

@@ -79,7 +79,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<Exit> {
             print(&prompt_file::render(&prompt_lines(split, count, seed)))?;
         }
         Command::Quantize { from, to } => {
-            engine::llama::quantize(&from, &to, engine::llama::Quantization::Q8_0)?
+            engine::llama::quantize(&from, &to, engine::llama::Quantization::Q8_0)?;
         }
         Command::Measure { model, prompts, problems, seed } => {
             print_json(&measure(&model, &prompts, problems, seed).await?)?;
