@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use reflectd::engine::{self, Class, Engine, Generation, Lane, LogprobRequest, Sampling, Token};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -212,40 +212,48 @@ fn gaps(streamed: &[Streamed]) -> Vec<(Instant, Instant)> {
 }
 
 /// Answers whose log-probs are not those of the weights that they name: each half of each answer is
-/// evaluated again under its own generation.
+/// evaluated again under its own generation. That the check would notice is checked too: answers
+/// of an adapter must look wrong under the base.
 async fn mixed(engine: &Engine, adapters: &Adapters, streamed: &[Streamed]) -> anyhow::Result<u32> {
     let mut mixed = 0;
+    let mut unnoticed = 0;
     for parity in 0..2 {
         let check = Generation(20_000 + parity);
         engine.load_lane(check, adapters.path(check)).await?;
     }
-    for Streamed { prompt, answer } in streamed {
-        let lane = match answer.generation {
+    for chat in streamed {
+        let lane = match chat.answer.generation {
             Generation::BASE => Generation::BASE,
             Generation(number) => Generation(20_000 + number % 2),
         };
-        let tokens: Vec<Token> = answer.pieces.iter().map(|(_, piece)| piece.token).collect();
-        let sequence = [prompt.as_slice(), &tokens].concat();
-        let request = LogprobRequest {
-            sequences: vec![(sequence, prompt.len())],
-            lane: Lane::Generation(lane),
-            class: Class::Gate,
-        };
-        let again = engine.logprobs(request).await?;
-        let again = again.first().context("one sequence has one row of log-probs")?;
-        let differences: Vec<f64> = answer
-            .pieces
-            .iter()
-            .zip(again)
-            .map(|((_, piece), again)| f64::from((piece.logprob - again).abs()))
-            .collect();
-        let halves = differences.chunks(differences.len().div_ceil(2).max(1));
-        mixed += u32::from(halves.into_iter().any(|half| median(half).is_none_or(|it| OWN < it)));
+        mixed += u32::from(differs(engine, chat, lane).await?);
+        if lane != Generation::BASE {
+            unnoticed += u32::from(!differs(engine, chat, Generation::BASE).await?);
+        }
     }
     for parity in 0..2 {
         engine.retire(Generation(20_000 + parity)).await?;
     }
+    ensure!(unnoticed == 0, "{unnoticed} answers of an adapter look like answers of the base");
     Ok(mixed)
+}
+
+/// Whether some half of an answer has other log-probs under these weights than it came with.
+async fn differs(engine: &Engine, chat: &Streamed, lane: Generation) -> anyhow::Result<bool> {
+    let Streamed { prompt, answer } = chat;
+    let tokens: Vec<Token> = answer.pieces.iter().map(|(_, piece)| piece.token).collect();
+    let request = LogprobRequest {
+        sequences: vec![([prompt.as_slice(), &tokens].concat(), prompt.len())],
+        lane: Lane::Generation(lane),
+        class: Class::Gate,
+    };
+    let again = engine.logprobs(request).await?;
+    let again = again.first().context("one sequence has one row of log-probs")?;
+    let pairs = answer.pieces.iter().zip(again);
+    let differences: Vec<f64> =
+        pairs.map(|((_, piece), again)| f64::from((piece.logprob - again).abs())).collect();
+    let mut halves = differences.chunks(differences.len().div_ceil(2).max(1));
+    Ok(halves.any(|half| median(half).is_none_or(|it| OWN < it)))
 }
 
 fn many(setting: &Setting) -> u32 {
