@@ -15,7 +15,7 @@ LIB   := $(DESTDIR)$(PREFIX)/lib/reflectd
 SHARE := $(DESTDIR)$(PREFIX)/share/reflectd
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd
 
-.PHONY: demo test setup build lint install clean
+.PHONY: demo test bench-engine setup build lint install clean
 .NOTPARALLEL:
 
 # The whole loop on the embedded model, twice. `make demo ARGS=--json` prints for machines.
@@ -26,6 +26,10 @@ demo: build
 test: setup lint
 	cargo test --release --doc
 	cargo test --release --no-fail-fast --tests
+
+# Against llama-server where LLAMA_SERVER names its program; ARGS="--only chats --rounds 9", "--quick".
+bench-engine: setup
+	cargo bench --bench engine -- $(ARGS)
 
 setup:
 	@scripts/setup.sh

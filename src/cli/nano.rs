@@ -78,7 +78,9 @@ pub(super) async fn run(command: Command) -> anyhow::Result<Exit> {
             };
             print(&prompt_file::render(&prompt_lines(split, count, seed)))?;
         }
-        Command::Quantize { from, to } => engine::llama::quantize_q8_0(&from, &to)?,
+        Command::Quantize { from, to } => {
+            engine::llama::quantize(&from, &to, engine::llama::Quantization::Q8_0)?;
+        }
         Command::Measure { model, prompts, problems, seed } => {
             print_json(&measure(&model, &prompts, problems, seed).await?)?;
         }

@@ -1,8 +1,8 @@
 //! llama.cpp: only this file and its folder name it and have unsafe code. Own RAII types over
 //! llama-cpp-sys-2, because the safe crate can neither load an adapter while a context lives nor
 //! free one. llama.cpp aborts the process on many wrong numbers, so everything is checked before
-//! it gets there. Used by the engine thread; [`quantize_q8_0`] by `reflectd nano`, [`machine`] and
-//! [`survey`] by `reflectd doctor`. [`dequantize`] waits for the trainer to read every quantization.
+//! it gets there. Used by the engine thread; [`quantize`] by `reflectd nano` and the benchmark,
+//! [`machine`] and [`survey`] by `reflectd doctor`, [`dequantize`] by the trainer.
 
 #![expect(unsafe_code, reason = "llama.cpp is C++; every block says why it is sound")]
 
@@ -36,7 +36,7 @@ use memory::Demand;
 use process::{Device, devices, init, last_error, physical_cores, system};
 use vocabulary::LlamaVocabulary;
 
-pub use files::{dequantize, quantize_q8_0};
+pub use files::{Quantization, dequantize, quantize};
 pub use inspect::{Machine, Stored, Survey, machine, survey, version};
 pub use memory::{MemoryPlan, MemoryShare};
 

@@ -11,16 +11,35 @@ use super::process::{init, last_error};
 use crate::engine::EngineError;
 use crate::gguf::Gguf;
 
-/// Quantizes a model file to `Q8_0`.
-pub fn quantize_q8_0(src: &Path, dst: &Path) -> Result<(), EngineError> {
+/// What a model file can be quantized to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Quantization {
+    /// 8 bits a weight: the nano model.
+    Q8_0,
+    /// 4 to 6 bits a weight, by tensor: what people download, and what benchmarks serve.
+    Q4KM,
+}
+
+impl Quantization {
+    fn file_type(self) -> sys::llama_ftype {
+        match self {
+            Self::Q8_0 => sys::LLAMA_FTYPE_MOSTLY_Q8_0,
+            Self::Q4KM => sys::LLAMA_FTYPE_MOSTLY_Q4_K_M,
+        }
+    }
+}
+
+/// Quantizes a model file.
+pub fn quantize(src: &Path, dst: &Path, to: Quantization) -> Result<(), EngineError> {
     init()?;
     check_model(&open(src)?).map_err(|reason| load_error(src, reason))?;
-    let [from, to] = [c_path(src)?, c_path(dst)?];
+    let [from, into] = [c_path(src)?, c_path(dst)?];
     // SAFETY: it only returns a struct.
     let mut params = unsafe { sys::llama_model_quantize_default_params() };
-    params.ftype = sys::LLAMA_FTYPE_MOSTLY_Q8_0;
+    params.ftype = to.file_type();
     // SAFETY: paths and parameters live through the call.
-    let code = unsafe { sys::llama_model_quantize(from.as_ptr(), to.as_ptr(), &raw const params) };
+    let code =
+        unsafe { sys::llama_model_quantize(from.as_ptr(), into.as_ptr(), &raw const params) };
     if code == 0 { Ok(()) } else { Err(load_error(src, last_error("it cannot be quantized"))) }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::super::llama::{Llama, dequantize, quantize_q8_0};
+use super::super::llama::{Llama, Quantization, dequantize, quantize};
 use super::*;
 use crate::gguf::{Gguf, Value, Writer};
 
@@ -391,7 +391,7 @@ fn quantized_weights_can_be_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let [plain, quantized] = ["f32.gguf", "q8_0.gguf"].map(|name| folder.path().join(name));
     write_model(&plain);
-    quantize_q8_0(&plain, &quantized).unwrap();
+    quantize(&plain, &quantized, Quantization::Q8_0).unwrap();
     let [plain, quantized] = [plain, quantized].map(|path| Gguf::open(&path).unwrap());
     let name = "blk.0.attn_q.weight";
     let expected = plain.read_f32(plain.tensor(name).unwrap()).unwrap();

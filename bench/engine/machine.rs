@@ -1,0 +1,45 @@
+//! Where the numbers come from: processor, memory, system, commit. Used by `main`.
+
+use std::fs;
+
+use anyhow::Context as _;
+use tokio::process::Command;
+
+/// One line about this machine.
+pub(crate) fn describe(threads: u32) -> anyhow::Result<String> {
+    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
+    let processors = read("/proc/cpuinfo")?;
+    let memory = read("/proc/meminfo")?;
+    let release = read("/proc/sys/kernel/osrelease")?;
+    let value = |text: &str, key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let name = value(&processors, "model name").context("/proc/cpuinfo names no processor")?;
+    let family = value(&processors, "cpu family").unwrap_or_default();
+    let n_processors = processors.lines().filter(|line| line.starts_with("processor")).count();
+    let kilobytes = value(&memory, "MemTotal").unwrap_or_default();
+    let kilobytes: f64 = kilobytes.split(' ').next().unwrap_or_default().parse().unwrap_or(0.0);
+    Ok(format!(
+        "{name} (family {family}), {n_processors} processors, {threads} threads used, {:.0} GiB, Linux {}",
+        kilobytes / f64::from(1 << 20),
+        release.trim()
+    ))
+}
+
+/// The commit of the code under test; `+` when the code differs from it.
+pub(crate) async fn commit() -> anyhow::Result<String> {
+    let git = async |arguments: &[&str]| {
+        let output = Command::new("git")
+            .args(["-C", env!("CARGO_MANIFEST_DIR")])
+            .args(arguments)
+            .output()
+            .await
+            .context("ask git for the commit")?;
+        anyhow::Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--short=10", "HEAD"]).await?;
+    let code = ["status", "--porcelain", "--", "src", "prompts", "Cargo.lock", "bench/engine/*.rs"];
+    let is_changed = !git(&code).await?.is_empty();
+    Ok(if is_changed { format!("{commit}+") } else { commit })
+}

@@ -1,0 +1,128 @@
+//! `make bench-engine`: the engine and the daemon, measured side by side with llama-server (its program
+//! in the environment variable `LLAMA_SERVER`; without it the columns of the other side stay empty).
+//! Writes `results.json`, plots, and the table of `docs/PERFORMANCE.md`. This file is the table of
+//! contents: one file a workload, and below them the two servers, their client and the model.
+
+#![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
+#![expect(clippy::print_stdout, reason = "and what it found")]
+
+mod chat;
+mod chats;
+mod client;
+mod daemon;
+mod drafts;
+mod growth;
+mod http;
+mod inside;
+mod machine;
+mod model;
+mod overhead;
+mod peer;
+mod plot;
+mod process;
+mod refinement;
+mod reflection;
+mod results;
+mod setting;
+mod statistics;
+mod swap;
+mod table;
+mod texts;
+mod vocabulary;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use model::Kind;
+use results::{Findings, Results};
+use setting::Setting;
+use texts::Texts;
+
+/// In the order of the table.
+const WORKLOADS: [&str; 7] =
+    ["chats", "drafts", "reflection", "refinement", "overhead", "swap", "growth"];
+
+#[derive(Debug, clap::Parser)]
+struct Arguments {
+    /// Only these workloads; the others keep what an earlier run found.
+    #[arg(long, value_parser = WORKLOADS)]
+    only: Vec<String>,
+    /// Rounds of each comparison [default: each workload's own number].
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// One round of everything, to see that it works; nothing is written.
+    #[arg(long)]
+    quick: bool,
+    /// CPU threads of both sides [default: all].
+    #[arg(long)]
+    threads: Option<u32>,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let prompts = daemon::prompt_texts()?;
+    let all_threads = u32::try_from(std::thread::available_parallelism()?.get())?;
+    let setting = Setting {
+        model: model::make(&cache, &prompts, Kind::Random)?,
+        predictable_model: model::make(&cache, &prompts, Kind::Predictable)?,
+        threads: arguments.threads.unwrap_or(all_threads),
+        peer: std::env::var_os("LLAMA_SERVER").map(PathBuf::from),
+        rounds: arguments.rounds,
+        is_quick: arguments.quick,
+    };
+    let mut texts = Texts::new(&setting.engine()).await?;
+    let commit = machine::commit().await?;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/engine");
+    let mut results = Results::read(&folder.join("results.json"))?;
+    results.machine = machine::describe(setting.threads)?;
+    results.peer = match &setting.peer {
+        Some(program) => Some(peer::describe(program, setting.threads).await?),
+        None => None,
+    };
+
+    for workload in WORKLOADS {
+        if !arguments.only.is_empty() && !arguments.only.iter().any(|only| only == workload) {
+            continue;
+        }
+        let began = Instant::now();
+        let findings = measure(workload, &setting, &mut texts)
+            .await
+            .with_context(|| format!("workload {workload}"))?;
+        eprintln!("{workload}: {:.0} s", began.elapsed().as_secs_f64());
+        results.replace(workload, &commit, findings);
+        if !setting.is_quick {
+            results.write(&folder.join("results.json"))?;
+        }
+    }
+
+    let table = table::render(&results, &WORKLOADS);
+    println!("{table}");
+    if !setting.is_quick {
+        table::insert(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/PERFORMANCE.md"), &table)?;
+        for (name, curve) in &results.curves {
+            plot::draw(&folder.join(format!("{name}.svg")), curve)?;
+        }
+    }
+    Ok(())
+}
+
+async fn measure(workload: &str, setting: &Setting, texts: &mut Texts) -> anyhow::Result<Findings> {
+    match workload {
+        "chats" => chats::run(setting, texts).await,
+        "drafts" => drafts::run(setting, texts).await,
+        "reflection" => reflection::run(setting, texts).await,
+        "refinement" => refinement::run(setting, texts).await,
+        "overhead" => overhead::run(setting, texts).await,
+        "swap" => swap::run(setting, texts).await,
+        "growth" => growth::run(setting, texts).await,
+        other => anyhow::bail!("{other} is no workload"),
+    }
+}

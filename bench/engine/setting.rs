@@ -1,0 +1,53 @@
+//! What every workload is measured with: model, threads, sizes, rounds, the peer's program. The same
+//! numbers go to both sides. Used by every workload.
+
+use std::path::PathBuf;
+
+use reflectd::engine::{EngineConfig, KvCache};
+
+/// KV cells on both sides.
+pub(crate) const CELLS: u32 = 16_384;
+/// Tokens a step on both sides; llama.cpp computes 512 at once.
+pub(crate) const BATCH: u32 = 512;
+/// Sequences of ours; the peer has slots, see `peer`.
+pub(crate) const SEQUENCES: u32 = 64;
+/// Tokens of a prompt, unless a workload is about something else.
+pub(crate) const PROMPT: usize = 256;
+/// New tokens of an answer.
+pub(crate) const ANSWER: u32 = 64;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    pub(crate) model: PathBuf,
+    /// Of the same shape, for greedy answers that can be repeated.
+    pub(crate) predictable_model: PathBuf,
+    pub(crate) threads: u32,
+    /// The peer's `llama-server`; `None`: its columns stay empty.
+    pub(crate) peer: Option<PathBuf>,
+    /// Instead of a workload's own number of rounds.
+    pub(crate) rounds: Option<usize>,
+    /// One round, few points: only to see that everything works.
+    pub(crate) is_quick: bool,
+}
+
+impl Setting {
+    /// Rounds of a workload that wants `usual` of them.
+    pub(crate) fn rounds(&self, usual: usize) -> usize {
+        if self.is_quick { 1 } else { self.rounds.unwrap_or(usual) }
+    }
+
+    /// The engine as the daemon of this benchmark sets it up.
+    pub(crate) fn engine(&self) -> EngineConfig {
+        EngineConfig {
+            model: self.model.clone(),
+            context_tokens: CELLS,
+            max_sequences: SEQUENCES,
+            batch_tokens: BATCH,
+            threads: Some(self.threads),
+            gpu_layers: Some(0),
+            kv_cache: KvCache::F16,
+            queue: 64,
+        }
+    }
+}

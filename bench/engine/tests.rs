@@ -1,0 +1,198 @@
+//! Tests of the benchmark's pure parts, in a program of their own: the benchmark has no test harness.
+
+#![allow(dead_code, reason = "the parts are used by the benchmark, which is another program")]
+
+mod http;
+mod process;
+mod results;
+mod statistics;
+mod table;
+mod vocabulary;
+
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use results::{Better, Figure, Findings, Goal, Measured, Results};
+use statistics::{median, range, ratios};
+use table::{BEGIN, END, between, row};
+use vocabulary::{CONTROL, SIZE, SPACE, Vocabulary, word};
+
+#[test]
+fn the_vocabulary_is_full_and_holds_no_token_twice() {
+    let made = Vocabulary::new(&["response to a request".to_owned()]);
+    assert_eq!(made.tokens().len(), SIZE);
+    assert_eq!(made.tokens().iter().collect::<HashSet<_>>().len(), SIZE);
+    assert_eq!(made.merges.len(), SIZE - CONTROL.len() - 256);
+    assert_eq!(made.tokens().last().map(String::as_str), Some("zz"));
+    assert!(made.tokens().contains(&format!("{SPACE}response")));
+}
+
+#[test]
+fn only_words_after_a_space_may_be_sampled() {
+    let made = Vocabulary::new(&[]);
+    let place = |text: &str| made.tokens().iter().position(|token| token == text).unwrap();
+    for text in ["\u{120}a", "\u{120}abc", "\u{120}aaaa"] {
+        assert!(made.is_word(place(text)), "{text}");
+    }
+    for text in ["<|im_end|>", "\u{120}", "a", "ab", "1"] {
+        assert!(!made.is_word(place(text)), "{text}");
+    }
+    assert!(!made.is_word(SIZE));
+}
+
+#[test]
+fn every_merge_joins_tokens_that_come_before_it() {
+    let made = Vocabulary::new(&["reflection".to_owned()]);
+    let mut known: HashSet<&str> =
+        made.tokens().iter().take(CONTROL.len() + 256).map(String::as_str).collect();
+    let merged = made.tokens().iter().skip(CONTROL.len() + 256);
+    for (merge, token) in made.merges.iter().zip(merged) {
+        let (left, right) = merge.split_once(' ').unwrap();
+        assert!(known.contains(left) && known.contains(right), "{merge}");
+        assert_eq!(format!("{left}{right}"), *token);
+        known.insert(token);
+    }
+}
+
+#[test]
+fn a_random_word_is_a_token() {
+    let made = Vocabulary::new(&[]);
+    let mut rng = fastrand::Rng::with_seed(1);
+    for _ in 0..100 {
+        let token = word(&mut rng).replace(' ', SPACE);
+        assert!(made.tokens().contains(&token), "{token}");
+    }
+}
+
+#[test]
+fn the_median_is_the_middle_in_any_order() {
+    assert_eq!(median(&[]), None);
+    assert_eq!(median(&[3.0]), Some(3.0));
+    assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
+    assert_eq!(median(&[4.0, 1.0, 2.0, 9.0]), Some(3.0));
+}
+
+#[test]
+fn a_slow_round_changes_both_sides_and_no_ratio() {
+    let ours = [2.0, 20.0, 2.0];
+    let peer = [3.0, 30.0, 3.0];
+    assert_eq!(ratios(&peer, &ours), [1.5, 1.5, 1.5]);
+    assert_eq!(ratios(&peer, &[0.0, 1.0]), [30.0]);
+}
+
+proptest! {
+    #[test]
+    fn the_median_lies_between_least_and_most(
+        values in proptest::collection::vec(-1e6..1e6, 1..30)
+    ) {
+        let (least, most) = range(&values).unwrap();
+        let middle = median(&values).unwrap();
+        prop_assert!(least <= middle && middle <= most);
+    }
+}
+
+#[test]
+fn pages_of_the_model_are_counted_apart() {
+    let smaps = "55d0-55d1 r--p 00000000 08:01 12 /usr/bin/a-b\nSize: 4 kB\nRss:       4 kB\n\
+                 VmFlags: rd mr\n\
+                 7f00-7f01 r--s 00000000 08:01 13 /cache/m.gguf\nRss: 100 kB\nPss: 50 kB\n\
+                 7f02-7f03 rw-p 00000000 00:00 0\nRss: 10 kB\n";
+    let found = process::sum(smaps, "/cache/m.gguf");
+    assert_eq!((found.total, found.model), (114 * 1024, 100 * 1024));
+}
+
+fn measured(better: Better, ours: &[f64], other: &[f64], goal: Option<Goal>) -> Measured {
+    Measured {
+        name: "name".to_owned(),
+        title: "title".to_owned(),
+        unit: "s",
+        better,
+        ours: ours.to_vec(),
+        other: other.to_vec(),
+        against: Some("the peer".to_owned()),
+        goal,
+    }
+}
+
+#[test]
+fn a_ratio_above_one_always_means_that_ours_is_better() {
+    for (better, expected) in [(Better::Higher, 0.5), (Better::Lower, 2.0)] {
+        let figure = measured(better, &[1.0, 1.0], &[2.0, 2.0], None).figure("w", "c").unwrap();
+        assert_eq!(figure.ratio, Some(expected));
+    }
+}
+
+#[test]
+fn without_the_other_side_a_ratio_goal_is_neither_reached_nor_missed() {
+    let goal = Some(Goal::RatioAtLeast(1.0));
+    let figure = measured(Better::Lower, &[1.0], &[], goal).figure("w", "c").unwrap();
+    assert_eq!((figure.ratio, figure.holds(), figure.against), (None, None, None));
+    let goal = Some(Goal::AtMost(2.0));
+    let figure = measured(Better::Lower, &[1.0], &[], goal).figure("w", "c").unwrap();
+    assert_eq!(figure.holds(), Some(true));
+}
+
+#[test]
+fn a_goal_is_missed_by_any_amount() {
+    let goal = Some(Goal::RatioAtLeast(1.0));
+    let figure = measured(Better::Higher, &[0.99], &[1.0], goal).figure("w", "c").unwrap();
+    assert_eq!(figure.holds(), Some(false));
+}
+
+#[test]
+fn a_workload_replaces_its_own_figures_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("results.json");
+    let mut results = Results::read(&path).unwrap();
+    let named = |name: &str, ours: f64| Measured {
+        name: name.to_owned(),
+        ..measured(Better::Lower, &[ours], &[], None)
+    };
+    let findings = |measured| Findings { measured, curves: Vec::new() };
+    results.replace("a", "1", findings(vec![named("a1", 1.0), named("a2", 2.0)]));
+    results.replace("b", "1", findings(vec![named("b1", 3.0)]));
+    results.replace("a", "2", findings(vec![named("a1", 9.0)]));
+    results.write(&path).unwrap();
+    let read = Results::read(&path).unwrap();
+    assert_eq!(read.figures.keys().collect::<Vec<_>>(), ["a1", "b1"]);
+    assert_eq!((read.figures["a1"].ours, &*read.figures["a1"].commit), (9.0, "2"));
+}
+
+fn figure() -> Figure {
+    Figure {
+        workload: "chats".to_owned(),
+        title: "8 chats".to_owned(),
+        unit: "tokens/s".to_owned(),
+        ours: 123.4,
+        other: None,
+        ratio: None,
+        range: Some((120.0, 130.0)),
+        goal: Some(Goal::RatioAtLeast(1.0)),
+        rounds: 5,
+        commit: "abc".to_owned(),
+        against: None,
+    }
+}
+
+#[test]
+fn columns_of_the_peer_are_empty_without_it() {
+    let expected = "| 8 chats | 123 tokens/s | - | - | - | 120 to 130 | ratio at least 1.00 \
+                    | - | 5 | abc |";
+    assert_eq!(row(&figure()), expected);
+}
+
+#[test]
+fn a_missed_goal_is_seen() {
+    let figure = Figure { other: Some(200.0), ratio: Some(0.617), ..figure() };
+    assert!(row(&figure).contains("| 0.62 |") && row(&figure).contains("**no**"));
+}
+
+#[test]
+fn only_what_stands_between_the_markers_changes() {
+    let document = format!("a\n{BEGIN}\nold\n{END}\nb\n");
+    let once = between(&document, "new\n").unwrap();
+    assert_eq!(once, format!("a\n{BEGIN}\nnew\n{END}\nb\n"));
+    assert_eq!(between(&once, "new").unwrap(), once);
+    assert_eq!(between("no markers", "new"), None);
+}
