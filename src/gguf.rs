@@ -71,14 +71,41 @@ impl TensorKind {
             other => Self::Other(other),
         }
     }
-    /// (values, bytes) of a block; `None` for types that this file does not decode.
+    /// (values, bytes) of a block; `None` for types that hold no weights or that nobody knows.
     fn block(self) -> Option<(u64, u64)> {
-        match self {
-            Self::F32 => Some((1, 4)),
-            Self::F16 | Self::Bf16 => Some((1, 2)),
-            Self::Q8_0 => Some((32, 34)),
-            Self::Other(_) => None,
-        }
+        Some(match self.id() {
+            0 => (1, 4),           // F32
+            1 | 30 => (1, 2),      // F16, BF16
+            2 | 20 => (32, 18),    // Q4_0, IQ4_NL
+            3 => (32, 20),         // Q4_1
+            6 => (32, 22),         // Q5_0
+            7 => (32, 24),         // Q5_1
+            8 => (32, 34),         // Q8_0
+            10 => (256, 84),       // Q2_K
+            11 | 21 => (256, 110), // Q3_K, IQ3_S
+            12 => (256, 144),      // Q4_K
+            13 => (256, 176),      // Q5_K
+            14 => (256, 210),      // Q6_K
+            15 => (256, 292),      // Q8_K
+            16 | 35 => (256, 66),  // IQ2_XXS, TQ2_0
+            17 => (256, 74),       // IQ2_XS
+            18 => (256, 98),       // IQ3_XXS
+            19 => (256, 50),       // IQ1_S
+            22 => (256, 82),       // IQ2_S
+            23 => (256, 136),      // IQ4_XS
+            29 => (256, 56),       // IQ1_M
+            34 => (256, 54),       // TQ1_0
+            39 => (32, 17),        // MXFP4
+            40 => (64, 36),        // NVFP4
+            41 => (128, 18),       // Q1_0
+            42 => (64, 18),        // Q2_0
+            _ => return None,
+        })
+    }
+    /// Bytes of so many values; `None` when they do not fill whole blocks of a known type.
+    pub fn n_bytes(self, n_values: u64) -> Option<u64> {
+        let (values, bytes) = self.block()?;
+        if n_values.is_multiple_of(values) { (n_values / values).checked_mul(bytes) } else { None }
     }
 }
 
@@ -204,17 +231,23 @@ impl Gguf {
     pub fn path(&self) -> &Path {
         &self.path
     }
+    /// Where a tensor's bytes begin in the file. All `n_bytes` of them are there.
+    pub fn position(&self, tensor: &TensorInfo, n_bytes: u64) -> Result<u64, GgufError> {
+        let start = self.data_start.checked_add(tensor.offset);
+        match start.and_then(|at| at.checked_add(n_bytes)) {
+            Some(end) if end <= self.file_size => Ok(end - n_bytes),
+            _ => {
+                Err(self
+                    .malformed(format!("tensor {} ends behind the end of the file", tensor.name)))
+            }
+        }
+    }
     /// The stored bytes of a tensor, `n_bytes` of them.
     pub fn read_bytes(&self, tensor: &TensorInfo, n_bytes: u64) -> Result<Vec<u8>, GgufError> {
-        let end = self.data_start.checked_add(tensor.offset).and_then(|at| at.checked_add(n_bytes));
-        if end.is_none_or(|end| self.file_size < end) {
-            return Err(
-                self.malformed(format!("tensor {} ends behind the end of the file", tensor.name))
-            );
-        }
+        let start = self.position(tensor, n_bytes)?;
         let read = || {
             let mut file = File::open(&self.path)?;
-            file.seek(SeekFrom::Start(self.data_start + tensor.offset))?;
+            file.seek(SeekFrom::Start(start))?;
             let mut bytes = Vec::new();
             file.take(n_bytes).read_to_end(&mut bytes)?;
             Ok(bytes)
@@ -229,18 +262,17 @@ impl Gguf {
     }
     /// The values of a tensor of a type that is decoded here (F32, F16, BF16, `Q8_0`).
     pub fn read_f32(&self, tensor: &TensorInfo) -> Result<Vec<f32>, GgufError> {
-        let (values, bytes) = tensor.kind.block().ok_or_else(|| GgufError::Unsupported {
-            path: self.path.clone(),
-            tensor: tensor.name.clone(),
-            kind: tensor.kind.id(),
-        })?;
-        let n_values = tensor.n_values();
-        if !n_values.is_multiple_of(values) {
-            return Err(
-                self.malformed(format!("tensor {} does not fill its last block", tensor.name))
-            );
+        if matches!(tensor.kind, TensorKind::Other(_)) {
+            return Err(GgufError::Unsupported {
+                path: self.path.clone(),
+                tensor: tensor.name.clone(),
+                kind: tensor.kind.id(),
+            });
         }
-        let data = self.read_bytes(tensor, n_values / values * bytes)?;
+        let n_bytes = tensor.kind.n_bytes(tensor.n_values()).ok_or_else(|| {
+            self.malformed(format!("tensor {} does not fill its last block", tensor.name))
+        })?;
+        let data = self.read_bytes(tensor, n_bytes)?;
         Ok(decode(tensor.kind, &data))
     }
     fn malformed(&self, reason: String) -> GgufError {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a line changes its meaning; a trainer refuses a job of another version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One training run.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -39,6 +39,12 @@ pub struct Job {
     pub validation_share: f64,
     /// Longest sequence in tokens; longer examples are left out and counted.
     pub max_tokens: usize,
+    /// The server's context in tokens: some models choose their rotary factors by it.
+    pub context_tokens: u32,
+    /// How the frozen base is held in memory.
+    pub base_kind: BaseKind,
+    /// Memory that the trainer may use; `None`: what is free when it starts.
+    pub memory_limit_bytes: Option<u64>,
     /// CPU threads.
     pub threads: usize,
     /// Where to compute.
@@ -95,6 +101,20 @@ pub struct Optimizer {
     pub max_grad_norm: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+}
+
+/// How the frozen base is held in memory.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BaseKind {
+    /// `f32` when it fits into half of the memory, else `quantized`.
+    Auto,
+    /// As in the file, shared with the server's mapping of it; a layer at a time is decoded.
+    Quantized,
+    /// In 16 bits: half the memory of `f32`, but rounded unless the file has no more bits either.
+    Bf16,
+    /// Decoded once: the fastest.
+    F32,
 }
 
 /// Where the trainer computes.

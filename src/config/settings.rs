@@ -6,7 +6,7 @@ use std::thread::available_parallelism;
 use super::raw::Section;
 use super::{GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig};
 use crate::engine::{EngineConfig, KvCache};
-use crate::protocol::{Device, Lora, Objective, Optimizer};
+use crate::protocol::{BaseKind, Device, Lora, Objective, Optimizer};
 
 /// Longest path of a Unix socket on Linux.
 const MAX_SOCKET_PATH: usize = 107;
@@ -90,6 +90,8 @@ fn trainer(root: &Path, keys: &mut Section<'_>) -> TrainerConfig {
         grace: keys.seconds("grace_s", 10.0),
         threads: keys.number("threads", cores, &(1..=1024)),
         device: keys.value("device", Device::Auto),
+        base: keys.value("base", BaseKind::Auto),
+        memory_limit_bytes: keys.optional_number("memory_limit_bytes", &(1 << 28..=1 << 50)),
         yield_quiet: keys.seconds("yield_quiet_s", 1.0),
     }
 }

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::random_model::CONTEXT;
 use reflectd::config::load_prompts;
 use reflectd::engine::{
     self, Class, Engine, EngineConfig, EngineThread, Generation, KvCache, Lane, LogprobRequest,
@@ -17,7 +18,7 @@ use reflectd::nano::tokenizer::Tokenizer;
 use reflectd::nano::world::{Answer, Habits, Problem, Split};
 use reflectd::paths;
 use reflectd::protocol::{
-    self, Device, Example, Job, Lora, Objective, Optimizer, Probe, TrainerEvent,
+    self, BaseKind, Device, Example, Job, Lora, Objective, Optimizer, Probe, TrainerEvent,
 };
 
 #[tokio::test]
@@ -29,8 +30,9 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     let examples = examples(&shipped);
 
     // No step is taken with a rate of 0, and an adapter begins as nothing: the base speaks.
-    let base = train(&exact, &examples, 0.0, &folder.path().join("base"));
-    let adapter = train(&exact, &examples, 1e-3, &folder.path().join("adapter"));
+    let out = |name: &str| folder.path().join(name);
+    let base = train(&exact, &examples, 0.0, None, BaseKind::Auto, &out("base"));
+    let adapter = train(&exact, &examples, 1e-3, None, BaseKind::Auto, &out("adapter"));
     let (engine, thread) = load(&exact).await;
     gap("F32", &engine, Lane::Active, &base).await.assert_within(1e-4, 1e-3);
     let generation = Generation(1);
@@ -42,7 +44,7 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     drop(engine);
     thread.join().unwrap();
 
-    let base = train(&shipped, &examples, 0.0, &folder.path().join("shipped"));
+    let base = train(&shipped, &examples, 0.0, None, BaseKind::Auto, &out("shipped"));
     // llama.cpp rounds what goes into a Q8_0 product to 8 bits too; the trainer does not.
     let (engine, thread) = load(&shipped).await;
     gap("Q8_0", &engine, Lane::Active, &base).await.assert_within(0.01, 0.03);
@@ -88,13 +90,20 @@ fn examples(model: &Path) -> Vec<Example> {
     (0..16).map(&mut example).collect()
 }
 
-struct Trained {
-    adapter: PathBuf,
-    probe: Probe,
+pub(crate) struct Trained {
+    pub adapter: PathBuf,
+    pub probe: Probe,
 }
 
 /// One run of the real trainer.
-fn train(base: &Path, examples: &[Example], learning_rate: f64, out: &Path) -> Trained {
+pub(crate) fn train(
+    base: &Path,
+    examples: &[Example],
+    learning_rate: f64,
+    start: Option<PathBuf>,
+    base_kind: BaseKind,
+    out: &Path,
+) -> Trained {
     std::fs::create_dir(out).unwrap();
     let data = out.join("data.jsonl");
     let line = |example| serde_json::to_string(example).unwrap() + "\n";
@@ -105,7 +114,7 @@ fn train(base: &Path, examples: &[Example], learning_rate: f64, out: &Path) -> T
         run: "parity".into(),
         base: base.to_owned(),
         base_sha256: paths::sha256(base).unwrap(),
-        start: None,
+        start,
         data,
         out: out.to_owned(),
         objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
@@ -120,6 +129,9 @@ fn train(base: &Path, examples: &[Example], learning_rate: f64, out: &Path) -> T
         },
         validation_share: 0.0,
         max_tokens: 512,
+        context_tokens: CONTEXT,
+        base_kind,
+        memory_limit_bytes: None,
         threads: 1,
         device: Device::Cpu,
         seed: 7,
@@ -142,10 +154,10 @@ fn train(base: &Path, examples: &[Example], learning_rate: f64, out: &Path) -> T
     Trained { adapter, probe }
 }
 
-async fn load(model: &Path) -> (Engine, EngineThread) {
+pub(crate) async fn load(model: &Path) -> (Engine, EngineThread) {
     let config = EngineConfig {
         model: model.to_owned(),
-        context_tokens: 4096,
+        context_tokens: CONTEXT,
         max_sequences: 8,
         batch_tokens: 512,
         threads: Some(1),
@@ -159,20 +171,20 @@ async fn load(model: &Path) -> (Engine, EngineThread) {
 
 /// How far two lists of log-probs lie apart.
 #[derive(Debug)]
-struct Gap {
-    mean: f64,
-    max: f64,
+pub(crate) struct Gap {
+    pub mean: f64,
+    pub max: f64,
 }
 
 impl Gap {
-    fn assert_within(&self, mean: f64, max: f64) {
+    pub(crate) fn assert_within(&self, mean: f64, max: f64) {
         assert!(self.mean <= mean && self.max <= max, "{self:?} is beyond {mean} or {max}");
     }
 }
 
 /// The trainer's log-probs against the server's.
 #[expect(clippy::print_stderr, reason = "the numbers are worth seeing, not only that they pass")]
-async fn gap(what: &'static str, engine: &Engine, lane: Lane, trained: &Trained) -> Gap {
+pub(crate) async fn gap(what: &str, engine: &Engine, lane: Lane, trained: &Trained) -> Gap {
     let sequences = &trained.probe.sequences;
     let ask = |tokens: &[i32]| tokens.iter().copied().map(Token).collect::<Vec<_>>();
     let request = LogprobRequest {

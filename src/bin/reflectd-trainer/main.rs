@@ -5,14 +5,18 @@
 #[cfg(test)]
 mod tests;
 
+mod arch;
+mod base;
 mod batch;
 mod cuda;
 mod export;
+mod head;
 mod lora;
 mod model;
 mod objective;
 mod optimizer;
 mod pretrain;
+mod sweep;
 mod train;
 mod weights;
 

@@ -19,7 +19,7 @@ use crate::lora::Lora;
 use crate::model::Model;
 use crate::objective::{self, LogProbs, Losses, Rejected};
 use crate::optimizer::{AdamW, learning_rate, mean};
-use crate::{export, weights};
+use crate::{export, sweep, weights};
 
 /// Padded tokens of one forward and backward pass; a larger batch is accumulated.
 const MICRO_BATCH_TOKENS: usize = 4096;
@@ -155,12 +155,13 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<(Model, Vec<Example>, us
     );
     tch::set_num_threads(i32::try_from(job.threads.clamp(1, 1024))?);
     tch::manual_seed(job.seed.cast_signed());
-    let mut model = weights::load(&job.base, device)?;
+    let mut model = weights::load(&job.base, job.base_kind, job.context_tokens, device)?;
     model.lora = Some(match &job.start {
         Some(path) => export::load(path, &sha256, &model.shape, job.lora.rank, device)?,
         None => Lora::new(&model.shape, job.lora.rank, job.lora.alpha, device),
     });
-    let (examples, n_too_long) = read_examples(job, model.shape.n_vocab, model.shape.n_ctx)?;
+    let (examples, n_too_long) =
+        read_examples(job, model.shape.sizes.n_vocab, model.shape.sizes.n_ctx)?;
     Ok((model, examples, n_too_long))
 }
 
@@ -254,16 +255,19 @@ fn add_reference(model: &Model, examples: &mut [Packed]) {
     }
 }
 
-/// Loss terms of a few examples in one pass.
-fn losses(model: &Model, job: &Job, examples: &[&Packed]) -> (Losses, LogProbs) {
+fn batch_of(model: &Model, examples: &[&Packed]) -> Batch {
     let trees: Vec<&Tree> = examples.iter().map(|example| &example.tree).collect();
-    let batch = Batch::new(&trees, model.device);
+    Batch::new(&trees, model.device)
+}
+
+/// Loss terms of a few examples, given the log-probs of their batch's wanted tokens.
+fn losses(job: &Job, examples: &[&Packed], batch: &Batch, logprobs: &Tensor) -> (Losses, LogProbs) {
     let width = examples[0].reference.len();
     let columns = i64::try_from(width).expect("one or two");
-    let sums = sequence_logprobs(model, &batch).view([-1, columns]);
+    let sums = batch.sum_by_sequence(logprobs).view([-1, columns]);
     let flat: Vec<f32> =
         examples.iter().flat_map(|example| example.reference.iter().copied()).collect();
-    let reference = Tensor::from_slice(&flat).to_device(model.device).view([-1, columns]);
+    let reference = Tensor::from_slice(&flat).to_device(sums.device()).view([-1, columns]);
     let lengths = batch.lengths.to_kind(Kind::Float).view([-1, columns]);
     let column = |of: &Tensor, i: i64| of.select(1, i);
     let rejected = (width == 2).then(|| Rejected {
@@ -294,10 +298,16 @@ fn optimize(
     optimizer.zero_grad();
     for micro in micro_batches(batch) {
         let share = micro.len() as f64 / batch.len() as f64;
-        let (losses, logprobs) = losses(model, job, &micro);
-        let loss = losses.loss.mean(Kind::Float) * share;
-        loss.backward();
-        metrics.loss += loss.double_value(&[]);
+        let batch = batch_of(model, &micro);
+        let mut found = None;
+        sweep::gradients(model, &batch, model.weights.are_transient(), |logprobs| {
+            let (losses, logprobs) = losses(job, &micro, &batch, logprobs);
+            let loss = losses.loss.mean(Kind::Float) * share;
+            metrics.loss += loss.double_value(&[]);
+            found = Some((losses, logprobs));
+            loss
+        });
+        let (losses, logprobs) = found.expect("the sweep asks for the loss");
         let add = |sum: &mut f64, tensor: &Tensor| *sum += share * mean(tensor);
         add(&mut metrics.nll_loss, &losses.nll);
         add(&mut metrics.rewards_chosen, &losses.reward_chosen);
@@ -346,7 +356,11 @@ fn validate(model: &Model, job: &Job, examples: &[Packed]) -> f64 {
     let all: Vec<&Packed> = examples.iter().collect();
     let sum: f64 = micro_batches(&all)
         .iter()
-        .map(|micro| losses(model, job, micro).0.loss.sum(Kind::Float).double_value(&[]))
+        .map(|micro| {
+            let batch = batch_of(model, micro);
+            let (losses, _) = losses(job, micro, &batch, &model.logprobs(&batch));
+            losses.loss.sum(Kind::Float).double_value(&[])
+        })
         .sum();
     sum / examples.len() as f64
 }
@@ -384,8 +398,7 @@ fn finish(
     emit: &dyn Fn(&TrainerEvent),
 ) -> anyhow::Result<()> {
     let (adapter, probe) = (job.out.join("adapter.gguf"), job.out.join("probe.json"));
-    let lora = model.lora.as_ref().context("the model has an adapter")?;
-    export::save(lora, &job.base_sha256, &job.run, &adapter)?;
+    export::save(model, &job.base_sha256, &job.run, &adapter)?;
     write_probe(&probe, model, examples)?;
     let sha256 = paths::sha256(&adapter).with_context(|| format!("read {}", adapter.display()))?;
     emit(&TrainerEvent::Done {
