@@ -71,8 +71,47 @@ pub enum Objective {
         /// Weight of the NLL term.
         nll: f64,
     },
+    /// DPO for a judge that sometimes takes the worse answer for the better one.
+    RobustDpo {
+        /// Strength of the pull to the reference.
+        beta: f64,
+        /// Weight of the NLL term.
+        nll: f64,
+        /// Share of pairs that are the wrong way round, below 0.5.
+        label_smoothing: f64,
+    },
+    /// A squared distance instead of a sigmoid: the margin has a goal, 1 / (2 beta).
+    Ipo {
+        /// Strength of the pull to the reference.
+        beta: f64,
+    },
+    /// Mean log-probs and a margin, without a reference.
+    Simpo {
+        /// Scale of the rewards.
+        beta: f64,
+        /// By how much the chosen answer's reward has to be larger.
+        gamma: f64,
+    },
+    /// Single answers that are good (chosen) or bad (rejected), without pairs.
+    Kto {
+        /// Strength of the pull to the reference.
+        beta: f64,
+        /// Weight of the good answers.
+        desirable_weight: f64,
+        /// Weight of the bad ones.
+        undesirable_weight: f64,
+    },
     /// Supervised fine-tuning on the chosen answers (the paper's RS).
     Sft,
+    /// Rewarded answers, compared within the group that was sampled for one prompt ([`Group`]).
+    Grpo {
+        /// Weight of the KL term to the reference.
+        beta: f64,
+        /// How far the ratio of new to old probability counts.
+        epsilon: f64,
+        /// The importance weight of a token is at most this.
+        importance_cap: f64,
+    },
 }
 
 /// Shape of the adapter: every linear layer has one.
@@ -129,7 +168,31 @@ pub enum Device {
     Cuda,
 }
 
-/// One line of the data set.
+/// One line of the data set of `grpo`: all answers that were sampled for one prompt.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Names the prompt.
+    pub prompt_id: String,
+    /// Token ids of the rendered prompt.
+    pub prompt: Vec<i32>,
+    /// At least two.
+    pub answers: Vec<Rollout>,
+}
+
+/// One answer of a [`Group`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// Token ids with the end token.
+    pub tokens: Vec<i32>,
+    /// Log-prob of each token when it was sampled, by the generation that sampled it.
+    pub logprobs: Vec<f32>,
+    /// What the answer is worth.
+    pub reward: f64,
+}
+
+/// One line of the data set of every other objective.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Example {
@@ -137,15 +200,17 @@ pub struct Example {
     pub prompt_id: String,
     /// Token ids of the rendered prompt.
     pub prompt: Vec<i32>,
-    /// Token ids of the chosen answer with its end token.
+    /// Token ids of the chosen answer with its end token; empty for `kto` where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chosen: Vec<i32>,
-    /// Likewise of the rejected one; absent for `sft`.
+    /// Likewise of the rejected one; absent for `sft`, and for `kto` where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected: Option<Vec<i32>>,
 }
 
 /// One line of the trainer's standard output.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[expect(clippy::large_enum_variant, reason = "one is alive at a time, and most are steps")]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum TrainerEvent {
     /// Base and data are loaded.
@@ -232,6 +297,18 @@ pub struct Step {
     /// Likewise of the rejected ones.
     #[serde(rename = "logps/rejected")]
     pub logps_rejected: f64,
+    /// Distance to the reference, in nats: `kto` by answer, `grpo` by token.
+    #[serde(default)]
+    pub kl: f64,
+    /// `grpo`: mean reward, and its mean standard deviation within a group.
+    #[serde(default)]
+    pub reward: f64,
+    /// See `reward`.
+    #[serde(default)]
+    pub reward_std: f64,
+    /// `grpo`: share of tokens whose ratio does not count any more.
+    #[serde(default, rename = "clip_ratio/region_mean")]
+    pub clip_ratio: f64,
     /// Tokens a second since the last step.
     pub tokens_per_second: f64,
     /// Seconds left at this speed.

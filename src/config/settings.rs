@@ -149,24 +149,43 @@ fn pairs(keys: &mut Section<'_>) -> PairPolicy {
 }
 
 fn objective(keys: &mut Section<'_>) -> Objective {
+    const NAMES: &str = "dpo, dpo_norm, robust_dpo, ipo, simpo, kto or sft";
     let name = keys.value("name", "dpo".to_owned());
-    let mut beta_and_nll = |beta| {
-        (keys.number("beta", beta, &(0.0001..=1000.0)), keys.number("nll", 1.0, &(0.0..=1000.0)))
-    };
+    let mut weight = |key, default| keys.number(key, default, &(0.0..=1000.0));
     match name.as_str() {
         "sft" => Objective::Sft,
-        "dpo_norm" => {
-            let (beta, nll) = beta_and_nll(5.0);
-            Objective::DpoNorm { beta, nll }
+        "dpo_norm" => Objective::DpoNorm { beta: beta(keys, 5.0), nll: nll(keys) },
+        "robust_dpo" => Objective::RobustDpo {
+            beta: beta(keys, 0.1),
+            nll: nll(keys),
+            label_smoothing: keys.number("label_smoothing", 0.1, &(0.0..=0.49)),
+        },
+        "ipo" => Objective::Ipo { beta: beta(keys, 0.1) },
+        "simpo" => {
+            let gamma = weight("gamma", 1.0);
+            Objective::Simpo { beta: beta(keys, 2.0), gamma }
+        }
+        "kto" => {
+            let desirable_weight = weight("desirable_weight", 1.0);
+            let undesirable_weight = weight("undesirable_weight", 1.0);
+            Objective::Kto { beta: beta(keys, 0.1), desirable_weight, undesirable_weight }
         }
         other => {
-            let (beta, nll) = beta_and_nll(0.1);
+            let objective = Objective::Dpo { beta: beta(keys, 0.1), nll: nll(keys) };
             if other != "dpo" {
-                keys.problem("name", format!("is {other:?}; dpo, dpo_norm or sft is allowed"));
+                keys.problem("name", format!("is {other:?}; {NAMES} is allowed"));
             }
-            Objective::Dpo { beta, nll }
+            objective
         }
     }
+}
+
+fn beta(keys: &mut Section<'_>, default: f64) -> f64 {
+    keys.number("beta", default, &(0.0001..=1000.0))
+}
+
+fn nll(keys: &mut Section<'_>) -> f64 {
+    keys.number("nll", 1.0, &(0.0..=1000.0))
 }
 
 fn lora(keys: &mut Section<'_>) -> Lora {

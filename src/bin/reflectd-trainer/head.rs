@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use crate::model::Model;
 
 /// Logits that are in memory at once.
-const MAX_LOGITS: i64 = 1 << 24;
+const MAX_LOGITS: i64 = 1 << 22;
 /// A slice of the vocabulary has at least so many tokens.
 const MIN_SLICE: i64 = 1024;
 
@@ -56,7 +56,7 @@ pub(crate) fn backward(
         let probabilities = (logits - scored.normaliser.unsqueeze(1)).exp();
         let (index, is_inside) = inside(targets, from, n);
         let mut of_logits = -probabilities * &gradient;
-        let _ = of_logits.scatter_add_(1, &index, &(is_inside.unsqueeze(1) * &gradient));
+        of_logits = of_logits.scatter_add(1, &index, &(is_inside.unsqueeze(1) * &gradient));
         if let Some(slope) = slope {
             of_logits *= slope;
         }
@@ -69,7 +69,7 @@ pub(crate) fn backward(
 fn capped(model: &Model, rows: &Tensor, from: i64, n: i64) -> (Tensor, Option<Tensor>) {
     let mut logits = rows.matmul(&model.weights.rows(matrix(model), from, n).transpose(0, 1));
     if let Some(bias) = model.weights.find("output.bias") {
-        logits = logits + bias.narrow(0, from, n);
+        logits += bias.narrow(0, from, n);
     }
     match model.shape.final_cap {
         Some(cap) => {

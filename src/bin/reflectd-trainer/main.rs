@@ -9,13 +9,16 @@ mod arch;
 mod base;
 mod batch;
 mod cuda;
+mod data;
 mod export;
 mod head;
 mod lora;
 mod model;
 mod objective;
 mod optimizer;
+mod plan;
 mod pretrain;
+mod step;
 mod sweep;
 mod train;
 mod weights;
@@ -106,12 +109,9 @@ fn say_failed(error: &anyhow::Error, exit: Exit) -> Exit {
 
 /// tch panics where libtorch throws; being out of memory is the one case that may pass.
 fn from_panic(panic: &(dyn std::any::Any + Send)) -> Failure {
-    let text = panic.downcast_ref::<String>().map_or_else(
-        || panic.downcast_ref::<&str>().copied().unwrap_or("the trainer panicked").to_owned(),
-        String::clone,
-    );
+    let text = step::panic_text(panic);
     let first = text.lines().next().unwrap_or_default().to_owned();
-    if text.contains("out of memory") || text.contains("not enough memory") {
+    if step::is_out_of_memory(&text) {
         return Failure::TryAgain(anyhow::anyhow!(
             "{first}: lower learn.optimizer.batch_pairs or learn.max_tokens"
         ));

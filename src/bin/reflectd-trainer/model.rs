@@ -77,10 +77,6 @@ impl Model {
     }
 
     /// One block of the model, `[B, T, d]` to the same.
-    #[expect(
-        clippy::assign_op_pattern,
-        reason = "autograd needs the old x; += changes it in place"
-    )]
     pub(crate) fn block(&self, layer: i64, x: &Tensor, places: &Places) -> Tensor {
         let (shape, sizes) = (&self.shape, self.shape.sizes);
         let [q_width, kv_width] = shape.widths();
@@ -153,7 +149,7 @@ impl Model {
     fn linear(&self, name: &str, x: &Tensor) -> Tensor {
         let mut y = x.matmul(&self.weights.get(name).transpose(0, 1));
         if let Some(bias) = self.weights.find(&format!("{name}.bias")) {
-            y = y + bias;
+            y += bias;
         }
         match self.lora.as_ref().and_then(|lora| lora.delta(name, x)) {
             Some(delta) => y + delta,
@@ -211,7 +207,7 @@ impl Model {
             let mut turns =
                 (pairs * (-2.0 / rope.n_rot as f64 * rope.base.ln())).exp() * rope.scale;
             if let Some(factors) = rope.factors {
-                turns = turns / self.weights.get(factors);
+                turns /= self.weights.get(factors);
             }
             let positions = batch.positions.to_kind(Kind::Float).unsqueeze(1).unsqueeze(-1);
             let angles = positions * turns; // [B, 1, T, n_rot / 2]

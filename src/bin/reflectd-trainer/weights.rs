@@ -132,10 +132,9 @@ pub(crate) fn load(
         }
         let mut tensors = HashMap::new();
         for (name, size) in expected {
-            let suffix = if name.ends_with(".bias") { "" } else { ".weight" };
-            let stored = file
-                .find(&format!("{name}{suffix}"))?
-                .with_context(|| format!("tensor {name}{suffix} is missing"))?;
+            let (weight, bias) = (file.find(&format!("{name}.weight"))?, file.find(&name)?);
+            let stored =
+                weight.or(bias).with_context(|| format!("tensor {name}.weight is missing"))?;
             ensure!(stored.shape == size, "tensor {name} is {:?}, expected {size:?}", stored.shape);
             tensors.insert(name, hold(stored, kind, device)?);
         }

@@ -51,6 +51,10 @@ pub(crate) enum Factors {
 /// a gated feed-forward layer, rotary embedding, grouped heads, biases of q, k and v when the file
 /// has them) is in the forward pass.
 #[derive(Debug, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact about the architecture, not a state"
+)]
 pub(crate) struct Architecture {
     /// `general.architecture`.
     pub name: &'static str,
