@@ -210,7 +210,6 @@ pub struct Example {
 
 /// One line of the trainer's standard output.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[expect(clippy::large_enum_variant, reason = "one is alive at a time, and most are steps")]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum TrainerEvent {
     /// Base and data are loaded.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use llama_cpp_sys_2 as sys;
 use reflectd::engine::{Generation, Lane};
+use reflectd::exit::Exit;
 use reflectd::gguf::{Gguf, Value, Writer};
 use reflectd::paths;
-use reflectd::protocol::{BaseKind, Example};
+use reflectd::protocol::{BaseKind, Example, TrainerEvent};
 
-use super::parity::{gap, load, train};
+use super::parity::{gap, job, load, run, untrained};
 use super::random_model::{ARCHITECTURES, Linear, N_VOCAB, write, write_adapter};
 
 /// Name, number in llama.cpp, and what may lie between trainer and server at most: its products
@@ -62,12 +63,12 @@ async fn every_architecture_means_the_same_to_trainer_and_server() {
         let most = 2e-3;
         let (engine, thread) = load(&model.path).await;
         let out = |name: &str| folder.path().join(name);
-        let plain = train(&model.path, &examples, 0.0, None, BaseKind::F32, &out("plain"));
+        let plain = untrained(&model.path, &examples, None, BaseKind::F32, &out("plain"));
         let what = format!("{architecture} F32");
         gap(&what, &engine, Lane::Active, &plain).await.assert_within(most / 4.0, most);
         let start = model.adapter(architecture, &model.path);
         let adapted =
-            train(&model.path, &examples, 0.0, Some(start), BaseKind::Quantized, &out("adapted"));
+            untrained(&model.path, &examples, Some(start), BaseKind::Quantized, &out("adapted"));
         engine.load_lane(Generation(1), adapted.adapter.clone()).await.unwrap();
         let lane = Lane::Generation(Generation(1));
         let what = format!("{architecture} F32 with adapter");
@@ -81,8 +82,7 @@ async fn every_architecture_means_the_same_to_trainer_and_server() {
             let path = folder.path().join(format!("{name}.gguf"));
             quantize(&model.path, &path, number);
             let start = model.adapter(architecture, &path);
-            let trained =
-                train(&path, &examples, 0.0, Some(start), BaseKind::Quantized, &out(name));
+            let trained = untrained(&path, &examples, Some(start), BaseKind::Quantized, &out(name));
             let (engine, thread) = load(&path).await;
             engine.load_lane(Generation(1), trained.adapter.clone()).await.unwrap();
             let what = format!("{architecture} {name} with adapter");
@@ -117,9 +117,34 @@ fn a_model_in_several_files_is_the_same_model() {
     }
     let examples = examples();
     let out = |name: &str| folder.path().join(name);
-    let one = train(&model.path, &examples, 0.0, None, BaseKind::F32, &out("one"));
-    let two = train(&first, &examples, 0.0, None, BaseKind::F32, &out("two"));
+    let one = untrained(&model.path, &examples, None, BaseKind::F32, &out("one"));
+    let two = untrained(&first, &examples, None, BaseKind::F32, &out("two"));
     assert_eq!(one.probe, two.probe);
+}
+
+#[test]
+fn a_pair_that_does_not_fit_into_memory_may_be_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Model::new("gemma2", folder.path());
+    let tokens = |n: usize| vec![7; n];
+    let long = Example {
+        prompt_id: "long".into(),
+        prompt: tokens(2000),
+        chosen: tokens(8),
+        rejected: Some(tokens(9)),
+    };
+    let mut job = job(&model.path, &[long], &folder.path().join("out"));
+    job.optimizer.epochs = 1;
+    // Its capped attention scores alone are 64 MiB a time, and there are several.
+    job.memory_limit_bytes = Some(300 << 20);
+    let (status, last) = run(&job);
+    assert_eq!(status.code(), Some(i32::from(Exit::TryAgain as u8)), "{last:?}");
+    let TrainerEvent::Failed { message } = last else { panic!("{last:?}") };
+    assert!(message.contains("one example does not fit into memory"), "{message}");
+    assert!(!job.out.join("adapter.gguf").exists());
+    job.memory_limit_bytes = Some(2 << 30);
+    let (status, last) = run(&job);
+    assert!(status.success(), "{last:?}");
 }
 
 /// llama.cpp's own quantizer.

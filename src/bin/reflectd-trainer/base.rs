@@ -136,7 +136,7 @@ impl Stored {
         n: usize,
         device: Device,
     ) -> anyhow::Result<Tensor> {
-        let mut values = vec![0.0; n * self.n_columns];
+        let mut values: Vec<f32> = zeroed(n * self.n_columns)?;
         let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
         let rows_a_thread = n.div_ceil(threads).max(MIN_VALUES_A_THREAD.div_ceil(self.n_columns));
         std::thread::scope(|scope| {
@@ -168,11 +168,19 @@ impl Stored {
     }
 
     fn decode(&self, row: usize, out: &mut [f32]) -> anyhow::Result<()> {
-        let mut bytes = vec![0; out.len() / self.n_columns * self.row_bytes];
+        let mut bytes: Vec<u8> = zeroed(out.len() / self.n_columns * self.row_bytes)?;
         self.file
             .read_exact_at(&mut bytes, self.start + (row * self.row_bytes) as u64)
             .with_context(|| format!("read tensor {}", self.name))?;
         dequantize(self.kind.id(), &bytes, out)
             .map_err(|reason| anyhow::anyhow!("tensor {}: {reason}", self.name))
     }
+}
+
+/// A vector of zeros; being out of memory is an error that the run can react to.
+fn zeroed<T: Clone + Default>(n: usize) -> anyhow::Result<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(n).context("out of memory")?;
+    values.resize(n, T::default());
+    Ok(values)
 }

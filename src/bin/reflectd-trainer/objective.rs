@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn grpo_clips_ratios_and_truncates_importance_weights() {
         let (advantages, deviation) = advantages(&[1.0, 0.0]);
-        assert!((deviation - 0.707_106_78).abs() < 1e-7);
+        assert!((deviation - std::f64::consts::FRAC_1_SQRT_2).abs() < 1e-7);
         close(&Tensor::from_slice(&advantages), &[0.707_006_795, -0.707_006_795]);
         let tokens = Tokens {
             policy: t(&[-1.0, -2.0, -0.5]),

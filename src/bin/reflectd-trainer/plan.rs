@@ -2,6 +2,7 @@
 //! are computed again in the backward pass. Estimates to begin with; when memory does not suffice
 //! after all, the plan shrinks. Used by `train` and `step`.
 
+use reflectd::gguf::TensorInfo;
 use reflectd::protocol::BaseKind;
 
 use crate::arch::{Shape, Sizes};
@@ -22,7 +23,7 @@ pub(crate) struct Plan {
     /// Compute blocks again in the backward pass instead of keeping what they computed.
     pub recompute: bool,
     /// The longest example in tokens.
-    longest: usize,
+    pub longest: usize,
 }
 
 impl Plan {
@@ -61,7 +62,7 @@ pub(crate) fn base_kind(wanted: BaseKind, file: &BaseFile, memory_bytes: u64) ->
     if wanted != BaseKind::Auto {
         return wanted;
     }
-    let n_values: u64 = file.tensors().map(|tensor| tensor.n_values()).sum();
+    let n_values: u64 = file.tensors().map(TensorInfo::n_values).sum();
     if n_values.saturating_mul(F32) <= memory_bytes / 2 {
         BaseKind::F32
     } else {

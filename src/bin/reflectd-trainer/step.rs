@@ -186,10 +186,10 @@ fn within_memory<T>(
                     std::panic::resume_unwind(panic);
                 }
                 if !plan.shrink() {
-                    let first = text.lines().next().unwrap_or_default().to_owned();
                     return Err(Unfinished::OutOfMemory(anyhow::anyhow!(
-                        "one example does not fit into memory ({first}): lower learn.max_tokens, \
-                         or set trainer.base to quantized"
+                        "one example does not fit into memory: lower learn.max_tokens, or set \
+                         trainer.base to quantized ({})",
+                        first_line(&text)
                     )));
                 }
             }
@@ -203,6 +203,11 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         || panic.downcast_ref::<&str>().copied().unwrap_or("the trainer panicked").to_owned(),
         String::clone,
     )
+}
+
+/// Without the stack that libtorch appends, its line breaks escaped.
+pub(crate) fn first_line(text: &str) -> &str {
+    text.lines().next().and_then(|line| line.split("\\n").next()).unwrap_or_default()
 }
 
 /// Whether libtorch, the C++ library or we ourselves got no memory.
@@ -318,5 +323,36 @@ fn losses(
             objective::preference(objective, &answers(0), rejected.as_ref())
                 .expect("the data set has been read for this objective")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn out_of_memory_makes_passes_smaller_until_one_example_is_too_much() {
+        let plan = || Plan { max_tokens: 4096, recompute: false, longest: 600 };
+        let allocator = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes";
+        let needs = |most: usize| {
+            let mut plan = plan();
+            let done = within_memory(&mut plan, |plan| {
+                assert!(plan.max_tokens <= most, "{allocator}");
+                Ok(plan.max_tokens)
+            });
+            (done, plan)
+        };
+        assert_eq!((needs(4096).0.unwrap(), needs(1500).0.unwrap()), (4096, 1024));
+        let (failed, plan) = needs(500);
+        assert!(plan.recompute && plan.max_tokens == 600, "everything was tried");
+        let Err(Unfinished::OutOfMemory(error)) = failed else { panic!("{failed:?}") };
+        assert!(error.to_string().contains("one example does not fit"), "{error}");
+    }
+
+    #[test]
+    #[should_panic(expected = "another bug")]
+    fn other_panics_are_not_taken_for_it() {
+        let mut plan = Plan { max_tokens: 4096, recompute: false, longest: 600 };
+        drop(within_memory::<()>(&mut plan, |_| panic!("another bug")));
     }
 }
