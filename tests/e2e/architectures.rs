@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use llama_cpp_sys_2 as sys;
+use reflectd::engine::llama::dequantize;
 use reflectd::engine::{Generation, Lane};
 use reflectd::exit::Exit;
 use reflectd::gguf::{Gguf, Value, Writer};
@@ -91,6 +92,46 @@ async fn every_architecture_means_the_same_to_trainer_and_server() {
             thread.join().unwrap();
         }
     }
+}
+
+/// What lies between trainer and server on a quantized file is how llama.cpp multiplies: on the
+/// same numbers without their packing there is nothing between them.
+#[tokio::test]
+async fn a_quantized_base_is_its_decoded_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Model::new("qwen3", folder.path());
+    let examples = examples();
+    for (name, number, _) in QUANTIZATIONS {
+        let packed = folder.path().join(format!("{name}.gguf"));
+        quantize(&model.path, &packed, number);
+        let decoded = folder.path().join(format!("{name}-f32.gguf"));
+        decode(&packed, &decoded);
+        let out = folder.path().join(name);
+        let trained = untrained(&packed, &examples, None, BaseKind::Quantized, &out);
+        let (engine, thread) = load(&decoded).await;
+        let what = format!("{name} decoded");
+        gap(&what, &engine, Lane::Active, &trained).await.assert_within(1e-4, 1e-3);
+        drop(engine);
+        thread.join().unwrap();
+    }
+}
+
+/// All tensors as F32.
+fn decode(from: &Path, to: &Path) {
+    let source = Gguf::open(from).unwrap();
+    let mut writer = Writer::default();
+    source.entries().iter().for_each(|(key, value)| writer.metadata(key, value.clone()));
+    let mut kinds = std::collections::BTreeSet::new();
+    for info in source.tensors() {
+        let n = info.n_values();
+        let bytes = source.read_bytes(info, info.kind.n_bytes(n).unwrap()).unwrap();
+        let mut values = vec![0.0; usize::try_from(n).unwrap()];
+        dequantize(info.kind.id(), &bytes, &mut values).unwrap();
+        writer.tensor(&info.name, &info.shape, values);
+        kinds.insert(info.kind.id());
+    }
+    assert!(1 < kinds.len(), "nothing was quantized");
+    writer.write(to).unwrap();
 }
 
 #[test]

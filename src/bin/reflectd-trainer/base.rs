@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
@@ -26,30 +26,12 @@ pub(crate) struct BaseFile {
 impl BaseFile {
     /// Opens a GGUF; of a split one, its first part is named.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        let open = |path: &Path| -> anyhow::Result<(Gguf, Arc<File>)> {
-            let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-            Ok((Gguf::open(path)?, Arc::new(file)))
+        let open = |part: Gguf| -> anyhow::Result<(Gguf, Arc<File>)> {
+            let file = File::open(part.path());
+            let file = file.with_context(|| format!("open {}", part.path().display()))?;
+            Ok((part, Arc::new(file)))
         };
-        let first = open(path)?;
-        let n_parts = first.0.unsigned("split.count").unwrap_or(1).max(1);
-        ensure!(n_parts <= 1000, "{}: {n_parts} parts", path.display());
-        let mut parts = vec![first];
-        for part in 2..=n_parts {
-            let path = part_path(path, part, n_parts)?;
-            let part_file = open(&path)?;
-            ensure!(
-                part_file.0.unsigned("split.no") == Some(part - 1)
-                    && part_file.0.unsigned("split.count") == Some(n_parts),
-                "{} is not part {part} of {n_parts}",
-                path.display()
-            );
-            parts.push(part_file);
-        }
-        if let Some(expected) = parts[0].0.unsigned("split.tensors.count") {
-            let found: usize = parts.iter().map(|(part, _)| part.tensors().len()).sum();
-            ensure!(found as u64 == expected, "{}: {found} of {expected} tensors", path.display());
-        }
-        Ok(Self { parts })
+        Ok(Self { parts: Gguf::open_parts(path)?.into_iter().map(open).collect::<Result<_, _>>()? })
     }
 
     /// Where the metadata is.
@@ -97,18 +79,6 @@ impl BaseFile {
     }
 }
 
-/// `x-00001-of-00003.gguf` to the name of another part.
-fn part_path(first: &Path, part: u64, n_parts: u64) -> anyhow::Result<PathBuf> {
-    let name = first.file_name().and_then(|name| name.to_str()).unwrap_or("");
-    let stem = name.strip_suffix(&format!("-00001-of-{n_parts:05}.gguf")).with_context(|| {
-        format!(
-            "{} has {n_parts} parts, so its name must end with -00001-of-{n_parts:05}.gguf",
-            first.display()
-        )
-    })?;
-    Ok(first.with_file_name(format!("{stem}-{part:05}-of-{n_parts:05}.gguf")))
-}
-
 /// One tensor in the file.
 #[derive(Debug)]
 pub(crate) struct Stored {
@@ -139,6 +109,10 @@ impl Stored {
         let mut values: Vec<f32> = zeroed(n * self.n_columns)?;
         let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
         let rows_a_thread = n.div_ceil(threads).max(MIN_VALUES_A_THREAD.div_ceil(self.n_columns));
+        if n <= rows_a_thread {
+            self.decode(from, &mut values)?;
+            return self.tensor(&values, n, device);
+        }
         std::thread::scope(|scope| {
             let parts = values.chunks_mut(rows_a_thread * self.n_columns);
             let started: Vec<_> = parts
@@ -149,8 +123,12 @@ impl Stored {
                 thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("decoding panicked")))
             })
         })?;
-        let size = [i64::try_from(n)?, i64::try_from(self.n_columns)?];
-        Ok(Tensor::from_slice(&values).view(size).to_device(device))
+        self.tensor(&values, n, device)
+    }
+
+    fn tensor(&self, values: &[f32], n_rows: usize, device: Device) -> anyhow::Result<Tensor> {
+        let size = [i64::try_from(n_rows)?, i64::try_from(self.n_columns)?];
+        Ok(Tensor::from_slice(values).view(size).to_device(device))
     }
 
     /// Reads through everything once.

@@ -201,3 +201,57 @@ pub(crate) fn micro_batches<'a>(batch: &[&'a Packed], max_tokens: usize) -> Vec<
     }
     parts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn single(prompt_id: &str, prompt: &[i32], answer: &[i32]) -> Packed {
+        let kind = Kind::Single { is_good: true, stranger: None };
+        Packed::new(prompt_id.to_owned(), prompt, &[answer], kind)
+    }
+    fn stranger(example: &Packed) -> Option<&Stranger> {
+        match &example.kind {
+            Kind::Single { stranger, .. } => stranger.as_ref(),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_stranger_is_the_answer_to_another_prompt_and_fits() {
+        let mut examples = vec![
+            single("a", &[1, 2], &[3]),
+            single("a", &[1, 2], &[4]),
+            single("b", &[5], &[6, 7, 8, 9]),
+        ];
+        introduce_strangers(&mut examples, 4);
+        // The last token of a tree is predicted, not computed.
+        let lengths = examples.iter().map(|example| stranger(example).unwrap().tree.len());
+        assert_eq!(lengths.collect::<Vec<_>>(), [3, 3, 1]);
+        let mut alone = vec![single("a", &[1], &[3]), single("a", &[1], &[4])];
+        introduce_strangers(&mut alone, 4);
+        assert!(alone.iter().all(|example| stranger(example).is_none()));
+    }
+
+    #[test]
+    fn passes_hold_as_many_padded_tokens_as_fit() {
+        let examples: Vec<Packed> =
+            [4, 2, 2, 9, 1].map(|n| single("a", &[1], &vec![2; n])).into_iter().collect();
+        let all: Vec<&Packed> = examples.iter().collect();
+        let sizes = |most| micro_batches(&all, most).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(sizes(12), [3, 1, 1]);
+        assert_eq!(sizes(1), [1; 5]);
+        assert_eq!(sizes(1000), [5]);
+    }
+
+    #[test]
+    fn a_prompt_is_trained_on_or_kept_aside_but_not_both() {
+        let examples: Vec<Packed> =
+            (0..20).map(|i| single(&format!("{}", i / 2), &[1], &[i])).collect();
+        let (train, aside) = split(examples, 0.3, 7);
+        assert_eq!((train.len(), aside.len()), (14, 6));
+        assert!(train.iter().all(|t| aside.iter().all(|a| a.prompt_id != t.prompt_id)));
+        let (train, aside) = split(vec![single("a", &[1], &[2])], 0.5, 7);
+        assert_eq!((train.len(), aside.len()), (1, 0));
+    }
+}
