@@ -34,7 +34,10 @@ impl Plan {
         longest: usize,
         free_bytes: u64,
     ) -> Self {
-        let free = free_bytes.saturating_sub(OVERHEAD_BYTES);
+        // One block's weights are decoded at a time.
+        let of_block: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out * n_in).sum();
+        let decoded = if weights_are_transient { of_block.cast_unsigned() * F32 } else { 0 };
+        let free = free_bytes.saturating_sub(OVERHEAD_BYTES + decoded);
         let kept = bytes_a_token(shape, longest, false);
         let fits = |bytes_a_token: u64| {
             let tokens = usize::try_from(free / bytes_a_token.max(1)).unwrap_or(usize::MAX);

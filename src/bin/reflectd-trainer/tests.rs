@@ -28,9 +28,11 @@ use crate::train::{self, Failure};
 use crate::weights::{self, Weights};
 
 /// Held through a test: libtorch has one generator a process, and a draw of another test between
-/// seed and use would change what is asserted.
+/// seed and use would change what is asserted. One thread, because its spinning threads wait for each
+/// other when something else wants the processor: 52 s instead of 4 s.
 fn alone() -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
+    tch::set_num_threads(1);
     GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

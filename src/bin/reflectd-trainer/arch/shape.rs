@@ -7,6 +7,9 @@ use reflectd::gguf::{Gguf, Value};
 use super::{ALL, Architecture, Factors};
 use crate::base::BaseFile;
 
+/// llama.cpp's own bound (`LLAMA_MAX_LAYERS`).
+const MAX_LAYERS: i64 = 512;
+
 /// How large everything is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sizes {
@@ -250,8 +253,10 @@ fn sizes(keys: &Keys<'_>) -> anyhow::Result<Sizes> {
     );
     let embedding = keys.base.info("token_embd.weight").context("token_embd.weight is missing")?;
     let n_vocab = embedding.shape.get(1).copied().and_then(|n| i64::try_from(n).ok());
+    let n_layer = keys.needed("block_count")?;
+    ensure!(n_layer <= MAX_LAYERS, "{n_layer} blocks; the server takes {MAX_LAYERS} at most");
     Ok(Sizes {
-        n_layer: keys.needed("block_count")?,
+        n_layer,
         n_embd,
         n_head,
         n_head_kv,

@@ -230,6 +230,7 @@ fn what_is_not_computed_is_refused_by_name() {
         ("llama", "llama.rope.scaling.type", text("longrope"), "rotary scaling \"longrope\""),
         ("llama", "llama.rope.scaling.type", text("none"), "scaling \"none\""),
         ("llama", "llama.embedding_length", Value::Unsigned(0), "llama.embedding_length"),
+        ("llama", "llama.block_count", Value::Unsigned(1 << 19), "524288 blocks"),
         ("llama", "llama.attention.head_count_kv", Value::Unsigned(3), "evenly"),
         ("llama", "llama.attention.value_length", Value::Unsigned(32), "for values"),
         (
