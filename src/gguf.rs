@@ -20,6 +20,7 @@ const MAX_ITEMS: u64 = 1 << 16;
 const MAX_STRING: u64 = 1 << 24;
 const MAX_ARRAY_ENTRIES: u64 = 1 << 23;
 const MAX_HEADER: u64 = 1 << 28;
+const MAX_PARTS: u64 = 1000;
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,14 +74,41 @@ impl TensorKind {
             other => Self::Other(other),
         }
     }
-    /// (values, bytes) of a block; `None` for types that this file does not decode.
+    /// (values, bytes) of a block; `None` for types that hold no weights or that nobody knows.
     fn block(self) -> Option<(u64, u64)> {
-        match self {
-            Self::F32 => Some((1, 4)),
-            Self::F16 | Self::Bf16 => Some((1, 2)),
-            Self::Q8_0 => Some((32, 34)),
-            Self::Other(_) => None,
-        }
+        Some(match self.id() {
+            0 => (1, 4),           // F32
+            1 | 30 => (1, 2),      // F16, BF16
+            2 | 20 => (32, 18),    // Q4_0, IQ4_NL
+            3 => (32, 20),         // Q4_1
+            6 => (32, 22),         // Q5_0
+            7 => (32, 24),         // Q5_1
+            8 => (32, 34),         // Q8_0
+            10 => (256, 84),       // Q2_K
+            11 | 21 => (256, 110), // Q3_K, IQ3_S
+            12 => (256, 144),      // Q4_K
+            13 => (256, 176),      // Q5_K
+            14 => (256, 210),      // Q6_K
+            15 => (256, 292),      // Q8_K
+            16 | 35 => (256, 66),  // IQ2_XXS, TQ2_0
+            17 => (256, 74),       // IQ2_XS
+            18 => (256, 98),       // IQ3_XXS
+            19 => (256, 50),       // IQ1_S
+            22 => (256, 82),       // IQ2_S
+            23 => (256, 136),      // IQ4_XS
+            29 => (256, 56),       // IQ1_M
+            34 => (256, 54),       // TQ1_0
+            39 => (32, 17),        // MXFP4
+            40 => (64, 36),        // NVFP4
+            41 => (128, 18),       // Q1_0
+            42 => (64, 18),        // Q2_0
+            _ => return None,
+        })
+    }
+    /// Bytes of so many values; `None` when they do not fill whole blocks of a known type.
+    pub fn n_bytes(self, n_values: u64) -> Option<u64> {
+        let (values, bytes) = self.block()?;
+        if n_values.is_multiple_of(values) { (n_values / values).checked_mul(bytes) } else { None }
     }
 }
 
@@ -207,6 +235,42 @@ impl Gguf {
     pub fn alignment(&self) -> u64 {
         self.alignment
     }
+    /// Opens a model that may be split into several files (`x-00001-of-00003.gguf` ...); of those
+    /// the first is named. Its metadata is the model's.
+    pub fn open_parts(path: &Path) -> Result<Vec<Self>, GgufError> {
+        let first = Self::open(path)?;
+        let n_parts = first.unsigned("split.count").unwrap_or(1).max(1);
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let end = format!("-00001-of-{n_parts:05}.gguf");
+        let stem = match name.strip_suffix(&end) {
+            _ if n_parts == 1 => return Ok(vec![first]),
+            Some(stem) if n_parts <= MAX_PARTS => stem.to_owned(),
+            _ => {
+                let reason =
+                    format!("it is the first of {n_parts} parts, so its name ends with {end}");
+                return Err(first.malformed(reason));
+            }
+        };
+        let expected = first.unsigned("split.tensors.count");
+        let mut parts = vec![first];
+        for number in 2..=n_parts {
+            let name = format!("{stem}-{number:05}-of-{n_parts:05}.gguf");
+            let part = Self::open(&path.with_file_name(name))?;
+            let is_it = (part.unsigned("split.no"), part.unsigned("split.count"))
+                == (Some(number - 1), Some(n_parts));
+            if !is_it {
+                return Err(part.malformed(format!("it is not part {number} of {n_parts}")));
+            }
+            parts.push(part);
+        }
+        let found: usize = parts.iter().map(|part| part.tensors.len()).sum();
+        match expected {
+            Some(expected) if expected != found as u64 => {
+                Err(parts[0].malformed(format!("all parts have {found} of {expected} tensors")))
+            }
+            _ => Ok(parts),
+        }
+    }
     /// A metadata value.
     pub fn metadata(&self, key: &str) -> Option<&Value> {
         self.metadata.get(key)
@@ -249,17 +313,23 @@ impl Gguf {
     pub fn path(&self) -> &Path {
         &self.path
     }
+    /// Where a tensor's bytes begin in the file. All `n_bytes` of them are there.
+    pub fn position(&self, tensor: &TensorInfo, n_bytes: u64) -> Result<u64, GgufError> {
+        let start = self.data_start.checked_add(tensor.offset);
+        match start.and_then(|at| at.checked_add(n_bytes)) {
+            Some(end) if end <= self.file_size => Ok(end - n_bytes),
+            _ => {
+                Err(self
+                    .malformed(format!("tensor {} ends behind the end of the file", tensor.name)))
+            }
+        }
+    }
     /// The stored bytes of a tensor, `n_bytes` of them.
     pub fn read_bytes(&self, tensor: &TensorInfo, n_bytes: u64) -> Result<Vec<u8>, GgufError> {
-        let end = self.data_start.checked_add(tensor.offset).and_then(|at| at.checked_add(n_bytes));
-        if end.is_none_or(|end| self.file_size < end) {
-            return Err(
-                self.malformed(format!("tensor {} ends behind the end of the file", tensor.name))
-            );
-        }
+        let start = self.position(tensor, n_bytes)?;
         let read = || {
             let mut file = File::open(&self.path)?;
-            file.seek(SeekFrom::Start(self.data_start + tensor.offset))?;
+            file.seek(SeekFrom::Start(start))?;
             let mut bytes = Vec::new();
             file.take(n_bytes).read_to_end(&mut bytes)?;
             Ok(bytes)
@@ -274,18 +344,17 @@ impl Gguf {
     }
     /// The values of a tensor of a type that is decoded here (F32, F16, BF16, `Q8_0`).
     pub fn read_f32(&self, tensor: &TensorInfo) -> Result<Vec<f32>, GgufError> {
-        let (values, bytes) = tensor.kind.block().ok_or_else(|| GgufError::Unsupported {
-            path: self.path.clone(),
-            tensor: tensor.name.clone(),
-            kind: tensor.kind.id(),
-        })?;
-        let n_values = tensor.n_values();
-        if !n_values.is_multiple_of(values) {
-            return Err(
-                self.malformed(format!("tensor {} does not fill its last block", tensor.name))
-            );
+        if matches!(tensor.kind, TensorKind::Other(_)) {
+            return Err(GgufError::Unsupported {
+                path: self.path.clone(),
+                tensor: tensor.name.clone(),
+                kind: tensor.kind.id(),
+            });
         }
-        let data = self.read_bytes(tensor, n_values / values * bytes)?;
+        let n_bytes = tensor.kind.n_bytes(tensor.n_values()).ok_or_else(|| {
+            self.malformed(format!("tensor {} does not fill its last block", tensor.name))
+        })?;
+        let data = self.read_bytes(tensor, n_bytes)?;
         Ok(decode(tensor.kind, &data))
     }
     fn malformed(&self, reason: String) -> GgufError {
@@ -589,6 +658,32 @@ mod tests {
         assert_eq!(one.shape, [3, 2]);
         assert_eq!(file.read_f32(one).unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0, -6.0]);
         assert_eq!(file.read_f32(file.tensor("two").unwrap()).unwrap(), [7.5]);
+    }
+
+    #[test]
+    fn a_split_model_needs_all_of_its_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |number: u64| folder.path().join(format!("m-{number:05}-of-00002.gguf"));
+        let write = |number: u64, says: u64, path: &Path| {
+            let mut writer = Writer::default();
+            writer.metadata("split.no", Value::Unsigned(says));
+            writer.metadata("split.count", Value::Unsigned(2));
+            writer.metadata("split.tensors.count", Value::Unsigned(2));
+            writer.tensor(&format!("t{number}"), &[1], vec![1.0]);
+            writer.write(path).unwrap();
+        };
+        write(1, 0, &path(1));
+        assert!(matches!(Gguf::open_parts(&path(1)), Err(GgufError::Io { .. })));
+        write(2, 0, &path(2));
+        let error = Gguf::open_parts(&path(1)).unwrap_err().to_string();
+        assert!(error.contains("not part 2 of 2"), "{error}");
+        write(2, 1, &path(2));
+        let parts = Gguf::open_parts(&path(1)).unwrap();
+        assert!(parts.len() == 2 && parts[1].tensor("t2").is_some());
+        let renamed = folder.path().join("m.gguf");
+        write(1, 0, &renamed);
+        let error = Gguf::open_parts(&renamed).unwrap_err().to_string();
+        assert!(error.contains("ends with -00001-of-00002.gguf"), "{error}");
     }
 
     #[test]

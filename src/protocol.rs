@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a line changes its meaning; a trainer refuses a job of another version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One training run.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -39,6 +39,12 @@ pub struct Job {
     pub validation_share: f64,
     /// Longest sequence in tokens; longer examples are left out and counted.
     pub max_tokens: usize,
+    /// The server's context in tokens: some models choose their rotary factors by it.
+    pub context_tokens: u32,
+    /// How the frozen base is held in memory.
+    pub base_kind: BaseKind,
+    /// Memory that the trainer may use; `None`: what is free when it starts.
+    pub memory_limit_bytes: Option<u64>,
     /// CPU threads.
     pub threads: usize,
     /// Where to compute.
@@ -65,8 +71,47 @@ pub enum Objective {
         /// Weight of the NLL term.
         nll: f64,
     },
+    /// DPO for a judge that sometimes takes the worse answer for the better one.
+    RobustDpo {
+        /// Strength of the pull to the reference.
+        beta: f64,
+        /// Weight of the NLL term.
+        nll: f64,
+        /// Share of pairs that are the wrong way round, below 0.5.
+        label_smoothing: f64,
+    },
+    /// A squared distance instead of a sigmoid: the margin has a goal, 1 / (2 beta).
+    Ipo {
+        /// Strength of the pull to the reference.
+        beta: f64,
+    },
+    /// Mean log-probs and a margin, without a reference.
+    Simpo {
+        /// Scale of the rewards.
+        beta: f64,
+        /// By how much the chosen answer's reward has to be larger.
+        gamma: f64,
+    },
+    /// Single answers that are good (chosen) or bad (rejected), without pairs.
+    Kto {
+        /// Strength of the pull to the reference.
+        beta: f64,
+        /// Weight of the good answers.
+        desirable_weight: f64,
+        /// Weight of the bad ones.
+        undesirable_weight: f64,
+    },
     /// Supervised fine-tuning on the chosen answers (the paper's RS).
     Sft,
+    /// Rewarded answers, compared within the group that was sampled for one prompt ([`Group`]).
+    Grpo {
+        /// Weight of the KL term to the reference.
+        beta: f64,
+        /// How far the ratio of new to old probability counts.
+        epsilon: f64,
+        /// The importance weight of a token is at most this.
+        importance_cap: f64,
+    },
 }
 
 /// Shape of the adapter: every linear layer has one.
@@ -97,6 +142,20 @@ pub struct Optimizer {
     pub weight_decay: f64,
 }
 
+/// How the frozen base is held in memory.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BaseKind {
+    /// `f32` when it fits into half of the memory, else `quantized`.
+    Auto,
+    /// As in the file, shared with the server's mapping of it; a layer at a time is decoded.
+    Quantized,
+    /// In 16 bits: half the memory of `f32`, but rounded unless the file has no more bits either.
+    Bf16,
+    /// Decoded once: the fastest.
+    F32,
+}
+
 /// Where the trainer computes.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -109,7 +168,31 @@ pub enum Device {
     Cuda,
 }
 
-/// One line of the data set.
+/// One line of the data set of `grpo`: all answers that were sampled for one prompt.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Names the prompt.
+    pub prompt_id: String,
+    /// Token ids of the rendered prompt.
+    pub prompt: Vec<i32>,
+    /// At least two.
+    pub answers: Vec<Rollout>,
+}
+
+/// One answer of a [`Group`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// Token ids with the end token.
+    pub tokens: Vec<i32>,
+    /// Log-prob of each token when it was sampled, by the generation that sampled it.
+    pub logprobs: Vec<f32>,
+    /// What the answer is worth.
+    pub reward: f64,
+}
+
+/// One line of the data set of every other objective.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Example {
@@ -117,9 +200,10 @@ pub struct Example {
     pub prompt_id: String,
     /// Token ids of the rendered prompt.
     pub prompt: Vec<i32>,
-    /// Token ids of the chosen answer with its end token.
+    /// Token ids of the chosen answer with its end token; empty for `kto` where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chosen: Vec<i32>,
-    /// Likewise of the rejected one; absent for `sft`.
+    /// Likewise of the rejected one; absent for `sft`, and for `kto` where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected: Option<Vec<i32>>,
 }
@@ -212,6 +296,18 @@ pub struct Step {
     /// Likewise of the rejected ones.
     #[serde(rename = "logps/rejected")]
     pub logps_rejected: f64,
+    /// Distance to the reference, in nats: `kto` by answer, `grpo` by token.
+    #[serde(default)]
+    pub kl: f64,
+    /// `grpo`: mean reward, and its mean standard deviation within a group.
+    #[serde(default)]
+    pub reward: f64,
+    /// See `reward`.
+    #[serde(default)]
+    pub reward_std: f64,
+    /// `grpo`: share of tokens whose ratio does not count any more.
+    #[serde(default, rename = "clip_ratio/region_mean")]
+    pub clip_ratio: f64,
     /// Tokens a second since the last step.
     pub tokens_per_second: f64,
     /// Seconds left at this speed.

@@ -374,6 +374,20 @@ fn the_trainer_links_libtorch() {
     assert!(needed.iter().any(|library| library == "libtorch_cpu.so"), "{needed:?}");
 }
 
+#[cfg(feature = "trainer")]
+#[test]
+fn the_trainer_loads_one_openmp_runtime_and_of_llama_cpp_the_decoders_alone() {
+    let output = Command::new("ldd").arg(env!("CARGO_BIN_EXE_reflectd-trainer")).output();
+    let text = String::from_utf8(output.expect("ldd comes with the C library").stdout).unwrap();
+    let count = |name: &str| text.lines().filter(|line| line.contains(name)).count();
+    assert_eq!(
+        (count("gomp") + count("libomp") + count("libiomp"), count("ggml-base")),
+        (1, 1),
+        "{text}"
+    );
+    assert_eq!((count("libllama"), count("ggml-cpu")), (0, 0), "{text}");
+}
+
 #[test]
 fn the_checks_see_what_they_look_for() {
     assert!(names_crate("    let db = rusqlite::Connection::open(path)?;", "rusqlite"));

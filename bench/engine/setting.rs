@@ -45,7 +45,9 @@ impl Setting {
             max_sequences: SEQUENCES,
             batch_tokens: BATCH,
             threads: Some(self.threads),
+            batch_threads: None,
             gpu_layers: Some(0),
+            flash_attention: reflectd::engine::FlashAttention::Auto,
             kv_cache: KvCache::F16,
             queue: 64,
         }

@@ -100,6 +100,10 @@ pub struct TrainerConfig {
     pub threads: usize,
     /// Where to compute.
     pub device: protocol::Device,
+    /// How the frozen base is held in memory.
+    pub base: protocol::BaseKind,
+    /// Memory that the trainer may use; `None`: what is free.
+    pub memory_limit_bytes: Option<u64>,
     /// Stop the trainer (SIGSTOP) while a chat runs, and so long after.
     pub yield_quiet: Duration,
 }

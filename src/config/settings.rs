@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::raw::{Problems, Section};
 use super::{GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig};
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
-use crate::protocol::{Device, Lora, Objective, Optimizer};
+use crate::protocol::{BaseKind, Device, Lora, Objective, Optimizer};
 
 /// Longest path of a Unix socket on Linux.
 const MAX_SOCKET_PATH: usize = 107;
@@ -129,6 +129,8 @@ fn trainer(root: &Path, keys: &mut Section<'_>) -> TrainerConfig {
         grace: keys.seconds("grace_s", 10.0),
         threads: keys.number("threads", cores, &(1..=1024)),
         device: keys.value("device", Device::Auto),
+        base: keys.value("base", BaseKind::Auto),
+        memory_limit_bytes: keys.optional_number("memory_limit_bytes", &(1 << 28..=1 << 50)),
         yield_quiet: keys.seconds("yield_quiet_s", 1.0),
     }
 }
@@ -186,24 +188,43 @@ fn pairs(keys: &mut Section<'_>) -> PairPolicy {
 }
 
 fn objective(keys: &mut Section<'_>) -> Objective {
+    const NAMES: &str = "dpo, dpo_norm, robust_dpo, ipo, simpo, kto or sft";
     let name = keys.value("name", "dpo".to_owned());
-    let mut beta_and_nll = |beta| {
-        (keys.number("beta", beta, &(0.0001..=1000.0)), keys.number("nll", 1.0, &(0.0..=1000.0)))
-    };
+    let mut weight = |key, default| keys.number(key, default, &(0.0..=1000.0));
     match name.as_str() {
         "sft" => Objective::Sft,
-        "dpo_norm" => {
-            let (beta, nll) = beta_and_nll(5.0);
-            Objective::DpoNorm { beta, nll }
+        "dpo_norm" => Objective::DpoNorm { beta: beta(keys, 5.0), nll: nll(keys) },
+        "robust_dpo" => Objective::RobustDpo {
+            beta: beta(keys, 0.1),
+            nll: nll(keys),
+            label_smoothing: keys.number("label_smoothing", 0.1, &(0.0..=0.49)),
+        },
+        "ipo" => Objective::Ipo { beta: beta(keys, 0.1) },
+        "simpo" => {
+            let gamma = weight("gamma", 1.0);
+            Objective::Simpo { beta: beta(keys, 2.0), gamma }
+        }
+        "kto" => {
+            let desirable_weight = weight("desirable_weight", 1.0);
+            let undesirable_weight = weight("undesirable_weight", 1.0);
+            Objective::Kto { beta: beta(keys, 0.1), desirable_weight, undesirable_weight }
         }
         other => {
-            let (beta, nll) = beta_and_nll(0.1);
+            let objective = Objective::Dpo { beta: beta(keys, 0.1), nll: nll(keys) };
             if other != "dpo" {
-                keys.problem("name", format!("is {other:?}; dpo, dpo_norm or sft is allowed"));
+                keys.problem("name", format!("is {other:?}; {NAMES} is allowed"));
             }
-            Objective::Dpo { beta, nll }
+            objective
         }
     }
+}
+
+fn beta(keys: &mut Section<'_>, default: f64) -> f64 {
+    keys.number("beta", default, &(0.0001..=1000.0))
+}
+
+fn nll(keys: &mut Section<'_>) -> f64 {
+    keys.number("nll", 1.0, &(0.0..=1000.0))
 }
 
 fn lora(keys: &mut Section<'_>) -> Lora {

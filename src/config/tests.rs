@@ -79,6 +79,40 @@ fn the_files_of_this_repository_load() {
 }
 
 #[test]
+fn every_objective_has_keys_of_its_own() {
+    let root = Root::new();
+    let objective = |keys: &str| {
+        root.write("reflectd.yaml", &format!("learn: {{objective: {{{keys}}}}}\n"));
+        root.load().map(|config| config.learn.objective)
+    };
+    for (keys, expected) in [
+        ("name: sft", Objective::Sft),
+        ("name: dpo_norm, nll: 0", Objective::DpoNorm { beta: 5.0, nll: 0.0 }),
+        (
+            "name: robust_dpo, label_smoothing: 0.2",
+            Objective::RobustDpo { beta: 0.1, nll: 1.0, label_smoothing: 0.2 },
+        ),
+        ("name: ipo, beta: 0.3", Objective::Ipo { beta: 0.3 }),
+        ("name: simpo", Objective::Simpo { beta: 2.0, gamma: 1.0 }),
+        (
+            "name: kto, undesirable_weight: 1.5",
+            Objective::Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.5 },
+        ),
+    ] {
+        assert_eq!(objective(keys).unwrap(), expected, "{keys}");
+    }
+    for (keys, problem) in [
+        ("name: ppo", "\"ppo\""),
+        ("name: robust_dpo, label_smoothing: 0.5", "label_smoothing"),
+        ("name: ipo, nll: 1", "nll"),
+        ("name: sft, beta: 1", "beta"),
+    ] {
+        objective(keys).expect_err(keys);
+        assert!(root.problems().contains(problem), "{keys}: {}", root.problems());
+    }
+}
+
+#[test]
 fn the_nano_prompts_are_word_for_word_what_the_model_was_trained_on() {
     let config = repository().load().unwrap();
     let prompts = &config.agents["nano"].prompts;

@@ -423,7 +423,7 @@ mod tests {
         keep(&mut kv, &mut fake, &new);
         kv.park(&mut fake);
         assert_eq!((kv.used(), kv.free_sequences()), (IDLE, 3));
-        let source = kv.find(BASE, &tokens(&old[..100])).unwrap();
+        let source = kv.find(BASE, &tokens(&old)[..100]).unwrap();
         assert_eq!((source.n_tokens(), source.n_cells()), (100, IDLE));
         let id = kv.start(BASE);
         kv.begin(&mut fake, id, source);

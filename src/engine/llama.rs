@@ -25,7 +25,9 @@ use std::sync::Arc;
 use llama_cpp_sys_2 as sys;
 
 use super::backend::{Backend, Entry, Limits, SequenceId};
-use super::{EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, Vocabulary};
+use super::{
+    EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, Vocabulary,
+};
 use crate::gguf::Gguf;
 use crate::paths;
 use adapter::{Adapter, Shapes};

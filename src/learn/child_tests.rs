@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::protocol::{Device, Lora, Objective, Optimizer};
+use crate::protocol::{BaseKind, Device, Lora, Objective, Optimizer};
 
 /// Long enough that a loaded machine does not reach it.
 const LONG: Duration = Duration::from_mins(1);
@@ -30,6 +30,8 @@ impl Run {
                 grace: LONG,
                 threads: 1,
                 device: Device::Cpu,
+                base: BaseKind::Auto,
+                memory_limit_bytes: None,
                 yield_quiet: Duration::from_secs(1),
             },
             updates: Mutex::default(),
@@ -68,6 +70,9 @@ impl Run {
             },
             validation_share: 0.0,
             max_tokens: 128,
+            context_tokens: 4096,
+            base_kind: BaseKind::Auto,
+            memory_limit_bytes: None,
             threads: 1,
             device: Device::Cpu,
             seed: 1,

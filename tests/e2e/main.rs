@@ -3,6 +3,7 @@
 //! daemon behaves is. One binary, so that the exploration that most tests begin with is done once.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+mod architectures;
 mod chats;
 #[path = "../it/client.rs"]
 #[allow(dead_code, reason = "the integration tests use the rest")]
@@ -14,5 +15,6 @@ mod hostile;
 mod learning;
 mod parity;
 mod programs;
+mod random_model;
 mod scratch;
 mod signals;

@@ -4,8 +4,9 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
+use super::random_model::CONTEXT;
 use reflectd::config::load_prompts;
 use reflectd::engine::{
     self, Class, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, Lane,
@@ -17,7 +18,7 @@ use reflectd::nano::tokenizer::Tokenizer;
 use reflectd::nano::world::{Answer, Habits, Problem, Split};
 use reflectd::paths;
 use reflectd::protocol::{
-    self, Device, Example, Job, Lora, Objective, Optimizer, Probe, TrainerEvent,
+    self, BaseKind, Device, Example, Job, Lora, Objective, Optimizer, Probe, TrainerEvent,
 };
 
 #[tokio::test]
@@ -29,8 +30,9 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     let examples = examples(&shipped);
 
     // No step is taken with a rate of 0, and an adapter begins as nothing: the base speaks.
-    let base = train(&exact, &examples, 0.0, &folder.path().join("base"));
-    let adapter = train(&exact, &examples, 1e-3, &folder.path().join("adapter"));
+    let out = |name: &str| folder.path().join(name);
+    let base = untrained(&exact, &examples, None, BaseKind::Auto, &out("base"));
+    let adapter = train(&job(&exact, &examples, &out("adapter")));
     let (engine, thread) = load(&exact).await;
     gap("F32", &engine, Lane::Active, &base).await.assert_within(1e-4, 1e-3);
     let generation = Generation(1);
@@ -42,7 +44,7 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     drop(engine);
     thread.join().unwrap();
 
-    let base = train(&shipped, &examples, 0.0, &folder.path().join("shipped"));
+    let base = untrained(&shipped, &examples, None, BaseKind::Auto, &out("shipped"));
     // llama.cpp rounds what goes into a Q8_0 product to 8 bits too; the trainer does not.
     let (engine, thread) = load(&shipped).await;
     gap("Q8_0", &engine, Lane::Active, &base).await.assert_within(0.01, 0.03);
@@ -88,19 +90,32 @@ fn examples(model: &Path) -> Vec<Example> {
     (0..16).map(&mut example).collect()
 }
 
-struct Trained {
-    adapter: PathBuf,
-    probe: Probe,
+pub(crate) struct Trained {
+    pub adapter: PathBuf,
+    pub probe: Probe,
 }
 
-/// One run of the real trainer.
-fn train(base: &Path, examples: &[Example], learning_rate: f64, out: &Path) -> Trained {
+/// What the real trainer makes of a run without a learning rate: the numbers are those of its start.
+pub(crate) fn untrained(
+    base: &Path,
+    examples: &[Example],
+    start: Option<PathBuf>,
+    base_kind: BaseKind,
+    out: &Path,
+) -> Trained {
+    let mut job = Job { start, base_kind, ..job(base, examples, out) };
+    (job.optimizer.learning_rate, job.optimizer.epochs) = (0.0, 1);
+    train(&job)
+}
+
+/// A job that learns a little, with its data set in a new folder.
+pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
     std::fs::create_dir(out).unwrap();
     let data = out.join("data.jsonl");
     let line = |example| serde_json::to_string(example).unwrap() + "\n";
     let lines: String = examples.iter().map(line).collect();
     paths::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
-    let job = Job {
+    Job {
         version: protocol::VERSION,
         run: "parity".into(),
         base: base.to_owned(),
@@ -111,19 +126,26 @@ fn train(base: &Path, examples: &[Example], learning_rate: f64, out: &Path) -> T
         objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
         lora: Lora { rank: 8, alpha: 16.0 },
         optimizer: Optimizer {
-            learning_rate,
-            epochs: if learning_rate == 0.0 { 1 } else { 4 },
+            learning_rate: 1e-3,
+            epochs: 4,
             batch_pairs: 4,
             warmup_ratio: 0.0,
             max_grad_norm: 1.0,
             weight_decay: 0.0,
         },
         validation_share: 0.0,
-        max_tokens: 512,
+        max_tokens: 4096,
+        context_tokens: CONTEXT,
+        base_kind: BaseKind::Auto,
+        memory_limit_bytes: None,
         threads: 1,
         device: Device::Cpu,
         seed: 7,
-    };
+    }
+}
+
+/// One run of the real trainer: how it ended, and its last word.
+pub(crate) fn run(job: &Job) -> (ExitStatus, TrainerEvent) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_reflectd-trainer"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -135,17 +157,23 @@ fn train(base: &Path, examples: &[Example], learning_rate: f64, out: &Path) -> T
     let output = child.wait_with_output().unwrap();
     drop(stdin);
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{said}");
-    let last = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let last = said.lines().last().unwrap_or_else(|| panic!("it ended with {}", output.status));
+    (output.status, serde_json::from_str(last).unwrap())
+}
+
+/// One run that succeeds.
+pub(crate) fn train(job: &Job) -> Trained {
+    let (status, last) = run(job);
+    assert!(status.success(), "{last:?}");
     let TrainerEvent::Done { adapter, probe, .. } = last else { panic!("{last:?}") };
     let probe = serde_json::from_slice(&std::fs::read(probe).unwrap()).unwrap();
     Trained { adapter, probe }
 }
 
-async fn load(model: &Path) -> (Engine, EngineThread) {
+pub(crate) async fn load(model: &Path) -> (Engine, EngineThread) {
     let config = EngineConfig {
         model: model.to_owned(),
-        context_tokens: 4096,
+        context_tokens: CONTEXT,
         max_sequences: 8,
         batch_tokens: 512,
         threads: Some(1),
@@ -161,20 +189,20 @@ async fn load(model: &Path) -> (Engine, EngineThread) {
 
 /// How far two lists of log-probs lie apart.
 #[derive(Debug)]
-struct Gap {
-    mean: f64,
-    max: f64,
+pub(crate) struct Gap {
+    pub mean: f64,
+    pub max: f64,
 }
 
 impl Gap {
-    fn assert_within(&self, mean: f64, max: f64) {
+    pub(crate) fn assert_within(&self, mean: f64, max: f64) {
         assert!(self.mean <= mean && self.max <= max, "{self:?} is beyond {mean} or {max}");
     }
 }
 
 /// The trainer's log-probs against the server's.
 #[expect(clippy::print_stderr, reason = "the numbers are worth seeing, not only that they pass")]
-async fn gap(what: &'static str, engine: &Engine, lane: Lane, trained: &Trained) -> Gap {
+pub(crate) async fn gap(what: &str, engine: &Engine, lane: Lane, trained: &Trained) -> Gap {
     let sequences = &trained.probe.sequences;
     let ask = |tokens: &[i32]| tokens.iter().copied().map(Token).collect::<Vec<_>>();
     let request = LogprobRequest {

@@ -6,18 +6,20 @@ use anyhow::{Context as _, bail, ensure};
 use reflectd::gguf::{Gguf, Value, Writer};
 use tch::{Device, Tensor};
 
+use crate::arch::Shape;
 use crate::lora::Lora;
-use crate::model::Shape;
+use crate::model::Model;
 use crate::weights::add_tensor;
 
 /// Metadata key that ties an adapter to the file it was trained for.
 const BASE_KEY: &str = "reflectd.base_sha256";
 
 /// Writes `adapter.gguf`: a complete adapter on the base, not a change to an earlier one.
-pub(crate) fn save(lora: &Lora, base_sha256: &str, run: &str, path: &Path) -> anyhow::Result<()> {
+pub(crate) fn save(model: &Model, base_sha256: &str, run: &str, path: &Path) -> anyhow::Result<()> {
+    let lora = model.lora.as_ref().context("the model has an adapter")?;
     let mut writer = Writer::default();
     let string = |text: &str| Value::String(text.to_owned());
-    writer.metadata("general.architecture", string("llama"));
+    writer.metadata("general.architecture", string(model.shape.architecture.name));
     writer.metadata("general.type", string("adapter"));
     writer.metadata("general.name", string(run));
     writer.metadata("adapter.type", string("lora"));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::model::{LINEARS, Shape};
+use crate::arch::Shape;
 
 /// One adapter over all linear layers, in f32.
 #[derive(Debug)]
@@ -21,9 +21,8 @@ impl Lora {
     pub(crate) fn new(shape: &Shape, rank: usize, alpha: f64, device: Device) -> Self {
         let r = i64::try_from(rank).expect("a rank is small");
         let mut pairs = BTreeMap::new();
-        for layer in 0..shape.n_layer {
-            for name in LINEARS {
-                let [n_out, n_in] = shape.linear(name);
+        for layer in 0..shape.sizes.n_layer {
+            for (name, [n_out, n_in]) in shape.linears() {
                 let bound = 1.0 / (n_in as f64).sqrt();
                 let a = Tensor::empty([r, n_in], (Kind::Float, device)).uniform_(-bound, bound);
                 let b = Tensor::zeros([n_out, r], (Kind::Float, device));

@@ -5,14 +5,21 @@
 #[cfg(test)]
 mod tests;
 
+mod arch;
+mod base;
 mod batch;
 mod cuda;
+mod data;
 mod export;
+mod head;
 mod lora;
 mod model;
 mod objective;
 mod optimizer;
+mod plan;
 mod pretrain;
+mod step;
+mod sweep;
 mod train;
 mod weights;
 
@@ -25,7 +32,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Parser as _;
 use reflectd::exit::Exit;
 use reflectd::protocol::{Job, TrainerEvent};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 
 use crate::train::Failure;
 
@@ -73,6 +80,11 @@ fn run_job() -> Result<(), Failure> {
             anyhow::Error::from(error).context("the first line of standard input is not a job"),
         )
     })?;
+    if let Some(limit) = job.memory_limit_bytes {
+        // Then an allocation fails, to which the run reacts, before the system has to.
+        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+        setrlimit(Resource::Data, limit).map_err(|error| Failure::TryAgain(error.into()))?;
+    }
     let device = cuda::device(job.device).map_err(Failure::BadData)?;
     train::run(&job, device, &emit, &watch_stdin())
 }
@@ -102,12 +114,9 @@ fn say_failed(error: &anyhow::Error, exit: Exit) -> Exit {
 
 /// tch panics where libtorch throws; being out of memory is the one case that may pass.
 fn from_panic(panic: &(dyn std::any::Any + Send)) -> Failure {
-    let text = panic.downcast_ref::<String>().map_or_else(
-        || panic.downcast_ref::<&str>().copied().unwrap_or("the trainer panicked").to_owned(),
-        String::clone,
-    );
-    let first = text.lines().next().unwrap_or_default().to_owned();
-    if text.contains("out of memory") || text.contains("not enough memory") {
+    let text = step::panic_text(panic);
+    let first = step::first_line(&text).to_owned();
+    if step::is_out_of_memory(&text) {
         return Failure::TryAgain(anyhow::anyhow!(
             "{first}: lower learn.optimizer.batch_pairs or learn.max_tokens"
         ));

@@ -1,120 +1,156 @@
-//! The forward pass, in the GGUF's own layout (q and k rows stay permuted, rotary embedding turns interleaved
-//! pairs), so that what is computed here is what llama.cpp computes. Architecture: llama.
-//! Used by `pretrain` and `train`.
+//! The forward pass, in the GGUF's own layout, so that what is computed here is what llama.cpp
+//! computes. One function for all architectures: what differs is data ([`crate::arch`]) or a tensor
+//! that is there or not. Used by `sweep`, `pretrain` and `train`.
 #![expect(
     clippy::many_single_char_names,
     reason = "x, h, q, k, v and the sizes B, H, T, d are the field's own names"
 )]
 
-use std::collections::HashMap;
-
 use tch::{Device, Kind, Tensor};
 
+use crate::arch::{Activation, Pairing, Rope, Shape};
 use crate::batch::Batch;
+use crate::head;
 use crate::lora::Lora;
+use crate::weights::Weights;
 
-/// The numbers of a llama-architecture model, out of its GGUF metadata.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Shape {
-    pub n_layer: i64,
-    pub n_embd: i64,
-    pub n_head: i64,
-    pub n_head_kv: i64,
-    pub head_dim: i64,
-    pub n_ff: i64,
-    pub n_vocab: i64,
-    pub n_ctx: i64,
-    pub rope_base: f64,
-    pub rms_eps: f64,
-}
-
-/// The linear layers of a block; each can carry an adapter.
-pub(crate) const LINEARS: [&str; 7] =
-    ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
-
-impl Shape {
-    /// `[out, in]` of one linear layer of a block.
-    pub(crate) fn linear(&self, name: &str) -> [i64; 2] {
-        let (q, kv) = (self.n_head * self.head_dim, self.n_head_kv * self.head_dim);
-        match name {
-            "attn_q" => [q, self.n_embd],
-            "attn_k" | "attn_v" => [kv, self.n_embd],
-            "attn_output" => [self.n_embd, q],
-            "ffn_down" => [self.n_embd, self.n_ff],
-            _ => [self.n_ff, self.n_embd],
-        }
-    }
-}
-
-/// Weights by GGUF tensor name without `.weight`, and the adapter on them.
+/// A model and the adapter on it.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub shape: Shape,
-    pub weights: HashMap<String, Tensor>,
+    pub weights: Weights,
     pub lora: Option<Lora>,
     pub device: Device,
 }
 
+/// Who sees whom in a batch, and how far the positions turn: the same for all layers of a kind.
+#[derive(Debug)]
+pub(crate) struct Places {
+    all: Place,
+    /// Of the layers with a sliding window.
+    local: Option<Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    /// Each `[B, 1, T, n_rot / 2]`.
+    cos: Tensor,
+    sin: Tensor,
+    /// `[B, 1, T, T]`, true where row attends to column.
+    mask: Tensor,
+}
+
 impl Model {
-    /// Log-probs of the batch's wanted tokens, `[N]`. Only rows that predict one reach the output head.
+    /// Log-probs of the batch's wanted tokens, `[N]`, without gradients.
     pub(crate) fn logprobs(&self, batch: &Batch) -> Tensor {
-        self.logits(batch)
-            .log_softmax(-1, Kind::Float)
-            .gather(1, &batch.targets.unsqueeze(1), false)
-            .squeeze_dim(1)
+        let _guard = tch::no_grad_guard();
+        let rows = self.predicting_rows(&self.hidden(batch), batch);
+        head::logprobs(self, &rows, &batch.targets).logprobs
     }
 
-    /// Logits of the rows that predict a wanted token, `[N, vocabulary]`.
+    /// Logits of the rows that predict a wanted token, `[N, vocabulary]`, all at once.
     pub(crate) fn logits(&self, batch: &Batch) -> Tensor {
-        let hidden =
-            self.hidden(batch).view([-1, self.shape.n_embd]).index_select(0, &batch.sources);
-        let head = self.weights.get("output").unwrap_or_else(|| self.weight("token_embd"));
-        hidden.matmul(&head.transpose(0, 1))
+        let rows = self.predicting_rows(&self.hidden(batch), batch);
+        head::logits(self, &rows, 0, self.shape.sizes.n_vocab)
     }
 
-    #[expect(
-        clippy::assign_op_pattern,
-        reason = "autograd needs the old x; += changes it in place"
-    )]
+    /// What leaves the last block, `[B, T, d]`.
     fn hidden(&self, batch: &Batch) -> Tensor {
-        let shape = &self.shape;
-        let (cos, sin) = self.rope_table(&batch.positions);
-        let mut x = Tensor::embedding(self.weight("token_embd"), &batch.ids, -1, false, false); // [B, T, d]
-        for layer in 0..shape.n_layer {
-            let name = |part: &str| format!("blk.{layer}.{part}");
-            let h = self.norm(&name("attn_norm"), &x);
-            let q = rope(&self.heads(&name("attn_q"), &h, shape.n_head), &cos, &sin);
-            let k = rope(&self.heads(&name("attn_k"), &h, shape.n_head_kv), &cos, &sin);
-            let v = self.heads(&name("attn_v"), &h, shape.n_head_kv);
-            let attended = Tensor::scaled_dot_product_attention(
-                &q,
-                &self.repeat_kv(&k),
-                &self.repeat_kv(&v),
-                Some(&batch.mask),
+        let places = self.places(batch);
+        let layers = 0..self.shape.sizes.n_layer;
+        layers.fold(self.embed(batch), |x, layer| self.block(layer, &x, &places))
+    }
+
+    /// Normalised rows that predict a wanted token, `[N, d]`: only they reach the output head.
+    pub(crate) fn predicting_rows(&self, hidden: &Tensor, batch: &Batch) -> Tensor {
+        let rows = hidden.view([-1, self.shape.sizes.n_embd]).index_select(0, &batch.sources);
+        self.norm("output_norm", &rows)
+    }
+
+    /// `[B, T, d]`.
+    pub(crate) fn embed(&self, batch: &Batch) -> Tensor {
+        let x = self.weights.look_up("token_embd", &batch.ids);
+        match self.shape.embedding_scale {
+            Some(scale) => x * scale,
+            None => x,
+        }
+    }
+
+    /// One block of the model, `[B, T, d]` to the same.
+    pub(crate) fn block(&self, layer: i64, x: &Tensor, places: &Places) -> Tensor {
+        let (shape, sizes) = (&self.shape, self.shape.sizes);
+        let [q_width, kv_width] = shape.widths();
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        let place = places.local.as_ref().filter(|_| shape.is_local(layer)).unwrap_or(&places.all);
+
+        let h = self.norm(&name("attn_norm"), x);
+        let qkv = if shape.has_fused_qkv {
+            let qkv = self.linear(&name("attn_qkv"), &h);
+            qkv.split_with_sizes([q_width, kv_width, kv_width], -1)
+        } else {
+            ["attn_q", "attn_k", "attn_v"].map(|part| self.linear(&name(part), &h)).into()
+        };
+        let mut q = self.heads(&qkv[0], sizes.n_head);
+        let mut k = self.heads(&qkv[1], sizes.n_head_kv);
+        let v = self.heads(&qkv[2], sizes.n_head_kv);
+        if shape.architecture.has_qk_norm {
+            q = self.norm(&name("attn_q_norm"), &q);
+            k = self.norm(&name("attn_k_norm"), &k);
+        }
+        let attended = self.attend(&self.rope(&q, place), &self.rope(&k, place), &v, &place.mask);
+        let (b, t) = (x.size()[0], x.size()[1]);
+        let attended = attended.transpose(1, 2).reshape([b, t, q_width]); // [B, T, H hd]
+        let mut y = self.linear(&name("attn_output"), &attended);
+        if shape.architecture.has_post_norms {
+            y = self.norm(&name("post_attention_norm"), &y);
+        }
+        let x = x + y;
+
+        let h = self.norm(&name("ffn_norm"), &x);
+        let (gate, up) = if shape.architecture.has_fused_gate {
+            let both = self.linear(&name("ffn_up"), &h);
+            (both.narrow(-1, 0, sizes.n_ff), both.narrow(-1, sizes.n_ff, sizes.n_ff))
+        } else {
+            (self.linear(&name("ffn_gate"), &h), self.linear(&name("ffn_up"), &h))
+        };
+        let gate = match shape.architecture.activation {
+            Activation::Silu => gate.silu(),
+            Activation::Gelu => gate.gelu("tanh"),
+        };
+        let mut y = self.linear(&name("ffn_down"), &(gate * up));
+        if shape.architecture.has_post_norms {
+            y = self.norm(&name("post_ffw_norm"), &y);
+        }
+        x + y
+    }
+
+    /// Queries, keys and values by head, `[B, H, T, hd]`, to the mean values, `[B, H, T, hd]`.
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
+        let (k, v) = (self.repeat_kv(k), self.repeat_kv(v));
+        let scale = self.shape.attention_scale;
+        let Some(cap) = self.shape.attention_cap else {
+            return Tensor::scaled_dot_product_attention(
+                q,
+                &k,
+                &v,
+                Some(mask),
                 0.0,
                 false,
-                None,
+                scale,
                 false,
-            ); // [B, H, T, hd]
-            let (b, t) = (x.size()[0], x.size()[1]);
-            let attended = attended.transpose(1, 2).reshape([b, t, shape.n_head * shape.head_dim]);
-            x = x + self.linear(&name("attn_output"), &attended);
-            let h = self.norm(&name("ffn_norm"), &x);
-            let gated =
-                self.linear(&name("ffn_gate"), &h).silu() * self.linear(&name("ffn_up"), &h);
-            x = x + self.linear(&name("ffn_down"), &gated);
-        }
-        self.norm("output_norm", &x)
+            );
+        };
+        let scores = (q.matmul(&k.transpose(-2, -1)) * (scale / cap)).tanh() * cap; // [B, H, T, T]
+        let scores = scores.masked_fill(&mask.logical_not(), f64::NEG_INFINITY);
+        scores.softmax(-1, Kind::Float).matmul(&v)
     }
 
-    fn weight(&self, name: &str) -> &Tensor {
-        // `weights::load` has checked that every tensor of the shape is there.
-        &self.weights[name]
-    }
-
-    /// x W^T, plus the adapter's share.
+    /// x W^T, plus bias and the adapter's share.
     fn linear(&self, name: &str, x: &Tensor) -> Tensor {
-        let y = x.matmul(&self.weight(name).transpose(0, 1));
+        let mut y = x.matmul(&self.weights.get(name).transpose(0, 1));
+        if let Some(bias) = self.weights.find(&format!("{name}.bias")) {
+            y += bias;
+        }
         match self.lora.as_ref().and_then(|lora| lora.delta(name, x)) {
             Some(delta) => y + delta,
             None => y,
@@ -124,39 +160,64 @@ impl Model {
     /// RMS norm over the last dimension.
     fn norm(&self, name: &str, x: &Tensor) -> Tensor {
         let scale = (x.square().mean_dim(-1, true, Kind::Float) + self.shape.rms_eps).rsqrt();
-        x * scale * self.weight(name)
+        x * scale * self.weights.get(name)
     }
 
-    /// A projection split into heads: `[B, T, d]` to `[B, H, T, hd]`.
-    fn heads(&self, name: &str, x: &Tensor, n_head: i64) -> Tensor {
+    /// `[B, T, H hd]` to `[B, H, T, hd]`.
+    fn heads(&self, x: &Tensor, n_head: i64) -> Tensor {
         let (b, t) = (x.size()[0], x.size()[1]);
-        self.linear(name, x).view([b, t, n_head, self.shape.head_dim]).transpose(1, 2)
+        x.reshape([b, t, n_head, self.shape.sizes.head_dim]).transpose(1, 2)
     }
 
     /// Repeats each key or value head for the query heads that share it.
     fn repeat_kv(&self, x: &Tensor) -> Tensor {
-        match self.shape.n_head / self.shape.n_head_kv {
+        match self.shape.sizes.n_head / self.shape.sizes.n_head_kv {
             1 => x.shallow_clone(),
             group => x.repeat_interleave_self_int(group, 1, None),
         }
     }
 
-    /// Cosines and sines for `[B, T]` positions, each `[B, 1, T, hd / 2]`.
-    fn rope_table(&self, positions: &Tensor) -> (Tensor, Tensor) {
-        let half = self.shape.head_dim / 2;
-        let exponents =
-            Tensor::arange(half, (Kind::Float, self.device)) * (-2.0 / self.shape.head_dim as f64);
-        let frequencies = (exponents * self.shape.rope_base.ln()).exp();
-        let angles = positions.to_kind(Kind::Float).unsqueeze(1).unsqueeze(-1) * frequencies;
-        (angles.cos(), angles.sin())
+    /// Turns the pairs of the first `n_rot` elements of each head.
+    fn rope(&self, x: &Tensor, place: &Place) -> Tensor {
+        let [b, h, t, d] = x.size()[..] else { unreachable!("heads() makes four dimensions") };
+        let n_rot = self.shape.rope.n_rot;
+        let turned = x.narrow(-1, 0, n_rot);
+        let (first, second) = match self.shape.architecture.pairing {
+            Pairing::Neighbours => {
+                let pairs = turned.reshape([b, h, t, n_rot / 2, 2]);
+                (pairs.select(-1, 0), pairs.select(-1, 1))
+            }
+            Pairing::Halves => {
+                (turned.narrow(-1, 0, n_rot / 2), turned.narrow(-1, n_rot / 2, n_rot / 2))
+            }
+        };
+        let (cos, sin) = (&place.cos, &place.sin);
+        let turned = [&first * cos - &second * sin, &first * sin + &second * cos];
+        let turned = match self.shape.architecture.pairing {
+            Pairing::Neighbours => Tensor::stack(&turned, -1).reshape([b, h, t, n_rot]),
+            Pairing::Halves => Tensor::cat(&turned, -1),
+        };
+        if n_rot == d { turned } else { Tensor::cat(&[turned, x.narrow(-1, n_rot, d - n_rot)], -1) }
     }
-}
 
-/// Rotates interleaved pairs (ggml's NORM rope).
-fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
-    let [b, h, t, d] = x.size()[..] else { unreachable!("heads() makes four dimensions") };
-    let pairs = x.reshape([b, h, t, d / 2, 2]);
-    let (even, odd) = (pairs.select(-1, 0), pairs.select(-1, 1));
-    let turned = [&even * cos - &odd * sin, &even * sin + &odd * cos];
-    Tensor::stack(&turned, -1).reshape([b, h, t, d])
+    /// What all layers of a batch share.
+    pub(crate) fn places(&self, batch: &Batch) -> Places {
+        let place = |rope: &Rope, mask: Tensor| {
+            let pairs = Tensor::arange(rope.n_rot / 2, (Kind::Float, self.device));
+            let mut turns =
+                (pairs * (-2.0 / rope.n_rot as f64 * rope.base.ln())).exp() * rope.scale;
+            if let Some(factors) = rope.factors {
+                turns /= self.weights.get(factors);
+            }
+            let positions = batch.positions.to_kind(Kind::Float).unsqueeze(1).unsqueeze(-1);
+            let angles = positions * turns; // [B, 1, T, n_rot / 2]
+            Place { cos: angles.cos() * rope.magnitude, sin: angles.sin() * rope.magnitude, mask }
+        };
+        let local = self.shape.local.as_ref().map(|local| {
+            let positions = batch.positions.unsqueeze(1); // [B, 1, T]
+            let distance = positions.unsqueeze(-1) - positions.unsqueeze(-2);
+            place(&local.rope, batch.mask.logical_and(&distance.lt(local.window)))
+        });
+        Places { all: place(&self.shape.rope, batch.mask.shallow_clone()), local }
+    }
 }

@@ -1,7 +1,7 @@
 //! `AdamW` (Loshchilov & Hutter, arXiv 1711.05101) with global gradient clipping, and the usual learning-rate curve.
 //! Written out because tch's own cannot give the gradient norm or save its moments.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 const BETAS: (f64, f64) = (0.9, 0.98);
 const EPSILON: f64 = 1e-8;
@@ -62,9 +62,4 @@ pub(crate) fn learning_rate(step: usize, n_steps: usize, warmup_ratio: f64, floo
     }
     let progress = (step - warmup) / (n_steps as f64 - warmup).max(1.0);
     floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
-}
-
-/// Mean of a tensor as a number.
-pub(crate) fn mean(tensor: &Tensor) -> f64 {
-    tensor.mean(Kind::Float).double_value(&[])
 }

@@ -13,12 +13,17 @@ use reflectd::gguf::Gguf;
 use reflectd::nano::corpus::{Corpus, Kind, Task};
 use reflectd::nano::tokenizer::Tokenizer;
 use reflectd::nano::world::{Answer, Habits, Problem, Split, judge};
+use reflectd::protocol::BaseKind;
 use tch::{Device, Kind as Number, Tensor};
 
+use crate::arch::{Shape, Sizes};
 use crate::batch::{Batch, Sequence, Tree};
-use crate::model::{LINEARS, Model, Shape};
+use crate::model::Model;
 use crate::optimizer::{AdamW, learning_rate};
-use crate::weights;
+use crate::weights::{self, Weights};
+
+/// Context of the model in tokens.
+const CONTEXT: u32 = 1024;
 
 /// Command line of `reflectd-trainer pretrain`.
 #[derive(Debug, clap::Args)]
@@ -66,18 +71,17 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let (tokenizer, mut model) = if let Some(path) = &options.init {
         let tokenizer = Tokenizer::from_gguf(&Gguf::open(path)?);
         let tokenizer = tokenizer.with_context(|| format!("{} has no merges", path.display()))?;
-        (tokenizer, weights::load(path, Device::Cpu)?)
+        (tokenizer, weights::load(path, BaseKind::F32, CONTEXT, Device::Cpu)?)
     } else {
         let tokenizer = train_tokenizer(&corpus, options)?;
         let model = initialise(options, tokenizer.n_vocab());
         (tokenizer, model)
     };
     grow(&mut model, options.layers);
-    model.weights =
-        model.weights.into_iter().map(|(name, w)| (name, w.set_requires_grad(true))).collect();
+    let parameters: Vec<Tensor> =
+        model.weights.tensors().map(|(_, weight)| weight.set_requires_grad(true)).collect();
     // Another stream of documents than the run that is gone on from.
     let mut rng = Rng::with_seed(options.seed.wrapping_add(u64::from(options.init.is_some())));
-    let parameters: Vec<Tensor> = model.weights.values().map(Tensor::shallow_clone).collect();
     let n_parameters: i64 = parameters.iter().map(|p| i64::try_from(p.numel()).unwrap_or(0)).sum();
     say(&format!("{n_parameters} parameters, {} tokens in the vocabulary", tokenizer.n_vocab()));
     let mut optimizer = AdamW::new(parameters, 0.01, 1.0);
@@ -91,8 +95,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         n_tokens += documents.iter().map(|document| document.tree.len()).sum::<usize>();
         let (batch, kinds) = pack(&documents);
         let weights = weights_of(&kinds, &batch);
-        let loss =
-            -(model.logprobs(&batch) * &weights).sum(Number::Float) / weights.sum(Number::Float);
+        let logprobs = model
+            .logits(&batch)
+            .log_softmax(-1, Number::Float)
+            .gather(1, &batch.targets.unsqueeze(1), false)
+            .squeeze_dim(1);
+        let loss = -(logprobs * &weights).sum(Number::Float) / weights.sum(Number::Float);
         let rate = options.learning_rate * learning_rate(step, options.steps, 0.02, 0.03);
         optimizer.zero_grad();
         loss.backward();
@@ -136,7 +144,7 @@ fn train_tokenizer(corpus: &Corpus<'_>, options: &Options) -> anyhow::Result<Tok
 
 fn initialise(options: &Options, n_vocab: usize) -> Model {
     let width = options.width;
-    let shape = Shape {
+    let sizes = Sizes {
         n_layer: 0,
         n_embd: width,
         n_head: width / 32,
@@ -144,14 +152,14 @@ fn initialise(options: &Options, n_vocab: usize) -> Model {
         head_dim: 32,
         n_ff: width * 11 / 4 / 32 * 32,
         n_vocab: i64::try_from(n_vocab).unwrap_or(0),
-        n_ctx: 1024,
-        rope_base: 10000.0,
-        rms_eps: 1e-5,
+        n_ctx: CONTEXT.into(),
     };
     let place = (Number::Float, Device::Cpu);
     let mut weights = HashMap::new();
-    weights.insert("token_embd".to_owned(), Tensor::randn([shape.n_vocab, width], place) * 0.02);
+    weights.insert("token_embd".to_owned(), Tensor::randn([sizes.n_vocab, width], place) * 0.02);
     weights.insert("output_norm".to_owned(), Tensor::ones([width], place));
+    let shape = Shape::llama(sizes, 1e-5, 10000.0);
+    let weights = Weights::held(weights, Device::Cpu);
     let mut model = Model { shape, weights, lora: None, device: Device::Cpu };
     grow(&mut model, options.layers);
     model
@@ -161,15 +169,13 @@ fn initialise(options: &Options, n_vocab: usize) -> Model {
 /// at nothing in one that has learned already.
 fn grow(model: &mut Model, n_layer: i64) {
     let place = (Number::Float, Device::Cpu);
-    let shape = &mut model.shape;
-    let is_new = shape.n_layer == 0;
-    for layer in shape.n_layer..n_layer {
-        for norm in ["attn_norm", "ffn_norm"] {
-            let ones = Tensor::ones([shape.n_embd], place);
-            model.weights.insert(format!("blk.{layer}.{norm}"), ones);
+    let n_before = model.shape.sizes.n_layer;
+    let is_new = n_before == 0;
+    for layer in n_before..n_layer {
+        for (norm, n) in model.shape.norms() {
+            model.weights.insert(format!("blk.{layer}.{norm}"), Tensor::ones([n], place));
         }
-        for name in LINEARS {
-            let [n_out, n_in] = shape.linear(name);
+        for (name, [n_out, n_in]) in model.shape.linears() {
             let gain = match name {
                 "attn_output" | "ffn_down" if is_new => 0.4,
                 "attn_output" | "ffn_down" => 0.0,
@@ -179,7 +185,7 @@ fn grow(model: &mut Model, n_layer: i64) {
             model.weights.insert(format!("blk.{layer}.{name}"), weight);
         }
     }
-    shape.n_layer = shape.n_layer.max(n_layer);
+    model.shape.sizes.n_layer = n_before.max(n_layer);
 }
 
 /// A document, ready to be packed.

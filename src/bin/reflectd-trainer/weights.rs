@@ -1,117 +1,192 @@
-//! GGUF to tensors and back. The values are those that llama.cpp serves: whatever the file stores
-//! is dequantized, nothing is rounded again. Used by `main`, `pretrain` and `train`.
+//! The frozen weights by name, held as numbers or left in the file as they are stored and decoded
+//! when a layer is computed. What a file needs beyond the forward pass is refused by name, so that
+//! nothing is trained wrongly. Used by `model`; `load` by `train` and `pretrain`.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::{Context as _, bail, ensure};
-use reflectd::gguf::{Gguf, Value, Writer};
+use anyhow::{Context as _, ensure};
+use reflectd::gguf::{Value, Writer};
 use reflectd::nano::corpus::CHAT_TEMPLATE;
 use reflectd::nano::tokenizer::Tokenizer;
-use tch::{Device, Tensor};
+use reflectd::protocol::BaseKind;
+use tch::{Device, Kind, Tensor};
 
-use crate::model::{LINEARS, Model, Shape};
+use crate::arch::Shape;
+use crate::base::{BaseFile, Stored};
+use crate::model::Model;
 
-/// Loads a llama-architecture GGUF as f32. Anything that the forward pass does not compute is
-/// refused by name, so that nothing is trained wrongly.
-pub(crate) fn load(path: &Path, device: Device) -> anyhow::Result<Model> {
-    let file = Gguf::open(path)?;
-    let shape = shape(&file)?;
-    let mut weights = HashMap::new();
-    let mut expected = vec![("token_embd".to_owned(), vec![shape.n_vocab, shape.n_embd])];
-    expected.push(("output_norm".to_owned(), vec![shape.n_embd]));
-    if file.tensor("output.weight").is_some() {
-        expected.push(("output".to_owned(), vec![shape.n_vocab, shape.n_embd]));
-    }
-    for layer in 0..shape.n_layer {
-        for norm in ["attn_norm", "ffn_norm"] {
-            expected.push((format!("blk.{layer}.{norm}"), vec![shape.n_embd]));
-        }
-        for linear in LINEARS {
-            expected.push((format!("blk.{layer}.{linear}"), shape.linear(linear).to_vec()));
-        }
-    }
-    for tensor in file.tensors() {
-        let known = tensor
-            .name
-            .strip_suffix(".weight")
-            .is_some_and(|name| expected.iter().any(|(e, _)| e == name));
-        ensure!(
-            known,
-            "{}: tensor {} is not supported by this trainer",
-            path.display(),
-            tensor.name
-        );
-    }
-    for (name, size) in expected {
-        let info = file
-            .tensor(&format!("{name}.weight"))
-            .with_context(|| format!("{}: tensor {name}.weight is missing", path.display()))?;
-        let stored: Vec<i64> = info.shape.iter().rev().map(|&n| n.cast_signed()).collect();
-        ensure!(
-            stored == size,
-            "{}: tensor {name}.weight is {stored:?}, expected {size:?}",
-            path.display()
-        );
-        let values = file.read_f32(info)?;
-        ensure!(
-            values.iter().all(|v| v.is_finite()),
-            "{}: tensor {name}.weight has a value that is not finite",
-            path.display()
-        );
-        weights.insert(name, Tensor::from_slice(&values).view(&size[..]).to_device(device));
-    }
-    Ok(Model { shape, weights, lora: None, device })
+/// One tensor of the base.
+#[derive(Debug)]
+enum Weight {
+    /// Decoded once, in f32 or bf16.
+    Held(Tensor),
+    /// Decoded whenever it is used.
+    Stored(Stored),
 }
 
-fn shape(file: &Gguf) -> anyhow::Result<Shape> {
-    let path = file.path().display();
-    let architecture = file.string("general.architecture").unwrap_or("");
-    if architecture != "llama" {
-        bail!("{path}: architecture {architecture:?} is not supported by this trainer (llama is)");
+/// The tensors of a model by GGUF name without `.weight`.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    tensors: HashMap<String, Weight>,
+    device: Device,
+}
+
+impl Weights {
+    /// Weights that are numbers already.
+    pub(crate) fn held(tensors: HashMap<String, Tensor>, device: Device) -> Self {
+        let tensors = tensors.into_iter().map(|(name, tensor)| (name, Weight::Held(tensor)));
+        Self { tensors: tensors.collect(), device }
     }
-    if let Some(Value::String(kind)) = file.metadata("llama.rope.scaling.type")
-        && kind != "none"
-    {
-        bail!("{path}: RoPE scaling {kind:?} is not supported by this trainer");
+    /// Whether there is such a tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
     }
-    let number = |key: &str| {
-        let value = file.unsigned(&format!("llama.{key}"));
-        value
-            .filter(|n| (1..=1 << 20).contains(n))
-            .map(u64::cast_signed)
-            .with_context(|| format!("{path}: llama.{key} is missing or out of range"))
+    /// Whether what autograd keeps of a layer includes weights that were decoded for it alone.
+    pub(crate) fn are_transient(&self) -> bool {
+        self.tensors.values().any(|weight| match weight {
+            Weight::Held(tensor) => tensor.kind() != Kind::Float,
+            Weight::Stored(_) => true,
+        })
+    }
+    /// A tensor in f32.
+    pub(crate) fn get(&self, name: &str) -> Tensor {
+        match self.weight(name) {
+            Weight::Held(tensor) => tensor.to_kind(Kind::Float),
+            Weight::Stored(stored) => readable(stored.read(self.device)),
+        }
+    }
+    /// A tensor in f32 if it is there.
+    pub(crate) fn find(&self, name: &str) -> Option<Tensor> {
+        self.has(name).then(|| self.get(name))
+    }
+    /// Rows `from..from + n` of a matrix, in f32.
+    pub(crate) fn rows(&self, name: &str, from: i64, n: i64) -> Tensor {
+        match self.weight(name) {
+            Weight::Held(tensor) => tensor.narrow(0, from, n).to_kind(Kind::Float),
+            Weight::Stored(stored) => {
+                let index = |n: i64| usize::try_from(n).expect("rows are counted from zero");
+                readable(stored.read_rows(index(from), index(n), self.device))
+            }
+        }
+    }
+    /// The rows with these indices, `ids` of any shape.
+    pub(crate) fn look_up(&self, name: &str, ids: &Tensor) -> Tensor {
+        let stored = match self.weight(name) {
+            Weight::Held(tensor) => {
+                return Tensor::embedding(tensor, ids, -1, false, false).to_kind(Kind::Float);
+            }
+            Weight::Stored(stored) => stored,
+        };
+        // Each row is read once, however often its token occurs.
+        let (unique, places, _) = ids.view([-1]).unique_dim(0, true, true, false);
+        let unique = Vec::<i64>::try_from(unique).expect("ids are a vector of integers");
+        let rows: Vec<Tensor> = unique
+            .iter()
+            .map(|&id| {
+                let id = usize::try_from(id).expect("ids were checked against the vocabulary");
+                readable(stored.read_rows(id, 1, self.device))
+            })
+            .collect();
+        let size = [ids.size(), vec![-1]].concat();
+        Tensor::cat(&rows, 0).index_select(0, &places).view(&size[..])
+    }
+    /// All tensors that are numbers, by name.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&String, &Tensor)> {
+        self.tensors.iter().filter_map(|(name, weight)| match weight {
+            Weight::Held(tensor) => Some((name, tensor)),
+            Weight::Stored(_) => None,
+        })
+    }
+    /// Adds or replaces a tensor.
+    pub(crate) fn insert(&mut self, name: String, tensor: Tensor) {
+        self.tensors.insert(name, Weight::Held(tensor));
+    }
+    fn weight(&self, name: &str) -> &Weight {
+        // `load` has checked that every tensor of the shape is there.
+        &self.tensors[name]
+    }
+}
+
+/// The file was there and whole when it was opened; tch's own calls end in the same way.
+fn readable(read: anyhow::Result<Tensor>) -> Tensor {
+    read.unwrap_or_else(|error| panic!("the base model cannot be read any more: {error:#}"))
+}
+
+/// Loads a base for a server with so long a context.
+pub(crate) fn load(
+    path: &Path,
+    kind: BaseKind,
+    served_context: u32,
+    device: Device,
+) -> anyhow::Result<Model> {
+    let file = BaseFile::open(path)?;
+    let read = || -> anyhow::Result<Model> {
+        let shape = Shape::read(&file, served_context)?;
+        let expected = expected(&shape, &file);
+        for tensor in file.tensors() {
+            let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+            let is_known =
+                expected.iter().any(|(known, _)| known == name) || is_unused(&shape, name);
+            ensure!(is_known, "tensor {} is not supported by this trainer", tensor.name);
+        }
+        let mut tensors = HashMap::new();
+        for (name, size) in expected {
+            let (weight, bias) = (file.find(&format!("{name}.weight"))?, file.find(&name)?);
+            let stored =
+                weight.or(bias).with_context(|| format!("tensor {name}.weight is missing"))?;
+            ensure!(stored.shape == size, "tensor {name} is {:?}, expected {size:?}", stored.shape);
+            tensors.insert(name, hold(stored, kind, device)?);
+        }
+        let weights = Weights { tensors, device };
+        Ok(Model { shape, weights, lora: None, device })
     };
-    let (n_embd, n_head) = (number("embedding_length")?, number("attention.head_count")?);
-    let head_dim =
-        number("attention.key_length").or_else(|_| Ok::<_, anyhow::Error>(n_embd / n_head))?;
-    let n_rot = number("rope.dimension_count").unwrap_or(head_dim);
-    ensure!(n_rot == head_dim, "{path}: partial rotary embedding is not supported by this trainer");
-    if number("expert_count").is_ok() {
-        bail!("{path}: mixture of experts is not supported by this trainer");
+    read().with_context(|| path.display().to_string())
+}
+
+/// Every tensor that the forward pass uses: name and size. Optional ones only where the file has them.
+fn expected(shape: &Shape, file: &BaseFile) -> Vec<(String, Vec<i64>)> {
+    let sizes = shape.sizes;
+    let mut expected = vec![
+        ("token_embd".to_owned(), vec![sizes.n_vocab, sizes.n_embd]),
+        ("output_norm".to_owned(), vec![sizes.n_embd]),
+    ];
+    let mut optional = Vec::new();
+    if shape.architecture.own_head {
+        optional.push(("output".to_owned(), vec![sizes.n_vocab, sizes.n_embd]));
     }
-    let n_head_kv = number("attention.head_count_kv").unwrap_or(n_head);
-    ensure!(
-        n_head % n_head_kv == 0,
-        "{path}: {n_head} heads do not share {n_head_kv} key heads evenly"
-    );
-    let embedding = file
-        .tensor("token_embd.weight")
-        .with_context(|| format!("{path}: token_embd.weight is missing"))?;
-    let n_vocab = embedding.shape.get(1).copied().unwrap_or(0).cast_signed();
-    Ok(Shape {
-        n_layer: number("block_count")?,
-        n_embd,
-        n_head,
-        n_head_kv,
-        head_dim,
-        n_ff: number("feed_forward_length")?,
-        n_vocab,
-        n_ctx: number("context_length")?,
-        rope_base: file.float("llama.rope.freq_base").unwrap_or(10000.0),
-        rms_eps: file.float("llama.attention.layer_norm_rms_epsilon").with_context(|| {
-            format!("{path}: llama.attention.layer_norm_rms_epsilon is missing")
-        })?,
+    if shape.architecture.head_bias {
+        optional.push(("output.bias".to_owned(), vec![sizes.n_vocab]));
+    }
+    if let Some(factors) = shape.rope.factors {
+        expected.push((factors.to_owned(), vec![shape.rope.n_rot / 2]));
+    }
+    for layer in 0..sizes.n_layer {
+        let norms = shape.norms().into_iter().map(|(name, n)| (name, vec![n]));
+        let linears = shape.linears().into_iter().map(|(name, size)| (name, size.to_vec()));
+        expected.extend(norms.chain(linears).map(|(name, n)| (format!("blk.{layer}.{name}"), n)));
+        let biases = shape.biases().into_iter();
+        optional.extend(biases.map(|(name, n)| (format!("blk.{layer}.{name}.bias"), vec![n])));
+    }
+    let in_file: std::collections::HashSet<&str> =
+        file.tensors().map(|tensor| tensor.name.trim_end_matches(".weight")).collect();
+    expected.extend(optional.into_iter().filter(|(name, _)| in_file.contains(name.as_str())));
+    expected
+}
+
+/// The rotary factors that the server's context does not call for.
+fn is_unused(shape: &Shape, name: &str) -> bool {
+    shape.architecture.factors == crate::arch::Factors::ByContext
+        && ["rope_factors_long", "rope_factors_short"].contains(&name)
+}
+
+fn hold(stored: Stored, kind: BaseKind, device: Device) -> anyhow::Result<Weight> {
+    stored.check_finite()?;
+    let is_matrix = stored.shape.len() == 2;
+    Ok(match kind {
+        BaseKind::Quantized if is_matrix => Weight::Stored(stored),
+        BaseKind::Bf16 if is_matrix => Weight::Held(stored.read(device)?.to_kind(Kind::BFloat16)),
+        _ => Weight::Held(stored.read(device)?),
     })
 }
 
@@ -122,7 +197,7 @@ pub(crate) fn save(
     name: &str,
     path: &Path,
 ) -> anyhow::Result<()> {
-    let shape = &model.shape;
+    let (shape, sizes) = (&model.shape, model.shape.sizes);
     let mut writer = Writer::default();
     let string = |text: &str| Value::String(text.to_owned());
     let count = |n: i64| Value::Unsigned(n.cast_unsigned());
@@ -131,24 +206,24 @@ pub(crate) fn save(
     writer.metadata("general.name", string(name));
     writer.metadata("general.file_type", Value::Unsigned(0));
     for (key, value) in [
-        ("context_length", count(shape.n_ctx)),
-        ("embedding_length", count(shape.n_embd)),
-        ("block_count", count(shape.n_layer)),
-        ("feed_forward_length", count(shape.n_ff)),
-        ("attention.head_count", count(shape.n_head)),
-        ("attention.head_count_kv", count(shape.n_head_kv)),
+        ("context_length", count(sizes.n_ctx)),
+        ("embedding_length", count(sizes.n_embd)),
+        ("block_count", count(sizes.n_layer)),
+        ("feed_forward_length", count(sizes.n_ff)),
+        ("attention.head_count", count(sizes.n_head)),
+        ("attention.head_count_kv", count(sizes.n_head_kv)),
         ("attention.layer_norm_rms_epsilon", Value::Float(shape.rms_eps)),
-        ("rope.dimension_count", count(shape.head_dim)),
-        ("rope.freq_base", Value::Float(shape.rope_base)),
-        ("vocab_size", count(shape.n_vocab)),
+        ("rope.dimension_count", count(sizes.head_dim)),
+        ("rope.freq_base", Value::Float(shape.rope.base)),
+        ("vocab_size", count(sizes.n_vocab)),
     ] {
         writer.metadata(&format!("llama.{key}"), value);
     }
     tokenizer.write_metadata(&mut writer, CHAT_TEMPLATE);
-    let mut names: Vec<_> = model.weights.keys().collect();
-    names.sort();
-    for name in names {
-        add_tensor(&mut writer, &format!("{name}.weight"), &model.weights[name])?;
+    let mut tensors: Vec<_> = model.weights.tensors().collect();
+    tensors.sort_by_key(|(name, _)| *name);
+    for (name, tensor) in tensors {
+        add_tensor(&mut writer, &format!("{name}.weight"), tensor)?;
     }
     writer.write(path).with_context(|| format!("write {}", path.display()))
 }

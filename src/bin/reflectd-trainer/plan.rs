@@ -1,0 +1,151 @@
+//! What fits into memory: how the base is held, how much is computed at once, and whether blocks
+//! are computed again in the backward pass. Estimates to begin with; when memory does not suffice
+//! after all, the plan shrinks. Used by `train` and `step`.
+
+use reflectd::gguf::TensorInfo;
+use reflectd::protocol::BaseKind;
+
+use crate::arch::{Shape, Sizes};
+use crate::base::BaseFile;
+
+/// More padded tokens in one pass do not make it faster.
+const MAX_TOKENS: usize = 4096;
+/// libtorch itself, the slices of the output head, and what is between.
+const OVERHEAD_BYTES: u64 = 400 << 20;
+/// Bytes of an f32.
+const F32: u64 = 4;
+
+/// How a run computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Plan {
+    /// Padded tokens of one pass; an example that is longer is a pass of its own.
+    pub max_tokens: usize,
+    /// Compute blocks again in the backward pass instead of keeping what they computed.
+    pub recompute: bool,
+    /// The longest example in tokens.
+    pub longest: usize,
+}
+
+impl Plan {
+    /// For the memory that is left when everything but a pass is there.
+    pub(crate) fn new(
+        shape: &Shape,
+        weights_are_transient: bool,
+        longest: usize,
+        free_bytes: u64,
+    ) -> Self {
+        // One block's weights are decoded at a time.
+        let of_block: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out * n_in).sum();
+        let decoded = if weights_are_transient { of_block.cast_unsigned() * F32 } else { 0 };
+        let free = free_bytes.saturating_sub(OVERHEAD_BYTES + decoded);
+        let kept = bytes_a_token(shape, longest, false);
+        let fits = |bytes_a_token: u64| {
+            let tokens = usize::try_from(free / bytes_a_token.max(1)).unwrap_or(usize::MAX);
+            tokens.clamp(longest, MAX_TOKENS.max(longest))
+        };
+        // What autograd keeps of a decoded weight is the weight: all of them would be in memory.
+        let recompute = weights_are_transient || free / kept.max(1) < longest as u64;
+        let max_tokens = fits(bytes_a_token(shape, longest, recompute));
+        Self { max_tokens, recompute, longest }
+    }
+
+    /// Makes a pass smaller; false when it cannot be.
+    pub(crate) fn shrink(&mut self) -> bool {
+        if self.longest < self.max_tokens {
+            self.max_tokens = (self.max_tokens / 2).max(self.longest);
+            return true;
+        }
+        // One example a pass: what is left is to keep less of it.
+        !std::mem::replace(&mut self.recompute, true)
+    }
+}
+
+/// `auto` to what it means for this file.
+pub(crate) fn base_kind(wanted: BaseKind, file: &BaseFile, memory_bytes: u64) -> BaseKind {
+    if wanted != BaseKind::Auto {
+        return wanted;
+    }
+    let n_values: u64 = file.tensors().map(TensorInfo::n_values).sum();
+    if n_values.saturating_mul(F32) <= memory_bytes / 2 {
+        BaseKind::F32
+    } else {
+        BaseKind::Quantized
+    }
+}
+
+/// What a pass needs for each of its tokens.
+fn bytes_a_token(shape: &Shape, longest: usize, recompute: bool) -> u64 {
+    let Sizes { n_layer, n_embd, n_head, n_ff, .. } = shape.sizes;
+    let [q, kv] = shape.widths();
+    // Inputs and outputs of every operation that autograd keeps, the adapter's share included.
+    let mut block = 10 * n_embd + 8 * q + 8 * kv + 8 * n_ff;
+    if shape.attention_cap.is_some() {
+        block += 5 * n_head * i64::try_from(longest).unwrap_or(i64::MAX >> 20);
+    }
+    let floats = if recompute { n_layer * n_embd + block } else { n_layer * block };
+    floats.cast_unsigned() * F32
+}
+
+/// Memory that may still be taken: the limit if there is one, else what the system has free.
+pub(crate) fn memory_bytes(limit: Option<u64>) -> u64 {
+    limit.unwrap_or_else(|| free_of_system().min(free_of_group()))
+}
+
+fn free_of_system() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.map_or(u64::MAX, |kilobytes| kilobytes * 1024)
+}
+
+/// In a container the system's memory is not all ours.
+fn free_of_group() -> u64 {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(format!("/sys/fs/cgroup/memory.{name}")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    match (read("max"), read("current")) {
+        (Some(max), Some(current)) => max.saturating_sub(current),
+        _ => u64::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A billion parameters.
+    fn shape() -> Shape {
+        let sizes = Sizes {
+            n_layer: 24,
+            n_embd: 2048,
+            n_head: 32,
+            n_head_kv: 8,
+            head_dim: 64,
+            n_ff: 5632,
+            n_vocab: 32000,
+            n_ctx: 4096,
+        };
+        Shape::llama(sizes, 1e-5, 10000.0)
+    }
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn blocks_are_computed_again_only_where_memory_wants_it() {
+        let plan = |transient, gib: u64| Plan::new(&shape(), transient, 600, gib * GIB);
+        assert_eq!((plan(false, 64).recompute, plan(false, 64).max_tokens), (false, MAX_TOKENS));
+        assert!(plan(true, 64).recompute && plan(false, 4).recompute);
+        assert!(plan(false, 2).max_tokens < MAX_TOKENS);
+        assert_eq!(plan(false, 0).max_tokens, 600, "one example is always tried");
+    }
+
+    #[test]
+    fn a_plan_shrinks_to_one_example_and_no_further() {
+        let mut plan = Plan::new(&shape(), false, 600, 64 * GIB);
+        let mut steps = Vec::new();
+        while plan.shrink() {
+            steps.push((plan.max_tokens, plan.recompute));
+        }
+        assert_eq!(steps, [(2048, false), (1024, false), (600, false), (600, true)]);
+    }
+}
