@@ -6,6 +6,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where cargo finds libtorch: the environment first, then what scripts/setup.sh has unpacked.
 TORCH  := $(or $(LIBTORCH),.deps/libtorch/torch)
 
+# Where the newest build of llama.cpp left its libraries: lib/ has those that the programs are linked
+# to, backends/ the kernel modules of which one is loaded.
+LLAMA = $(patsubst %/backends/,%,$(firstword $(shell ls -dt $(TARGET)/release/build/llama-cpp-sys-2-*/out/backends/ 2>/dev/null)))
+
 BIN   := $(DESTDIR)$(PREFIX)/bin
 LIB   := $(DESTDIR)$(PREFIX)/lib/reflectd
 SHARE := $(DESTDIR)$(PREFIX)/share/reflectd
@@ -38,11 +42,15 @@ lint:
 	cargo clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --no-deps --document-private-items
 
-# Both programs, the trainer's libraries beside them, the default configuration to copy from, and units.
+# Both programs, all libraries beside them (llama.cpp's with its kernel modules, the trainer's
+# libtorch), the default configuration to copy from, and units.
 # Builds nothing, so that root needs no Rust: `make build && sudo make install PREFIX=/usr`.
 install:
+	@test -x $(TARGET)/release/reflectd || { echo "run 'make build' first" >&2; exit 1; }
+	@test -n "$(LLAMA)" || { echo "llama.cpp's libraries are not in $(TARGET); run 'make build' first" >&2; exit 1; }
 	install -d $(BIN) $(LIB) $(SHARE) $(UNITS)/system $(UNITS)/user $(DESTDIR)$(PREFIX)/lib/sysusers.d
 	install -m 755 $(TARGET)/release/reflectd $(TARGET)/release/reflectd-trainer $(BIN)
+	cp -P $(LLAMA)/lib/libllama.so.* $(LLAMA)/lib/libggml*.so.* $(LLAMA)/backends/libggml-*.so $(LIB)
 	find $(TORCH)/lib $(TORCH)/../nvidia/*/lib -maxdepth 1 -name '*.so*' ! -name 'libtorch_python*' \
 		-exec cp -P --target-directory=$(LIB) {} +
 	cp -R agents prompts packaging/reflectd.yaml $(SHARE)

@@ -23,6 +23,7 @@ use crate::api::wire::ConfigReport;
 use crate::api::{self, Phase};
 use crate::config::{self, Config, ConfigError};
 use crate::engine::fake::{Fake, Script};
+use crate::engine::probe::Prober;
 use crate::engine::{self, Engine, EngineError, EngineThread};
 use crate::exit::Exit;
 use crate::learn::{self, Learner};
@@ -194,7 +195,7 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
     let config = reload::load(root.clone()).await?;
 
     let (store, store_thread) = store::spawn(state_dir.database()).await?;
-    let (engine, engine_thread) = spawn_engine(engine, &config).await?;
+    let (engine, engine_thread) = spawn_engine(engine, &config, &state_dir).await?;
     let template = Arc::new(chat_template(&engine)?);
     let reflector = Reflector::new(engine.clone(), store.clone(), template);
     reload::check_agents(&config, &reflector)?;
@@ -259,9 +260,16 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
 async fn spawn_engine(
     source: EngineSource,
     config: &Config,
+    state: &StateDir,
 ) -> Result<(Engine, EngineThread), EngineError> {
     match source {
-        EngineSource::Llama => engine::spawn(&config.engine).await,
+        EngineSource::Llama => {
+            // Under this name the program is there even after an upgrade has replaced its file.
+            let prober = Prober::new("/proc/self/exe".into(), state.probes());
+            prober.model(&config.engine.model).await?;
+            let (engine, thread) = engine::spawn(&config.engine).await?;
+            Ok((engine.with_prober(prober), thread))
+        }
         EngineSource::Fake(script) => {
             engine::spawn_with(config.engine.queue, || Ok(Fake::new(script))).await
         }

@@ -14,10 +14,12 @@ const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
 /// Tensor data and each tensor in it start at multiples of this, unless the file says otherwise.
 const ALIGNMENT: u64 = 32;
-/// No sane file has more; it bounds what a hostile header can make us allocate.
-const MAX_ITEMS: u64 = 1 << 20;
+/// No sane file has more; these bound what a hostile header can make us allocate. The largest
+/// vocabularies have 300 thousand entries and as many merges in 20 MB.
+const MAX_ITEMS: u64 = 1 << 16;
 const MAX_STRING: u64 = 1 << 24;
-const MAX_ARRAY: u64 = 1 << 24;
+const MAX_ARRAY_ENTRIES: u64 = 1 << 23;
+const MAX_HEADER: u64 = 1 << 28;
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,11 +104,32 @@ impl TensorInfo {
     }
 }
 
+/// The type of a metadata value as the file has it: `gguf_type`, and for an array its entries'.
+/// llama.cpp aborts where it finds another width than it wants, which [`Value`] does not tell.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StoredType {
+    /// `gguf_type` of the value.
+    pub value: u32,
+    /// `gguf_type` of an array's entries.
+    pub entries: Option<u32>,
+}
+
+impl StoredType {
+    /// `int32`.
+    pub const I32: u32 = 5;
+    /// `float32`.
+    pub const F32: u32 = 6;
+    /// `string`.
+    pub const STRING: u32 = 8;
+}
+
 /// A file's header; tensor data is read on demand.
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
     metadata: BTreeMap<String, Value>,
+    types: BTreeMap<String, StoredType>,
+    alignment: u64,
     tensors: Vec<TensorInfo>,
     data_start: u64,
     file_size: u64,
@@ -150,17 +173,39 @@ impl Gguf {
         let io_error = |source| GgufError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io_error)?;
         let file_size = file.metadata().map_err(io_error)?.len();
-        let mut reader = Header { reader: BufReader::new(file), position: 0, file_size };
-        reader
+        let reader = BufReader::new(file);
+        let mut header = Header { reader, position: 0, file_size, array_entries: 0 };
+        header
             .parse()
-            .map(|(metadata, tensors, data_start)| Self {
+            .map(|Parsed { metadata, types, tensors, alignment, data_start }| Self {
                 path: path.to_owned(),
                 metadata,
+                types,
+                alignment,
                 tensors,
                 data_start,
                 file_size,
             })
             .map_err(|reason| GgufError::Malformed { path: path.to_owned(), reason })
+    }
+    /// How a metadata value is stored.
+    pub fn stored_type(&self, key: &str) -> Option<StoredType> {
+        self.types.get(key).copied()
+    }
+    /// A metadata array.
+    pub fn array(&self, key: &str) -> Option<&[Value]> {
+        match self.metadata.get(key)? {
+            Value::Array(entries) => Some(entries),
+            _ => None,
+        }
+    }
+    /// Bytes from the first tensor's data to the end of the file; 0 when it ends before that.
+    pub fn data_size(&self) -> u64 {
+        self.file_size.saturating_sub(self.data_start)
+    }
+    /// Every tensor's data starts at a multiple of this.
+    pub fn alignment(&self) -> u64 {
+        self.alignment
     }
     /// A metadata value.
     pub fn metadata(&self, key: &str) -> Option<&Value> {
@@ -267,12 +312,20 @@ fn decode(kind: TensorKind, data: &[u8]) -> Vec<f32> {
     }
 }
 
-type Parsed = (BTreeMap<String, Value>, Vec<TensorInfo>, u64);
+struct Parsed {
+    metadata: BTreeMap<String, Value>,
+    types: BTreeMap<String, StoredType>,
+    tensors: Vec<TensorInfo>,
+    alignment: u64,
+    data_start: u64,
+}
 
 struct Header<R> {
     reader: R,
     position: u64,
     file_size: u64,
+    /// In all arrays so far.
+    array_entries: u64,
 }
 
 impl<R: Read> Header<R> {
@@ -287,17 +340,28 @@ impl<R: Read> Header<R> {
         let n_tensors = self.count(MAX_ITEMS, "tensors")?;
         let n_metadata = self.count(MAX_ITEMS, "metadata entries")?;
         let mut metadata = BTreeMap::new();
+        let mut types = BTreeMap::new();
         for _ in 0..n_metadata {
             let key = self.string()?;
-            let kind = self.u32()?;
-            let value = self.value(kind, 0)?;
+            if key.is_empty() {
+                return Err("a metadata key is empty".into());
+            }
+            let (stored, value) = self.value()?;
+            types.insert(key.clone(), stored);
             if metadata.insert(key.clone(), value).is_some() {
                 return Err(format!("metadata key {key} appears twice"));
             }
         }
         let alignment = match metadata.get("general.alignment") {
             None => ALIGNMENT,
-            Some(Value::Unsigned(value)) if value.is_power_of_two() && *value <= 1 << 16 => *value,
+            // llama.cpp wants 32 bits here.
+            Some(Value::Unsigned(value))
+                if value.is_power_of_two()
+                    && *value <= 1 << 16
+                    && types["general.alignment"].value == 4 =>
+            {
+                *value
+            }
             Some(_) => return Err("general.alignment is not a small power of two".into()),
         };
         let mut tensors: Vec<TensorInfo> = Vec::new();
@@ -309,7 +373,8 @@ impl<R: Read> Header<R> {
             }
             tensors.push(tensor);
         }
-        Ok((metadata, tensors, self.position.next_multiple_of(alignment)))
+        let data_start = self.position.next_multiple_of(alignment);
+        Ok(Parsed { metadata, types, tensors, alignment, data_start })
     }
     fn tensor(&mut self) -> Result<TensorInfo, String> {
         let name = self.string()?;
@@ -325,7 +390,23 @@ impl<R: Read> Header<R> {
         let kind = TensorKind::from_id(self.u32()?);
         Ok(TensorInfo { name, shape, kind, offset: self.u64()? })
     }
-    fn value(&mut self, kind: u32, depth: u32) -> Result<Value, String> {
+    fn value(&mut self) -> Result<(StoredType, Value), String> {
+        const ARRAY: u32 = 9;
+        let value = self.u32()?;
+        if value != ARRAY {
+            return Ok((StoredType { value, entries: None }, self.scalar(value)?));
+        }
+        // The format knows arrays of arrays, llama.cpp does not.
+        let entries = self.u32()?;
+        let count = self.count(MAX_ARRAY_ENTRIES, "array entries")?;
+        self.array_entries += count;
+        if self.array_entries > MAX_ARRAY_ENTRIES {
+            return Err(format!("more than {MAX_ARRAY_ENTRIES} array entries"));
+        }
+        let array = (0..count).map(|_| self.scalar(entries)).collect::<Result<_, _>>()?;
+        Ok((StoredType { value, entries: Some(entries) }, Value::Array(array)))
+    }
+    fn scalar(&mut self, kind: u32) -> Result<Value, String> {
         Ok(match kind {
             0 => Value::Unsigned(self.array::<1>()?[0].into()),
             1 => Value::Signed(i8::from_le_bytes(self.array()?).into()),
@@ -336,13 +417,6 @@ impl<R: Read> Header<R> {
             6 => Value::Float(f32::from_le_bytes(self.array()?).into()),
             7 => Value::Bool(self.array::<1>()?[0] != 0),
             8 => Value::String(self.string()?),
-            9 if depth < 2 => {
-                let kind = self.u32()?;
-                let count = self.count(MAX_ARRAY, "array entries")?;
-                Value::Array(
-                    (0..count).map(|_| self.value(kind, depth + 1)).collect::<Result<_, _>>()?,
-                )
-            }
             10 => Value::Unsigned(self.u64()?),
             11 => Value::Signed(i64::from_le_bytes(self.array()?)),
             12 => Value::Float(f64::from_le_bytes(self.array()?)),
@@ -351,6 +425,9 @@ impl<R: Read> Header<R> {
     }
     fn string(&mut self) -> Result<String, String> {
         let length = self.count(MAX_STRING, "characters")?;
+        if self.position + length > MAX_HEADER {
+            return Err(format!("its header is larger than {} MiB", MAX_HEADER >> 20));
+        }
         let mut bytes = Vec::new();
         let read =
             (&mut self.reader).take(length).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
@@ -362,8 +439,8 @@ impl<R: Read> Header<R> {
     }
     fn count(&mut self, limit: u64, what: &str) -> Result<u64, String> {
         let count = self.u64()?;
-        // Every item takes at least one byte of the file.
-        if count > limit || self.file_size < count {
+        // Every item takes at least one byte of what is left of the file.
+        if count > limit || self.file_size.saturating_sub(self.position) < count {
             return Err(format!("{count} {what}"));
         }
         Ok(count)

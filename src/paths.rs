@@ -1,9 +1,11 @@
 //! Where files of the daemon lie, and the one way to write them. Nothing else joins path names
 //! below `state/` or renames files.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// The folder of everything that the daemon writes.
 #[derive(Clone, Debug)]
@@ -38,6 +40,10 @@ impl StateDir {
     /// The socket, unless configured elsewhere.
     pub fn socket(&self) -> PathBuf {
         self.root.join("reflectd.sock")
+    }
+    /// A small file for every model and adapter that was tried and was good.
+    pub fn probes(&self) -> PathBuf {
+        self.root.join("probes")
     }
     /// Folders of the training runs.
     pub fn runs(&self) -> PathBuf {
@@ -77,11 +83,53 @@ pub fn write_atomic(
     result
 }
 
-/// The SHA-256 of a file's content, in lower-case hexadecimal.
+/// A file at one moment: another content has another one, if the clock has ticked in between.
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// `None` for a file that was changed so lately that the next change might look the same.
+    fn of(file: &File) -> io::Result<Option<Self>> {
+        use std::os::unix::fs::MetadataExt as _;
+        const SETTLED_S: i64 = 2;
+        let metadata = file.metadata()?;
+        let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+        let is_settled = metadata.ctime().saturating_add(SETTLED_S) < now.cast_signed();
+        Ok(is_settled.then(|| Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            // Nobody can set this one back.
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }))
+    }
+}
+
+/// The SHA-256 of a file's content, in lower-case hexadecimal. A large model is read once a process:
+/// the probe asks, and then the engine.
 pub fn sha256(path: &Path) -> io::Result<String> {
+    static KNOWN: Mutex<BTreeMap<Stamp, String>> = Mutex::new(BTreeMap::new());
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = File::open(path)?;
+    let stamp = Stamp::of(&file)?;
+    if let Some(sha256) = stamp.and_then(|stamp| known().get(&stamp).cloned()) {
+        return Ok(sha256);
+    }
+    let sha256 = digest(file)?;
+    if let Some(stamp) = stamp {
+        known().insert(stamp, sha256.clone());
+    }
+    Ok(sha256)
+}
+
+fn digest(mut file: File) -> io::Result<String> {
     use sha2::Digest as _;
     let mut digest = sha2::Sha256::new();
-    let mut file = File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
     loop {
         let n = io::Read::read(&mut file, &mut buffer)?;

@@ -58,9 +58,10 @@ pub(crate) fn config(setting: &Setting) -> anyhow::Result<Config> {
 fn write_root(setting: &Setting) -> anyhow::Result<TempDir> {
     let root = tempfile::tempdir().context("make a folder for the daemon")?;
     let aspects = ASPECTS.map(|name| format!("  - {{ name: {name}, pass: 1.0 }}")).join("\n");
+    let flash_attention = serde_json::to_string(&setting.flash_attention)?;
     let settings = format!(
         "engine:\n  context_tokens: {CELLS}\n  max_sequences: {SEQUENCES}\n  batch_tokens: {BATCH}\n  \
-         threads: {}\n  gpu_layers: 0\nserver:\n  max_requests: 64\n",
+         threads: {}\n  gpu_layers: 0\n  flash_attention: {flash_attention}\nserver:\n  max_requests: 64\n",
         setting.threads
     );
     let agent = format!(

@@ -105,6 +105,12 @@ impl Collector for EngineNumbers {
             ("engine_prompt_tokens", "Prompt tokens evaluated", stats.prompt_tokens),
             ("engine_cached_tokens", "Prompt tokens whose KV was there", stats.cached_tokens),
             ("engine_generated_tokens", "Tokens sampled", stats.generated_tokens),
+            ("engine_guessed_tokens", "Tokens evaluated ahead", stats.guessed_tokens),
+            (
+                "engine_right_guesses",
+                "Of these, tokens that were then sampled",
+                stats.right_guesses,
+            ),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);

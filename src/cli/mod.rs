@@ -1,5 +1,5 @@
-//! The command line: one file a subcommand. Everything but `serve`, `check` and `demo` is only a
-//! client of the daemon's socket. The one place where an error becomes an exit code.
+//! The command line: one file a subcommand. Everything but `serve`, `check`, `doctor`, `probe` and
+//! `demo` is only a client of the daemon's socket. The one place where an error becomes an exit code.
 //! Called by `main`; nothing else uses it.
 
 mod adapters;
@@ -9,9 +9,11 @@ mod check;
 mod client;
 mod converse;
 mod demo;
+mod doctor;
 mod explore;
 mod feedback;
 mod nano;
+mod probe;
 mod progress;
 mod reply;
 mod runs;
@@ -32,6 +34,7 @@ use clap::{Parser, Subcommand};
 use crate::config::prompt_file::PromptFileError;
 use crate::config::{ConfigError, Mode};
 use crate::daemon::StartError;
+use crate::engine::EngineError;
 use crate::exit::Exit;
 use client::{Client, ClientError};
 
@@ -100,6 +103,11 @@ enum Command {
     Status(Json),
     /// Read the configuration and report every problem in it.
     Check(Json),
+    /// Show what this machine would serve with, and what stands in the way of it.
+    Doctor(doctor::Arguments),
+    /// Try a model file, and an adapter on it, in this process; the daemon asks for it.
+    #[command(hide = true)]
+    Probe(probe::Arguments),
     /// Let the model work on stored prompts now: answers, judgements, refinements.
     Explore(explore::Arguments),
     /// Train now, compare on held-out prompts, and swap if it is better.
@@ -131,6 +139,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     match command {
         Command::Serve => serve::run(&places),
         Command::Check(json) => check::run(&places.root, json),
+        Command::Probe(arguments) => probe::run(&arguments),
         command => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -141,7 +150,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
     let client = places.client();
     match command {
-        Command::Serve | Command::Check(_) => unreachable!("`run` has taken these"),
+        Command::Serve | Command::Check(_) | Command::Probe(_) => {
+            unreachable!("`run` has taken these")
+        }
+        Command::Doctor(arguments) => doctor::run(places, arguments).await,
         Command::Chat(arguments) => chat::run(&client, &arguments).await,
         Command::Ask(arguments) => ask::run(&client, arguments).await,
         Command::Status(json) => status::run(&client, json).await,
@@ -165,6 +177,9 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     }
     if error.is::<ConfigError>() {
         return Exit::Config;
+    }
+    if let Some(EngineError::Load { .. }) = error.downcast_ref() {
+        return Exit::BadData;
     }
     if error.is::<PromptFileError>() {
         return Exit::BadData;

@@ -14,8 +14,8 @@ use super::statistics::{Judged, Share, judge_quality};
 use super::terminal::{print, print_json};
 use crate::config::{PromptLine, Verifier, load_prompts, prompt_file};
 use crate::engine::{
-    self, Class, Engine, EngineConfig, GenerateRequest, Generation, KvCache, Lane, Piece, Sampling,
-    ScoreRequest, TextPart, Token,
+    self, Class, Engine, EngineConfig, FlashAttention, GenerateRequest, Generation, KvCache, Lane,
+    Piece, Sampling, ScoreRequest, TextPart, Token,
 };
 use crate::exit::Exit;
 use crate::nano::corpus::CHAT_TEMPLATE;
@@ -141,7 +141,9 @@ async fn measure(model: &Path, prompts: &Path, n: usize, seed: u64) -> anyhow::R
         max_sequences: 128,
         batch_tokens: 1024,
         threads: None,
+        batch_threads: None,
         gpu_layers: None,
+        flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
         queue: 64,
     };

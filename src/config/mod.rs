@@ -23,6 +23,7 @@ use crate::prompt::PromptSet;
 use crate::protocol;
 
 pub use check::{load, load_prompts};
+pub use settings::default_engine;
 
 /// Everything that the YAML files say, checked.
 #[derive(Clone, Debug)]
@@ -331,7 +332,9 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         max_sequences,
         batch_tokens,
         threads,
+        batch_threads,
         gpu_layers,
+        flash_attention,
         kv_cache,
         queue,
     } = &old.engine;
@@ -341,7 +344,9 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         ("engine.max_sequences", *max_sequences == new.engine.max_sequences),
         ("engine.batch_tokens", *batch_tokens == new.engine.batch_tokens),
         ("engine.threads", *threads == new.engine.threads),
+        ("engine.batch_threads", *batch_threads == new.engine.batch_threads),
         ("engine.gpu_layers", *gpu_layers == new.engine.gpu_layers),
+        ("engine.flash_attention", *flash_attention == new.engine.flash_attention),
         ("engine.kv_cache", *kv_cache == new.engine.kv_cache),
         ("engine.queue", *queue == new.engine.queue),
         ("server.socket", old.server.socket == new.server.socket),

@@ -1,11 +1,14 @@
 //! What each key of `reflectd.yaml` may be, and what it is when nobody sets it. Used by `check`.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
-use super::raw::Section;
+use serde::Deserialize;
+
+use super::raw::{Problems, Section};
 use super::{GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig};
-use crate::engine::{EngineConfig, KvCache};
+use crate::engine::{EngineConfig, FlashAttention, KvCache};
 use crate::protocol::{Device, Lora, Objective, Optimizer};
 
 /// Longest path of a Unix socket on Linux.
@@ -33,6 +36,12 @@ impl Settings {
     }
 }
 
+/// What the engine is when nobody sets anything.
+pub fn default_engine() -> EngineConfig {
+    let problems = Problems::default();
+    engine(&mut Section::empty(Path::new("reflectd.yaml"), &problems))
+}
+
 fn engine(keys: &mut Section<'_>) -> EngineConfig {
     let engine = EngineConfig {
         model: PathBuf::new(),
@@ -40,7 +49,9 @@ fn engine(keys: &mut Section<'_>) -> EngineConfig {
         max_sequences: keys.number("max_sequences", 16, &(1..=256)),
         batch_tokens: keys.number("batch_tokens", 512, &(32..=1 << 16)),
         threads: keys.optional_number("threads", &(1..=1024)),
-        gpu_layers: keys.optional_number("gpu_layers", &(0..=10_000)),
+        batch_threads: keys.optional_number("batch_threads", &(1..=1024)),
+        gpu_layers: auto_or_number(keys, "gpu_layers", &(0..=10_000)),
+        flash_attention: keys.value("flash_attention", FlashAttention::Auto),
         kv_cache: keys.value("kv_cache", KvCache::F16),
         queue: keys.number("queue", 64, &(1..=65_536)),
     };
@@ -55,7 +66,35 @@ fn engine(keys: &mut Section<'_>) -> EngineConfig {
             ),
         );
     }
+    if engine.kv_cache.is_quantized() && engine.flash_attention == FlashAttention::Off {
+        let fault = "is off, but a quantized kv_cache needs it; set it to auto, or kv_cache to f16";
+        keys.problem("flash_attention", fault);
+    }
     engine
+}
+
+/// `auto` (which is also the default) is `None`.
+fn auto_or_number(
+    keys: &mut Section<'_>,
+    key: &'static str,
+    allowed: &RangeInclusive<u32>,
+) -> Option<u32> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Number(u32),
+        Word(String),
+        Other(serde::de::IgnoredAny),
+    }
+    match keys.optional(key)? {
+        Given::Number(number) if allowed.contains(&number) => Some(number),
+        Given::Word(word) if word == "auto" => None,
+        Given::Number(_) | Given::Word(_) | Given::Other(_) => {
+            let (least, most) = (allowed.start(), allowed.end());
+            keys.problem(key, format!("must be auto or a number from {least} to {most}"));
+            None
+        }
+    }
 }
 
 fn server(root: &Path, keys: &mut Section<'_>) -> ServerConfig {

@@ -5,6 +5,7 @@ use std::fs;
 use proptest::prelude::*;
 
 use super::*;
+use crate::engine::{FlashAttention, KvCache};
 use crate::protocol::Objective;
 
 /// A root folder with one good agent; tests change what they are about.
@@ -214,7 +215,7 @@ fn a_file_with_many_mistakes_reports_all_of_them() {
     reflectd.yaml: learn.gate.length_ratio: is [2, 1]; [0 to 1, 1 to 100] is allowed
     reflectd.yaml: learn.objective.beta: is not known; allowed: name
     reflectd.yaml: log_text: invalid type: string "perhaps", expected a boolean
-    reflectd.yaml: engine.thraeds: is not known; allowed: context_tokens, max_sequences, batch_tokens, threads, gpu_layers, kv_cache, queue
+    reflectd.yaml: engine.thraeds: is not known; allowed: context_tokens, max_sequences, batch_tokens, threads, batch_threads, gpu_layers, flash_attention, kv_cache, queue
     agents/one.yaml: model: names gone.gguf, which is not a file; put a GGUF chat model there
     gone.yaml: cannot be read: No such file or directory (os error 2)
     agents/one.yaml: aspects[3]: must be a mapping of keys to values
@@ -304,5 +305,36 @@ proptest! {
         if let Err(ConfigError(problems)) = root.load() {
             prop_assert!(!problems.is_empty());
         }
+    }
+}
+
+#[test]
+fn the_engine_takes_auto_and_refuses_what_llama_cpp_cannot_combine() {
+    let root = Root::new();
+    let engine = |keys: &str| {
+        root.write("reflectd.yaml", &format!("engine: {{ {keys} }}\n"));
+        root.load().map(|config| config.engine).map_err(|_| root.problems())
+    };
+    let plain = engine("gpu_layers: auto").unwrap();
+    assert_eq!((plain.gpu_layers, plain.flash_attention), (None, FlashAttention::Auto));
+    let set =
+        engine("gpu_layers: 0, kv_cache: q8_0, flash_attention: on, batch_threads: 3").unwrap();
+    assert_eq!(
+        (set.gpu_layers, set.kv_cache, set.batch_threads),
+        (Some(0), KvCache::Q8_0, Some(3))
+    );
+    assert_eq!(set.flash_attention, FlashAttention::On);
+    engine("kv_cache: q4_0").expect("flash attention follows the cache");
+    for (keys, word) in [
+        ("kv_cache: q8_0, flash_attention: off", "engine.flash_attention: is off"),
+        ("gpu_layers: most", "engine.gpu_layers: must be auto or a number from 0 to 10000"),
+        ("gpu_layers: -1", "engine.gpu_layers: must be auto"),
+        ("gpu_layers: [1]", "engine.gpu_layers: must be auto"),
+        ("flash_attention: maybe", "engine.flash_attention: unknown variant"),
+        ("kv_cache: q2", "engine.kv_cache: unknown variant"),
+        ("batch_threads: 0", "engine.batch_threads: is 0"),
+    ] {
+        let problems = engine(keys).unwrap_err();
+        assert!(problems.contains(word), "{keys}: {problems}");
     }
 }

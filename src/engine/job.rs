@@ -124,6 +124,11 @@ impl Job {
         pending + growth.sum::<usize>()
     }
 
+    /// Cells of its sequences; those that they share count for each.
+    pub(super) fn held_cells(&self, kv: &Kv) -> usize {
+        self.branches.iter().filter_map(|b| b.sequence).map(|id| kv.len(id)).sum()
+    }
+
     /// What it could do next.
     pub(super) fn segments(&self, kv: &Kv) -> Vec<Segment> {
         if self.is_stalled() { Vec::new() } else { segments(&self.active(kv, None)) }

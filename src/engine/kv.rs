@@ -195,6 +195,17 @@ impl Kv {
         least.is_some()
     }
 
+    /// Cells that would be free without the idle sequences.
+    pub(super) fn evictable(&self) -> usize {
+        let mut idle = vec![0; self.holders.len()];
+        for sequence in self.sequences.iter().filter(|s| matches!(s.state, State::Idle(_))) {
+            for &cell in &sequence.cells {
+                idle[cell] += 1;
+            }
+        }
+        idle.iter().zip(&self.holders).filter(|&(&idle, &all)| 0 < idle && idle == all).count()
+    }
+
     /// Drops all idle sequences of a lane.
     pub(super) fn forget(&mut self, backend: &mut impl Backend, generation: Generation) {
         let idle: Vec<SequenceId> = self.idle(generation).collect();
@@ -298,6 +309,18 @@ mod tests {
         assert!(kv.evict(&mut fake, None));
         assert_eq!(kv.find(BASE, &tokens("idle")), None);
         assert_eq!(kv.find(BASE, &tokens("chat")), Some((chat, 4)));
+    }
+
+    #[test]
+    fn cells_that_somebody_uses_cannot_be_evicted() {
+        let (mut kv, mut fake) = books();
+        let idle = keep(&mut kv, &mut fake, "abcd");
+        let busy = kv.start(BASE);
+        kv.share(&mut fake, idle, busy, 3);
+        append(&mut kv, &mut fake, &[busy], "x");
+        assert_eq!((kv.used(), kv.evictable()), (5, 1));
+        kv.remove(&mut fake, busy);
+        assert_eq!(kv.evictable(), 4);
     }
 
     #[test]

@@ -1,13 +1,20 @@
 //! llama.cpp: only this file and its folder name it and have unsafe code. Own RAII types over
 //! llama-cpp-sys-2, because the safe crate can neither load an adapter while a context lives nor
 //! free one. llama.cpp aborts the process on many wrong numbers, so everything is checked before
-//! it gets there. Used by the engine thread; [`quantize`] by
-//! `reflectd nano` and the benchmark. [`dequantize`] waits for the trainer to read every quantization.
+//! it gets there. Used by the engine thread; [`quantize`] by `reflectd nano` and the benchmark,
+//! [`machine`] and [`survey`] by `reflectd doctor`. [`dequantize`] waits for the trainer to read every quantization.
 
 #![expect(unsafe_code, reason = "llama.cpp is C++; every block says why it is sound")]
 
+mod adapter;
+mod allocator;
+mod check;
+mod context;
 mod files;
+mod inspect;
+mod memory;
 mod process;
+mod shape;
 mod vocabulary;
 
 use std::collections::BTreeMap;
@@ -18,21 +25,25 @@ use std::sync::Arc;
 use llama_cpp_sys_2 as sys;
 
 use super::backend::{Backend, Entry, Limits, SequenceId};
-use super::{EngineConfig, EngineError, Generation, KvCache, ModelInfo, Vocabulary};
+use super::{EngineConfig, EngineError, FlashAttention, Generation, ModelInfo, Vocabulary};
 use crate::gguf::Gguf;
 use crate::paths;
-use files::{c_path, check_adapter, check_model, load_error};
-use process::{init, largest_memory, last_error, physical_cores, system};
+use adapter::{Adapter, Shapes};
+use check::check_model;
+use context::{Batch, Computing, Context};
+use files::{c_path, load_error, open};
+use memory::Demand;
+use process::{Device, devices, init, last_error, physical_cores, system};
 use vocabulary::LlamaVocabulary;
 
 pub use files::{Quantization, dequantize, quantize};
+pub use inspect::{Machine, Stored, Survey, machine, survey, version};
+pub use memory::{MemoryPlan, MemoryShare};
 
 /// llama.cpp's own bound for one context (`LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: usize = 256;
 /// Rows of logits of a batch take at most this; a large vocabulary has 600 KB a row.
 const MAX_LOGITS_BYTES: usize = 256 << 20;
-/// Tokens that llama.cpp computes at once; larger batches are split by it.
-const MICRO_BATCH: u32 = 512;
 
 /// The real backend. Field order is significant: the context goes before the adapters that it may
 /// have set, and both before the model.
@@ -44,6 +55,8 @@ pub struct Llama {
     selected: Generation,
     limits: Limits,
     info: ModelInfo,
+    /// Of the model's tensors: an adapter must fit them.
+    shapes: Shapes,
     vocabulary: Arc<LlamaVocabulary>,
     model: Arc<Model>,
 }
@@ -51,39 +64,61 @@ pub struct Llama {
 impl Llama {
     /// Loads the model and makes its context.
     pub fn load(config: &EngineConfig) -> Result<Self, EngineError> {
-        init();
         let path = config.model.as_path();
-        let header = check_model(path)?;
-        let model = Arc::new(Model::load(path, config.gpu_layers)?);
+        let sha256 = paths::sha256(path).map_err(|error| load_error(path, error.to_string()))?;
+        Self::open(config, sha256)
+    }
+
+    /// The same for a file whose hash is known, or that nobody will ask it of.
+    pub(super) fn open(config: &EngineConfig, sha256: String) -> Result<Self, EngineError> {
+        init()?;
+        let path = config.model.as_path();
+        let refused = |reason: String| load_error(path, reason);
+        let header = open(path)?;
+        let shape = check_model(&header).map_err(refused)?;
+        let n_vocab = vocabulary_size(&header);
+        let limits = limits(config, n_vocab).map_err(refused)?;
+        let devices = devices();
+        let flash_attention = flash_attention(config, &devices);
+        let demand = Demand {
+            header: &header,
+            shape: &shape,
+            n_vocab: n_vocab as u64,
+            limits,
+            kv_cache: config.kv_cache,
+            has_flash_attention: flash_attention != sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        };
+        let plan = demand.plan(config.gpu_layers, &devices).map_err(refused)?;
+        demand.check(&plan).map_err(refused)?;
+
+        let model = Arc::new(Model::load(path, plan.gpu_layers)?);
         if !model.has_plain_cache() {
             let reason = "it is recurrent or has an encoder; use a decoder with attention only";
             return Err(load_error(path, reason));
         }
-        let sequences = size(config.max_sequences).clamp(1, MAX_SEQUENCES);
-        let cells = size(config.context_tokens);
-        let per_cell = cell_values(&header, &model).saturating_mul(config.kv_cache.n_bytes());
-        let memory = largest_memory();
-        if cells <= sequences || cells.saturating_mul(per_cell) > memory {
-            let most = memory / per_cell.max(1);
-            let reason = format!("context_tokens must be {} to {most} here", sequences + 1);
-            return Err(load_error(path, reason));
+        if model.n_vocab() != n_vocab {
+            let reason = format!("it has {} tokens, not {n_vocab}", model.n_vocab());
+            return Err(refused(reason));
         }
-        let batch_tokens = size(config.batch_tokens).max(sequences).min(cells);
-        let n_vocab = model.n_vocab();
-        let outputs = (MAX_LOGITS_BYTES / 4 / n_vocab.max(1)).max(sequences).min(batch_tokens);
-        let limits = Limits { cells, sequences, batch_tokens, outputs };
         let threads = config.threads.map_or_else(physical_cores, size);
-        // SAFETY: it only looks at what was compiled in.
-        let uses_gpu = config.gpu_layers != Some(0) && unsafe { sys::llama_supports_gpu_offload() };
-        let kv_type = match config.kv_cache {
-            KvCache::F16 => sys::GGML_TYPE_F16,
-            KvCache::F32 => sys::GGML_TYPE_F32,
+        let computing = Computing {
+            threads,
+            batch_threads: config.batch_threads.map_or(threads, size),
+            flash_attention,
+            kv_cache: config.kv_cache,
         };
-        let context = Context::new(&model, &limits, threads, uses_gpu, kv_type)
+        let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
         let vocabulary = Arc::new(LlamaVocabulary::new(Arc::clone(&model)));
+        let info = info(path, sha256, &header, &model, &vocabulary, limits.cells)?;
+        if info.max_sequence < limits.cells {
+            let (longest, pool) = (info.max_sequence, limits.cells);
+            tracing::info!(longest, pool, "One sequence ends where the model's training ended.");
+        }
+        let tensors = header.tensors().iter();
         Ok(Self {
-            info: info(path, &header, &model, &vocabulary, cells)?,
+            info,
+            shapes: tensors.map(|it| (it.name.clone(), it.shape.clone())).collect(),
             batch: Batch::new(&limits),
             adapters: BTreeMap::new(),
             selected: Generation::BASE,
@@ -92,6 +127,39 @@ impl Llama {
             vocabulary,
             model,
         })
+    }
+}
+
+/// Tokens in the file's vocabulary, which `check_model` has seen.
+fn vocabulary_size(header: &Gguf) -> usize {
+    header.array("tokenizer.ggml.tokens").map_or(0, <[_]>::len)
+}
+
+/// What of the configuration this model can have.
+fn limits(config: &EngineConfig, n_vocab: usize) -> Result<Limits, String> {
+    let sequences = size(config.max_sequences).clamp(1, MAX_SEQUENCES);
+    let cells = size(config.context_tokens);
+    if cells <= sequences {
+        return Err(format!("context_tokens must be at least {}", sequences + 1));
+    }
+    let batch_tokens = size(config.batch_tokens).max(sequences).min(cells);
+    let outputs = (MAX_LOGITS_BYTES / 4 / n_vocab.max(1)).max(sequences).min(batch_tokens);
+    Ok(Limits { cells, sequences, batch_tokens, outputs })
+}
+
+fn flash_attention(config: &EngineConfig, devices: &[Device]) -> sys::llama_flash_attn_type {
+    let is_on_gpu = config.gpu_layers != Some(0) && devices.iter().any(|device| device.is_gpu);
+    match config.flash_attention {
+        FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        // llama.cpp computes with a quantized V in no other way.
+        FlashAttention::Auto if config.kv_cache.is_quantized() => {
+            sys::LLAMA_FLASH_ATTN_TYPE_ENABLED
+        }
+        FlashAttention::Auto if is_on_gpu => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+        // On the CPU its flash attention rounds to f16: log-probs of the same tokens in other
+        // cells differed by up to 0.02 against 0.0002 without it, and generation was slower.
+        FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
     }
 }
 
@@ -151,8 +219,7 @@ impl Backend for Llama {
     }
 
     fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError> {
-        check_adapter(path, &self.info.architecture)?;
-        let adapter = Adapter::load(&self.model, path)?;
+        let adapter = Adapter::load(&self.model, path, &self.info.architecture, &self.shapes)?;
         self.adapters.insert(generation, adapter);
         Ok(())
     }
@@ -205,13 +272,11 @@ unsafe impl Send for Model {}
 unsafe impl Sync for Model {}
 
 impl Model {
-    fn load(path: &Path, gpu_layers: Option<u32>) -> Result<Self, EngineError> {
+    fn load(path: &Path, gpu_layers: u32) -> Result<Self, EngineError> {
         let file = c_path(path)?;
         // SAFETY: it only returns a struct.
         let mut params = unsafe { sys::llama_model_default_params() };
-        if let Some(layers) = gpu_layers {
-            params.n_gpu_layers = i32::try_from(layers).unwrap_or(i32::MAX);
-        }
+        params.n_gpu_layers = i32::try_from(gpu_layers).unwrap_or(i32::MAX);
         // Repacking copies the weights out of the page cache; without it a prompt was evaluated
         // 5 to 28 % faster here and a token generated 5 to 9 % slower, and prompts dominate.
         params.use_extra_bufts = false;
@@ -250,170 +315,9 @@ impl Drop for Model {
     }
 }
 
-/// Owns a `llama_context`.
-#[derive(Debug)]
-struct Context(NonNull<sys::llama_context>);
-
-impl Context {
-    fn new(
-        model: &Model,
-        limits: &Limits,
-        threads: usize,
-        uses_gpu: bool,
-        kv_type: sys::ggml_type,
-    ) -> Option<Self> {
-        // SAFETY: it only returns a struct.
-        let mut params = unsafe { sys::llama_context_default_params() };
-        let narrow = |n: usize| u32::try_from(n).ok();
-        params.n_ctx = narrow(limits.cells)?;
-        params.n_batch = narrow(limits.batch_tokens)?;
-        params.n_ubatch = params.n_batch.min(MICRO_BATCH);
-        params.n_seq_max = narrow(limits.sequences)?;
-        params.n_outputs_max = narrow(limits.outputs)?;
-        params.n_outputs_max_per_seq = params.n_outputs_max;
-        params.n_threads = i32::try_from(threads).ok()?;
-        params.n_threads_batch = params.n_threads;
-        params.kv_unified = true;
-        params.type_k = kv_type;
-        params.type_v = kv_type;
-        if !uses_gpu {
-            // On the CPU its flash attention rounds to f16: log-probs of the same tokens in other
-            // cells differed by up to 0.02 against 0.0002 without it, and generation was slower.
-            params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
-        }
-        params.swa_full = true;
-        // SAFETY: the model lives; the numbers are inside what llama.cpp asserts: sequences at
-        // most 256 and not above the batch, the batch not above the cells.
-        let raw = unsafe { sys::llama_init_from_model(model.0.as_ptr(), params) };
-        NonNull::new(raw).map(Self)
-    }
-
-    fn memory(&self) -> sys::llama_memory_t {
-        // SAFETY: the context lives.
-        unsafe { sys::llama_get_memory(self.0.as_ptr()) }
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: this is the only owner.
-        unsafe { sys::llama_free(self.0.as_ptr()) }
-    }
-}
-
-/// Owns a `llama_batch`.
-#[derive(Debug)]
-struct Batch {
-    raw: sys::llama_batch,
-}
-
-impl Batch {
-    fn new(limits: &Limits) -> Self {
-        let [tokens, sequences] = [limits.batch_tokens, limits.sequences].map(position);
-        // SAFETY: both numbers are small and positive.
-        Self { raw: unsafe { sys::llama_batch_init(tokens, 0, sequences) } }
-    }
-
-    fn fill(
-        &mut self,
-        batch: &[Entry<'_>],
-        limits: &Limits,
-        n_vocab: usize,
-    ) -> Result<(), EngineError> {
-        let n_outputs = batch.iter().filter(|entry| entry.logits).count();
-        let is_sound = |entry: &Entry<'_>| {
-            usize::try_from(entry.token.0).is_ok_and(|token| token < n_vocab)
-                && entry.position < limits.cells
-                && (1..=limits.sequences).contains(&entry.sequences.len())
-                && entry.sequences.iter().all(|id| id.0 < limits.sequences)
-        };
-        if !(1..=limits.batch_tokens).contains(&batch.len())
-            || n_outputs > limits.outputs
-            || !batch.iter().all(is_sound)
-        {
-            return Err(EngineError::Failed(
-                "the batch is outside the context's limits".to_owned(),
-            ));
-        }
-        let raw = &mut self.raw;
-        raw.n_tokens = position(batch.len());
-        for (i, entry) in batch.iter().enumerate() {
-            // SAFETY: the arrays hold `batch_tokens` entries with `sequences` ids each, and both
-            // bounds are checked above.
-            unsafe {
-                *raw.token.add(i) = entry.token.0;
-                *raw.pos.add(i) = position(entry.position);
-                *raw.n_seq_id.add(i) = position(entry.sequences.len());
-                *raw.logits.add(i) = i8::from(entry.logits);
-                let ids = *raw.seq_id.add(i);
-                for (j, id) in entry.sequences.iter().enumerate() {
-                    *ids.add(j) = position(id.0);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Batch {
-    fn drop(&mut self) {
-        // SAFETY: it was made by `llama_batch_init` and its pointers were not changed.
-        unsafe { sys::llama_batch_free(self.raw) }
-    }
-}
-
-/// Owns a `llama_adapter_lora`.
-#[derive(Debug)]
-struct Adapter {
-    raw: NonNull<sys::llama_adapter_lora>,
-    /// Freeing an adapter needs its model.
-    _model: Arc<Model>,
-}
-
-impl Adapter {
-    fn load(model: &Arc<Model>, path: &Path) -> Result<Self, EngineError> {
-        let file = c_path(path)?;
-        // SAFETY: the model lives, the path is a C string, and no decode runs meanwhile because
-        // both happen in the engine thread.
-        let raw = unsafe { sys::llama_adapter_lora_init(model.0.as_ptr(), file.as_ptr()) };
-        let raw = NonNull::new(raw)
-            .ok_or_else(|| load_error(path, last_error("it does not fit the model")))?;
-        Ok(Self { raw, _model: Arc::clone(model) })
-    }
-}
-
-impl Drop for Adapter {
-    fn drop(&mut self) {
-        // SAFETY: `Backend::free` has unset it, or the context is gone; the model lives.
-        unsafe { sys::llama_adapter_lora_free(self.raw.as_ptr()) }
-    }
-}
-
-/// Numbers in K and V of one cell.
-fn cell_values(header: &Gguf, model: &Model) -> usize {
-    let raw = model.0.as_ptr();
-    // SAFETY: the model lives.
-    let [layers, embedding, heads, kv_heads] = unsafe {
-        [
-            sys::llama_model_n_layer(raw),
-            sys::llama_model_n_embd(raw),
-            sys::llama_model_n_head(raw),
-            sys::llama_model_n_head_kv(raw),
-        ]
-    }
-    .map(count);
-    let architecture = header.string("general.architecture").unwrap_or_default();
-    let length = |which: &str| {
-        let key = format!("{architecture}.attention.{which}_length");
-        let length = header.unsigned(&key).and_then(|n| usize::try_from(n).ok());
-        length.unwrap_or(embedding / heads.max(1))
-    };
-    let values = layers.saturating_mul(kv_heads);
-    values.saturating_mul(length("key").saturating_add(length("value")))
-}
-
 fn info(
     path: &Path,
+    sha256: String,
     header: &Gguf,
     model: &Model,
     vocabulary: &LlamaVocabulary,
@@ -429,7 +333,7 @@ fn info(
     Ok(ModelInfo {
         name: header.string("general.name").map_or_else(stem, str::to_owned),
         path: path.to_owned(),
-        sha256: paths::sha256(path).map_err(unreadable)?,
+        sha256,
         architecture: header.string("general.architecture").unwrap_or_default().to_owned(),
         n_parameters,
         size_bytes: std::fs::metadata(path).map_err(unreadable)?.len(),

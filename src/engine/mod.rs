@@ -12,6 +12,7 @@ mod kv;
 mod lane;
 pub mod llama;
 mod lookup;
+pub mod probe;
 pub mod sample;
 pub mod scheduler;
 mod segment;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use probe::Prober;
 pub use thread::{EngineThread, spawn, spawn_with};
 
 /// A token id of the served model's vocabulary.
@@ -351,6 +353,8 @@ pub struct Engine {
     urgent: Arc<Semaphore>,
     patient: Arc<Semaphore>,
     shared: Arc<Shared>,
+    /// Looks adapters over before the thread loads them; `None`: the caller knows them.
+    prober: Option<Arc<Prober>>,
 }
 
 /// What the thread and its handles both see.
@@ -436,12 +440,20 @@ impl Engine {
         self.ask(Some(class), |reply| Command::Logprobs(request, reply, tracing::Span::current()))
             .await
     }
+    /// The same handle, whose adapters are tried in a child process before they are loaded.
+    #[must_use]
+    pub fn with_prober(self, prober: Prober) -> Self {
+        Self { prober: Some(Arc::new(prober)), ..self }
+    }
     /// Loads a checked adapter as a lane; requests reach it by [`Lane::Generation`].
     pub async fn load_lane(
         &self,
         generation: Generation,
         path: PathBuf,
     ) -> Result<(), EngineError> {
+        if let Some(prober) = &self.prober {
+            prober.adapter(self.info(), &path).await?;
+        }
         self.ask(None, |reply| Command::LoadLane(generation, path, reply)).await
     }
     /// Requests for [`Lane::Active`] admitted from now on go to this lane. Running ones stay.
@@ -497,31 +509,59 @@ pub struct EngineConfig {
     pub batch_tokens: u32,
     /// CPU threads; `None`: physical cores.
     pub threads: Option<u32>,
-    /// Layers on the GPU; `None`: all that llama.cpp can place.
+    /// CPU threads for steps of more than one token; `None`: as `threads`.
+    pub batch_threads: Option<u32>,
+    /// Layers on the GPU; `None`: as many as fit.
     pub gpu_layers: Option<u32>,
+    /// Whether attention is computed in one kernel.
+    pub flash_attention: FlashAttention,
     /// How the KV cache stores its numbers.
     pub kv_cache: KvCache,
     /// Requests that wait for the thread; more is [`EngineError::Overloaded`].
     pub queue: usize,
 }
 
+/// Whether attention is computed in one kernel.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlashAttention {
+    /// On a GPU, and where the KV cache needs it.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
 /// How the KV cache stores its numbers.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvCache {
-    /// Half the memory; rounds log-probs by about 1e-3.
+    /// Half the memory of `F32`; rounds log-probs by about 1e-3.
     #[default]
     F16,
     /// As the trainer computes.
     F32,
+    /// Half the memory of `F16`; needs flash attention.
+    Q8_0,
+    /// A quarter of the memory of `F16`; needs flash attention.
+    Q4_0,
 }
 
 impl KvCache {
-    /// Bytes of one number.
-    pub fn n_bytes(self) -> usize {
+    /// (numbers, bytes) of a block.
+    pub fn block(self) -> (u64, u64) {
         match self {
-            Self::F16 => 2,
-            Self::F32 => 4,
+            Self::F16 => (1, 2),
+            Self::F32 => (1, 4),
+            Self::Q8_0 => (32, 34),
+            Self::Q4_0 => (32, 18),
         }
+    }
+
+    /// Whether llama.cpp computes with it in flash attention alone.
+    pub fn is_quantized(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q4_0)
     }
 }

@@ -3,6 +3,7 @@
 
 mod copies;
 mod lanes;
+mod limits;
 mod llama;
 mod sharing;
 

@@ -61,7 +61,7 @@ where
         .map_err(|error| EngineError::Failed(format!("start the engine thread: {error}")))?;
     let shared = is_ready.await.map_err(|_| EngineError::Stopped)??;
     let door = || Arc::new(Semaphore::new(queue));
-    let engine = Engine { commands, urgent: door(), patient: door(), shared };
+    let engine = Engine { commands, urgent: door(), patient: door(), shared, prober: None };
     Ok((engine, EngineThread { thread, ended }))
 }
 
@@ -275,11 +275,21 @@ impl<B: Backend> Loop<B> {
                 return Start::Started;
             }
             let class = job.class;
+            // In vain nothing is dropped: somebody may come back for it.
+            if self.kv.free() + self.kv.evictable() + self.yielded_cells(class) < needed {
+                return Start::NoRoom;
+            }
             let evicted = self.kv.evict(&mut self.backend, source.map(|s| s.0));
             if !evicted && !self.preempt(class) {
                 return Start::NoRoom;
             }
         }
+    }
+
+    /// Cells, at most, that would be free without the requests below `class`.
+    fn yielded_cells(&self, class: Class) -> usize {
+        let lower = self.jobs.iter().filter(|job| class < job.class);
+        lower.map(|job| job.reserved_cells(&self.kv, None) + job.held_cells(&self.kv)).sum()
     }
 
     /// Whether a request at least as urgent is evaluating more of these tokens than are there now.

@@ -122,7 +122,7 @@ pub enum TrainerError {
 }
 
 /// The program beside this one, or what `trainer.command` names.
-fn command_line(config: &TrainerConfig) -> Result<Vec<String>, TrainerError> {
+pub fn command_line(config: &TrainerConfig) -> Result<Vec<String>, TrainerError> {
     if let Some(command) = &config.command {
         return Ok(command.clone());
     }

@@ -9,6 +9,8 @@ mod chats;
 mod client;
 mod crash;
 mod daemon;
+mod doctor;
+mod hostile;
 mod learning;
 mod parity;
 mod programs;

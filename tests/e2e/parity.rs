@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use reflectd::config::load_prompts;
 use reflectd::engine::{
-    self, Class, Engine, EngineConfig, EngineThread, Generation, KvCache, Lane, LogprobRequest,
-    Token,
+    self, Class, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, Lane,
+    LogprobRequest, Token,
 };
 use reflectd::gguf::{Gguf, Writer};
 use reflectd::nano::corpus::Corpus;
@@ -149,7 +149,9 @@ async fn load(model: &Path) -> (Engine, EngineThread) {
         max_sequences: 8,
         batch_tokens: 512,
         threads: Some(1),
+        batch_threads: None,
         gpu_layers: Some(0),
+        flash_attention: FlashAttention::Auto,
         // As the trainer computes: f16 alone makes log-probs differ by more than 1e-3.
         kv_cache: KvCache::F32,
         queue: 8,

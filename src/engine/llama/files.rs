@@ -1,5 +1,4 @@
-//! Model and adapter files: what is checked before llama.cpp reads them, because it aborts or
-//! crashes on it, and the two conversions that the project needs of it.
+//! Files for llama.cpp: opening them, and the two conversions that the project needs of it.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -7,20 +6,10 @@ use std::path::Path;
 
 use llama_cpp_sys_2 as sys;
 
+use super::check::check_model;
 use super::process::{init, last_error};
 use crate::engine::EngineError;
-use crate::gguf::{Gguf, TensorKind};
-
-/// Integer and f64 tensors: llama.cpp loads them and then crashes at the first step.
-const NOT_WEIGHTS: [u32; 5] = [
-    sys::GGML_TYPE_I8,
-    sys::GGML_TYPE_I16,
-    sys::GGML_TYPE_I32,
-    sys::GGML_TYPE_I64,
-    sys::GGML_TYPE_F64,
-];
-/// llama.cpp's own bound (`LLAMA_MAX_LAYERS`).
-const MAX_LAYERS: u64 = 512;
+use crate::gguf::Gguf;
 
 /// What a model file can be quantized to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,8 +31,8 @@ impl Quantization {
 
 /// Quantizes a model file.
 pub fn quantize(src: &Path, dst: &Path, to: Quantization) -> Result<(), EngineError> {
-    init();
-    check_model(src)?;
+    init()?;
+    check_model(&open(src)?).map_err(|reason| load_error(src, reason))?;
     let [from, into] = [c_path(src)?, c_path(dst)?];
     // SAFETY: it only returns a struct.
     let mut params = unsafe { sys::llama_model_quantize_default_params() };
@@ -90,50 +79,8 @@ pub fn dequantize(ggml_type: u32, bytes: &[u8], out: &mut [f32]) -> Result<(), S
     Ok(())
 }
 
-/// Refuses what llama.cpp answers with an abort or a crash.
-pub(super) fn check_model(path: &Path) -> Result<Gguf, EngineError> {
-    let header = open(path)?;
-    let architecture = header.string("general.architecture").unwrap_or_default();
-    let n_layers = header.unsigned(&format!("{architecture}.block_count")).unwrap_or(0);
-    if !(1..=MAX_LAYERS).contains(&n_layers) {
-        return Err(load_error(path, format!("it says that it has {n_layers} layers")));
-    }
-    check_tensors(path, &header, |kind| !NOT_WEIGHTS.contains(&kind.id()))?;
-    Ok(header)
-}
-
-/// Refuses what is not an adapter for this architecture; shapes are checked by llama.cpp.
-pub(super) fn check_adapter(path: &Path, architecture: &str) -> Result<(), EngineError> {
-    let header = open(path)?;
-    let expected = [
-        ("general.type", "adapter"),
-        ("adapter.type", "lora"),
-        ("general.architecture", architecture),
-    ];
-    for (key, value) in expected {
-        if header.string(key) != Some(value) {
-            let found = header.string(key).unwrap_or("nothing");
-            return Err(load_error(path, format!("{key} is {found} but must be {value}")));
-        }
-    }
-    check_tensors(path, &header, |kind| !matches!(kind, TensorKind::Other(_)))
-}
-
-fn check_tensors(
-    path: &Path,
-    header: &Gguf,
-    is_allowed: impl Fn(TensorKind) -> bool,
-) -> Result<(), EngineError> {
-    match header.tensors().iter().find(|tensor| !is_allowed(tensor.kind)) {
-        Some(tensor) => {
-            let kind = tensor.kind.id();
-            Err(load_error(path, format!("tensor {} has ggml type {kind}", tensor.name)))
-        }
-        None => Ok(()),
-    }
-}
-
-fn open(path: &Path) -> Result<Gguf, EngineError> {
+/// A file's header.
+pub(super) fn open(path: &Path) -> Result<Gguf, EngineError> {
     Gguf::open(path).map_err(|error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
         load_error(path, format!("{error}{}", cause.unwrap_or_default()))

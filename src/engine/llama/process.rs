@@ -1,28 +1,47 @@
-//! What llama.cpp has once a process: its start, its log, and what machine it sees.
+//! What llama.cpp has once a process: its start, its log, and what machine it sees. Used by all of
+//! `llama.rs` and its folder.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use serde::Serialize;
+
 use llama_cpp_2::llama_backend::{LlamaBackend, load_backends_from_path};
 use llama_cpp_sys_2 as sys;
+
+use super::allocator;
+use crate::engine::EngineError;
 
 /// The last line that llama.cpp logged as an error: the reason behind a null pointer.
 static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
 
-/// Starts llama.cpp, once, and takes over its log.
-pub(super) fn init() {
-    static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
-    BACKEND.get_or_init(|| {
+/// Starts llama.cpp, once, and takes over its log. Without a kernel module nothing can be
+/// computed, and llama.cpp would only say so by ending the process.
+pub(super) fn init() -> Result<(), EngineError> {
+    static BACKEND: OnceLock<Result<LlamaBackend, String>> = OnceLock::new();
+    let backend = BACKEND.get_or_init(|| {
         // SAFETY: the callback lives for ever and needs no data.
         unsafe { sys::llama_log_set(Some(log), ptr::null_mut()) };
         // Its own handler would start a debugger to print a backtrace.
         // SAFETY: the callback lives for ever.
         unsafe { sys::ggml_set_abort_callback(Some(log_abort)) };
-        load_backends_from_path(&modules());
-        LlamaBackend::init().expect("nothing else starts llama.cpp")
+        allocator::settle();
+        let folder = modules();
+        load_backends_from_path(&folder);
+        // SAFETY: it looks into the list of what was loaded.
+        let cpu = unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) };
+        if cpu.is_null() {
+            return Err(format!(
+                "llama.cpp's kernel modules (libggml-cpu-*.so) are not in {}; run `make install` \
+                 again, or `cargo build --release` where this program was built",
+                folder.display()
+            ));
+        }
+        Ok(LlamaBackend::init().expect("nothing else starts llama.cpp"))
     });
+    backend.as_ref().map(drop).map_err(|reason| EngineError::Failed(reason.clone()))
 }
 
 /// Where ggml's kernel modules are: beside an installed program, or else where llama.cpp was built.
@@ -32,6 +51,24 @@ fn modules() -> PathBuf {
     let installed = program.parent().map(|folder| folder.join("../lib/reflectd"));
     let built = || PathBuf::from(sys::BACKENDS_DIR.unwrap_or_default());
     installed.filter(|folder| folder.join("libggml-base.so.0").exists()).unwrap_or_else(built)
+}
+
+/// The kernel module for the processor that ggml has picked, as `zen4` or `haswell`. ggml does not
+/// say it, the list of what is mapped does.
+pub(super) fn kernels() -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let names = maps.lines().filter_map(|line| line.rsplit('/').next());
+    let mut modules = names.filter_map(|name| {
+        Some(name.strip_prefix("libggml-cpu-")?.strip_suffix(".so")?.to_owned())
+    });
+    modules.next().unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Versions of llama.cpp and ggml.
+pub(super) fn version() -> String {
+    // SAFETY: both return static C strings.
+    let [llama, ggml] = unsafe { [sys::llama_version(), sys::ggml_version()] }.map(static_text);
+    format!("llama.cpp {llama}, ggml {ggml}")
 }
 
 /// Why the last call failed, as far as the log says.
@@ -44,27 +81,62 @@ pub(super) fn last_error(otherwise: &str) -> String {
 /// Kernels and devices in use.
 pub(super) fn system() -> String {
     // SAFETY: it returns a static C string.
-    let text = unsafe { CStr::from_ptr(sys::llama_print_system_info()) };
-    text.to_string_lossy().trim().to_owned()
+    let features = static_text(unsafe { sys::llama_print_system_info() });
+    format!("{} kernels; {features}", kernels())
 }
 
-/// Free memory of the device that has most, in bytes.
-pub(super) fn largest_memory() -> usize {
+/// One place where llama.cpp can compute.
+#[derive(Clone, Debug, Serialize)]
+pub struct Device {
+    /// As ggml calls it: `CPU`, `CUDA0`.
+    pub name: String,
+    /// What it is.
+    pub description: String,
+    /// A GPU with memory of its own.
+    pub is_gpu: bool,
+    /// Free bytes of its memory.
+    pub free: u64,
+    /// All bytes of its memory.
+    pub total: u64,
+}
+
+/// Every device of the modules that were loaded.
+pub(super) fn devices() -> Vec<Device> {
     // SAFETY: the backend is started.
     let n_devices = unsafe { sys::ggml_backend_dev_count() };
-    let free = |index| {
-        let (mut free, mut total) = (0, 0);
-        // SAFETY: the index is below the number of devices; both pointers are valid for a write.
-        unsafe {
-            sys::ggml_backend_dev_memory(
-                sys::ggml_backend_dev_get(index),
-                &raw mut free,
-                &raw mut total,
-            );
-        }
-        free
+    (0..n_devices).map(device).collect()
+}
+
+fn device(index: usize) -> Device {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the index is below the number of devices.
+    let raw = unsafe { sys::ggml_backend_dev_get(index) };
+    // SAFETY: the device lives for ever; both pointers are valid for a write.
+    unsafe { sys::ggml_backend_dev_memory(raw, &raw mut free, &raw mut total) };
+    // SAFETY: the device lives for ever, and so do its texts.
+    let (name, description, kind) = unsafe {
+        (
+            sys::ggml_backend_dev_name(raw),
+            sys::ggml_backend_dev_description(raw),
+            sys::ggml_backend_dev_type(raw),
+        )
     };
-    (0..n_devices).map(free).max().unwrap_or(0)
+    Device {
+        name: static_text(name),
+        description: static_text(description),
+        is_gpu: kind == sys::GGML_BACKEND_DEVICE_TYPE_GPU,
+        free: free as u64,
+        total: total as u64,
+    }
+}
+
+/// A C string that lives for ever.
+fn static_text(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: the caller has it from ggml's or llama.cpp's static data.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned()
 }
 
 /// Two threads on one core only wait for each other in ggml's spin barriers.
@@ -99,4 +171,13 @@ unsafe extern "C" fn log_abort(text: *const c_char) {
     // SAFETY: ggml passes a C string that lives through the call.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     tracing::error!(error = %text, "llama.cpp ends the process.");
+}
+
+/// ggml's name of a tensor type that `check::tensor_bytes` knows.
+pub(super) fn type_name(id: u32) -> String {
+    if id >= sys::GGML_TYPE_COUNT {
+        return format!("type {id}");
+    }
+    // SAFETY: the type is below the number of types; the name is in a static table.
+    static_text(unsafe { sys::ggml_type_name(id) })
 }

@@ -140,7 +140,9 @@ pub(super) fn config(model: PathBuf) -> EngineConfig {
         max_sequences: 8,
         batch_tokens: 64,
         threads: Some(1),
+        batch_threads: None,
         gpu_layers: Some(0),
+        flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
         queue: 8,
     }

@@ -74,3 +74,27 @@ async fn idle_work_that_was_paused_goes_on_from_its_kv() {
     let stats = eventually(&engine, |stats| stats.running == 0).await;
     assert!(stats.prompt_tokens <= n_idle + n_chat, "nothing was evaluated twice");
 }
+
+#[tokio::test]
+async fn a_request_that_has_to_wait_drops_nothing_from_the_cache() {
+    let long = "x".repeat(LONG);
+    let script = Script::new("ok").on("long", &[(&long, 1.0)]).limits(limits(LONG, 4));
+    let (engine, _thread) = engine(script).await;
+    ask(&engine, "first").await;
+    let with = |text, max_tokens| GenerateRequest {
+        sampling: Sampling { max_tokens, ..Sampling::default() },
+        ..request(prompt(&engine, text))
+    };
+    let running = engine.generate(with("long", 400)).await.unwrap();
+    let cached = eventually(&engine, |stats| stats.running == 1).await.cells_used;
+    let waiting = tokio::spawn({
+        let (engine, wanted) = (engine.clone(), with("second", 400));
+        async move { engine.generate(wanted).await }
+    });
+    let stats = eventually(&engine, |stats| stats.queued == 1).await;
+    assert!(cached <= stats.cells_used, "the first chat's prefix is still there");
+    drop(running);
+    waiting.await.unwrap().unwrap();
+    let again = engine.generate(with("first", 10)).await.unwrap();
+    assert!("first".len() < again.n_cached);
+}
