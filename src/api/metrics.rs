@@ -126,6 +126,11 @@ impl Collector for EngineNumbers {
             ("engine_running", "Sequences in the batch", stats.running),
             ("engine_cells_used", "KV cells in use", stats.cells_used),
             ("engine_cells", "KV cells", stats.cells),
+            (
+                "engine_parked_bytes",
+                "Memory of prefixes kept outside the context",
+                stats.parked_bytes,
+            ),
             ("engine_lanes", "Loaded generations", stats.lanes.len()),
             ("engine_generation", "The active generation", stats.active.0 as usize),
         ];

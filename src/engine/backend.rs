@@ -53,6 +53,10 @@ pub trait Backend {
     fn copy(&mut self, from: SequenceId, to: SequenceId, n: usize);
     /// Keeps the first `n` cells of a sequence.
     fn truncate(&mut self, sequence: SequenceId, n: usize);
+    /// A copy of a sequence's cells, in a form of the backend's own; `None` when it has none.
+    fn save(&mut self, sequence: SequenceId) -> Option<Vec<u8>>;
+    /// Puts a copy into an empty sequence; the cells are free. False: it stays empty.
+    fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> bool;
     /// Loads an adapter.
     fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError>;
     /// Decodes with these weights from now on; they are loaded.

@@ -5,7 +5,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use super::backend::{Backend, SequenceId};
-use super::kv::Kv;
+use super::kv::{Kv, Source};
 use super::lookup::Lookup;
 use super::sample::{self, Sampler};
 use super::segment::{Active, Segment, segments};
@@ -110,6 +110,13 @@ impl Job {
         self.branches.iter().filter(|b| b.sequence.is_some()).count()
     }
 
+    /// Whether a step has enough to do with the branches that run: what cannot be evaluated yet
+    /// need not hold cells.
+    pub(super) fn fills(&self, kv: &Kv, batch_tokens: usize) -> bool {
+        let active = self.active(kv, None);
+        batch_tokens <= segments(&active).iter().map(|s| s.positions.len()).sum()
+    }
+
     /// The first branch that has neither a sequence nor its result.
     pub(super) fn next_waiting(&self) -> Option<usize> {
         self.branches.iter().position(|b| b.sequence.is_none() && !b.is_done())
@@ -180,23 +187,22 @@ impl Job {
         }
     }
 
-    /// Gives a branch its sequence, which begins with `n` tokens of `source`, and tells the caller
-    /// when it is the first one.
+    /// Gives a branch its sequence, which begins with what was found, and tells the caller when it
+    /// is the first one.
     pub(super) fn start(
         &mut self,
         branch: usize,
         kv: &mut Kv,
         backend: &mut impl Backend,
-        source: Option<(SequenceId, usize)>,
+        source: Option<Source>,
     ) {
         let id = kv.start(self.generation);
-        if let Some((from, n)) = source {
-            kv.touch(from);
-            kv.share(backend, from, id, n);
+        if let Some(source) = source {
+            kv.begin(backend, id, source);
         }
         self.branches[branch].sequence = Some(id);
         if let Purpose::Generate(stream) = &mut self.purpose {
-            stream.start(self.generation, source.map_or(0, |s| s.1));
+            stream.start(self.generation, kv.len(id));
         }
     }
 

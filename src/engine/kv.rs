@@ -5,7 +5,14 @@
 //! cannot drift apart. Used by the engine thread alone.
 
 use super::backend::{Backend, SequenceId};
+use super::parked::{Found, Parked, Sequence as Copied};
 use super::{Generation, Token};
+
+/// Idle cells that stay in the context. The next wave of a request finds its prefix there, and
+/// more than that would slow every step.
+const IDLE: usize = 512;
+/// Shorter sequences are evaluated again as fast as they are copied.
+const WORTH_PARKING: usize = 16;
 
 /// The books.
 #[derive(Debug)]
@@ -16,6 +23,42 @@ pub(super) struct Kv {
     free_cells: Vec<usize>,
     /// Counts up; orders idle sequences by their last use.
     clock: u64,
+    parked: Parked,
+}
+
+/// Where the KV of a prefix is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source {
+    /// In the first so many cells of a sequence, which can be shared.
+    Sequence(SequenceId, usize),
+    /// Outside the context.
+    Parked(Found),
+}
+
+impl Source {
+    /// Tokens of the prefix.
+    pub(super) fn n_tokens(self) -> usize {
+        match self {
+            Self::Sequence(_, n) => n,
+            Self::Parked(found) => found.shared,
+        }
+    }
+
+    /// The sequence that should stay for it.
+    pub(super) fn sequence(self) -> Option<SequenceId> {
+        match self {
+            Self::Sequence(id, _) => Some(id),
+            Self::Parked(_) => None,
+        }
+    }
+
+    /// Free cells that it takes to get at it.
+    pub(super) fn n_cells(self) -> usize {
+        match self {
+            Self::Sequence(..) => 0,
+            Self::Parked(found) => found.whole,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +95,13 @@ impl Kv {
             holders: vec![0; cells],
             free_cells: (0..cells).rev().collect(),
             clock: 0,
+            parked: Parked::new(cells / 2),
         }
+    }
+
+    /// Memory of the sequences that are kept outside the context.
+    pub(super) fn parked_bytes(&self) -> usize {
+        self.parked.n_bytes()
     }
 
     /// Cells that any sequence holds, idle ones too.
@@ -98,13 +147,7 @@ impl Kv {
     }
 
     /// Lets the empty sequence `to` share the first `n` tokens of `from`.
-    pub(super) fn share(
-        &mut self,
-        backend: &mut impl Backend,
-        from: SequenceId,
-        to: SequenceId,
-        n: usize,
-    ) {
+    fn share(&mut self, backend: &mut impl Backend, from: SequenceId, to: SequenceId, n: usize) {
         backend.copy(from, to, n);
         let tokens = self.sequences[from.0].tokens[..n].to_vec();
         let cells = self.sequences[from.0].cells[..n].to_vec();
@@ -154,31 +197,59 @@ impl Kv {
         self.sequences[id.0].state = State::Idle(Worth { is_urgent, used: self.clock });
     }
 
-    /// The sequence of a lane, idle or busy, that shares the longest prefix with `tokens`, and how
-    /// long that is.
-    pub(super) fn find(
-        &self,
-        generation: Generation,
-        tokens: &[Token],
-    ) -> Option<(SequenceId, usize)> {
+    /// Where the longest prefix of `tokens` is that any sequence of the lane has, idle, busy or
+    /// parked.
+    pub(super) fn find(&self, generation: Generation, tokens: &[Token]) -> Option<Source> {
         let of_lane = |s: &&Sequence| s.state != State::Free && s.generation == generation;
         let found = self.sequences.iter().enumerate().filter(|(_, s)| of_lane(s));
-        found
+        let inside = found
             .map(|(id, s)| (SequenceId(id), common_prefix(&s.tokens, tokens)))
             .filter(|&(_, n)| 0 < n)
-            .max_by_key(|&(_, n)| n)
+            .max_by_key(|&(_, n)| n);
+        let n_inside = inside.map_or(0, |(_, n)| n);
+        let parked = self.parked.find(generation, tokens);
+        match parked.filter(|parked| n_inside + WORTH_PARKING <= parked.shared) {
+            Some(parked) => Some(Source::Parked(parked)),
+            None => inside.map(|(id, n)| Source::Sequence(id, n)),
+        }
+    }
+
+    /// Lets the empty sequence `to` begin with a prefix that was found.
+    pub(super) fn begin(&mut self, backend: &mut impl Backend, to: SequenceId, source: Source) {
+        match source {
+            Source::Sequence(from, n) => {
+                self.touch(from);
+                self.share(backend, from, to, n);
+            }
+            Source::Parked(found) => {
+                let copied = self.parked.recall(found);
+                if !backend.restore(to, &copied.state) {
+                    // Nothing is lost but time: the tokens are evaluated again.
+                    tracing::warn!("A parked sequence could not be restored.");
+                    return;
+                }
+                let tokens = copied.tokens.clone();
+                self.append(&[to], &tokens);
+                self.truncate(backend, to, found.shared);
+            }
+        }
     }
 
     /// Notes that a sequence was of use.
-    pub(super) fn touch(&mut self, id: SequenceId) {
+    fn touch(&mut self, id: SequenceId) {
         self.clock += 1;
         if let State::Idle(worth) = &mut self.sequences[id.0].state {
             worth.used = self.clock;
         }
     }
 
-    /// Drops the idle sequence that is worth least; `keep` goes last of all. False when there is
-    /// none.
+    /// Takes idle sequences out of the context while they hold many cells.
+    pub(super) fn park(&mut self, backend: &mut impl Backend) {
+        while IDLE < self.evictable() && self.evict(backend, None) {}
+    }
+
+    /// Takes the idle sequence that is worth least out of the context; `keep` goes last of all.
+    /// False when there is none.
     pub(super) fn evict(&mut self, backend: &mut impl Backend, keep: Option<SequenceId>) -> bool {
         let least = self
             .sequences
@@ -190,9 +261,20 @@ impl Kv {
             })
             .min();
         if let Some((_, _, id)) = least {
+            self.copy_out(backend, SequenceId(id));
             self.remove(backend, SequenceId(id));
         }
         least.is_some()
+    }
+
+    fn copy_out(&mut self, backend: &mut impl Backend, id: SequenceId) {
+        let Sequence { generation, tokens, .. } = &self.sequences[id.0];
+        if tokens.len() < WORTH_PARKING || self.parked.has(*generation, tokens) {
+            return;
+        }
+        if let Some(state) = backend.save(id) {
+            self.parked.push(Copied { generation: *generation, tokens: tokens.clone(), state });
+        }
     }
 
     /// Cells that would be free without the idle sequences.
@@ -212,6 +294,7 @@ impl Kv {
         for id in idle {
             self.remove(backend, id);
         }
+        self.parked.forget(generation);
     }
 
     fn idle(&self, lane: Generation) -> impl Iterator<Item = SequenceId> {
@@ -228,7 +311,7 @@ pub(super) fn common_prefix(a: &[Token], b: &[Token]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::backend::Entry;
+    use super::super::backend::{Entry, Limits};
     use super::super::fake::{Fake, Script};
     use super::*;
 
@@ -253,6 +336,11 @@ mod tests {
         });
         fake.decode(&batch.collect::<Vec<_>>()).unwrap();
         kv.append(ids, &tokens(text));
+    }
+
+    fn found(kv: &Kv, text: &str) -> Option<(SequenceId, usize)> {
+        let source = kv.find(BASE, &tokens(text))?;
+        Some((source.sequence()?, source.n_tokens()))
     }
 
     fn keep(kv: &mut Kv, fake: &mut Fake, text: &str) -> SequenceId {
@@ -284,9 +372,9 @@ mod tests {
         let (mut kv, mut fake) = books();
         keep(&mut kv, &mut fake, "abx");
         let longest = keep(&mut kv, &mut fake, "abcx");
-        assert_eq!(kv.find(BASE, &tokens("abcd")), Some((longest, 3)));
-        assert_eq!(kv.find(BASE, &tokens("zz")), None);
-        assert_eq!(kv.find(Generation(1), &tokens("abcd")), None);
+        assert_eq!(found(&kv, "abcd"), Some((longest, 3)));
+        assert_eq!(found(&kv, "zz"), None);
+        assert!(kv.find(Generation(1), &tokens("abcd")).is_none());
     }
 
     #[test]
@@ -294,9 +382,9 @@ mod tests {
         let (mut kv, mut fake) = books();
         let busy = kv.start(BASE);
         append(&mut kv, &mut fake, &[busy], "abcd");
-        assert_eq!(kv.find(BASE, &tokens("abx")), Some((busy, 2)));
+        assert_eq!(found(&kv, "abx"), Some((busy, 2)));
         kv.remove(&mut fake, busy);
-        assert_eq!(kv.find(BASE, &tokens("abx")), None);
+        assert_eq!(found(&kv, "abx"), None);
     }
 
     #[test]
@@ -307,8 +395,8 @@ mod tests {
         append(&mut kv, &mut fake, &[idle], "idle");
         kv.keep(&mut fake, idle, false);
         assert!(kv.evict(&mut fake, None));
-        assert_eq!(kv.find(BASE, &tokens("idle")), None);
-        assert_eq!(kv.find(BASE, &tokens("chat")), Some((chat, 4)));
+        assert_eq!(found(&kv, "idle"), None);
+        assert_eq!(found(&kv, "chat"), Some((chat, 4)));
     }
 
     #[test]
@@ -321,6 +409,27 @@ mod tests {
         assert_eq!((kv.used(), kv.evictable()), (5, 1));
         kv.remove(&mut fake, busy);
         assert_eq!(kv.evictable(), 4);
+    }
+
+    #[test]
+    fn what_leaves_the_context_comes_back_when_it_is_wanted() {
+        let mut kv = Kv::new(2000, 4);
+        let limits = Limits { cells: 2000, sequences: 4, batch_tokens: 2000, outputs: 9 };
+        let mut fake = Fake::new(Script::new("").limits(limits));
+        let [old, new] = ["o", "n"].map(|letter| letter.repeat(IDLE));
+        keep(&mut kv, &mut fake, &old);
+        kv.park(&mut fake);
+        assert_eq!(kv.parked_bytes(), 0, "a few idle cells stay");
+        keep(&mut kv, &mut fake, &new);
+        kv.park(&mut fake);
+        assert_eq!((kv.used(), kv.free_sequences()), (IDLE, 3));
+        let source = kv.find(BASE, &tokens(&old[..100])).unwrap();
+        assert_eq!((source.n_tokens(), source.n_cells()), (100, IDLE));
+        let id = kv.start(BASE);
+        kv.begin(&mut fake, id, source);
+        assert_eq!((kv.len(id), kv.used()), (100, IDLE + 100));
+        // The fake refuses tokens that do not follow.
+        append(&mut kv, &mut fake, &[id], "more");
     }
 
     #[test]
@@ -340,7 +449,7 @@ mod tests {
         keep(&mut kv, &mut fake, "c");
         kv.touch(first);
         assert!(kv.evict(&mut fake, Some(second)));
-        assert_eq!(kv.find(BASE, &tokens("c")), None, "the third was older than the touched one");
+        assert_eq!(found(&kv, "c"), None, "the third was older than the touched one");
         assert!(kv.evict(&mut fake, Some(second)) && kv.evict(&mut fake, Some(second)));
         assert!(!kv.evict(&mut fake, None));
         assert_eq!(kv.used(), 0);

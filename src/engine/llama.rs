@@ -2,7 +2,7 @@
 //! llama-cpp-sys-2, because the safe crate can neither load an adapter while a context lives nor
 //! free one. llama.cpp aborts the process on many wrong numbers, so everything is checked before
 //! it gets there. Used by the engine thread; [`quantize`] by `reflectd nano` and the benchmark,
-//! [`machine`] and [`survey`] by `reflectd doctor`. [`dequantize`] waits for the trainer to read every quantization.
+//! [`machine`] and [`survey`] by `reflectd doctor`, [`dequantize`] by the trainer.
 
 #![expect(unsafe_code, reason = "llama.cpp is C++; every block says why it is sound")]
 
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use llama_cpp_sys_2 as sys;
 
 use super::backend::{Backend, Entry, Limits, SequenceId};
-use super::{EngineConfig, EngineError, FlashAttention, Generation, ModelInfo, Vocabulary};
+use super::{EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, Vocabulary};
 use crate::gguf::Gguf;
 use crate::paths;
 use adapter::{Adapter, Shapes};
@@ -147,19 +147,18 @@ fn limits(config: &EngineConfig, n_vocab: usize) -> Result<Limits, String> {
     Ok(Limits { cells, sequences, batch_tokens, outputs })
 }
 
+/// Attention looks at the cells of all sequences, and only the flash kernels pass over those that
+/// are not a sequence's own: with eight chats they made a step half as long. On the CPU they add up
+/// an f16 cache in f16, which moved log-probs by up to 0.02; an f32 cache they read far slower.
 fn flash_attention(config: &EngineConfig, devices: &[Device]) -> sys::llama_flash_attn_type {
     let is_on_gpu = config.gpu_layers != Some(0) && devices.iter().any(|device| device.is_gpu);
-    match config.flash_attention {
-        FlashAttention::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-        FlashAttention::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    match (config.flash_attention, config.kv_cache) {
+        (FlashAttention::On, _) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        (FlashAttention::Off, _) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        (FlashAttention::Auto, KvCache::F32) if !is_on_gpu => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        (FlashAttention::Auto, KvCache::F32 | KvCache::F16) => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
         // llama.cpp computes with a quantized V in no other way.
-        FlashAttention::Auto if config.kv_cache.is_quantized() => {
-            sys::LLAMA_FLASH_ATTN_TYPE_ENABLED
-        }
-        FlashAttention::Auto if is_on_gpu => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-        // On the CPU its flash attention rounds to f16: log-probs of the same tokens in other
-        // cells differed by up to 0.02 against 0.0002 without it, and generation was slower.
-        FlashAttention::Auto => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        (FlashAttention::Auto, KvCache::Q8_0 | KvCache::Q4_0) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
     }
 }
 
@@ -216,6 +215,26 @@ impl Backend for Llama {
         let removed =
             unsafe { sys::llama_memory_seq_rm(self.context.memory(), id, position(n), -1) };
         assert!(removed, "an attention cache can always drop the end of a sequence");
+    }
+
+    fn save(&mut self, sequence: SequenceId) -> Option<Vec<u8>> {
+        let (context, id) = (self.context.0.as_ptr(), checked_id(sequence, &self.limits));
+        // SAFETY: the context lives and the id is below its `n_seq_max`.
+        let size = unsafe { sys::llama_state_seq_get_size(context, id) };
+        let mut state = vec![0; size];
+        // SAFETY: as above; the buffer is as long as is said.
+        let written =
+            unsafe { sys::llama_state_seq_get_data(context, state.as_mut_ptr(), size, id) };
+        (0 < written && written == size).then_some(state)
+    }
+
+    fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> bool {
+        let (context, id) = (self.context.0.as_ptr(), checked_id(sequence, &self.limits));
+        // SAFETY: the context lives, the id is below its `n_seq_max`, and the bytes are those that
+        // the same context wrote.
+        let read =
+            unsafe { sys::llama_state_seq_set_data(context, state.as_ptr(), state.len(), id) };
+        read == state.len()
     }
 
     fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError> {

@@ -12,6 +12,7 @@ mod kv;
 mod lane;
 pub mod llama;
 mod lookup;
+mod parked;
 pub mod probe;
 pub mod sample;
 pub mod scheduler;
@@ -287,6 +288,8 @@ pub struct EngineStats {
     pub cells_used: usize,
     /// See `cells_used`.
     pub cells: usize,
+    /// Memory of finished sequences that wait outside the context for who begins alike.
+    pub parked_bytes: usize,
     /// Decode calls so far.
     pub steps: u64,
     /// Prompt tokens evaluated so far.
@@ -525,7 +528,7 @@ pub struct EngineConfig {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FlashAttention {
-    /// On a GPU, and where the KV cache needs it.
+    /// Where the model allows it; not on the CPU with an f32 KV cache.
     #[default]
     Auto,
     /// Always.

@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::backend::{Backend, Entry, SequenceId};
 use super::door::{Checked, Door};
 use super::job::{Job, Purpose, Reply};
-use super::kv::{Kv, common_prefix};
+use super::kv::{Kv, Source, common_prefix};
 use super::lane::Lanes;
 use super::scheduler::{self, Pace, Plan, Slice, Tail, Turn, Work};
 use super::segment::Segment;
@@ -240,8 +240,12 @@ impl<B: Backend> Loop<B> {
     /// Starts waiting branches in the order of their jobs until one does not fit: overtaking would
     /// starve it.
     fn admit(&mut self) {
+        let batch_tokens = self.backend.limits().batch_tokens;
         for index in 0..self.jobs.len() {
             while let Some(branch) = self.jobs[index].next_waiting() {
+                if self.jobs[index].fills(&self.kv, batch_tokens) {
+                    break;
+                }
                 match self.try_start(index, branch) {
                     Start::Started => {}
                     Start::SharesSoon => break,
@@ -260,13 +264,15 @@ impl<B: Backend> Loop<B> {
             // The token whose logits are wanted must be evaluated, wherever its KV may be.
             let wanted = &b.tokens[..b.first_output()];
             let source = self.kv.find(job.generation, wanted);
-            let n_cached = source.map_or(0, |s| s.1);
+            let n_cached = source.map_or(0, Source::n_tokens);
             if self.is_under_way(index, wanted, n_cached) {
                 return Start::SharesSoon;
             }
             let others = self.jobs.iter().enumerate().filter(|(other, _)| *other != index);
             let reserved: usize = others.map(|(_, o)| o.reserved_cells(&self.kv, None)).sum();
-            let needed = reserved + job.reserved_cells(&self.kv, Some((branch, n_cached)));
+            let needed = reserved
+                + job.reserved_cells(&self.kv, Some((branch, n_cached)))
+                + source.map_or(0, Source::n_cells);
             if needed <= self.kv.free() && 0 < self.kv.free_sequences() {
                 self.stats.cached_tokens += count(n_cached);
                 tracing::trace!(parent: &job.span, branch, n_cached, "Branch started.");
@@ -279,7 +285,7 @@ impl<B: Backend> Loop<B> {
             if self.kv.free() + self.kv.evictable() + self.yielded_cells(class) < needed {
                 return Start::NoRoom;
             }
-            let evicted = self.kv.evict(&mut self.backend, source.map(|s| s.0));
+            let evicted = self.kv.evict(&mut self.backend, source.and_then(Source::sequence));
             if !evicted && !self.preempt(class) {
                 return Start::NoRoom;
             }
@@ -350,6 +356,7 @@ impl<B: Backend> Loop<B> {
                 self.jobs.push(job);
             }
         }
+        self.kv.park(&mut self.backend);
         true
     }
 
@@ -477,6 +484,7 @@ impl<B: Backend> Loop<B> {
         self.stats.running = jobs.iter().map(Job::n_running).sum();
         self.stats.queued = jobs.iter().filter(|job| job.n_running() == 0).count();
         self.stats.cells_used = self.kv.used();
+        self.stats.parked_bytes = self.kv.parked_bytes();
         let is_urgent = jobs.iter().any(Job::is_urgent);
         let mut pulse = self.shared.pulse.lock().expect("nobody panics while holding the pulse");
         pulse.beat(self.stats.clone(), is_working, is_urgent, Instant::now());

@@ -17,6 +17,8 @@ const END: Token = Token(258);
 const LAYERS: u64 = 2;
 /// The same tokens in another batch or in other cells are added up in another order.
 const ROUNDING: f32 = 2e-3;
+/// The same with flash attention, which adds an f16 cache up in f16.
+const FLASH_ROUNDING: f32 = 0.05;
 
 /// The same numbers for the same seed.
 fn random(seed: u64) -> impl Iterator<Item = u16> {
@@ -126,10 +128,15 @@ struct World {
 }
 
 async fn world() -> World {
+    world_with(FlashAttention::Off).await
+}
+
+async fn world_with(flash_attention: FlashAttention) -> World {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("random.gguf");
     write_model(&model);
-    let (engine, _thread) = spawn(&config(model)).await.unwrap();
+    let (engine, _thread) =
+        spawn(&EngineConfig { flash_attention, ..config(model) }).await.unwrap();
     World { engine, folder }
 }
 
@@ -142,7 +149,7 @@ pub(super) fn config(model: PathBuf) -> EngineConfig {
         threads: Some(1),
         batch_threads: None,
         gpu_layers: Some(0),
-        flash_attention: FlashAttention::Auto,
+        flash_attention: FlashAttention::Off,
         kv_cache: KvCache::F16,
         queue: 8,
     }
@@ -433,5 +440,45 @@ async fn text_to_copy_changes_no_token_and_no_logprob() {
         assert!(largest_difference(&old, &new) < ROUNDING, "{old:?} {new:?}");
         let after = eventually(&world.engine, |stats| stats.running == 0).await;
         assert!(20 < after.right_guesses - before.right_guesses, "{after:?}");
+    }
+}
+
+#[tokio::test]
+async fn flash_attention_rounds_more_and_shares_alike() {
+    let (exact, flash) = (world().await, world_with(FlashAttention::Auto).await);
+    let prefix = tokens(90, 14);
+    let sequences: Vec<(Vec<Token>, usize)> = (0..3)
+        .map(|i| (prefix.iter().copied().chain(tokens(20, 30 + i)).collect(), prefix.len()))
+        .collect();
+    let expected = exact.logprobs(sequences.clone(), Lane::Active).await;
+    let shared = flash.logprobs(sequences.clone(), Lane::Active).await;
+    for ((sequence, expected), shared) in sequences.into_iter().zip(expected).zip(shared) {
+        let alone = flash.logprobs(vec![(sequence.0, 1)], Lane::Active).await;
+        let alone = &alone[0][alone[0].len() - shared.len()..];
+        assert!(largest_difference(&expected, &shared) < FLASH_ROUNDING);
+        assert!(largest_difference(alone, &shared) < FLASH_ROUNDING);
+    }
+}
+
+#[tokio::test]
+async fn a_prefix_that_left_the_context_comes_back_with_its_logits() {
+    for attention in [FlashAttention::Off, FlashAttention::On] {
+        let world = world_with(attention).await;
+        let sequence: Vec<Token> = tokens(120, 15);
+        let scored = vec![(sequence.clone(), 100)];
+        let first = world.logprobs(scored.clone(), Lane::Active).await;
+        let chat = GenerateRequest {
+            sampling: Sampling { max_tokens: 1, ..Sampling::default() },
+            ..request(sequence.clone())
+        };
+        drop(read(world.engine.generate(chat).await.unwrap(), 1).await);
+        // Needs every cell.
+        world.logprobs(vec![(tokens(512, 16), 1)], Lane::Active).await;
+        let before = eventually(&world.engine, |stats| stats.running == 0).await;
+        assert!(0 < before.parked_bytes);
+        let again = world.logprobs(scored, Lane::Active).await;
+        assert!(largest_difference(&first[0], &again[0]) < FLASH_ROUNDING, "{first:?} {again:?}");
+        let after = eventually(&world.engine, |stats| stats.running == 0).await;
+        assert!(99 <= after.cached_tokens - before.cached_tokens, "{before:?} {after:?}");
     }
 }

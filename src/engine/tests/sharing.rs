@@ -24,7 +24,7 @@ async fn judging_evaluates_every_prefix_once() {
     for (i, score) in scores.iter().enumerate() {
         assert_eq!(score.probabilities[1] > 0.5, i == 1, "prompt {i}");
     }
-    let stats = eventually(&engine, |stats| stats.running == 0).await;
+    let stats = eventually(&engine, |stats| stats.running == 0 && stats.queued == 0).await;
     assert_eq!(stats.prompt_tokens, n_prefixes);
     assert_eq!(stats.prompt_tokens + stats.cached_tokens, u64::try_from(all).unwrap());
     // The critique of an answer finds what was read to judge it.
@@ -42,7 +42,7 @@ async fn prompts_that_come_together_share_what_is_not_evaluated_yet() {
     for started in [a, b, c] {
         assert_eq!(read(started.unwrap(), 1).await.texts, ["ok"]);
     }
-    let stats = eventually(&engine, |stats| stats.running == 0).await;
+    let stats = eventually(&engine, |stats| stats.running == 0 && stats.queued == 0).await;
     assert!(stats.prompt_tokens < 1100, "{} tokens", stats.prompt_tokens);
 }
 
@@ -71,7 +71,7 @@ async fn idle_work_that_was_paused_goes_on_from_its_kv() {
     assert_eq!(read(engine.generate(request(chat)).await.unwrap(), 1).await.texts, ["now"]);
     let answers = read(explore, 1).await;
     assert_eq!(answers.tokens[0].len(), LONG);
-    let stats = eventually(&engine, |stats| stats.running == 0).await;
+    let stats = eventually(&engine, |stats| stats.running == 0 && stats.queued == 0).await;
     assert!(stats.prompt_tokens <= n_idle + n_chat, "nothing was evaluated twice");
 }
 
