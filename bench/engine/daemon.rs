@@ -30,12 +30,21 @@ const ASPECTS: [&str; 6] = [
 pub(crate) struct Daemon {
     pub(crate) server: Server,
     pub(crate) endpoint: Endpoint,
-    _root: TempDir,
+    root: TempDir,
 }
 
 impl Daemon {
     pub(crate) async fn start(setting: &Setting) -> anyhow::Result<Self> {
-        let root = write_root(setting)?;
+        Self::start_in(write_root(setting)?).await
+    }
+
+    /// Ends it and starts it again on the same root, where the model file is known by then.
+    pub(crate) async fn restart(self) -> anyhow::Result<Self> {
+        self.server.stop().await?;
+        Self::start_in(self.root).await
+    }
+
+    async fn start_in(root: TempDir) -> anyhow::Result<Self> {
         let socket = root.path().join("socket");
         let endpoint = Endpoint::Socket(socket.clone());
         let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd"));
@@ -45,7 +54,7 @@ impl Daemon {
             .args(["--state".as_ref(), root.path().join("state").as_os_str()])
             .args(["--socket".as_ref(), socket.as_os_str()]);
         let server = Server::start(command, &endpoint, root.path().join("log")).await?;
-        Ok(Self { server, endpoint, _root: root })
+        Ok(Self { server, endpoint, root })
     }
 }
 
@@ -58,9 +67,10 @@ pub(crate) fn config(setting: &Setting) -> anyhow::Result<Config> {
 fn write_root(setting: &Setting) -> anyhow::Result<TempDir> {
     let root = tempfile::tempdir().context("make a folder for the daemon")?;
     let aspects = ASPECTS.map(|name| format!("  - {{ name: {name}, pass: 1.0 }}")).join("\n");
+    let flash_attention = serde_json::to_string(&setting.flash_attention)?;
     let settings = format!(
         "engine:\n  context_tokens: {CELLS}\n  max_sequences: {SEQUENCES}\n  batch_tokens: {BATCH}\n  \
-         threads: {}\n  gpu_layers: 0\nserver:\n  max_requests: 64\n",
+         threads: {}\n  gpu_layers: 0\n  flash_attention: {flash_attention}\nserver:\n  max_requests: 64\n",
         setting.threads
     );
     let agent = format!(

@@ -35,6 +35,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use reflectd::engine::FlashAttention;
 
 use model::Kind;
 use results::{Findings, Results};
@@ -59,9 +60,16 @@ struct Arguments {
     /// CPU threads of both sides [default: all].
     #[arg(long)]
     threads: Option<u32>,
+    /// `auto`, `on` or `off`, of ours [default: the daemon's].
+    #[arg(long, default_value = "auto", value_parser = flash_attention)]
+    flash_attention: FlashAttention,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+fn flash_attention(word: &str) -> Result<FlashAttention, serde_json::Error> {
+    serde_json::from_value(serde_json::Value::String(word.to_owned()))
 }
 
 #[tokio::main]
@@ -74,6 +82,7 @@ async fn main() -> anyhow::Result<()> {
         model: model::make(&cache, &prompts, Kind::Random)?,
         predictable_model: model::make(&cache, &prompts, Kind::Predictable)?,
         threads: arguments.threads.unwrap_or(all_threads),
+        flash_attention: arguments.flash_attention,
         peer: std::env::var_os("LLAMA_SERVER").map(PathBuf::from),
         rounds: arguments.rounds,
         is_quick: arguments.quick,

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use reflectd::engine::{EngineConfig, KvCache};
+use reflectd::engine::{EngineConfig, FlashAttention, KvCache};
 
 /// KV cells on both sides.
 pub(crate) const CELLS: u32 = 16_384;
@@ -23,6 +23,8 @@ pub(crate) struct Setting {
     /// Of the same shape, for greedy answers that can be repeated.
     pub(crate) predictable_model: PathBuf,
     pub(crate) threads: u32,
+    /// Of ours; the peer has its best.
+    pub(crate) flash_attention: FlashAttention,
     /// The peer's `llama-server`; `None`: its columns stay empty.
     pub(crate) peer: Option<PathBuf>,
     /// Instead of a workload's own number of rounds.
@@ -47,7 +49,7 @@ impl Setting {
             threads: Some(self.threads),
             batch_threads: None,
             gpu_layers: Some(0),
-            flash_attention: reflectd::engine::FlashAttention::Auto,
+            flash_attention: self.flash_attention,
             kv_cache: KvCache::F16,
             queue: 64,
         }

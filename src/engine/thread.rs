@@ -140,6 +140,9 @@ impl<B: Backend> Loop<B> {
             let stepped = self.step();
             self.free_drained();
             self.publish(true);
+            // llama.cpp's threads keep all processors busy. Whoever has just been sent a token gets
+            // one before the next step begins, and not when the kernel takes it away.
+            thread::yield_now();
             if !stepped && !self.jobs.is_empty() {
                 // There is no channel to wait on for "a reader has read".
                 thread::sleep(READER_PAUSE);
@@ -348,15 +351,15 @@ impl<B: Backend> Loop<B> {
         self.pace.learn(tokens, begun.elapsed());
         self.stats.steps += 1;
         self.consume(&plan, &segments);
-        for mut job in std::mem::take(&mut self.jobs) {
-            if job.settle(&mut self.kv, &mut self.backend) {
-                tracing::debug!(parent: &job.span, "Request done.");
-                job.finish();
-            } else {
-                self.jobs.push(job);
-            }
-        }
+        let (kv, backend) = (&mut self.kv, &mut self.backend);
+        let done: Vec<Job> = self.jobs.extract_if(.., |job| job.settle(kv, backend)).collect();
         self.kv.park(&mut self.backend);
+        // Before the replies: who has one must find its tokens in the stats.
+        self.publish(true);
+        for job in done {
+            tracing::debug!(parent: &job.span, "Request done.");
+            job.finish();
+        }
         true
     }
 
