@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use reflectd::engine;
 use tokio::time::sleep;
 
@@ -69,7 +70,8 @@ async fn first_token(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec
     Ok(vec![first, added])
 }
 
-/// After work, because buffers are touched by it.
+/// After work, because buffers are touched by it. Sequences that the daemon has parked outside the
+/// context are KV too; llama-server's stay in its context.
 async fn memory(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec<Measured>> {
     let beyond = |server: &Server| -> anyhow::Result<f64> {
         let Resident { total, model } = server.resident(&setting.model)?;
@@ -79,6 +81,8 @@ async fn memory(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec<Meas
     let daemon = Daemon::start(setting).await?;
     let peer = Peer::start(setting, 8).await?;
     chat::complete(&daemon.endpoint, &texts.question(PROMPT), 8).await?;
+    let status = daemon.endpoint.get("/v1/status").await?;
+    let parked = status["engine"]["parked_bytes"].as_f64().context("the parked bytes")? / 1e6;
     let mut other = Vec::new();
     if let Some(peer) = &peer {
         chat::complete(&peer.endpoint, &texts.question(PROMPT), 8).await?;
@@ -89,7 +93,7 @@ async fn memory(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec<Meas
         title: "resident memory beyond model file and KV cache".to_owned(),
         unit: "MB",
         better: Better::Lower,
-        ours: vec![beyond(&daemon.server)?],
+        ours: vec![beyond(&daemon.server)? - parked],
         other,
         against: Some("llama-server".to_owned()),
         goal: Some(Goal::AtMost(60.0)),
