@@ -200,18 +200,22 @@ impl Kv {
     /// Where the longest prefix of `tokens` is that any sequence of the lane has, idle, busy or
     /// parked.
     pub(super) fn find(&self, generation: Generation, tokens: &[Token]) -> Option<Source> {
+        let inside = self.find_inside(generation, tokens);
+        let n_inside = inside.map_or(0, Source::n_tokens);
+        let parked = self.parked.find(generation, tokens);
+        let parked = parked.filter(|parked| n_inside + WORTH_PARKING <= parked.shared);
+        parked.map(Source::Parked).or(inside)
+    }
+
+    /// The same without the parked ones, which need cells for all of their tokens at first.
+    pub(super) fn find_inside(&self, generation: Generation, tokens: &[Token]) -> Option<Source> {
         let of_lane = |s: &&Sequence| s.state != State::Free && s.generation == generation;
         let found = self.sequences.iter().enumerate().filter(|(_, s)| of_lane(s));
-        let inside = found
+        found
             .map(|(id, s)| (SequenceId(id), common_prefix(&s.tokens, tokens)))
             .filter(|&(_, n)| 0 < n)
-            .max_by_key(|&(_, n)| n);
-        let n_inside = inside.map_or(0, |(_, n)| n);
-        let parked = self.parked.find(generation, tokens);
-        match parked.filter(|parked| n_inside + WORTH_PARKING <= parked.shared) {
-            Some(parked) => Some(Source::Parked(parked)),
-            None => inside.map(|(id, n)| Source::Sequence(id, n)),
-        }
+            .max_by_key(|&(_, n)| n)
+            .map(|(id, n)| Source::Sequence(id, n))
     }
 
     /// Lets the empty sequence `to` begin with a prefix that was found.

@@ -261,12 +261,17 @@ impl<B: Backend> Loop<B> {
     /// Gives a branch a sequence. Makes room at the cost of the prefix cache first, then of less
     /// urgent requests, which go on later.
     fn try_start(&mut self, index: usize, branch: usize) -> Start {
+        let mut may_restore = true;
         loop {
             let job = &self.jobs[index];
             let b = &job.branches[branch];
             // The token whose logits are wanted must be evaluated, wherever its KV may be.
             let wanted = &b.tokens[..b.first_output()];
-            let source = self.kv.find(job.generation, wanted);
+            let source = if may_restore {
+                self.kv.find(job.generation, wanted)
+            } else {
+                self.kv.find_inside(job.generation, wanted)
+            };
             let n_cached = source.map_or(0, Source::n_tokens);
             if self.is_under_way(index, wanted, n_cached) {
                 return Start::SharesSoon;
@@ -286,7 +291,12 @@ impl<B: Backend> Loop<B> {
             let class = job.class;
             // In vain nothing is dropped: somebody may come back for it.
             if self.kv.free() + self.kv.evictable() + self.yielded_cells(class) < needed {
-                return Start::NoRoom;
+                if source.is_none_or(|source| source.n_cells() == 0) {
+                    return Start::NoRoom;
+                }
+                // What is parked may be longer than what is wanted of it.
+                may_restore = false;
+                continue;
             }
             let evicted = self.kv.evict(&mut self.backend, source.and_then(Source::sequence));
             if !evicted && !self.preempt(class) {

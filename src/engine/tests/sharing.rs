@@ -98,3 +98,20 @@ async fn a_request_that_has_to_wait_drops_nothing_from_the_cache() {
     let again = engine.generate(with("first", 10)).await.unwrap();
     assert!("first".len() < again.n_cached);
 }
+
+#[tokio::test]
+async fn a_parked_prefix_that_does_not_fit_is_evaluated_again() {
+    let (engine, _thread) = engine(Script::new("ok").limits(limits(100, 4))).await;
+    let with = |text: &str, max_tokens| GenerateRequest {
+        sampling: Sampling { max_tokens, ..Sampling::default() },
+        ..request(prompt(&engine, text))
+    };
+    let shared = "x".repeat(30);
+    let first = with(&format!("{shared} first"), 10);
+    assert_eq!(read(engine.generate(first).await.unwrap(), 1).await.texts, ["ok"]);
+    // Both need every cell there is.
+    assert_eq!(read(engine.generate(with("all", 100)).await.unwrap(), 1).await.texts, ["ok"]);
+    assert!(0 < eventually(&engine, |stats| stats.running == 0).await.parked_bytes);
+    let all = with(&format!("{shared} other"), 100);
+    assert_eq!(read(engine.generate(all).await.unwrap(), 1).await.texts, ["ok"]);
+}
