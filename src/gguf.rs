@@ -626,6 +626,18 @@ fn put_value(out: &mut Vec<u8>, value: &Value) -> io::Result<()> {
     Ok(())
 }
 
+/// How the tokens of a `gpt2` vocabulary spell a byte: itself where it is printable, else a character
+/// from 256 on (`bytes_to_unicode` of GPT-2).
+pub fn gpt2_letter(byte: u8) -> char {
+    let printable = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let rank = (0..byte).filter(|&other| !printable(other)).count();
+    char::from_u32(256 + u32::try_from(rank).expect("at most 255"))
+        .expect("256 to 511 are characters")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use reflectd::gguf::{Value, Writer};
+use reflectd::gguf::{Value, Writer, gpt2_letter};
 
 /// Tokens in all, as Llama has.
 pub(crate) const SIZE: usize = 32_000;
@@ -34,7 +34,7 @@ impl Vocabulary {
     /// Every word of the texts becomes one token, as in vocabularies that were trained on English.
     pub(crate) fn new(texts: &[String]) -> Self {
         let mut tokens: Vec<String> = CONTROL.map(str::to_owned).into();
-        tokens.extend((0..=255).map(|byte| letter(byte).to_string()));
+        tokens.extend((0..=255).map(|byte| gpt2_letter(byte).to_string()));
         let known = tokens.iter().cloned().collect();
         let mut made = Self { tokens, merges: Vec::new(), known };
         let pairs: Vec<[char; 2]> =
@@ -129,15 +129,4 @@ fn all_words(length: u32) -> impl Iterator<Item = String> {
         let digit = |place: u32| number / 26_u32.pow(length - 1 - place) % 26;
         (0..length).filter_map(|place| char::from_u32(u32::from(b'a') + digit(place))).collect()
     })
-}
-
-/// GPT-2's printable stand-in for a byte: itself where it is printable, else a code from 256 on.
-fn letter(byte: u8) -> char {
-    let printable = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-    if printable(byte) {
-        return char::from(byte);
-    }
-    let rank = (0..byte).filter(|&other| !printable(other)).count();
-    char::from_u32(256 + u32::try_from(rank).expect("at most 255"))
-        .expect("256 to 511 are characters")
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::engine::TextPart;
-use crate::gguf::{Gguf, Value, Writer};
+use crate::gguf::{Gguf, Value, Writer, gpt2_letter};
 
 /// Control tokens; their ids are their positions.
 pub const CONTROL: [&str; 5] = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"];
@@ -75,7 +75,7 @@ impl Tokenizer {
     }
     fn new(merges: Vec<(String, String)>) -> Self {
         let mut tokens: Vec<String> = CONTROL.iter().map(|&token| token.to_owned()).collect();
-        tokens.extend((0..=255).map(|byte| letter(byte).to_string()));
+        tokens.extend((0..=255).map(|byte| gpt2_letter(byte).to_string()));
         tokens.extend(merges.iter().map(|(left, right)| format!("{left}{right}")));
         while !tokens.len().is_multiple_of(32) {
             tokens.push(format!("<|unused{}|>", tokens.len()));
@@ -170,18 +170,7 @@ fn apply(parts: &mut Vec<String>, (left, right): &(String, String)) {
 }
 
 fn letters(word: &str) -> Vec<String> {
-    word.bytes().map(|byte| letter(byte).to_string()).collect()
-}
-
-/// GPT-2's printable stand-in for a byte: itself where it is printable, else a code from 256 on.
-fn letter(byte: u8) -> char {
-    let printable = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-    if printable(byte) {
-        return char::from(byte);
-    }
-    let rank = (0..byte).filter(|&other| !printable(other)).count();
-    char::from_u32(256 + u32::try_from(rank).expect("at most 255"))
-        .expect("256 to 511 are characters")
+    word.bytes().map(|byte| gpt2_letter(byte).to_string()).collect()
 }
 
 /// Splits text as GPT-2's pattern does:
@@ -233,7 +222,7 @@ mod tests {
         vec![TextPart { text: text.to_owned(), control: false }]
     }
     fn decode(tokenizer: &Tokenizer, ids: &[i32]) -> Vec<u8> {
-        let bytes: HashMap<char, u8> = (0..=255).map(|byte| (letter(byte), byte)).collect();
+        let bytes: HashMap<char, u8> = (0..=255).map(|byte| (gpt2_letter(byte), byte)).collect();
         ids.iter()
             .flat_map(|&id| {
                 tokenizer.tokens[usize::try_from(id).unwrap()].chars().map(|c| bytes[&c])

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::super::llama::{Llama, Quantization, dequantize, quantize};
 use super::*;
-use crate::gguf::{Gguf, Value, Writer};
+use crate::gguf::{Gguf, Value, Writer, gpt2_letter};
 
 pub(super) const EMBEDDING: u64 = 64;
 const FEED_FORWARD: u64 = 96;
@@ -40,16 +40,6 @@ fn text(text: &str) -> Value {
     Value::String(text.to_owned())
 }
 
-/// GPT-2's printable stand-in for a byte.
-fn letter(byte: u8) -> char {
-    let printable = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-    if printable(byte) {
-        return char::from(byte);
-    }
-    let rank = (0..byte).filter(|&other| !printable(other)).count();
-    char::from_u32(256 + u32::try_from(rank).unwrap()).unwrap()
-}
-
 pub(super) fn write_model(path: &Path) {
     let mut writer = Writer::default();
     writer.metadata("general.architecture", text("llama"));
@@ -69,7 +59,8 @@ pub(super) fn write_model(path: &Path) {
     writer.metadata("llama.attention.layer_norm_rms_epsilon", Value::Float(1e-5));
     writer.metadata("tokenizer.ggml.model", text("gpt2"));
     writer.metadata("tokenizer.ggml.pre", text("gpt-2"));
-    let mut tokens: Vec<Value> = (0..=255).map(|byte| text(&letter(byte).to_string())).collect();
+    let mut tokens: Vec<Value> =
+        (0..=255).map(|byte| text(&gpt2_letter(byte).to_string())).collect();
     tokens.extend(["he", "<|begin|>", "<|end|>", "<|user|>"].map(text));
     let kinds = (0..VOCAB).map(|id| Value::Signed(if id < 257 { 1 } else { 3 }));
     writer.metadata("tokenizer.ggml.tokens", Value::Array(tokens));

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use reflectd::gguf::{Value, Writer};
+use reflectd::gguf::{Value, Writer, gpt2_letter};
 
 const EMBEDDING: u64 = 32;
 const FEED_FORWARD: u64 = 64;
@@ -67,16 +67,6 @@ impl From<Vec<Value>> for Stored {
     }
 }
 
-/// GPT-2's printable stand-in for a byte.
-fn letter(byte: u8) -> char {
-    let printable = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-    if printable(byte) {
-        return char::from(byte);
-    }
-    let rank = (0..byte).filter(|&other| !printable(other)).count();
-    char::from_u32(256 + u32::try_from(rank).unwrap()).unwrap()
-}
-
 pub(crate) fn model() -> Parts {
     let mut parts = Parts::default();
     parts.put("general.architecture", "llama");
@@ -97,7 +87,7 @@ pub(crate) fn model() -> Parts {
     parts.put("tokenizer.ggml.model", "gpt2");
     parts.put("tokenizer.ggml.pre", "gpt-2");
     let text = |text: String| Value::String(text);
-    let bytes = (0..=255).map(|byte| text(letter(byte).to_string()));
+    let bytes = (0..=255).map(|byte| text(gpt2_letter(byte).to_string()));
     let special = ["he", "<|begin|>", "<|end|>"].map(|name| text(name.to_owned()));
     parts.put("tokenizer.ggml.tokens", bytes.chain(special).collect::<Vec<_>>());
     let kinds = (0..VOCAB).map(|id| Value::Signed(if id < 257 { 1 } else { 3 }));
