@@ -254,6 +254,11 @@ impl Job {
         Ok(true)
     }
 
+    /// Whether a branch is done that still holds its sequence.
+    pub(super) fn has_finished(&self) -> bool {
+        self.branches.iter().any(|b| b.is_done() && b.sequence.is_some())
+    }
+
     /// Gives the sequences of finished branches to the prefix cache, or back. True when the whole
     /// request is done.
     pub(super) fn settle(&mut self, kv: &mut Kv, backend: &mut impl Backend) -> bool {

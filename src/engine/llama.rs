@@ -36,6 +36,7 @@ use context::{Batch, Computing, Context};
 use files::{c_path, load_error, open};
 use memory::Demand;
 use process::{Device, devices, init, last_error, physical_cores, system};
+use shape::Shape;
 use vocabulary::LlamaVocabulary;
 
 pub use files::{Quantization, dequantize, quantize};
@@ -79,17 +80,9 @@ impl Llama {
         let header = open(path)?;
         let shape = check_model(&header).map_err(refused)?;
         let n_vocab = vocabulary_size(&header);
-        let limits = limits(config, n_vocab).map_err(refused)?;
         let devices = devices();
-        let flash_attention = flash_attention(config, &devices);
-        let demand = Demand {
-            header: &header,
-            shape: &shape,
-            n_vocab: n_vocab as u64,
-            limits,
-            kv_cache: config.kv_cache,
-            has_flash_attention: flash_attention != sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        };
+        let demand = demand(config, &header, &shape, &devices).map_err(refused)?;
+        let limits = demand.limits;
         let plan = demand.plan(config.gpu_layers, &devices).map_err(refused)?;
         demand.check(&plan).map_err(refused)?;
 
@@ -106,7 +99,7 @@ impl Llama {
         let computing = Computing {
             threads,
             batch_threads: config.batch_threads.map_or(threads, size),
-            flash_attention,
+            flash_attention: flash_attention(config, &devices),
             kv_cache: config.kv_cache,
         };
         let context = Context::new(&model, &limits, computing)
@@ -130,6 +123,25 @@ impl Llama {
             model,
         })
     }
+}
+
+/// What serving this file would take.
+fn demand<'a>(
+    config: &EngineConfig,
+    header: &'a Gguf,
+    shape: &'a Shape,
+    devices: &[Device],
+) -> Result<Demand<'a>, String> {
+    let n_vocab = vocabulary_size(header);
+    let attention = flash_attention(config, devices);
+    Ok(Demand {
+        header,
+        shape,
+        n_vocab: n_vocab as u64,
+        limits: limits(config, n_vocab)?,
+        kv_cache: config.kv_cache,
+        has_flash_attention: attention != sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    })
 }
 
 /// Tokens in the file's vocabulary, which `check_model` has seen.

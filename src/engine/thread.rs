@@ -139,11 +139,12 @@ impl<B: Backend> Loop<B> {
             self.admit();
             let stepped = self.step();
             self.free_drained();
+            if stepped {
+                continue;
+            }
+            // A step has done so itself.
             self.publish(true);
-            // llama.cpp's threads keep all processors busy. Whoever has just been sent a token gets
-            // one before the next step begins, and not when the kernel takes it away.
-            thread::yield_now();
-            if !stepped && !self.jobs.is_empty() {
+            if !self.jobs.is_empty() {
                 // There is no channel to wait on for "a reader has read".
                 thread::sleep(READER_PAUSE);
             }
@@ -355,15 +356,14 @@ impl<B: Backend> Loop<B> {
             let mut failed: Vec<usize> = plan.slices.iter().map(|slice| slice.work).collect();
             failed.dedup();
             self.fail(&failed, &error);
+            self.publish(true);
             return true;
         }
         let tokens = plan.slices.iter().map(|slice| slice.tokens).sum();
         self.pace.learn(tokens, begun.elapsed());
         self.stats.steps += 1;
         self.consume(&plan, &segments);
-        let (kv, backend) = (&mut self.kv, &mut self.backend);
-        let done: Vec<Job> = self.jobs.extract_if(.., |job| job.settle(kv, backend)).collect();
-        self.kv.park(&mut self.backend);
+        let done = self.settle();
         // Before the replies: who has one must find its tokens in the stats.
         self.publish(true);
         for job in done {
@@ -371,6 +371,18 @@ impl<B: Backend> Loop<B> {
             job.finish();
         }
         true
+    }
+
+    /// Takes out the jobs that are done, and lets finished branches go.
+    fn settle(&mut self) -> Vec<Job> {
+        // Most steps finish nothing, and then nothing has become idle either.
+        if !self.jobs.iter().any(Job::has_finished) {
+            return Vec::new();
+        }
+        let (kv, backend) = (&mut self.kv, &mut self.backend);
+        let done = self.jobs.extract_if(.., |job| job.settle(kv, backend)).collect();
+        self.kv.park(&mut self.backend);
+        done
     }
 
     fn decode(&mut self, plan: &Plan, segments: &[Vec<Segment>]) -> Result<(), EngineError> {

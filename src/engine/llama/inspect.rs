@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::check::{check_data, check_model, tensor_bytes};
 use super::files::{load_error, open};
-use super::memory::{Demand, MemoryPlan};
+use super::memory::MemoryPlan;
 use super::process::{self, Device, devices, init, kernels, physical_cores};
-use super::{flash_attention, limits, sys, vocabulary_size};
+use super::{demand, flash_attention, sys, vocabulary_size};
 use crate::engine::{EngineConfig, EngineError};
 use crate::gguf::{Gguf, TensorInfo};
 
@@ -88,18 +88,10 @@ pub fn survey(config: &EngineConfig) -> Result<Survey, EngineError> {
     init()?;
     let path = config.model.as_path();
     let header = open(path)?;
-    let attention = flash_attention(config, &devices());
+    let devices = devices();
     let checked = check_model(&header).and_then(|shape| {
-        let n_vocab = vocabulary_size(&header);
-        let demand = Demand {
-            header: &header,
-            shape: &shape,
-            n_vocab: n_vocab as u64,
-            limits: limits(config, n_vocab)?,
-            kv_cache: config.kv_cache,
-            has_flash_attention: attention != sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
-        };
-        let plan = demand.plan(config.gpu_layers, &devices())?;
+        let demand = demand(config, &header, &shape, &devices)?;
+        let plan = demand.plan(config.gpu_layers, &devices)?;
         let fault = demand.check(&plan).err();
         Ok((plan, fault))
     });
@@ -127,7 +119,7 @@ pub fn survey(config: &EngineConfig) -> Result<Survey, EngineError> {
         chat_template: header.string("tokenizer.chat_template").map(str::to_owned),
         begin_and_end: ["bos_token_id", "eos_token_id"].map(|key| token(key).unwrap_or_default()),
         memory,
-        flash_attention: match attention {
+        flash_attention: match flash_attention(config, &devices) {
             sys::LLAMA_FLASH_ATTN_TYPE_DISABLED => Some(false),
             sys::LLAMA_FLASH_ATTN_TYPE_ENABLED => Some(true),
             _ => None,
