@@ -102,6 +102,19 @@ impl ChatTemplate {
     /// The template sees a placeholder for each content that is not empty: one that would change
     /// a content (trim it, cut old reasoning out) leaves it as it is.
     pub fn render(&self, messages: &[Message]) -> Result<Vec<TextPart>, PromptError> {
+        self.render_up_to(messages, true)
+    }
+
+    /// Renders a conversation that has ended, as a reward model reads it.
+    pub fn render_whole(&self, messages: &[Message]) -> Result<Vec<TextPart>, PromptError> {
+        self.render_up_to(messages, false)
+    }
+
+    fn render_up_to(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Vec<TextPart>, PromptError> {
         let turns: Vec<Value> = messages
             .iter()
             .enumerate()
@@ -119,7 +132,7 @@ impl ChatTemplate {
             .and_then(|template| {
                 template.render(context! {
                     messages => turns,
-                    add_generation_prompt => true,
+                    add_generation_prompt,
                     bos_token => &self.bos,
                     eos_token => &self.eos,
                     // Templates ask `is none` as well as `is defined` of these.
@@ -225,11 +238,14 @@ impl AspectView<'_> {
 }
 
 const NAMES: [&str; 3] = ["assess", "critique", "refine"];
+/// The one that an agent may do without.
+const CHOOSE: &str = "choose";
 
 impl PromptSet {
     /// Compiles the templates from YAML text that `config` has read into strings:
-    /// name -> list of (role, template). Names: `assess`, `critique`, `refine`. Each is rendered
-    /// once, so that a misspelt variable is a problem at load and not in the night.
+    /// name -> list of (role, template). Names: `assess`, `critique`, `refine`, and `choose` where
+    /// the judge chooses aspects. Each is rendered once, so that a misspelt variable is a problem
+    /// at load and not in the night.
     pub fn new(
         labels: [String; 3],
         templates: BTreeMap<String, Vec<Message>>,
@@ -237,8 +253,9 @@ impl PromptSet {
         if labels.iter().any(String::is_empty) || labels.iter().collect::<BTreeSet<_>>().len() < 3 {
             return Err(PromptError("labels must be three different texts".into()));
         }
-        if !templates.keys().map(String::as_str).eq(NAMES) {
-            return Err(PromptError(format!("templates must be exactly {}", NAMES.join(", "))));
+        if !templates.keys().map(String::as_str).filter(|name| *name != CHOOSE).eq(NAMES) {
+            let names = NAMES.join(", ");
+            return Err(PromptError(format!("templates must be {names} and, if wanted, {CHOOSE}")));
         }
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -278,6 +295,22 @@ impl PromptSet {
         self.render("assess", &context! { question, response, reference, aspect })
     }
 
+    /// Whether there is a template for choosing aspects.
+    pub fn can_choose(&self) -> bool {
+        self.roles.contains_key(CHOOSE)
+    }
+
+    /// Asks how much an aspect matters for a request, answered with a label like a level. The
+    /// request comes first, so that its KV is shared by all aspects.
+    pub fn choose(
+        &self,
+        question: &str,
+        aspect: &AspectView<'_>,
+    ) -> Result<Vec<Message>, PromptError> {
+        let aspect = aspect.to_value();
+        self.render(CHOOSE, &context! { question, aspect })
+    }
+
     /// Asks what falls short, for the aspects that did.
     pub fn critique(
         &self,
@@ -301,8 +334,10 @@ impl PromptSet {
     }
 
     fn render(&self, name: &str, values: &Value) -> Result<Vec<Message>, PromptError> {
-        let turns = self.roles.get(name).expect("new() has checked all three names").iter();
+        let turns = self.roles.get(name);
+        let turns = turns.ok_or_else(|| PromptError(format!("there is no template `{name}`")))?;
         turns
+            .iter()
             .enumerate()
             .map(|(index, &role)| {
                 let template = self.environment.get_template(&format!("{name}.{index}"));
@@ -320,6 +355,9 @@ impl PromptSet {
             self.critique("question", "response", reference, std::slice::from_ref(&aspect))?;
         }
         self.refine("question", "response", "critique")?;
+        if self.can_choose() {
+            self.choose("question", &aspect)?;
+        }
         Ok(())
     }
 }

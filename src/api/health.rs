@@ -5,8 +5,10 @@ use axum::Json;
 use axum::extract::State;
 
 use super::error::ApiError;
-use super::wire::{ConfigWord, Health, HealthWord, Status};
+use super::wire::{ConfigWord, Health, HealthWord, JudgeStatus, Status};
 use super::{Api, Phase};
+use crate::config::Agent;
+use crate::engine::Engine;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -37,6 +39,18 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         stage: parts.learner.stage().borrow().clone(),
         next_run: parts.learner.next_run().map(|time| time.to_rfc3339()),
         agents: api.config().agents.keys().cloned().collect(),
+        judges: api.config().agents.values().map(|agent| judge(&api, agent)).collect(),
+        judge_engine: parts.reflector.judge_engine().map(Engine::stats),
+        endpoint_calls: parts.reflector.endpoint_calls(),
         config: parts.report.borrow().clone(),
     }))
+}
+
+fn judge(api: &Api, agent: &Agent) -> JudgeStatus {
+    let reflector = &api.parts.reflector;
+    JudgeStatus {
+        agent: agent.name.clone(),
+        judge: reflector.judge_name(agent).unwrap_or_else(|error| error.to_string()),
+        scalar: reflector.scalar_name(agent),
+    }
 }

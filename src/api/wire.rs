@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::config::{Mode, Problem, PromptLine, Verifier};
 use crate::engine::{EngineStats, FinishReason, Generation, ModelInfo};
 use crate::learn::Stage;
+use crate::reflect::CallCounts;
 use crate::store::{CandidateId, Counts, ExchangeId};
 
 /// Body of every error.
@@ -460,8 +461,25 @@ pub struct Status {
     pub next_run: Option<String>,
     /// Names.
     pub agents: Vec<String>,
+    /// Who judges, one entry an agent.
+    pub judges: Vec<JudgeStatus>,
+    /// Live numbers of a second model that judges.
+    pub judge_engine: Option<EngineStats>,
+    /// How asking endpoints has gone.
+    pub endpoint_calls: CallCounts,
     /// The configuration.
     pub config: ConfigReport,
+}
+
+/// Inside [`Status`].
+#[derive(Clone, Debug, Serialize)]
+pub struct JudgeStatus {
+    /// Whose answers.
+    pub agent: String,
+    /// As assessments name the judge.
+    pub judge: String,
+    /// What becomes the one number of an answer.
+    pub scalar: String,
 }
 
 /// `POST /v1/runs`.

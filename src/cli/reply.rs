@@ -142,7 +142,25 @@ pub(super) struct Status {
     pub(super) stage: Stage,
     pub(super) next_run: Option<String>,
     pub(super) agents: Vec<String>,
+    #[serde(default)]
+    pub(super) judges: Vec<Judge>,
+    #[serde(default)]
+    pub(super) endpoint_calls: EndpointCalls,
     pub(super) config: ConfigState,
+}
+
+/// Inside [`Status`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Judge {
+    pub(super) agent: String,
+    pub(super) judge: String,
+    pub(super) scalar: String,
+}
+
+/// Inside [`Status`].
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct EndpointCalls {
+    pub(super) last_error: Option<String>,
 }
 
 /// Inside [`Status`].

@@ -3,6 +3,7 @@
 //! Functions elsewhere take the slice they need, never the whole [`Config`].
 
 mod check;
+mod judge;
 pub mod prompt_file;
 mod raw;
 mod settings;
@@ -23,6 +24,7 @@ use crate::prompt::PromptSet;
 use crate::protocol;
 
 pub use check::{load, load_prompts};
+pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
 pub use settings::default_engine;
 
 /// Everything that the YAML files say, checked.
@@ -32,6 +34,10 @@ pub struct Config {
     pub root: PathBuf,
     /// The model's thread. Cannot change live.
     pub engine: EngineConfig,
+    /// The thread of a second model that judges, when an agent names one. Cannot change live.
+    pub judge_engine: Option<EngineConfig>,
+    /// The thread of a reward model, when an agent names one. Cannot change live.
+    pub reward_engine: Option<EngineConfig>,
     /// The socket and its limits.
     pub server: ServerConfig,
     /// The trainer program.
@@ -123,6 +129,12 @@ pub struct Agent {
     pub prompts: Arc<PromptSet>,
     /// What answers are judged by, at least one.
     pub aspects: Vec<AgentAspect>,
+    /// Which of them judge a prompt.
+    pub aspect_choice: AspectChoice,
+    /// Who judges by them.
+    pub judge: JudgeConfig,
+    /// What becomes the one number of an answer.
+    pub scalar: ScalarConfig,
     /// The reflection budget.
     pub reflection: Reflection,
     /// Verifier for prompts that bring none of their own.
@@ -184,6 +196,8 @@ pub struct Reflection {
     pub rounds: u32,
     /// A refinement is served only when its value beats its parent's by this much (0 to 2).
     pub margin: f64,
+    /// Which draft exploration revises.
+    pub promising: Promising,
     /// Temperature of refinements.
     pub refine_temperature: f32,
     /// Most tokens of a critique.
@@ -196,6 +210,16 @@ pub struct Reflection {
     pub explore: (u32, u32),
     /// Weight of a verifier's level in the scalar and, above 0, in the veto; 0 only measures.
     pub verifier_weight: f64,
+}
+
+/// Which draft exploration revises.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Promising {
+    /// The one with the largest scalar among those that fail an aspect; none when all pass.
+    BestFaulty,
+    /// The one with the largest scalar of all (the paper).
+    Best,
 }
 
 /// Checks an answer without a model.
@@ -353,10 +377,17 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         ("engine.flash_attention", *flash_attention == new.engine.flash_attention),
         ("engine.kv_cache", *kv_cache == new.engine.kv_cache),
         ("engine.queue", *queue == new.engine.queue),
+        ("judge.model", model_of(&old.judge_engine) == model_of(&new.judge_engine)),
+        ("scalar.reward_model", model_of(&old.reward_engine) == model_of(&new.reward_engine)),
         ("server.socket", old.server.socket == new.server.socket),
     ]
     .into_iter()
     .filter(|&(_, is_same)| !is_same)
     .map(|(key, _)| key.to_owned())
     .collect()
+}
+
+/// The other settings of these threads are those of `engine`.
+fn model_of(engine: &Option<EngineConfig>) -> Option<&Path> {
+    engine.as_ref().map(|engine| engine.model.as_path())
 }

@@ -6,8 +6,11 @@ use std::thread::available_parallelism;
 
 use serde::Deserialize;
 
+use super::judge::judge;
 use super::raw::{Problems, Section};
-use super::{GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig};
+use super::{
+    GateConfig, JudgeConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig,
+};
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
 use crate::protocol::{BaseKind, Device, Lora, Objective, Optimizer};
 
@@ -20,6 +23,8 @@ pub(super) struct Settings {
     pub(super) server: ServerConfig,
     pub(super) trainer: TrainerConfig,
     pub(super) learn: LearnConfig,
+    /// Of agents that name none of their own.
+    pub(super) judge: JudgeConfig,
     pub(super) log_text: bool,
 }
 
@@ -31,6 +36,7 @@ impl Settings {
             server: server(root, &mut file.section("server")),
             trainer: trainer(root, &mut file.section("trainer")),
             learn: learn(&mut file.section("learn")),
+            judge: judge(root, file, JudgeConfig::Own),
             log_text: file.value("log_text", false),
         }
     }

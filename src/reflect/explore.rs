@@ -5,7 +5,7 @@ use crate::config::Agent;
 use crate::engine::{Class, Lane, Sampling};
 use crate::store::{Exchange, ExchangeId};
 
-use super::assess::{Verification, passes, question};
+use super::assess::{Verification, passes};
 use super::choose::promising;
 use super::judge::Judge;
 use super::session::{Cut, Entry, Halt, Origin, Policy, Session};
@@ -31,15 +31,10 @@ pub(super) async fn fill(
     goal: Goal,
 ) -> Result<Explored, ReflectError> {
     let exchange = reflector.store.exchange(id).await?;
-    let question = question(&exchange.messages);
-    let judge = Judge {
-        reflector,
-        agent,
-        question: &question,
-        reference: exchange.reference.as_deref(),
-        verification: Verification::new(agent, exchange.verifier.as_ref())?,
-        class: goal.class,
-    };
+    let verification = Verification::new(agent, exchange.verifier.as_ref())?;
+    let judge = Judge::new(reflector, agent, &exchange.messages, goal.class)?
+        .with(exchange.reference.as_deref(), verification)
+        .with_aspects(&aspects_so_far(&exchange));
     let policy = Policy {
         lane: Lane::Active,
         class: goal.class,
@@ -58,10 +53,16 @@ pub(super) async fn fill(
         generated: 0,
         entries: entries(&exchange),
     };
-    if let Err(Halt::Failed(error)) = steps(&mut session, &exchange, goal).await {
-        return Err(error);
-    }
+    let without_judge = match steps(&mut session, &exchange, goal).await {
+        // What was sampled is kept and judged another time.
+        Err(Halt::Failed(error @ ReflectError::Judge(_))) => Some(error),
+        Err(Halt::Failed(error)) => return Err(error),
+        Ok(()) | Err(Halt::Stop(_)) => None,
+    };
 
+    if let Some(choice) = session.judge.choice.take() {
+        reflector.store.set_aspect_choice(id, choice).await?;
+    }
     for (entry, candidate) in session.entries.iter().zip(&exchange.candidates) {
         if candidate.assessments.is_empty() && !entry.assessments.is_empty() {
             reflector.store.add_assessments(candidate.id, entry.assessments.clone()).await?;
@@ -78,7 +79,17 @@ pub(super) async fn fill(
     if !new.is_empty() {
         reflector.store.add_candidates(id, new).await?;
     }
-    Ok(explored)
+    without_judge.map_or(Ok(explored), Err)
+}
+
+/// The aspects that the prompt's answers are judged by: those that were chosen for it, or those
+/// that answers have been judged by before anybody chose. All answers of a prompt are judged alike.
+fn aspects_so_far(exchange: &Exchange) -> Vec<String> {
+    if let Some(choice) = &exchange.aspect_choice {
+        return choice.chosen.clone();
+    }
+    let judged = exchange.candidates.iter().flat_map(|candidate| &candidate.assessments);
+    judged.map(|assessment| assessment.aspect.clone()).collect()
 }
 
 /// A halt leaves what is complete in the session.
@@ -98,7 +109,8 @@ async fn steps(session: &mut Session<'_>, exchange: &Exchange, goal: Goal) -> Re
     if refinements == 0 {
         return Ok(());
     }
-    let Some(parent) = promising(&session.judged()) else { return Ok(()) };
+    let which = session.agent.reflection.promising;
+    let Some(parent) = promising(&session.judged(), which) else { return Ok(()) };
     let critique = session.critique(parent).await?;
     session.refine(parent, &critique, refinements, None).await?;
     session.judge().await

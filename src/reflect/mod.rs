@@ -7,6 +7,7 @@
 mod assess;
 mod batch;
 mod budget;
+mod choices;
 mod choose;
 mod explore;
 mod inline;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::config::{Agent, Mode, PromptLine, Verifier};
+use crate::engine::reward::Reward;
 use crate::engine::{
     Class, Engine, EngineError, FinishReason, GenerateRequest, Generation, Lane, Sampling, Token,
     TokenPiece,
@@ -29,7 +31,12 @@ use crate::engine::{
 use crate::prompt::{ChatTemplate, Message, PromptError, Role};
 use crate::store::{Assessment, Candidate, ExchangeId, Source, Store, StoreError};
 
+use choices::Choices;
+use judge::endpoint::Calls;
+use judge::model::{RewardJudge, Second};
+
 pub use assess::{passes, question, scalar};
+pub use judge::endpoint::{CallCounts, JudgeError};
 
 /// Everything that reflection needs of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -37,6 +44,14 @@ pub struct Reflector {
     engine: Engine,
     store: Store,
     template: Arc<ChatTemplate>,
+    /// A second model that judges, for agents that name one.
+    second: Option<Second>,
+    /// A reward model, for agents that name one.
+    reward: Option<RewardJudge>,
+    /// How asking endpoints has gone.
+    calls: Arc<Calls>,
+    /// Which aspects judge a prompt, where the judge chooses.
+    choices: Arc<Choices>,
 }
 
 /// One prompt to answer.
@@ -130,6 +145,12 @@ pub enum ReflectError {
     /// The task's verifier cannot work.
     #[error(transparent)]
     Verifier(#[from] verify::VerifierError),
+    /// The judge's endpoint cannot be asked.
+    #[error(transparent)]
+    Judge(#[from] JudgeError),
+    /// A model that an agent names is not loaded.
+    #[error("the model of `{0}` is not loaded; restart the daemon")]
+    NoModel(&'static str),
 }
 
 /// What [`Reflector::explore`] did for one prompt.
@@ -148,18 +169,39 @@ pub struct Explored {
 impl Reflector {
     /// The template is the served model's own.
     pub fn new(engine: Engine, store: Store, template: Arc<ChatTemplate>) -> Self {
-        Self { engine, store, template }
+        let (calls, choices) = (Arc::default(), Arc::default());
+        Self { engine, store, template, second: None, reward: None, calls, choices }
     }
 
-    /// Checks what only the served model can tell: the agent's templates render, and its level
-    /// labels are three different single tokens.
+    /// The same with a second model that judges for the agents that name it.
+    #[must_use]
+    pub fn with_judge(self, engine: Engine, template: Arc<ChatTemplate>) -> Self {
+        Self { second: Some(Second { engine, template }), ..self }
+    }
+
+    /// The same with a reward model for the agents that name it.
+    #[must_use]
+    pub fn with_reward(self, reward: Reward, template: Arc<ChatTemplate>) -> Self {
+        Self { reward: Some(RewardJudge { reward, template }), ..self }
+    }
+
+    /// The second model's engine, if there is one.
+    pub fn judge_engine(&self) -> Option<&Engine> {
+        self.second.as_ref().map(|second| &second.engine)
+    }
+
+    /// How asking endpoints has gone since the start.
+    pub fn endpoint_calls(&self) -> CallCounts {
+        self.calls.counts()
+    }
+
+    /// Checks what only the loaded models can tell: the agent's templates render, and its level
+    /// labels are three different single tokens of the judge.
     pub fn check_agent(&self, agent: &Agent) -> Result<(), String> {
-        let prompts = &agent.prompts;
-        self.labels(agent).map_err(|error| error.to_string())?;
-        prompts
-            .critique("?", "!", None, &agent.aspects.iter().map(assess::view).collect::<Vec<_>>())
+        self.check_judge(agent).map_err(|error| error.to_string())?;
+        let refine = agent.prompts.refine("?", "!", "!");
+        refine
             .and_then(|messages| self.template.render(&messages))
-            .and_then(|_| self.template.render(&prompts.refine("?", "!", "!")?))
             .map_err(|error| error.to_string())?;
         let verifier = agent.verifier.as_ref().map(verify::Check::new).transpose();
         verifier.map(drop).map_err(|error| error.to_string())
@@ -234,9 +276,16 @@ impl Reflector {
         class: Class,
     ) -> Result<Vec<Assessment>, ReflectError> {
         let verification = assess::Verification::new(agent, verifier)?;
-        let judge =
-            judge::Judge { reflector: self, agent, question, reference, verification, class };
+        let turn = Message { role: Role::User, content: question.to_owned() };
+        let mut judge = judge::Judge::new(self, agent, std::slice::from_ref(&turn), class)?
+            .with(reference, verification);
+        judge.choose().await?;
         Ok(judge.assess(&[response]).await?.pop().unwrap_or_default())
+    }
+
+    /// A rendered conversation as tokens of the served model.
+    fn tokens(&self, messages: &[Message]) -> Result<Vec<Token>, PromptError> {
+        Ok(self.engine.vocabulary().tokenize(&self.template.render(messages)?))
     }
 
     /// Answers a prompt in one lane, without judging or storing (the gate).

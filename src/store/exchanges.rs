@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use super::columns::{Json, Logprobs, Tokens, Word, limit, now_ms};
 use super::thread::{Outcome, Refusal};
 use super::{
-    Assessment, Candidate, CandidateId, Exchange, ExchangeId, NewCandidate, NewExchange, Parent,
+    Assessment, Candidate, CandidateId, ChosenAspects, Exchange, ExchangeId, NewCandidate, NewExchange, Parent,
 };
 use crate::engine::Generation;
 
@@ -17,8 +17,9 @@ pub(super) fn insert(
 ) -> Outcome<(ExchangeId, Vec<CandidateId>)> {
     tx.prepare_cached(
         "INSERT INTO exchanges
-            (created_ms, agent, source, messages, prompt_tokens, reference, verifier)
-         VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (created_ms, agent, source, messages, prompt_tokens, reference, verifier,
+             aspect_choice)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )?
     .execute(params![
         now_ms(),
@@ -28,6 +29,7 @@ pub(super) fn insert(
         Tokens(exchange.prompt_tokens.as_slice()),
         exchange.reference,
         exchange.verifier.as_ref().map(Json),
+        exchange.aspect_choice.as_ref().map(Json),
     ])?;
     let id = ExchangeId(tx.last_insert_rowid());
     let candidates = insert_candidates(tx, id, candidates)?;
@@ -37,6 +39,18 @@ pub(super) fn insert(
             .execute(params![served, id])?;
     }
     Ok((id, candidates))
+}
+
+/// The first choice stays: answers may have been judged by it.
+pub(super) fn set_aspect_choice(
+    tx: &Transaction<'_>,
+    exchange: ExchangeId,
+    choice: &ChosenAspects,
+) -> Outcome<()> {
+    require(tx, exchange)?;
+    let sql = "UPDATE exchanges SET aspect_choice = coalesce(aspect_choice, ?) WHERE id = ?";
+    tx.prepare_cached(sql)?.execute(params![Json(choice), exchange])?;
+    Ok(())
 }
 
 pub(super) fn insert_candidates(
@@ -174,6 +188,7 @@ fn read_exchange(row: &Row<'_>) -> rusqlite::Result<Exchange> {
         prompt_tokens: row.get::<_, Tokens<_>>("prompt_tokens")?.0,
         reference: row.get("reference")?,
         verifier: row.get::<_, Option<Json<_>>>("verifier")?.map(|it| it.0),
+        aspect_choice: row.get::<_, Option<Json<_>>>("aspect_choice")?.map(|it| it.0),
         served: row.get("served")?,
         candidates: Vec::new(),
     })

@@ -19,8 +19,9 @@ use std::path::PathBuf;
 use crate::engine::Generation;
 
 pub use rows::{
-    Assessment, Candidate, CandidateId, Counts, Evaluation, Exchange, ExchangeId, Feedback,
-    GenerationRow, NewCandidate, NewExchange, PairRow, Parent, Run, RunId, RunState, Source,
+    Assessment, Candidate, CandidateId, ChosenAspects, Counts, Evaluation, Exchange, ExchangeId,
+    Feedback, GenerationRow, NewCandidate, NewExchange, PairRow, Parent, Relevance, Run, RunId,
+    RunState, Source,
 };
 pub use thread::{Store, StoreThread, spawn};
 
@@ -67,6 +68,17 @@ impl Store {
     ) -> Result<(ExchangeId, Vec<CandidateId>)> {
         self.write("store an exchange", move |tx| {
             exchanges::insert(tx, &exchange, &candidates, served)
+        })
+        .await
+    }
+    /// Notes by which aspects a prompt's answers are judged; an earlier note stays.
+    pub async fn set_aspect_choice(
+        &self,
+        exchange: ExchangeId,
+        choice: ChosenAspects,
+    ) -> Result<()> {
+        self.write("store a choice of aspects", move |tx| {
+            exchanges::set_aspect_choice(tx, exchange, &choice)
         })
         .await
     }

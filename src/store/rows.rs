@@ -71,6 +71,30 @@ pub struct NewExchange {
     pub reference: Option<String>,
     /// How to check an answer.
     pub verifier: Option<Verifier>,
+    /// By which aspects its answers are judged, where the judge chose them.
+    pub aspect_choice: Option<ChosenAspects>,
+}
+
+/// The aspects that the judge found the most relevant for a prompt.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ChosenAspects {
+    /// Who chose, as in [`Assessment::judge`].
+    pub judge: String,
+    /// Names, in the agent's order.
+    pub chosen: Vec<String>,
+    /// All that could be chosen, so that the choice can be traced.
+    pub relevance: Vec<Relevance>,
+}
+
+/// How much one aspect matters for a prompt.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Relevance {
+    /// The aspect's name.
+    pub aspect: String,
+    /// p(much) - p(hardly), between -1 and 1.
+    pub value: f64,
+    /// The labels' share of the whole distribution.
+    pub mass: f32,
 }
 
 /// An answer, not yet stored.
@@ -108,11 +132,13 @@ pub enum Parent {
 /// One candidate judged by one aspect.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Assessment {
-    /// The aspect's name, or `verifier`.
+    /// The aspect's name, or `verifier`, or `reward`.
     pub aspect: String,
     /// Version of the rubric.
     pub rubric_version: String,
-    /// Who judged: `generation 0 of <model sha256, 12 digits>` or `verifier:<kind>`.
+    /// Who judged: `generation 0 of <model sha256, 12 digits>` for the served model, `model
+    /// <sha256>` for another, `<model> at <endpoint>`, `reward model <sha256>` or
+    /// `verifier:<kind>`.
     pub judge: String,
     /// p(-1), p(0), p(+1).
     pub levels: [f32; 3],
@@ -151,6 +177,8 @@ pub struct Exchange {
     pub reference: Option<String>,
     /// How to check an answer.
     pub verifier: Option<Verifier>,
+    /// By which aspects its answers are judged, where the judge chose them.
+    pub aspect_choice: Option<ChosenAspects>,
     /// The one that the client got.
     pub served: Option<CandidateId>,
     /// In order of creation.
