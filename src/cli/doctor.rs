@@ -2,11 +2,14 @@
 //! with the code that the daemon starts with; or the same about one model file. It changes nothing
 //! and needs no daemon. Called by `cli::run`.
 
+mod beside;
+
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::json;
 
+use self::beside::Beside;
 use super::table::{Table, pairs};
 use super::{Places, terminal};
 use crate::config::{self, Config, Problem};
@@ -34,6 +37,7 @@ struct Report {
     machine: Option<Machine>,
     engine: Engine,
     model: Option<Model>,
+    judges: Vec<Beside>,
     trainer: Option<Trainer>,
 }
 
@@ -103,9 +107,12 @@ async fn examine(root: &Path, model: Option<PathBuf>) -> Report {
     }
     let is_there = machine.is_some() && !engine.model.as_os_str().is_empty();
     let model = if is_there { look_at_model(&engine, &mut problems).await } else { None };
-    let trainer = match &config {
-        Ok(config) if !is_about_file => Some(look_at_trainer(config).await),
-        _ => None,
+    let (judges, trainer) = match &config {
+        Ok(config) if !is_about_file => {
+            let judges = beside::look_at(config, model.as_ref(), &mut problems).await;
+            (judges, Some(look_at_trainer(config).await))
+        }
+        _ => (Vec::new(), None),
     };
     Report {
         ready: problems.is_empty(),
@@ -113,6 +120,7 @@ async fn examine(root: &Path, model: Option<PathBuf>) -> Report {
         problems,
         machine,
         model,
+        judges,
         trainer,
     }
 }
@@ -206,7 +214,7 @@ async fn look_at_trainer(config: &Config) -> Trainer {
 }
 
 fn render(report: &Report) -> String {
-    let Report { ready, problems, machine, engine, model, trainer } = report;
+    let Report { ready, problems, machine, engine, model, judges, trainer } = report;
     let mut rows = Vec::new();
     if let Some(machine) = machine {
         rows.push(("llama.cpp", machine.version.clone()));
@@ -244,6 +252,7 @@ fn render(report: &Report) -> String {
         rows.push(("servable", if *servable { "yes" } else { "no" }.to_owned()));
         text = tables(survey);
     }
+    rows.extend(judges.iter().map(Beside::row));
     if let Some(Trainer { command, device, fault }) = trainer {
         rows.push((
             "trainer",

@@ -391,6 +391,7 @@ impl<B: Backend> Loop<B> {
         let class = self.jobs[plan.slices[0].work].class;
         if !self.seat.take(class) {
             // Another engine has something more urgent; meanwhile something may have come here.
+            self.publish(true);
             return true;
         }
         let begun = Instant::now();

@@ -76,6 +76,7 @@ fn exchange(id: i64, prompt: &str, candidates: Vec<Candidate>) -> Exchange {
         prompt_tokens: prompt.bytes().map(|byte| Token(byte.into())).collect(),
         reference: None,
         verifier: None,
+        aspect_choice: None,
         served: None,
         candidates,
     }

@@ -5,7 +5,6 @@
 use std::error::Error as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::watch;
@@ -291,8 +290,8 @@ impl Run<'_> {
     }
 
     async fn train(&self, cancel: Cancel) -> Result<Trained, RunError> {
-        let engine = self.parts.engine.clone();
-        let quiet = move || Duration::from_millis(engine.stats().quiet_ms);
+        let reflector = self.parts.reflector.clone();
+        let quiet = move || reflector.quiet();
         let mut curves = Curves::default();
         let mut update = |update: Update| {
             curves.take(update);

@@ -116,7 +116,7 @@ impl Task {
     }
 
     fn tick(&mut self) {
-        let quiet = Duration::from_millis(self.parts.engine.stats().quiet_ms);
+        let quiet = self.parts.reflector.quiet();
         let (idle, min_new_pairs) = {
             let config = self.parts.config.borrow();
             (config.learn.idle, config.learn.min_new_pairs)

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{
-    Agent, AgentAspect, Aspect, GateConfig, LearnConfig, Mode, PairPolicy, Reflection, Rejected,
-    ServerConfig, TrainerConfig,
+    Agent, AgentAspect, Aspect, AspectChoice, GateConfig, JudgeConfig, LearnConfig, Mode,
+    PairPolicy, Promising, Reflection, Rejected, ScalarConfig, ServerConfig, TrainerConfig,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
 use crate::engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
@@ -122,6 +122,7 @@ impl World {
             prompt_tokens: rendered(prompt),
             reference: None,
             verifier: None,
+            aspect_choice: None,
         };
         let candidates = vec![answer(prompt, " fine", true), answer(prompt, " poor", false)];
         self.parts.store.record_exchange(exchange, candidates, Some(0)).await.unwrap();
@@ -304,6 +305,8 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             keep_generations: 1,
         },
         agents: BTreeMap::from([("tester".to_owned(), Arc::new(agent(root)))]),
+        judge_engine: None,
+        reward_engine: None,
         default_agent: "tester".into(),
         log_text: false,
     }
@@ -332,12 +335,16 @@ fn agent(root: &std::path::Path) -> Agent {
             weight: 1.0,
             pass: 0.5,
         }],
+        aspect_choice: AspectChoice::All,
+        judge: JudgeConfig::Own,
+        scalar: ScalarConfig::Aspects,
         reflection: Reflection {
             mode: Mode::Background,
             drafts: 1,
             refinements: 1,
             rounds: 1,
             margin: 0.1,
+            promising: Promising::BestFaulty,
             refine_temperature: 1.0,
             critique_tokens: 16,
             latency: LONG,

@@ -19,6 +19,7 @@ mod tests;
 pub mod verify;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -36,7 +37,7 @@ use judge::endpoint::Calls;
 use judge::model::{RewardJudge, Second};
 
 pub use assess::{passes, question, scalar};
-pub use judge::endpoint::{CallCounts, JudgeError};
+pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
 
 /// Everything that reflection needs of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -188,6 +189,13 @@ impl Reflector {
     /// The second model's engine, if there is one.
     pub fn judge_engine(&self) -> Option<&Engine> {
         self.second.as_ref().map(|second| &second.engine)
+    }
+
+    /// How long nobody has waited for words, of the served model or of its judge.
+    pub fn quiet(&self) -> Duration {
+        let engines = [&self.engine].into_iter().chain(self.judge_engine());
+        let quiet = engines.map(|engine| engine.stats().quiet_ms).min();
+        Duration::from_millis(quiet.unwrap_or(0))
     }
 
     /// How asking endpoints has gone since the start.

@@ -54,6 +54,7 @@ fn prompt(agent: &str) -> NewExchange {
         prompt_tokens: vec![Token(1), Token(-7), Token(i32::MAX)],
         reference: Some("4".into()),
         verifier: Some(Verifier::Numeric { expected: 4.0, tolerance: 0.0, marker: None }),
+        aspect_choice: None,
     }
 }
 
@@ -95,6 +96,28 @@ async fn record(store: &Store, agent: &str) -> (ExchangeId, Vec<CandidateId>) {
 
 fn is_missing<T>(result: &Result<T>, wanted: &'static str) -> bool {
     matches!(result, Err(StoreError::NotFound { what, .. }) if *what == wanted)
+}
+
+#[tokio::test]
+async fn the_first_choice_of_aspects_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _thread) = spawn(path(folder.path())).await.unwrap();
+    let choice = |judge: &str| ChosenAspects {
+        judge: judge.into(),
+        chosen: vec!["format".into()],
+        relevance: vec![Relevance { aspect: "format".into(), value: -0.5, mass: 0.75 }],
+    };
+    let chosen = NewExchange { aspect_choice: Some(choice("first")), ..prompt("one") };
+    let (with, _) = store.record_exchange(chosen, vec![], None).await.unwrap();
+    let (without, _) = store.record_exchange(prompt("one"), vec![], None).await.unwrap();
+    for id in [with, without] {
+        store.set_aspect_choice(id, choice("second")).await.unwrap();
+    }
+    let of = async |id| store.exchange(id).await.unwrap().aspect_choice;
+    assert_eq!(of(with).await, Some(choice("first")));
+    assert_eq!(of(without).await, Some(choice("second")));
+    let missing = store.set_aspect_choice(ExchangeId(99), choice("third")).await;
+    assert!(matches!(missing, Err(StoreError::NotFound { what: "exchange", id: 99 })));
 }
 
 #[tokio::test]
@@ -464,7 +487,7 @@ async fn a_file_of_version_0_is_brought_up_to_date_and_stays_durable() {
     drop(empty);
     let connection = open(&path(folder.path())).unwrap();
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    assert_eq!(pragma("user_version"), Ok(1));
+    assert_eq!(schema::migrations().pending_migrations(&connection), Ok(0));
     assert_eq!(pragma("synchronous"), Ok(2), "full");
     assert_eq!(pragma("foreign_keys"), Ok(1));
     schema::migrations().validate().unwrap();

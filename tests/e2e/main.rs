@@ -12,6 +12,7 @@ mod crash;
 mod daemon;
 mod doctor;
 mod hostile;
+mod judges;
 mod learning;
 mod parity;
 mod programs;

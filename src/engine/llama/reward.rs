@@ -6,6 +6,7 @@
 //! classes: of two that is the probability of the first, of one it is always 1. So a head with a
 //! single output is computed here, from the last token's state.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
@@ -75,6 +76,12 @@ impl RewardModel {
         let info = info(path, sha256, &header, &model, &vocabulary, limits.cells)?;
         let batch = Batch::new(&limits);
         Ok(Self { context, batch, limits, head, info, vocabulary, _model: model })
+    }
+
+    /// Why a file is no reward model, without loading it. For `reflectd doctor`.
+    pub fn fault(path: &Path) -> Option<String> {
+        let header = open(path).map_err(|error| error.to_string());
+        header.and_then(|header| head(&header)).err()
     }
 
     /// What pooling has made of the sequence: `n` numbers.

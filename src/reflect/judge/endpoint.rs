@@ -11,10 +11,11 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::config::EndpointConfig;
+use crate::config::{Agent, EndpointConfig};
 use crate::engine::LabelScores;
 use crate::prompt::Message;
 
+use super::super::assess::view;
 use super::Scored;
 use super::http::{Fault, post};
 
@@ -193,6 +194,24 @@ impl<'a> Asking<'a> {
     fn error(&self, reason: String, tries: u32) -> JudgeError {
         JudgeError { endpoint: self.config.to_string(), reason, tries }
     }
+}
+
+/// Asks an endpoint once for a level, as judging would; its name as assessments have it. For
+/// `reflectd doctor`.
+pub async fn try_endpoint(agent: &Agent, config: &EndpointConfig) -> Result<String, JudgeError> {
+    let calls = Calls::default();
+    let asking = Asking::new(config, &calls);
+    let prompts = &agent.prompts;
+    let asked = agent.aspects.iter().take(1).map(view);
+    let asked = asked.map(|aspect| prompts.assess("What is 2 + 2?", "4", None, &aspect));
+    let asked = asked.collect::<Result<Vec<_>, _>>();
+    let asked = asked.map_err(|error| asking.error(format!("is not asked: {error}"), 1))?;
+    let scored = asking.score(prompts.labels(), vec![asked]).await?.pop().flatten();
+    let scored = scored.and_then(|mut scored| scored.pop());
+    scored.map(|scored| scored.judge).ok_or_else(|| {
+        let [low, middle, high] = prompts.labels();
+        asking.error(format!("answers with none of the labels {low}, {middle}, {high}"), 1)
+    })
 }
 
 /// How long to wait after so many tries.
