@@ -182,3 +182,29 @@ fn mistakes_in_a_prompt_set_are_found_when_it_is_loaded() {
     wrong_end.insert("refine".into(), vec![say(Role::Assistant, "x")]);
     PromptSet::new(labels(), wrong_end).unwrap_err();
 }
+
+#[test]
+fn choosing_aspects_is_a_template_that_may_be_missing() {
+    let set = PromptSet::new(labels(), templates("")).unwrap();
+    assert!(!set.can_choose());
+    let levels = ["bad", "fair", "good"].map(String::from);
+    let aspect = AspectView { name: "style", description: "Is it?", levels: &levels };
+    set.choose("q", &aspect).unwrap_err();
+    let with = |source: &str| {
+        let mut all = templates("");
+        all.insert("choose".into(), vec![say(Role::User, source)]);
+        PromptSet::new(labels(), all)
+    };
+    let set = with("{{ question }}: {{ aspect.description }}").unwrap();
+    assert_eq!(set.choose("q", &aspect).unwrap(), [say(Role::User, "q: Is it?")]);
+    with("{{ response }}").expect_err("no response: the choice is the request's");
+}
+
+#[test]
+fn a_conversation_that_has_ended_is_rendered_without_asking_for_more() {
+    let messages = [say(Role::User, "why"), say(Role::Assistant, "because<|end|>")];
+    let parts = ChatTemplate::new(NANO, "", "").unwrap().render_whole(&messages).unwrap();
+    let text: String = parts.iter().map(|part| part.text.as_str()).collect();
+    assert_eq!(text, "<|user|>why<|end|><|assistant|>because<|end|><|end|>");
+    assert!(parts.iter().any(|part| !part.control && part.text == "because<|end|>"));
+}

@@ -127,9 +127,10 @@ impl<'a> Judge<'a> {
         let asked = self.aspects.iter().map(|rated| prompts.choose(&self.question, &view(rated)));
         let asked = asked.collect::<Result<Vec<_>, _>>()?;
         let scored = self.score(vec![asked]).await?.pop().flatten();
-        let limit = self.reflector.engine.info().max_sequence;
-        // Nothing can be judged either then.
-        let scored = scored.ok_or(EngineError::TooLong { needed: limit + 1, limit })?;
+        let scored = scored.ok_or_else(|| match &self.source {
+            Source::Model(model) => model.too_long().into(),
+            Source::Endpoint(endpoint) => ReflectError::from(endpoint.no_level(prompts.labels())),
+        })?;
         Ok(choose(&self.aspects, &scored, k))
     }
 

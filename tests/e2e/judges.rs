@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::chats::questions;
 use crate::daemon::Daemon;
+use crate::doctor::report;
 use crate::random_model;
 use crate::scratch::{Scratch, exploration};
 
@@ -94,6 +95,10 @@ async fn a_second_model_and_a_reward_model_judge_beside_the_served_one() {
     write_model(scratch.root(), "rm.gguf", &[row(1)]);
     configure(&scratch, "judge: { model: judge.gguf }\nscalar: { reward_model: rm.gguf }\n");
     configure(&scratch, "aspect_choice: { judge: 2 }\n");
+    let (code, found) = report(scratch.root(), &[]).await;
+    assert_eq!(code, Some(0), "{found}");
+    let whats = found["judges"].as_array().unwrap().iter().map(|it| it["what"].clone());
+    assert_eq!(whats.collect::<Vec<_>>(), ["judge model", "reward model"]);
     let daemon = Daemon::start(scratch).await;
     let explored = daemon.post("/v1/explore", &exploration(4, 1)).await;
     assert_eq!(explored["outcome"], "explored", "{explored}");
@@ -133,6 +138,9 @@ async fn another_daemon_judges_as_the_model_itself_would_and_its_end_breaks_no_c
     );
     let daemon = Daemon::start(scratch).await;
 
+    let (code, found) = report(daemon.scratch().root(), &[]).await;
+    assert_eq!((code, &found["judges"][0]["ready"]), (Some(0), &json!(true)), "{found}");
+
     let question = &questions(1, 3)[0];
     let there = reflected(&daemon, question).await;
     let here = reflected(&endpoint, question).await;
@@ -158,6 +166,10 @@ async fn another_daemon_judges_as_the_model_itself_would_and_its_end_breaks_no_c
     assert_eq!(ended["outcome"], "failed", "{ended}");
     let reason = ended["reason"].as_str().unwrap();
     assert!(reason.contains(&format!("the judge at {url} does not answer")), "{reason}");
+    let (code, found) = report(daemon.scratch().root(), &[]).await;
+    assert_ne!(code, Some(0));
+    let problem = found["problems"][0]["message"].as_str().unwrap();
+    assert!(problem.contains(&format!("the judge at {url} does not answer")), "{found}");
     let status = daemon.get("/v1/status").await;
     assert!(0 < status["endpoint_calls"]["failed"].as_u64().unwrap(), "{status}");
     daemon.stop().await;

@@ -191,6 +191,12 @@ impl<'a> Asking<'a> {
         }
     }
 
+    /// It has answered, but not with a label, or the conversation is too long for it.
+    pub(super) fn no_level(&self, labels: &[String; 3]) -> JudgeError {
+        let labels = labels.join(", ");
+        self.error(format!("gives none of the levels {labels}, or the request is too long"), 1)
+    }
+
     fn error(&self, reason: String, tries: u32) -> JudgeError {
         JudgeError { endpoint: self.config.to_string(), reason, tries }
     }
@@ -208,10 +214,7 @@ pub async fn try_endpoint(agent: &Agent, config: &EndpointConfig) -> Result<Stri
     let asked = asked.map_err(|error| asking.error(format!("is not asked: {error}"), 1))?;
     let scored = asking.score(prompts.labels(), vec![asked]).await?.pop().flatten();
     let scored = scored.and_then(|mut scored| scored.pop());
-    scored.map(|scored| scored.judge).ok_or_else(|| {
-        let [low, middle, high] = prompts.labels();
-        asking.error(format!("answers with none of the labels {low}, {middle}, {high}"), 1)
-    })
+    scored.map(|scored| scored.judge).ok_or_else(|| asking.no_level(prompts.labels()))
 }
 
 /// How long to wait after so many tries.
