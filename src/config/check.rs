@@ -173,12 +173,7 @@ struct Files<'a> {
 
 impl Files<'_> {
     /// An agent and its model, if nothing is wrong that would leave a hole in it.
-    fn agent(
-        &mut self,
-        name: &str,
-        file: &Path,
-        settings: &Settings,
-    ) -> Option<(Agent, PathBuf)> {
+    fn agent(&mut self, name: &str, file: &Path, settings: &Settings) -> Option<(Agent, PathBuf)> {
         let mut keys = Section::read(self.root, file, self.problems)?;
         if name == DEFAULT || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         {

@@ -377,8 +377,11 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         ("engine.flash_attention", *flash_attention == new.engine.flash_attention),
         ("engine.kv_cache", *kv_cache == new.engine.kv_cache),
         ("engine.queue", *queue == new.engine.queue),
-        ("judge.model", model_of(&old.judge_engine) == model_of(&new.judge_engine)),
-        ("scalar.reward_model", model_of(&old.reward_engine) == model_of(&new.reward_engine)),
+        ("judge.model", model_of(old.judge_engine.as_ref()) == model_of(new.judge_engine.as_ref())),
+        (
+            "scalar.reward_model",
+            model_of(old.reward_engine.as_ref()) == model_of(new.reward_engine.as_ref()),
+        ),
         ("server.socket", old.server.socket == new.server.socket),
     ]
     .into_iter()
@@ -388,6 +391,6 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
 }
 
 /// The other settings of these threads are those of `engine`.
-fn model_of(engine: &Option<EngineConfig>) -> Option<&Path> {
-    engine.as_ref().map(|engine| engine.model.as_path())
+fn model_of(engine: Option<&EngineConfig>) -> Option<&Path> {
+    engine.map(|engine| engine.model.as_path())
 }

@@ -421,7 +421,8 @@ fn a_reward_model_and_a_choice_of_aspects_are_named_by_the_agent() {
         root.write("agents/one.yaml", &format!("{all}{keys}"));
         root.load()
     };
-    let config = agent("aspect_choice: { judge: 2 }\nscalar: { reward_model: rm.gguf, scale: 4 }\n");
+    let config =
+        agent("aspect_choice: { judge: 2 }\nscalar: { reward_model: rm.gguf, scale: 4 }\n");
     let config = config.unwrap();
     let one = &config.agents["one"];
     assert_eq!(one.aspect_choice, AspectChoice::Judge(2));

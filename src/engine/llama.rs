@@ -73,7 +73,10 @@ impl Llama {
     }
 
     /// The same beside other models, whose files take `mapped` bytes of memory.
-    pub(in crate::engine) fn load_beside(config: &EngineConfig, mapped: u64) -> Result<Self, EngineError> {
+    pub(in crate::engine) fn load_beside(
+        config: &EngineConfig,
+        mapped: u64,
+    ) -> Result<Self, EngineError> {
         let sha256 = hash(&config.model)?;
         Self::open(config, sha256, mapped)
     }

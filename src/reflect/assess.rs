@@ -249,8 +249,7 @@ mod tests {
 
     #[test]
     fn a_reward_is_the_scalar_and_no_part_of_the_veto() {
-        let config =
-            |center, scale| RewardConfig { model: "rm.gguf".into(), center, scale };
+        let config = |center, scale| RewardConfig { model: "rm.gguf".into(), center, scale };
         let bad = assessment([1.0, 0.0, 0.0], 1.0, false);
         let good = assessment([0.0, 0.0, 1.0], 1.0, true);
         let close = |a: f64, b: f64| (a - b).abs() < 1e-6;
@@ -270,9 +269,8 @@ mod tests {
     #[test]
     fn large_rewards_keep_their_order() {
         let config = RewardConfig { model: "rm.gguf".into(), center: 0.0, scale: 1.0 };
-        let values: Vec<f64> = [-30.0, -29.0, 0.0, 29.0, 30.0]
-            .map(|it| reward(&config, "", it).value())
-            .into();
+        let values: Vec<f64> =
+            [-30.0, -29.0, 0.0, 29.0, 30.0].map(|it| reward(&config, "", it).value()).into();
         assert!(values.is_sorted_by(|a, b| a < b), "{values:?}");
     }
 

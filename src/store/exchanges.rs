@@ -5,7 +5,8 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use super::columns::{Json, Logprobs, Tokens, Word, limit, now_ms};
 use super::thread::{Outcome, Refusal};
 use super::{
-    Assessment, Candidate, CandidateId, ChosenAspects, Exchange, ExchangeId, NewCandidate, NewExchange, Parent,
+    Assessment, Candidate, CandidateId, ChosenAspects, Exchange, ExchangeId, NewCandidate,
+    NewExchange, Parent,
 };
 use crate::engine::Generation;
 
@@ -41,14 +42,13 @@ pub(super) fn insert(
     Ok((id, candidates))
 }
 
-/// The first choice stays: answers may have been judged by it.
 pub(super) fn set_aspect_choice(
     tx: &Transaction<'_>,
     exchange: ExchangeId,
     choice: &ChosenAspects,
 ) -> Outcome<()> {
     require(tx, exchange)?;
-    let sql = "UPDATE exchanges SET aspect_choice = coalesce(aspect_choice, ?) WHERE id = ?";
+    let sql = "UPDATE exchanges SET aspect_choice = ? WHERE id = ?";
     tx.prepare_cached(sql)?.execute(params![Json(choice), exchange])?;
     Ok(())
 }

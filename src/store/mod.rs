@@ -71,7 +71,7 @@ impl Store {
         })
         .await
     }
-    /// Notes by which aspects a prompt's answers are judged; an earlier note stays.
+    /// Notes by which aspects a prompt's answers are judged from now on.
     pub async fn set_aspect_choice(
         &self,
         exchange: ExchangeId,

@@ -99,7 +99,7 @@ fn is_missing<T>(result: &Result<T>, wanted: &'static str) -> bool {
 }
 
 #[tokio::test]
-async fn the_first_choice_of_aspects_stays() {
+async fn a_choice_of_aspects_is_kept_with_its_prompt() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _thread) = spawn(path(folder.path())).await.unwrap();
     let choice = |judge: &str| ChosenAspects {
@@ -110,9 +110,7 @@ async fn the_first_choice_of_aspects_stays() {
     let chosen = NewExchange { aspect_choice: Some(choice("first")), ..prompt("one") };
     let (with, _) = store.record_exchange(chosen, vec![], None).await.unwrap();
     let (without, _) = store.record_exchange(prompt("one"), vec![], None).await.unwrap();
-    for id in [with, without] {
-        store.set_aspect_choice(id, choice("second")).await.unwrap();
-    }
+    store.set_aspect_choice(without, choice("second")).await.unwrap();
     let of = async |id| store.exchange(id).await.unwrap().aspect_choice;
     assert_eq!(of(with).await, Some(choice("first")));
     assert_eq!(of(without).await, Some(choice("second")));

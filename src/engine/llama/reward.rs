@@ -88,9 +88,8 @@ impl RewardModel {
     fn pooled(&self, n: usize) -> Result<&[f32], EngineError> {
         // SAFETY: the context lives and the sequence is below its `n_seq_max`; a sequence that was
         // not in the last batch gives a null pointer.
-        let pooled = unsafe {
-            sys::llama_get_embeddings_seq(self.context.0.as_ptr(), position(SEQUENCE.0))
-        };
+        let pooled =
+            unsafe { sys::llama_get_embeddings_seq(self.context.0.as_ptr(), position(SEQUENCE.0)) };
         let pooled = std::ptr::NonNull::new(pooled)
             .ok_or_else(|| EngineError::Failed("llama.cpp pooled nothing".to_owned()))?;
         // SAFETY: rank pooling gives a number a class, and there are two; any other gives one a

@@ -133,9 +133,7 @@ impl<'a> Asking<'a> {
         let Some(reply) = self.ask(&messages, limits).await? else { return Ok(None) };
         let fingerprint = reply["system_fingerprint"].as_str();
         match read_levels(&reply, labels) {
-            Ok(scores) => {
-                Ok(scores.map(|scores| Scored { judge: self.name(fingerprint), scores }))
-            }
+            Ok(scores) => Ok(scores.map(|scores| Scored { judge: self.name(fingerprint), scores })),
             Err(reason) => {
                 let error = self.error(reason, 1);
                 self.calls.ended(Some(error.to_string()));
@@ -256,10 +254,8 @@ mod tests {
     use super::*;
 
     fn reply(top: &[(&str, f64)]) -> Value {
-        let top: Vec<Value> = top
-            .iter()
-            .map(|(token, p)| json!({ "token": token, "logprob": p.ln() }))
-            .collect();
+        let top: Vec<Value> =
+            top.iter().map(|(token, p)| json!({ "token": token, "logprob": p.ln() })).collect();
         json!({ "choices": [{ "logprobs": { "content": [{ "top_logprobs": top }] } }] })
     }
 

@@ -32,12 +32,11 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    pub(super) fn transient(reason: impl ToString) -> Self {
+    fn transient(reason: String) -> Self {
         Self { is_transient: true, ..Self::lasting(reason) }
     }
 
-    pub(super) fn lasting(reason: impl ToString) -> Self {
-        let reason = reason.to_string();
+    fn lasting(reason: String) -> Self {
         Self { reason, is_transient: false, retry_after: None, is_too_long: false }
     }
 }
@@ -59,7 +58,9 @@ pub(super) async fn post(
     let refused = |error: std::io::Error| Fault::transient(format!("does not answer: {error}"));
     let asked = async {
         match &config.address {
-            Address::Tcp(host) => send(TcpStream::connect(host).await.map_err(refused)?, request).await,
+            Address::Tcp(host) => {
+                send(TcpStream::connect(host).await.map_err(refused)?, request).await
+            }
             Address::Unix(path) => {
                 send(UnixStream::connect(path).await.map_err(refused)?, request).await
             }
@@ -100,8 +101,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let broken = |error: hyper::Error| Fault::transient(format!("breaks off: {error}"));
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let reply = async move {
         let response = sender.send_request(request).await.map_err(broken)?;
         let (head, body) = response.into_parts();

@@ -137,8 +137,7 @@ impl<'a> ModelJudge<'a> {
         let [low, middle, high] = labels;
         if low == middle || middle == high || low == high {
             return Err(PromptError(
-                "two level labels are the same token of the judge; choose three that differ"
-                    .into(),
+                "two level labels are the same token of the judge; choose three that differ".into(),
             ));
         }
         Ok(labels)

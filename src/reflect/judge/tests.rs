@@ -131,8 +131,11 @@ async fn two_answers_of_one_prompt_are_judged_by_the_same_choice_without_a_store
     let mut aspects = Vec::new();
     let mut evaluated = Vec::new();
     for answer in ["good", "bad"] {
-        let said =
-            world.reflector.assess(&agent, "ask it", answer, None, None, Class::Gate).await.unwrap();
+        let said = world
+            .reflector
+            .assess(&agent, "ask it", answer, None, None, Class::Gate)
+            .await
+            .unwrap();
         aspects.push(said.into_iter().map(|it| it.aspect).collect::<Vec<_>>());
         let stats = world.engine.stats();
         evaluated.push(stats.prompt_tokens + stats.cached_tokens);
@@ -152,8 +155,7 @@ impl RewardBackend for Letters {
         self.0.vocabulary()
     }
     fn reward(&mut self, tokens: &[Token]) -> Result<f64, EngineError> {
-        let bytes: Vec<u8> =
-            tokens.iter().filter_map(|token| u8::try_from(token.0).ok()).collect();
+        let bytes: Vec<u8> = tokens.iter().filter_map(|token| u8::try_from(token.0).ok()).collect();
         let text = String::from_utf8(bytes).unwrap();
         assert!(text.contains("ask"), "it reads the whole conversation: {text}");
         Ok(if text.ends_with("good") { -2.0 } else { 4.0 })
@@ -280,9 +282,10 @@ async fn serve(
         request.extend_from_slice(&buffer[..n]);
         let text = String::from_utf8_lossy(&request).into_owned();
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let length = head.to_lowercase().split_once("content-length: ").map(|(_, rest)| {
-            rest.lines().next().unwrap().trim().parse::<usize>().unwrap()
-        });
+        let length = head
+            .to_lowercase()
+            .split_once("content-length: ")
+            .map(|(_, rest)| rest.lines().next().unwrap().trim().parse::<usize>().unwrap());
         if length.unwrap_or(0) <= body.len() {
             requests.lock().unwrap().push(text);
             break;
