@@ -176,7 +176,8 @@ pub struct Daemon {
     config: watch::Sender<Arc<Config>>,
     report: watch::Sender<ConfigReport>,
     phase: watch::Sender<Phase>,
-    // Who works.
+    // Who works, one step at a time.
+    floor: Floor,
     engine: Engine,
     engine_thread: EngineThread,
     /// Of a second model that judges and of a reward model, where there are any.
@@ -256,6 +257,7 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
         config,
         report,
         phase,
+        floor,
         engine,
         engine_thread,
         beside,
@@ -354,7 +356,12 @@ impl Daemon {
                 Event::Control(Control::TrainNow) => self.train_now(),
                 Event::Control(Control::Drain) => break End::Asked,
                 Event::Control(Control::ExitNow) => break End::Forced,
-                Event::WatchdogDue => watchdog.report(&self.engine.stats()),
+                Event::WatchdogDue => {
+                    let step = u64::try_from(self.floor.busy_for().as_millis()).unwrap_or(u64::MAX);
+                    let mut stats = self.engine.stats();
+                    stats.last_beat_ms = stats.last_beat_ms.max(step);
+                    watchdog.report(&stats);
+                }
                 Event::OwnerDied(owner) => {
                     error!(owner, "A part of the daemon ended unasked.");
                     break End::OwnerDied;

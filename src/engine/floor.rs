@@ -27,7 +27,8 @@ struct Shared {
 struct State {
     /// What each engine wants to do next; `None` while it has nothing to do.
     wants: Vec<Option<Class>>,
-    is_taken: bool,
+    /// Since when a step is under way.
+    taken: Option<Instant>,
     /// Who took the last step: the other one is next when both are as urgent.
     last: usize,
 }
@@ -47,6 +48,12 @@ impl Floor {
         Seat { index: state.wants.len() - 1, floor: self.clone() }
     }
 
+    /// How long the step has taken that is under way. One that does not end holds up all engines,
+    /// and those that wait look alive.
+    pub fn busy_for(&self) -> Duration {
+        self.lock().taken.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A place that was taken by a thread that panicked is given back by its `Seat`.
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -61,7 +68,7 @@ impl State {
             wants.filter(move |(other, _)| *other != index).filter_map(|(_, wants)| *wants)
         };
         let goes_before = |other: Class| other < class || other == class && self.last == index;
-        !self.is_taken && !others().any(goes_before)
+        self.taken.is_none() && !others().any(goes_before)
     }
 }
 
@@ -79,14 +86,14 @@ impl Seat {
             let waited = self.floor.shared.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.is_taken = true;
+        state.taken = Some(Instant::now());
         state.last = self.index;
         true
     }
 
     /// Ends a step. The engine still wants to go on, until it says otherwise.
     pub(super) fn leave(&self) {
-        self.floor.lock().is_taken = false;
+        self.floor.lock().taken = None;
         self.floor.shared.changed.notify_all();
     }
 
@@ -105,7 +112,7 @@ impl Drop for Seat {
         let mut state = self.floor.lock();
         state.wants[self.index] = None;
         if state.last == self.index {
-            state.is_taken = false;
+            state.taken = None;
         }
         self.floor.shared.changed.notify_all();
     }
@@ -121,7 +128,9 @@ mod tests {
         let (chats, judge) = (floor.seat(), floor.seat());
         assert!(chats.take(Class::Chat));
         assert!(!judge.take(Class::Background), "a step is under way");
+        assert!(PATIENCE <= floor.busy_for());
         chats.leave();
+        assert_eq!(floor.busy_for(), Duration::ZERO);
         assert!(!judge.take(Class::Background), "the chat goes on");
         chats.rest();
         assert!(judge.take(Class::Background));

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{
-    Agent, AgentAspect, Aspect, AspectChoice, GateConfig, JudgeConfig, LearnConfig, Mode,
-    PairPolicy, Promising, Reflection, Rejected, ScalarConfig, ServerConfig, TrainerConfig,
+    Address, Agent, AgentAspect, Aspect, AspectChoice, EndpointConfig, GateConfig, JudgeConfig,
+    LearnConfig, Mode, PairPolicy, Promising, Reflection, Rejected, ScalarConfig, ServerConfig,
+    TrainerConfig,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
 use crate::engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
@@ -356,6 +357,26 @@ fn agent(root: &std::path::Path) -> Agent {
         learn: true,
         held_out: Some(root.join("held_out.jsonl")),
     }
+}
+
+#[tokio::test]
+async fn a_judge_that_cannot_be_asked_fails_the_run_with_its_address_and_changes_nothing() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    world.change_agent(|agent| {
+        agent.judge = JudgeConfig::Endpoint(EndpointConfig {
+            address: Address::Unix("/nowhere/judge.sock".into()),
+            base: "/v1".into(),
+            model: "m".into(),
+            key_file: None,
+            timeout: LONG,
+            retries: 0,
+        });
+    });
+    let ended = world.train().await;
+    let Ended::Failed { run: Some(_), reason } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("the judge at unix:/nowhere/judge.sock does not answer"), "{reason}");
+    assert_eq!((world.active(), world.stored_active().await), (Generation::BASE, None));
 }
 
 #[tokio::test]
