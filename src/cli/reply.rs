@@ -143,7 +143,7 @@ pub(super) struct Status {
     pub(super) next_run: Option<String>,
     pub(super) agents: Vec<String>,
     #[serde(default)]
-    pub(super) judges: Vec<Judge>,
+    pub(super) judges: Vec<Judging>,
     #[serde(default)]
     pub(super) endpoint_calls: EndpointCalls,
     pub(super) config: ConfigState,
@@ -151,7 +151,7 @@ pub(super) struct Status {
 
 /// Inside [`Status`].
 #[derive(Debug, Deserialize)]
-pub(super) struct Judge {
+pub(super) struct Judging {
     pub(super) agent: String,
     pub(super) judge: String,
     pub(super) scalar: String,

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::client::Client;
-use super::reply::{Judge, Status};
+use super::reply::{Judging, Status};
 use super::table::{or_none, pairs, span};
 use super::{Json, progress, terminal};
 use crate::exit::Exit;
@@ -36,7 +36,7 @@ fn render(status: &Status) -> String {
         ("runs", counts.runs.to_string()),
         ("configuration", status.config.state.replace('_', " ")),
     ];
-    for Judge { agent, judge, scalar } in &status.judges {
+    for Judging { agent, judge, scalar } in &status.judges {
         rows.push(("judge", format!("{agent}: {judge}; scalar: {scalar}")));
     }
     if let Some(error) = &status.endpoint_calls.last_error {
