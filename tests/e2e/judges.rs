@@ -105,7 +105,8 @@ async fn a_second_model_and_a_reward_model_judge_beside_the_served_one() {
     let reply = reflected(&daemon, &questions(1, 7)[0]).await;
     let judge = reflectd::paths::sha256(&daemon.scratch().root().join("judge.gguf")).unwrap();
     let reward = reflectd::paths::sha256(&daemon.scratch().root().join("rm.gguf")).unwrap();
-    let names = [format!("model {}", &judge[..12]), format!("reward model {}", &reward[..12])];
+    let [judge, reward] = [judge, reward].map(|sha256| sha256.chars().take(12).collect::<String>());
+    let names = [format!("model {judge}"), format!("reward model {reward}")];
     for candidate in candidates(&daemon, &reply).await {
         let said = assessments(&candidate);
         let judges: Vec<&str> = said.iter().map(|it| it["judge"].as_str().unwrap()).collect();
