@@ -187,6 +187,7 @@ pub(super) fn agent() -> Agent {
         verifier: None,
         learn: true,
         held_out: None,
+        general: None,
     }
 }
 
