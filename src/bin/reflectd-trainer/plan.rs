@@ -161,7 +161,7 @@ fn free_of_group() -> u64 {
 mod tests {
     use super::*;
 
-    /// A billion parameters.
+    /// A billion parameters; a token keeps 3.4 MB of them.
     fn shape() -> Shape {
         let sizes = Sizes {
             n_layer: 24,
@@ -181,8 +181,8 @@ mod tests {
     fn blocks_are_computed_again_only_where_memory_wants_it() {
         let plan = |transient, gib: u64| Plan::new(&shape(), Kind::Float, transient, 600, gib * GIB);
         assert_eq!((plan(false, 64).recompute, plan(false, 64).max_tokens), (false, MAX_TOKENS));
-        assert!(plan(true, 64).recompute && plan(false, 4).recompute);
-        assert!(plan(false, 2).max_tokens < MAX_TOKENS);
+        assert!(plan(true, 64).recompute && plan(false, 2).recompute);
+        assert!(plan(false, 1).max_tokens < MAX_TOKENS);
         assert_eq!(plan(false, 0).max_tokens, 600, "one example is always tried");
     }
 
