@@ -10,8 +10,9 @@ use crate::arch::{Shape, Sizes};
 use crate::base::BaseFile;
 use crate::cuda;
 
-/// More tokens in one pass do not make it faster.
-const MAX_TOKENS: usize = 4096;
+/// More tokens in one pass do not make it faster, on a processor and on a GPU.
+const MAX_TOKENS: usize = 1024;
+const MAX_GPU_TOKENS: usize = 16384;
 /// libtorch itself, the slices of the output head, and what is between.
 const OVERHEAD_BYTES: u64 = 400 << 20;
 /// Bytes of an f32.
@@ -30,15 +31,21 @@ pub(crate) struct Plan {
     pub longest: usize,
 }
 
+/// How a model is computed with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner<'a> {
+    pub shape: &'a Shape,
+    pub compute: Kind,
+    pub device: Device,
+    /// See [`crate::weights::Weights::are_transient`].
+    pub weights_are_transient: bool,
+}
+
 impl Plan {
     /// For the memory that is left when everything but a pass is there.
-    pub(crate) fn new(
-        shape: &Shape,
-        compute: Kind,
-        weights_are_transient: bool,
-        longest: usize,
-        free_bytes: u64,
-    ) -> Self {
+    pub(crate) fn new(manner: Manner<'_>, longest: usize, free_bytes: u64) -> Self {
+        let Manner { shape, compute, device, weights_are_transient } = manner;
+        let most = if device == Device::Cpu { MAX_TOKENS } else { MAX_GPU_TOKENS };
         // One block's weights are decoded at a time.
         let of_block: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out * n_in).sum();
         let decoded = if weights_are_transient { of_block.cast_unsigned() * F32 } else { 0 };
@@ -46,7 +53,7 @@ impl Plan {
         let kept = bytes_a_token(shape, compute, longest, false);
         let fits = |bytes_a_token: u64| {
             let tokens = usize::try_from(free / bytes_a_token.max(1)).unwrap_or(usize::MAX);
-            tokens.clamp(longest, MAX_TOKENS.max(longest))
+            tokens.clamp(longest, most.max(longest))
         };
         // What autograd keeps of a decoded weight is the weight: all of them would be in memory.
         let recompute = weights_are_transient || free / kept.max(1) < longest as u64;
@@ -161,7 +168,7 @@ fn free_of_group() -> u64 {
 mod tests {
     use super::*;
 
-    /// A billion parameters; a token keeps 3.4 MB of them.
+    /// A billion parameters; a token keeps 5 MB for the backward pass.
     fn shape() -> Shape {
         let sizes = Sizes {
             n_layer: 24,
@@ -177,22 +184,30 @@ mod tests {
     }
     const GIB: u64 = 1 << 30;
 
+    fn manner(shape: &Shape) -> Manner<'_> {
+        let (compute, device) = (Kind::Float, Device::Cpu);
+        Manner { shape, compute, device, weights_are_transient: false }
+    }
+
     #[test]
     fn blocks_are_computed_again_only_where_memory_wants_it() {
-        let plan = |transient, gib: u64| Plan::new(&shape(), Kind::Float, transient, 600, gib * GIB);
+        let shape = shape();
+        let plan = |weights_are_transient, gib: u64| {
+            Plan::new(Manner { weights_are_transient, ..manner(&shape) }, 600, gib * GIB)
+        };
         assert_eq!((plan(false, 64).recompute, plan(false, 64).max_tokens), (false, MAX_TOKENS));
         assert!(plan(true, 64).recompute && plan(false, 2).recompute);
-        assert!(plan(false, 1).max_tokens < MAX_TOKENS);
+        assert!(plan(false, 4).max_tokens < MAX_TOKENS);
         assert_eq!(plan(false, 0).max_tokens, 600, "one example is always tried");
     }
 
     #[test]
     fn a_plan_shrinks_to_one_example_and_no_further() {
-        let mut plan = Plan::new(&shape(), Kind::Float, false, 600, 64 * GIB);
+        let mut plan = Plan::new(manner(&shape()), 600, 64 * GIB);
         let mut steps = Vec::new();
         while plan.shrink() {
             steps.push((plan.max_tokens, plan.recompute));
         }
-        assert_eq!(steps, [(2048, false), (1024, false), (600, false), (600, true)]);
+        assert_eq!(steps, [(600, false), (600, true)]);
     }
 }
