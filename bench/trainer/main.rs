@@ -205,11 +205,7 @@ fn optimizer(setting: &Setting<'_>) -> Optimizer {
     }
 }
 
-fn theirs(
-    setting: &Setting<'_>,
-    python: &Path,
-    is_checkpointed: bool,
-) -> anyhow::Result<Seen> {
+fn theirs(setting: &Setting<'_>, python: &Path, is_checkpointed: bool) -> anyhow::Result<Seen> {
     let arguments = setting.arguments;
     let Optimizer { learning_rate, warmup_ratio, .. } = optimizer(setting);
     let input = json!({

@@ -40,7 +40,8 @@ fn library() -> Option<PathBuf> {
 /// Path of a library that this process has loaded, whatever version follows the name.
 fn loaded(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let paths = maps.lines().filter_map(|line| Some(PathBuf::from(line.split_at(line.find('/')?).1)));
+    let paths =
+        maps.lines().filter_map(|line| Some(PathBuf::from(line.split_at(line.find('/')?).1)));
     let is_it = |path: &PathBuf| {
         path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name))
     };

@@ -12,7 +12,7 @@ use crate::cuda;
 
 /// More tokens in one pass do not make it faster, on a processor and on a GPU.
 const MAX_TOKENS: usize = 1024;
-const MAX_GPU_TOKENS: usize = 16384;
+const MAX_GPU_TOKENS: usize = 8192;
 /// libtorch itself, the slices of the output head, and what is between.
 const OVERHEAD_BYTES: u64 = 400 << 20;
 /// Bytes of an f32.
@@ -75,9 +75,11 @@ impl Plan {
 /// `auto` to what it means for this device and a model of this width.
 pub(crate) fn compute(wanted: Compute, device: Device, n_embd: i64) -> Kind {
     let is_faster = match device {
-        Device::Cpu => processor_has("amx_bf16") || {
-            processor_has("avx512_bf16") && MIN_BF16_WIDTH <= n_embd
-        },
+        Device::Cpu => {
+            processor_has("amx_bf16") || {
+                processor_has("avx512_bf16") && MIN_BF16_WIDTH <= n_embd
+            }
+        }
         _ => true,
     };
     match wanted {
