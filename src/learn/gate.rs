@@ -142,11 +142,11 @@ pub struct Verdict {
     pub reason: String,
     /// Held-out prompts answered.
     pub prompts: usize,
-    /// Of so many.
+    /// Held-out prompts that could have been asked.
     pub available: usize,
     /// Why no more were asked.
     pub stopped: Stopped,
-    /// Of these, prompts scored by their verifier; the rest by the judge.
+    /// Prompts asked that were scored by their verifier; the rest by the judge.
     pub scored_by_verifier: usize,
     /// Mean score of the active generation.
     pub active: f64,
@@ -290,6 +290,7 @@ pub fn judge(evidence: &Evidence, config: &GateConfig) -> Verdict {
     let gains: Vec<f64> = comparisons.iter().map(gain).collect();
     let gain = mean(gains.iter().copied());
     let sd = mean(gains.iter().map(|it| (it - gain).powi(2))).sqrt();
+    let lower_bound = bet::lower_bound(&gains, config.confidence, available.prompts);
     let (wins, losses) = discordant(comparisons.iter().map(|both| {
         let decisive = |answer: &Answered| match answer.verified {
             Some(verified) if both.verifier_decides => verified,
@@ -313,14 +314,15 @@ pub fn judge(evidence: &Evidence, config: &GateConfig) -> Verdict {
         candidate: mean(scores.iter().map(|(_, candidate)| *candidate)),
         gain,
         sd,
-        lower_bound: bet::lower_bound(&gains, config.confidence, available.prompts),
+        lower_bound,
         confidence: config.confidence,
         margin: config.margin,
         wins,
         losses,
         p: mcnemar(wins, losses),
         verified: verified(comparisons, &trial, config, available),
-        gap_alarm: trial.gap(),
+        // Below a margin of 0 the test may be won without a gain.
+        gap_alarm: trial.gap() && (0.0 <= config.margin || 0.0 < lower_bound),
         general: general(&evidence.general, config, available),
         plan: plan(gain, sd, config, available.prompts),
         length_ratio: length(&candidate) / length(&active),
