@@ -104,7 +104,10 @@ impl Llama {
         };
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
-        let vocabulary = Arc::new(LlamaVocabulary::new(Arc::clone(&model)));
+        let vocabulary = Arc::new(LlamaVocabulary::new(
+            Arc::clone(&model),
+            header.string("tokenizer.chat_template").unwrap_or_default(),
+        ));
         let info = info(path, sha256, &header, &model, &vocabulary, limits.cells)?;
         if info.max_sequence < limits.cells {
             let (longest, pool) = (info.max_sequence, limits.cells);
