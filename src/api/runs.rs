@@ -80,7 +80,8 @@ pub(super) async fn explore(
     answer(&api, body.stream, async move { learner.explore(body.limit, split).await }).await
 }
 
-async fn answer<F>(api: &Api, stream: bool, operation: F) -> Result<Response, ApiError>
+/// Runs a long operation of the learner, told at its end or followed.
+pub(super) async fn answer<F>(api: &Api, stream: bool, operation: F) -> Result<Response, ApiError>
 where
     F: Future<Output = Result<crate::learn::Ended, LearnError>> + Send + 'static,
 {

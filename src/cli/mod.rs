@@ -12,6 +12,7 @@ mod demo;
 mod doctor;
 mod explore;
 mod feedback;
+mod judge;
 mod nano;
 mod probe;
 mod progress;
@@ -117,6 +118,8 @@ enum Command {
     Adapters(adapters::Arguments),
     /// Say what you think of an answer.
     Feedback(feedback::Arguments),
+    /// Measure how far the judge can be trusted, calibrate it, attack it, judge stored answers again.
+    Judge(judge::Arguments),
     /// Serve, explore, train and swap in a scratch folder, and measure what it brings.
     Demo(demo::Arguments),
     /// Make and measure the embedded model.
@@ -161,6 +164,7 @@ async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
         Command::Runs(arguments) => runs::run(&client, &arguments).await,
         Command::Adapters(arguments) => adapters::run(&client, &arguments).await,
         Command::Feedback(arguments) => feedback::run(&client, &arguments).await,
+        Command::Judge(arguments) => judge::run(&client, &arguments).await,
         Command::Demo(arguments) => demo::run(&places.root, arguments).await,
         Command::Nano(command) => nano::run(command).await,
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::reply::{Ended, Stage};
+use crate::learn::JudgeTask;
 
 /// How a long operation ended.
 #[derive(Debug)]
@@ -109,6 +110,14 @@ fn view(stage: &Stage) -> Option<View> {
         Stage::Gating { done, total, .. } => {
             View { name: "gating", done: *done, total: *total, message: String::new() }
         }
+        Stage::Judging { task, done, total } => {
+            let name = match task {
+                JudgeTask::Calibrate => "measuring the judge",
+                JudgeTask::Attack => "attacking the judge",
+                JudgeTask::Rescore => "judging again",
+            };
+            View { name, done: *done, total: *total, message: String::new() }
+        }
     })
 }
 
@@ -145,6 +154,7 @@ mod tests {
             learn::Stage::Pairing,
             learn::Stage::Training { run, n_steps: 10, step, paused: true },
             learn::Stage::Gating { run, done: 4, total: 5 },
+            learn::Stage::Judging { task: JudgeTask::Attack, done: 6, total: 7 },
         ]
         .map(|stage| describe(&reread(&stage)));
         let expected = [
@@ -153,6 +163,7 @@ mod tests {
             "pairing: 0/1",
             "training run 7: 3/10 loss 0.500, reward accuracy 0.75, paused: somebody chats",
             "gating run 7: 4/5",
+            "attacking the judge: 6/7",
         ];
         assert_eq!(shown, expected);
     }

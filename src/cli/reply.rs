@@ -6,8 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::engine::Generation;
+use crate::learn::JudgeTask;
 use crate::protocol::Step;
 use crate::store::{Assessment, CandidateId, ExchangeId, RunId, RunState};
+use crate::trust::{AttackReport, Report, Standing};
 
 /// `{"error": ...}`.
 #[derive(Debug, Deserialize)]
@@ -119,6 +121,7 @@ pub(super) enum Stage {
     Pairing,
     Training { run: RunId, n_steps: u64, step: Step, paused: bool },
     Gating { run: RunId, done: u64, total: u64 },
+    Judging { task: JudgeTask, done: u64, total: u64 },
 }
 
 /// How a long operation ended.
@@ -126,6 +129,9 @@ pub(super) enum Stage {
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub(super) enum Ended {
     Explored { prompts: u64, candidates: u64, positives: u64, generated_tokens: u64, wall_s: f64 },
+    Calibrated { reports: Vec<Report> },
+    Attacked { reports: Vec<AttackReport> },
+    Rescored { exchanges: u64, candidates: u64, wall_s: f64 },
     Promoted { run: RunId, generation: Generation },
     Rejected { run: RunId, reason: String },
     Failed { run: Option<RunId>, reason: String },
@@ -142,7 +148,18 @@ pub(super) struct Status {
     pub(super) stage: Stage,
     pub(super) next_run: Option<String>,
     pub(super) agents: Vec<String>,
+    #[serde(default)]
+    pub(super) judges: Vec<JudgeState>,
     pub(super) config: ConfigState,
+}
+
+/// Inside [`Status`], and in the list of `GET /v1/judge`.
+#[derive(Debug, Deserialize)]
+pub(super) struct JudgeState {
+    pub(super) agent: String,
+    #[serde(flatten)]
+    pub(super) standing: Standing,
+    pub(super) report: Option<Report>,
 }
 
 /// Inside [`Status`].

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::client::Client;
 use super::reply::Status;
 use super::table::{or_none, pairs, span};
-use super::{Json, progress, terminal};
+use super::{Json, judge, progress, terminal};
 use crate::exit::Exit;
 
 pub(super) async fn run(client: &Client, json: Json) -> anyhow::Result<Exit> {
@@ -36,6 +36,9 @@ fn render(status: &Status) -> String {
         ("runs", counts.runs.to_string()),
         ("configuration", status.config.state.replace('_', " ")),
     ];
+    for state in &status.judges {
+        rows.push(("judge", format!("{}: {}", state.agent, judge::describe(&state.standing))));
+    }
     for problem in &status.config.problems {
         rows.push(("", format!("{}: {}: {}", problem.file, problem.key, problem.message)));
     }

@@ -13,7 +13,7 @@ use sha2::Digest as _;
 
 use super::raw::{Problems, Section};
 use super::settings::Settings;
-use super::{Agent, AgentAspect, Aspect, Config, ConfigError, Mode, Reflection, Verifier};
+use super::{Agent, AgentAspect, Aspect, Config, ConfigError, Mode, Pass, Reflection, Verifier};
 use crate::engine::{EngineConfig, Sampling};
 use crate::paths;
 use crate::prompt::{Message, PromptSet, Role};
@@ -90,7 +90,7 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
             None
         }
     };
-    let Settings { server, trainer, learn, log_text, .. } = settings;
+    let Settings { server, trainer, learn, trust, log_text, .. } = settings;
     settings.engine.model = model?.1;
     let engine = settings.engine;
     let default_agent = default_agent?;
@@ -100,6 +100,7 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
         server,
         trainer,
         learn,
+        trust,
         agents,
         default_agent,
         log_text,
@@ -149,10 +150,8 @@ impl Files<'_> {
         let prompts_file = keys.value("prompts", PathBuf::from("prompts/reflect.yaml"));
         let prompts = self.prompts(&prompts_file);
         let aspects = self.agent_aspects(name, &mut keys);
-        let held_out = keys.optional::<PathBuf>("held_out").map(|path| self.root.join(path));
-        if let Some(path) = held_out.as_ref().filter(|path| !path.is_file()) {
-            keys.problem("held_out", format!("names {}, which is not a file", path.display()));
-        }
+        let held_out = self.file(&mut keys, "held_out");
+        let probes = self.file(&mut keys, "probes");
         let agent = Agent {
             description: keys.value("description", String::new()),
             system: keys.optional("system"),
@@ -161,11 +160,21 @@ impl Files<'_> {
             verifier: verifier(&mut keys),
             learn: keys.value("learn", true),
             held_out,
+            probes,
             aspects,
             prompts: prompts?,
             name: name.to_owned(),
         };
         Some((agent, model?))
+    }
+
+    /// A file that an agent may name.
+    fn file(&self, keys: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {
+        let path = self.root.join(keys.optional::<PathBuf>(key)?);
+        if !path.is_file() {
+            keys.problem(key, format!("names {}, which is not a file", path.display()));
+        }
+        Some(path)
     }
 
     fn model(&self, keys: &mut Section<'_>) -> Option<PathBuf> {
@@ -201,7 +210,7 @@ impl Files<'_> {
         for mut item in items {
             let name = item.text("name");
             let weight = item.number("weight", 1.0, &(0.001..=1000.0));
-            let pass = item.number("pass", 0.5, &(0.0..=1.0));
+            let pass = pass(&mut item);
             let Some(name) = name else { continue };
             let folder = known.iter().position(|stems| stems.contains(&name));
             let Some(folder) = folder.and_then(|index| folders.get(index)) else {
@@ -227,6 +236,25 @@ impl Files<'_> {
         let aspect = keys.and_then(|keys| aspect(name, keys)).map(Arc::new);
         self.aspects.insert(file.into(), aspect.clone());
         aspect
+    }
+}
+
+/// The owner's number, or the word `calibrated`.
+fn pass(keys: &mut Section<'_>) -> Pass {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Number(f64),
+        Word(String),
+        Other(serde::de::IgnoredAny),
+    }
+    match keys.value("pass", Given::Number(0.5)) {
+        Given::Number(number) if (0.0..=1.0).contains(&number) => Pass::Fixed(number),
+        Given::Word(word) if word == "calibrated" => Pass::Calibrated,
+        Given::Number(_) | Given::Word(_) | Given::Other(_) => {
+            keys.problem("pass", "must be calibrated or a number from 0 to 1");
+            Pass::Calibrated
+        }
     }
 }
 
@@ -260,6 +288,7 @@ struct Turn {
 }
 
 fn prompt_set(mut keys: Section<'_>) -> Option<PromptSet> {
+    let form = keys.optional::<String>("form");
     let labels = keys.required("labels", "three texts, one token each, stand for levels -1, 0, +1");
     let mut templates = BTreeMap::new();
     for name in ["assess", "critique", "refine"] {
@@ -272,7 +301,13 @@ fn prompt_set(mut keys: Section<'_>) -> Option<PromptSet> {
     if templates.len() < 3 {
         return None;
     }
-    PromptSet::new(labels?, templates).map_err(|error| keys.problem("", error.to_string())).ok()
+    let mut set = PromptSet::new(labels?, templates)
+        .map_err(|error| keys.problem("", error.to_string()))
+        .ok()?;
+    if let Some(form) = form {
+        set.set_form(&form).map_err(|error| keys.problem("form", error.to_string())).ok()?;
+    }
+    Some(set)
 }
 
 fn sampling(keys: &mut Section<'_>, engine: &EngineConfig) -> Sampling {

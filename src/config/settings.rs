@@ -7,7 +7,9 @@ use std::thread::available_parallelism;
 use serde::Deserialize;
 
 use super::raw::{Problems, Section};
-use super::{GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig};
+use super::{
+    GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig, TrustConfig,
+};
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
 use crate::protocol::{BaseKind, Device, Lora, Objective, Optimizer};
 
@@ -20,6 +22,7 @@ pub(super) struct Settings {
     pub(super) server: ServerConfig,
     pub(super) trainer: TrainerConfig,
     pub(super) learn: LearnConfig,
+    pub(super) trust: TrustConfig,
     pub(super) log_text: bool,
 }
 
@@ -31,6 +34,7 @@ impl Settings {
             server: server(root, &mut file.section("server")),
             trainer: trainer(root, &mut file.section("trainer")),
             learn: learn(&mut file.section("learn")),
+            trust: trust(&mut file.section("trust")),
             log_text: file.value("log_text", false),
         }
     }
@@ -148,6 +152,16 @@ fn learn(keys: &mut Section<'_>) -> LearnConfig {
         max_tokens: keys.number("max_tokens", 2048, &(16..=1 << 20)),
         gate: gate(&mut keys.section("gate")),
         keep_generations: keys.number("keep_generations", 5, &(1..=1000)),
+    }
+}
+
+fn trust(keys: &mut Section<'_>) -> TrustConfig {
+    TrustConfig {
+        min_auc: keys.number("min_auc", 0.5, &(0.5..=1.0)),
+        min_labels: keys.number("min_labels", 30, &(10..=100_000)),
+        max_false_accept: keys.number("max_false_accept", 0.2, &(0.0..=1.0)),
+        required: keys.value("required", false),
+        max_probes: keys.number("max_probes", 2000, &(20..=1_000_000)),
     }
 }
 

@@ -62,6 +62,17 @@ pub fn load<'a>(
     Ok(questions)
 }
 
+/// The prompts of the answers that measure these agents' judges.
+pub fn probes<'a>(
+    agents: impl IntoIterator<Item = &'a Arc<Agent>>,
+) -> Result<Vec<String>, PromptFileError> {
+    let mut prompts = Vec::new();
+    for path in agents.into_iter().filter_map(|agent| agent.probes.as_ref()) {
+        prompts.extend(prompt_file::read_probes(path)?.into_iter().map(|line| line.prompt));
+    }
+    Ok(prompts)
+}
+
 /// At most `limit` questions, the same ones in the same order every time. Ordered by a hash of
 /// their ids, because files are often sorted by kind and a prefix would ask one kind only.
 pub fn choose(mut questions: Vec<Question>, limit: usize) -> Vec<Question> {

@@ -20,7 +20,7 @@ use super::held_out::{self, HeldOut, Question};
 use super::op_queue::Cancel;
 use super::pairs::{Pair, Pairing, Tally};
 use super::promote::{self, PromoteError, Promotion, blocking};
-use super::{Ended, Parts, Stage};
+use super::{Ended, Parts, Stage, judge};
 use crate::config::Config;
 use crate::config::prompt_file::PromptFileError;
 use crate::engine::{EngineError, Generation};
@@ -28,6 +28,7 @@ use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
 use crate::store::{self, PairRow, RunId, RunState, StoreError};
+use crate::trust::{Standing, TrustError};
 
 /// Exchanges read at once.
 const PAGE: usize = 256;
@@ -53,6 +54,8 @@ pub(super) enum RunError {
     Arena(#[from] ArenaError),
     #[error(transparent)]
     Promote(#[from] PromoteError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// There is nothing to train on.
     #[error("{0}")]
     TooFewPairs(String),
@@ -130,12 +133,16 @@ async fn prepare<'a>(
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
-    let questions = blocking({
+    let (questions, probes) = blocking({
         let config = config.clone();
-        move || held_out::load(config.agents.values())
+        move || {
+            let questions = held_out::load(config.agents.values())?;
+            Ok::<_, PromptFileError>((questions, held_out::probes(config.agents.values())?))
+        }
     })
     .await?;
-    let held_out = HeldOut::new(questions.iter().map(|question| question.line.prompt.as_str()));
+    let asked = questions.iter().map(|question| question.line.prompt.as_str());
+    let held_out = HeldOut::new(asked.chain(probes.iter().map(String::as_str)));
     let (pairs, tally) = pairs(parts, &config, &held_out).await?;
     enough(parts, &pairs, tally, min_new_pairs).await?;
 
@@ -201,8 +208,12 @@ async fn enough(
         return Err(RunError::TooFewPairs(format!("there are no pairs: {why}; explore first")));
     }
     let runs = parts.store.runs(RECENT_RUNS).await?;
-    // What a run that broke was given is still to be learned.
-    let judged = |run: &&store::Run| matches!(run.state, RunState::Promoted | RunState::Rejected);
+    // What a run that broke, or was refused before its trainer started, was given is still to be
+    // learned.
+    let judged = |run: &&store::Run| {
+        matches!(run.state, RunState::Promoted | RunState::Rejected)
+            && run.metrics.get("adapter_sha256").is_some()
+    };
     let last = match runs.iter().find(judged) {
         Some(run) => parts.store.pairs(run.id).await?,
         None => Vec::new(),
@@ -261,6 +272,14 @@ impl Run<'_> {
         if let Some(reason) = self.unjudgeable() {
             return self.reject(reason, serde_json::Value::Null).await;
         }
+        let mut stop = cancel.clone();
+        let untrusted = tokio::select! {
+            untrusted = self.untrusted() => untrusted?,
+            () = stop.cancelled() => return Err(RunError::Cancelled),
+        };
+        if let Some(reason) = untrusted {
+            return self.reject(reason, serde_json::Value::Null).await;
+        }
         let trained = self.train(cancel.clone()).await?;
         self.check(&trained).await?;
         let candidate = self.parts.store.next_generation().await?;
@@ -288,6 +307,21 @@ impl Run<'_> {
                 agent.name
             )
         })
+    }
+
+    /// An agent whose judge is below the floor. What is known of the judges goes into the record.
+    async fn untrusted(&self) -> Result<Option<String>, RunError> {
+        let standings = judge::standings(self.parts, &self.config, self.stage).await?;
+        let facts = json!({ "judge": standings });
+        self.parts.store.update_run(self.id, RunState::Training, None, facts).await?;
+        Ok(standings.into_iter().find_map(|(agent, standing)| match standing {
+            Standing::Blocked { reason } => Some(reason),
+            Standing::Unmeasured { reason } => {
+                warn!(agent, reason, "The model learns from a judge that nobody has measured.");
+                None
+            }
+            Standing::Trusted { .. } => None,
+        }))
     }
 
     async fn train(&self, cancel: Cancel) -> Result<Trained, RunError> {

@@ -12,7 +12,7 @@ use tracing::{debug, error, info, warn};
 use super::op_queue::{Cancel, OpQueue, Wish};
 use super::run::RunError;
 use super::schedule::{Decision, Schedule};
-use super::{Command, Ended, LearnError, Parts, Stage, explore, promote, run};
+use super::{Command, Ended, LearnError, Parts, Stage, explore, judge, promote, run};
 
 /// How often the schedule looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
@@ -90,7 +90,7 @@ impl Task {
         // A client that has left does not want to know, so failed replies are dropped.
         match command {
             Command::Wish(wish, reply) => {
-                if self.queue.ask(wish, Some(reply)) {
+                if self.queue.ask(wish.clone(), Some(reply)) {
                     self.start(wish);
                 }
             }
@@ -129,7 +129,7 @@ impl Task {
         let wish = Wish::Train { min_new_pairs };
         if decision == Decision::Start
             && self.queue.running().is_none()
-            && self.queue.ask(wish, None)
+            && self.queue.ask(wish.clone(), None)
         {
             info!("A scheduled training run starts.");
             self.start(wish);
@@ -161,7 +161,7 @@ impl Task {
                 warn!(failures, next_run = %due, "The next run waits longer after a failure.");
             }
         }
-        info!(?ended, "The learner is idle.");
+        info!(ended = ended.in_short(), "The learner is idle.");
         self.stage.send_replace(Stage::Idle);
         self.queue.ended(ended);
         for reply in self.cancelling.drain(..) {
@@ -194,6 +194,14 @@ async fn operate(
                 () = cancel.cancelled() => Err(RunError::Cancelled),
             };
             explored.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })
+        }
+        Wish::Judge { task, agent, limit, attacks } => {
+            let errand = judge::Errand { task, agent, limit, attacks };
+            let done = tokio::select! {
+                done = judge::run(parts, &errand, stage) => done,
+                () = cancel.cancelled() => Err(RunError::Cancelled),
+            };
+            done.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })
         }
     }
 }

@@ -7,10 +7,11 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{Agent, AgentAspect, Verifier};
+use crate::config::{Agent, AgentAspect, Pass, Verifier};
 use crate::engine::LabelScores;
+use crate::paths;
 use crate::prompt::{AspectView, Message, Role};
-use crate::store::Assessment;
+use crate::store::{Assessment, JudgeBar, Standard};
 
 use super::verify::{self, Check, VerifierError};
 
@@ -57,27 +58,61 @@ pub(super) fn judge_name(model_sha256: &str) -> String {
     format!("generation 0 of {}", twelve(model_sha256))
 }
 
+/// What an aspect of this agent is judged by. The version names all that the judge is asked with:
+/// scores of different versions are not compared.
+pub(super) fn standard(agent: &Agent, rated: &AgentAspect, judge: &str) -> Standard {
+    let asked = format!("{} {}", rated.aspect.version, agent.prompts.version());
+    Standard {
+        aspect: rated.aspect.name.clone(),
+        judge: judge.to_owned(),
+        rubric_version: twelve(&paths::hex(&Sha256::digest(asked))),
+    }
+}
+
+/// Where the bar of an aspect is, given what calibration has found for this standard.
+pub(super) fn bar(pass: Pass, standard: &Standard, calibrated: &[JudgeBar]) -> f64 {
+    match pass {
+        Pass::Fixed(bar) => bar,
+        Pass::Calibrated => calibrated
+            .iter()
+            .find(|bar| bar.standard == *standard)
+            .map_or(Pass::UNCALIBRATED, |bar| bar.pass),
+    }
+}
+
 /// One answer's scores, one for each of the agent's aspects, as assessments.
 pub(super) fn read_scores(
-    aspects: &[AgentAspect],
+    agent: &Agent,
     judge: &str,
+    calibrated: &[JudgeBar],
     scores: &[LabelScores],
 ) -> Vec<Assessment> {
-    aspects
+    agent
+        .aspects
         .iter()
         .zip(scores)
         .map(|(rated, score)| {
             let levels = <[f32; 3]>::try_from(score.probabilities.as_slice())
                 .expect("the engine answers each of the three labels");
-            Assessment {
-                aspect: rated.aspect.name.clone(),
-                rubric_version: rated.aspect.version.clone(),
-                judge: judge.to_owned(),
-                levels,
-                mass: score.mass,
-                weight: rated.weight,
-                passes: rated.pass <= f64::from(levels[2]),
-            }
+            let standard = standard(agent, rated, judge);
+            let passes = bar(rated.pass, &standard, calibrated) <= f64::from(levels[2]);
+            let Standard { aspect, judge, rubric_version } = standard;
+            let (mass, weight) = (score.mass, rated.weight);
+            Assessment { aspect, rubric_version, judge, levels, mass, weight, passes }
+        })
+        .collect()
+}
+
+/// Of several readings of one answer the least favourable to it, aspect by aspect.
+pub(super) fn worst(n_aspects: usize, readings: &[LabelScores]) -> Vec<LabelScores> {
+    let value = |score: &LabelScores| match score.probabilities.as_slice() {
+        [low, .., high] => high - low,
+        _ => 0.0,
+    };
+    (0..n_aspects)
+        .filter_map(|aspect| {
+            let of_aspect = readings.iter().skip(aspect).step_by(n_aspects);
+            of_aspect.min_by(|a, b| value(a).total_cmp(&value(b))).cloned()
         })
         .collect()
 }

@@ -2,14 +2,16 @@
 //! short text for what falls short. The adapter that is being trained never grades itself. Used by
 //! `session`, and by [`Reflector::assess`].
 
-use crate::config::Agent;
+use crate::config::{Agent, Pass};
 use crate::engine::{
     Class, EngineError, GenerateRequest, Generation, Lane, Sampling, ScoreRequest, TextPart, Token,
 };
 use crate::prompt::{Message, PromptError};
-use crate::store::Assessment;
+use crate::store::{Assessment, JudgeBar, Standard};
 
-use super::assess::{Verification, judge_name, read_scores, shortfalls, view};
+use super::assess::{
+    Verification, bar, judge_name, read_scores, shortfalls, standard, view, worst,
+};
 use super::{ReflectError, Reflector};
 
 const BASE: Lane = Lane::Generation(Generation::BASE);
@@ -39,13 +41,16 @@ impl Judge<'_> {
         let mut prompts = Vec::new();
         let mut judged = Vec::new();
         for (answer, slot) in answers.iter().zip(&mut assessments) {
-            let own = self.prompts(answer)?;
+            let mut own = Vec::new();
+            for reading in self.agent.prompts.readings(answer) {
+                own.extend(self.prompts(&reading)?);
+            }
             if own.iter().any(|prompt| limit <= prompt.len()) {
                 tracing::warn!(limit, "An answer is too long for the judge.");
                 continue;
             }
+            judged.push((answer, slot, own.len()));
             prompts.extend(own);
-            judged.push((answer, slot));
         }
         if judged.is_empty() {
             return Ok(assessments);
@@ -53,11 +58,14 @@ impl Judge<'_> {
         let labels = self.reflector.labels(self.agent)?.to_vec();
         let request = ScoreRequest { prompts, labels, lane: BASE, class: self.class };
         let scores = self.reflector.engine.score(request).await?;
-        let name = judge_name(&self.reflector.engine.info().sha256);
-        let aspects = &self.agent.aspects;
-        for ((answer, slot), scores) in judged.into_iter().zip(scores.chunks(aspects.len().max(1)))
-        {
-            *slot = read_scores(aspects, &name, scores);
+        let name = self.reflector.judge_name();
+        let bars = self.reflector.bars(self.agent).await?;
+        let mut scores = scores.as_slice();
+        for (answer, slot, n_scores) in judged {
+            let (own, rest) = scores.split_at(n_scores);
+            scores = rest;
+            let own = worst(self.agent.aspects.len(), own);
+            *slot = read_scores(self.agent, &name, &bars, &own);
             slot.extend(self.verification.as_ref().map(|check| check.assess(answer)));
         }
         Ok(assessments)
@@ -100,6 +108,33 @@ impl Judge<'_> {
 }
 
 impl Reflector {
+    /// The judge's identity in every assessment.
+    pub fn judge_name(&self) -> String {
+        judge_name(&self.engine.info().sha256)
+    }
+
+    /// What the agent's aspects are judged by at present, in their order.
+    pub fn standards(&self, agent: &Agent) -> Vec<Standard> {
+        let judge = self.judge_name();
+        agent.aspects.iter().map(|rated| standard(agent, rated, &judge)).collect()
+    }
+
+    /// The bars of the agent's aspects at present, in their order.
+    pub async fn bars_in_force(&self, agent: &Agent) -> Result<Vec<f64>, ReflectError> {
+        let calibrated = self.bars(agent).await?;
+        let standards = self.standards(agent).into_iter();
+        let rated = agent.aspects.iter().zip(standards);
+        Ok(rated.map(|(rated, standard)| bar(rated.pass, &standard, &calibrated)).collect())
+    }
+
+    /// What calibration has found, where an aspect wants to know.
+    async fn bars(&self, agent: &Agent) -> Result<Vec<JudgeBar>, ReflectError> {
+        if agent.aspects.iter().all(|rated| rated.pass != Pass::Calibrated) {
+            return Ok(Vec::new());
+        }
+        Ok(self.store.judge_bars(agent.name.clone()).await?)
+    }
+
     /// A rendered conversation as tokens.
     pub(super) fn tokens(&self, messages: &[Message]) -> Result<Vec<Token>, PromptError> {
         Ok(self.engine.vocabulary().tokenize(&self.template.render(messages)?))

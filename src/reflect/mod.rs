@@ -27,7 +27,7 @@ use crate::engine::{
     TokenPiece,
 };
 use crate::prompt::{ChatTemplate, Message, PromptError, Role};
-use crate::store::{Assessment, Candidate, ExchangeId, Source, Store, StoreError};
+use crate::store::{Assessment, Candidate, Exchange, ExchangeId, Source, Store, StoreError};
 
 pub use assess::{passes, question, scalar};
 
@@ -237,6 +237,22 @@ impl Reflector {
         let judge =
             judge::Judge { reflector: self, agent, question, reference, verification, class };
         Ok(judge.assess(&[response]).await?.pop().unwrap_or_default())
+    }
+
+    /// Judges several answers to a stored prompt in one request, with its reference and verifier.
+    pub async fn assess_all(
+        &self,
+        agent: &Agent,
+        exchange: &Exchange,
+        answers: &[&str],
+        class: Class,
+    ) -> Result<Vec<Vec<Assessment>>, ReflectError> {
+        let verification = assess::Verification::new(agent, exchange.verifier.as_ref())?;
+        let (question, reference) = (question(&exchange.messages), exchange.reference.as_deref());
+        let reflector = self;
+        let judge =
+            judge::Judge { reflector, agent, question: &question, reference, verification, class };
+        judge.assess(answers).await
     }
 
     /// Answers a prompt in one lane, without judging or storing (the gate).
