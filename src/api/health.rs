@@ -38,6 +38,7 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         stage: parts.learner.stage().borrow().clone(),
         next_run: parts.learner.next_run().map(|time| time.to_rfc3339()),
         judges,
+        guards: parts.learner.guards(),
         agents: api.config().agents.keys().cloned().collect(),
         config: parts.report.borrow().clone(),
     }))

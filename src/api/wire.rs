@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::config::{Mode, Problem, PromptLine, Verifier};
 use crate::engine::{EngineStats, FinishReason, Generation, ModelInfo};
-use crate::learn::Stage;
+use crate::learn::{Guards, Stage};
 use crate::store::{CandidateId, Counts, ExchangeId};
 use crate::trust::{Attack, Report, Standing};
 
@@ -459,6 +459,8 @@ pub struct Status {
     pub stage: Stage,
     /// RFC 3339, when a schedule is set.
     pub next_run: Option<String>,
+    /// Why scheduled runs wait, what is watched, and the newest alarms.
+    pub guards: Guards,
     /// Names.
     pub agents: Vec<String>,
     /// Whether each agent's judge can be trusted, without the report.

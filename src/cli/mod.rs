@@ -12,6 +12,7 @@ mod demo;
 mod doctor;
 mod explore;
 mod feedback;
+mod gate;
 mod judge;
 mod nano;
 mod probe;
@@ -114,6 +115,9 @@ enum Command {
     Train(train::Arguments),
     /// Show the training runs.
     Runs(runs::Arguments),
+    /// Plan held-out comparisons.
+    #[command(subcommand)]
+    Gate(gate::Command),
     /// Show the adapters, or go back to an earlier one.
     Adapters(adapters::Arguments),
     /// Say what you think of an answer.
@@ -142,6 +146,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Serve => serve::run(&places),
         Command::Check(json) => check::run(&places.root, json),
         Command::Probe(arguments) => probe::run(&arguments),
+        Command::Gate(command) => gate::run(&command),
         command => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -152,7 +157,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
     let client = places.client();
     match command {
-        Command::Serve | Command::Check(_) | Command::Probe(_) => {
+        Command::Serve | Command::Check(_) | Command::Probe(_) | Command::Gate(_) => {
             unreachable!("`run` has taken these")
         }
         Command::Doctor(arguments) => doctor::run(places, arguments).await,

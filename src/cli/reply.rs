@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::engine::Generation;
 use crate::learn::JudgeTask;
 use crate::protocol::Step;
-use crate::store::{Assessment, CandidateId, ExchangeId, RunId, RunState};
+use crate::store::{Assessment, CandidateId, Event, ExchangeId, RunId, RunState, Watch};
 use crate::trust::{AttackReport, Report, Standing};
 
 /// `{"error": ...}`.
@@ -132,7 +132,7 @@ pub(super) enum Ended {
     Calibrated { reports: Vec<Report> },
     Attacked { reports: Vec<AttackReport> },
     Rescored { exchanges: u64, candidates: u64, wall_s: f64 },
-    Promoted { run: RunId, generation: Generation },
+    Promoted { run: RunId, generation: Generation, share: f64 },
     Rejected { run: RunId, reason: String },
     Failed { run: Option<RunId>, reason: String },
 }
@@ -147,6 +147,7 @@ pub(super) struct Status {
     pub(super) counts: Counts,
     pub(super) stage: Stage,
     pub(super) next_run: Option<String>,
+    pub(super) guards: Guards,
     pub(super) agents: Vec<String>,
     #[serde(default)]
     pub(super) judges: Vec<JudgeState>,
@@ -160,6 +161,29 @@ pub(super) struct JudgeState {
     #[serde(flatten)]
     pub(super) standing: Standing,
     pub(super) report: Option<Report>,
+}
+
+/// Inside [`Status`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Guards {
+    pub(super) paused: Option<String>,
+    pub(super) watch: Option<(Watch, Seen)>,
+    pub(super) alarms: Vec<Event>,
+}
+
+/// Inside [`Guards`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Seen {
+    pub(super) judged: Side,
+    pub(super) rated: Side,
+}
+
+/// Inside [`Seen`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Side {
+    pub(super) pairs: u64,
+    pub(super) before: f64,
+    pub(super) now: f64,
 }
 
 /// Inside [`Status`].

@@ -150,8 +150,9 @@ impl Files<'_> {
         let prompts_file = keys.value("prompts", PathBuf::from("prompts/reflect.yaml"));
         let prompts = self.prompts(&prompts_file);
         let aspects = self.agent_aspects(name, &mut keys);
-        let held_out = self.file(&mut keys, "held_out");
-        let probes = self.file(&mut keys, "probes");
+        let held_out = self.prompts_of(&mut keys, "held_out");
+        let general = self.prompts_of(&mut keys, "general");
+        let probes = self.prompts_of(&mut keys, "probes");
         let agent = Agent {
             description: keys.value("description", String::new()),
             system: keys.optional("system"),
@@ -161,20 +162,12 @@ impl Files<'_> {
             learn: keys.value("learn", true),
             held_out,
             probes,
+            general,
             aspects,
             prompts: prompts?,
             name: name.to_owned(),
         };
         Some((agent, model?))
-    }
-
-    /// A file that an agent may name.
-    fn file(&self, keys: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {
-        let path = self.root.join(keys.optional::<PathBuf>(key)?);
-        if !path.is_file() {
-            keys.problem(key, format!("names {}, which is not a file", path.display()));
-        }
-        Some(path)
     }
 
     fn model(&self, keys: &mut Section<'_>) -> Option<PathBuf> {
@@ -187,6 +180,15 @@ impl Files<'_> {
             );
         }
         Some(model)
+    }
+
+    /// A file of prompts, if one is named.
+    fn prompts_of(&self, keys: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {
+        let path = self.root.join(keys.optional::<PathBuf>(key)?);
+        if !path.is_file() {
+            keys.problem(key, format!("names {}, which is not a file", path.display()));
+        }
+        Some(path)
     }
 
     fn prompts(&mut self, file: &Path) -> Option<Arc<PromptSet>> {

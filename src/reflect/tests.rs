@@ -168,6 +168,7 @@ fn agent() -> Agent {
         learn: true,
         held_out: None,
         probes: None,
+        general: None,
     }
 }
 
