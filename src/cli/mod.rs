@@ -11,6 +11,7 @@ mod converse;
 mod demo;
 mod doctor;
 mod explore;
+mod export;
 mod feedback;
 mod nano;
 mod probe;
@@ -36,6 +37,8 @@ use crate::config::{ConfigError, Mode};
 use crate::daemon::StartError;
 use crate::engine::EngineError;
 use crate::exit::Exit;
+use crate::gguf::GgufError;
+use crate::lora::LoraError;
 use client::{Client, ClientError};
 
 /// Serves a GGUF model, reflects on its answers and fine-tunes it on this machine.
@@ -114,8 +117,10 @@ enum Command {
     Train(train::Arguments),
     /// Show the training runs.
     Runs(runs::Arguments),
-    /// Show the adapters, or go back to an earlier one.
+    /// Show the adapters, go back to an earlier one, or try one that was made elsewhere.
     Adapters(adapters::Arguments),
+    /// Take a generation along: as an adapter, for PEFT, or merged into a model.
+    Export(export::Arguments),
     /// Say what you think of an answer.
     Feedback(feedback::Arguments),
     /// Serve, explore, train and swap in a scratch folder, and measure what it brings.
@@ -161,6 +166,7 @@ async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
         Command::Train(arguments) => train::run(&client, &arguments).await,
         Command::Runs(arguments) => runs::run(&client, &arguments).await,
         Command::Adapters(arguments) => adapters::run(&client, &arguments).await,
+        Command::Export(arguments) => export::run(&client, arguments).await,
         Command::Feedback(arguments) => feedback::run(&client, &arguments).await,
         Command::Demo(arguments) => demo::run(&places.root, arguments).await,
         Command::Nano(command) => nano::run(command).await,
@@ -181,8 +187,14 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     if let Some(EngineError::Load { .. }) = error.downcast_ref() {
         return Exit::BadData;
     }
-    if error.is::<PromptFileError>() {
+    if error.is::<PromptFileError>() || error.is::<GgufError>() {
         return Exit::BadData;
+    }
+    if let Some(error) = error.downcast_ref::<LoraError>() {
+        return match error {
+            LoraError::Gguf(_) | LoraError::Refused { .. } => Exit::BadData,
+            LoraError::Read { .. } | LoraError::Write(_) => Exit::System,
+        };
     }
     match error.downcast_ref::<io::Error>() {
         // `reflectd runs | head`: the reader has seen enough.

@@ -61,14 +61,17 @@ struct Outcome {
 
 impl Arena<'_> {
     /// Everything that the verdict needs. An adapter that fails parity is not asked: what it would
-    /// be judged for is not what was trained.
+    /// be judged for is not what was trained. `probe`: `None` for an adapter that was made elsewhere.
     pub(super) async fn evidence(
         &self,
-        probe: &Path,
+        probe: Option<&Path>,
         questions: &[Question],
         answered: &(dyn Fn(usize) + Sync),
     ) -> Result<Evidence, ArenaError> {
-        let parity_error = self.parity(probe).await?;
+        let parity_error = match probe {
+            Some(probe) => Some(self.parity(probe).await?),
+            None => None,
+        };
         if !gate::parity_holds(parity_error, self.config) {
             return Ok(Evidence { parity_error, ..Evidence::default() });
         }

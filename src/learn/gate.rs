@@ -48,8 +48,9 @@ pub struct Comparison {
 /// All that a verdict rests on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evidence {
-    /// Mean |log-prob difference| between trainer and server on the probe.
-    pub parity_error: f64,
+    /// Mean |log-prob difference| between trainer and server on the probe; `None`: there is no
+    /// probe, because the adapter was made elsewhere.
+    pub parity_error: Option<f64>,
     /// Mean of log p(active) - log p(candidate) over the tokens of the active one's answers.
     pub kl: f64,
     /// One a prompt.
@@ -107,12 +108,13 @@ pub struct Verdict {
     /// See [`Evidence::kl`].
     pub kl: f64,
     /// See [`Evidence::parity_error`].
-    pub parity_error: f64,
+    pub parity_error: Option<f64>,
 }
 
-/// Whether trainer and server mean the same weights. Not a number counts as no.
-pub fn parity_holds(parity_error: f64, config: &GateConfig) -> bool {
-    parity_error <= config.max_parity_error
+/// Whether trainer and server mean the same weights. Not a number counts as no; an adapter without
+/// a probe has nothing to be compared with.
+pub fn parity_holds(parity_error: Option<f64>, config: &GateConfig) -> bool {
+    parity_error.is_none_or(|error| error <= config.max_parity_error)
 }
 
 /// Weighs the evidence.
@@ -168,7 +170,8 @@ fn objections(verdict: &Verdict, config: &GateConfig) -> Vec<String> {
         return vec![format!(
             "trainer and server disagree about the adapter: mean |log-prob difference| {:.4} is \
              above gate.max_parity_error {}",
-            verdict.parity_error, config.max_parity_error
+            verdict.parity_error.unwrap_or(f64::NAN),
+            config.max_parity_error
         )];
     }
     if verdict.prompts < MIN_PROMPTS {

@@ -39,7 +39,7 @@ fn evidence(wins: usize, losses: usize, ties: usize) -> Evidence {
     let outcomes = std::iter::repeat_n((false, true), wins)
         .chain(std::iter::repeat_n((true, false), losses))
         .chain(std::iter::repeat_n((true, true), ties));
-    Evidence { parity_error: 0.01, kl: 0.1, comparisons: comparisons(outcomes) }
+    Evidence { parity_error: Some(0.01), kl: 0.1, comparisons: comparisons(outcomes) }
 }
 
 #[test]
@@ -124,8 +124,8 @@ fn each_band_can_stop_a_promotion_and_says_so() {
         assert!(!verdict.promote);
         assert!(verdict.reason.contains(word), "{}", verdict.reason);
     };
-    stopped(|evidence| evidence.parity_error = 0.2, "max_parity_error");
-    stopped(|evidence| evidence.parity_error = f64::NAN, "max_parity_error");
+    stopped(|evidence| evidence.parity_error = Some(0.2), "max_parity_error");
+    stopped(|evidence| evidence.parity_error = Some(f64::NAN), "max_parity_error");
     stopped(|evidence| evidence.kl = 0.9, "max_kl");
     stopped(|evidence| evidence.kl = f64::NAN, "max_kl");
     stopped(|evidence| evidence.comparisons.truncate(MIN_PROMPTS - 1), "prove nothing");

@@ -12,7 +12,7 @@ use tracing::{debug, error, info, warn};
 use super::op_queue::{Cancel, OpQueue, Wish};
 use super::run::RunError;
 use super::schedule::{Decision, Schedule};
-use super::{Command, Ended, LearnError, Parts, Stage, explore, promote, run};
+use super::{Command, Ended, LearnError, Parts, Stage, explore, import, promote, run};
 
 /// How often the schedule looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
@@ -90,7 +90,7 @@ impl Task {
         // A client that has left does not want to know, so failed replies are dropped.
         match command {
             Command::Wish(wish, reply) => {
-                if self.queue.ask(wish, Some(reply)) {
+                if self.queue.ask(wish.clone(), Some(reply)) {
                     self.start(wish);
                 }
             }
@@ -104,8 +104,8 @@ impl Task {
             }
             Command::Rollback(to, reply) => {
                 let result = match self.queue.running() {
-                    Some(Wish::Train { .. }) => Err(LearnError::Busy(
-                        "a training run compares with what is served; cancel it first",
+                    Some(Wish::Train { .. } | Wish::Import(_)) => Err(LearnError::Busy(
+                        "a run compares with what is served; cancel it first",
                     )),
                     _ => promote::rollback(&self.parts, to).await,
                 };
@@ -129,7 +129,7 @@ impl Task {
         let wish = Wish::Train { min_new_pairs };
         if decision == Decision::Start
             && self.queue.running().is_none()
-            && self.queue.ask(wish, None)
+            && self.queue.ask(wish.clone(), None)
         {
             info!("A scheduled training run starts.");
             self.start(wish);
@@ -187,6 +187,7 @@ async fn operate(
 ) -> Ended {
     match wish {
         Wish::Train { min_new_pairs } => run::run(parts, min_new_pairs, stage, cancel).await,
+        Wish::Import(source) => import::import(parts, source, stage, cancel).await,
         Wish::Explore { limit, split } => {
             // Dropping the exploration cancels its requests; what is stored stays.
             let explored = tokio::select! {
