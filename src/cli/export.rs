@@ -78,7 +78,8 @@ impl Format {
 }
 
 fn parse_type(name: &str) -> Result<TensorKind, String> {
-    let id = type_named(name).ok_or("no ggml type of this name can be written: try q8_0, q6_K, q4_K or f16")?;
+    let id = type_named(name)
+        .ok_or("no ggml type of this name can be written: try q8_0, q6_K, q4_K or f16")?;
     Ok(TensorKind::from_id(id))
 }
 
@@ -214,8 +215,11 @@ impl Export {
     fn try_write(&self) -> anyhow::Result<Vec<Written>> {
         let Origin { model, adapter: path, adapter_sha256, .. } = &self.origin;
         let found = paths::sha256(path).with_context(|| {
-            format!("read the adapter {}: only the newest generations are kept, and only the user \
-                     who runs the daemon may read them", path.display())
+            format!(
+                "read the adapter {}: only the newest generations are kept, and only the user \
+                     who runs the daemon may read them",
+                path.display()
+            )
         })?;
         ensure!(found == *adapter_sha256, "the adapter {} was changed", path.display());
         let adapter = Adapter::read(path)?;
@@ -262,9 +266,10 @@ impl Export {
         }
         // Chats of the daemon beside it come first; the threads inherit this one's priority.
         rustix::process::nice(19).ok();
-        let threads = self.arguments.threads.map_or_else(std::thread::available_parallelism, |n| {
-            n.try_into().map_err(io::Error::other)
-        })?;
+        let threads =
+            self.arguments.threads.map_or_else(std::thread::available_parallelism, |n| {
+                n.try_into().map_err(io::Error::other)
+            })?;
         let merge = Merge { base, adapter, kind: self.arguments.kind, threads: threads.get() };
         let text = |text: &str| Value::String(text.to_owned());
         let about = [

@@ -148,7 +148,9 @@ mod tests {
         rewrite.tensor("one", &[3], TensorKind::F32);
         rewrite.tensor("two", &[2, 2], TensorKind::F16);
         let mut out = Vec::new();
-        let write = |number, out: &mut dyn Write| out.write_all(&[u8::from(number == 1); 12][..12 - 4 * number]);
+        let write = |number, out: &mut dyn Write| {
+            out.write_all(&[u8::from(number == 1); 12][..12 - 4 * number])
+        };
         rewrite.write_to::<io::Error>(&mut out, write).unwrap();
         crate::paths::write_atomic(&to, |file| file.write_all(&out)).unwrap();
 

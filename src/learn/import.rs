@@ -117,8 +117,7 @@ fn convert(source: &Source, base: adapter::Base<'_>, out: &Path) -> Result<Conve
     } else {
         Adapter::read(&source.path)?
     };
-    let refused =
-        |reason| LoraError::Refused { path: source.path.clone(), reason };
+    let refused = |reason| LoraError::Refused { path: source.path.clone(), reason };
     let claims = (adapter.base_sha256.as_deref(), source.base_sha256.as_deref());
     let tie = tie(claims, base.sha256).map_err(refused)?;
     adapter.base_sha256 = Some(base.sha256.to_owned());
@@ -143,14 +142,11 @@ fn convert(source: &Source, base: adapter::Base<'_>, out: &Path) -> Result<Conve
 }
 
 /// Whether an adapter may belong to the served base, by what its file and its owner say.
-fn tie(
-    (file, owner): (Option<&str>, Option<&str>),
-    served: &str,
-) -> Result<&'static str, String> {
+fn tie((file, owner): (Option<&str>, Option<&str>), served: &str) -> Result<&'static str, String> {
     match (file, owner) {
-        (Some(base), _) if base != served => Err(format!(
-            "it was trained for the base {base}, and {served} is served"
-        )),
+        (Some(base), _) if base != served => {
+            Err(format!("it was trained for the base {base}, and {served} is served"))
+        }
         (_, Some(base)) if base != served => {
             Err(format!("it is said to be for the base {base}, and {served} is served"))
         }

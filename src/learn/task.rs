@@ -104,9 +104,9 @@ impl Task {
             }
             Command::Rollback(to, reply) => {
                 let result = match self.queue.running() {
-                    Some(Wish::Train { .. } | Wish::Import(_)) => Err(LearnError::Busy(
-                        "a run compares with what is served; cancel it first",
-                    )),
+                    Some(Wish::Train { .. } | Wish::Import(_)) => {
+                        Err(LearnError::Busy("a run compares with what is served; cancel it first"))
+                    }
                     _ => promote::rollback(&self.parts, to).await,
                 };
                 drop(reply.send(result));

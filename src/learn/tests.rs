@@ -1,6 +1,8 @@
 //! Whole runs with the scripted engine, a real store and shell scripts as trainers: what is served,
 //! stored and on disk after each way to end.
 
+mod imports;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

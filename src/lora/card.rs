@@ -106,7 +106,10 @@ impl Card {
             Content::Merged { .. } => "A base model with a LoRA adapter merged into it.",
         };
         let maker = if self.is_ours() { "trained" } else { "trained elsewhere, imported" };
-        writeln!(text, "{what} It was {maker} and compared with what was served before it by reflectd {version}.\n")?;
+        writeln!(
+            text,
+            "{what} It was {maker} and compared with what was served before it by reflectd {version}.\n"
+        )?;
         self.origin(text)?;
         self.comparison(text)?;
         self.usage(text)?;
@@ -122,7 +125,15 @@ impl Card {
         let rank = self.rank.map_or_else(|| "by layer".to_owned(), |rank| rank.to_string());
         let (rank, alpha, tensors) = (rank, self.alpha, self.tensors);
         let mut rows = vec![
-            ("base", format!("{} (`{}`, {})", plain(&self.base_name), plain(&self.base_file), plain(&self.architecture))),
+            (
+                "base",
+                format!(
+                    "{} (`{}`, {})",
+                    plain(&self.base_name),
+                    plain(&self.base_file),
+                    plain(&self.architecture)
+                ),
+            ),
             ("SHA-256 of the base", format!("`{}`", self.base_sha256)),
             ("adapter", format!("rank {rank}, alpha {alpha}, {tensors} matrices")),
             ("SHA-256 of the adapter", format!("`{}`", self.adapter_sha256)),
@@ -269,7 +280,9 @@ fn rounded(float: f64) -> String {
         let text = format!("{float:.4}");
         return text.trim_end_matches('0').trim_end_matches('.').to_owned();
     }
-    format!("{float:.3e}")
+    let text = format!("{float:.3e}");
+    let (digits, exponent) = text.split_once('e').expect("the format has one");
+    format!("{}e{exponent}", digits.trim_end_matches('0').trim_end_matches('.'))
 }
 
 #[cfg(test)]

@@ -114,14 +114,12 @@ impl Merge<'_> {
             let mut show = |bytes| progress(done + bytes);
             squares.push(match &target.merged {
                 None => copy(file, at, target.size, out, &mut show).map(|()| Squares::default())?,
-                Some(merged) => {
-                    merged.write(file, at, target, self.threads, out, &mut show).map_err(
-                        |reason| match reason {
-                            Fault::Io(error) => LoraError::Write(error),
-                            Fault::Tensor(reason) => self.refused(target, &reason),
-                        },
-                    )?
-                }
+                Some(merged) => merged
+                    .write(file, at, target, self.threads, out, &mut show)
+                    .map_err(|reason| match reason {
+                        Fault::Io(error) => LoraError::Write(error),
+                        Fault::Tensor(reason) => self.refused(target, &reason),
+                    })?,
             });
             done += target.size;
             Ok(())
@@ -151,7 +149,8 @@ impl Merge<'_> {
                     refused(format!("its ggml type {} is not known", info.kind.id()))
                 })?;
                 let pair = self.adapter.pairs.get(&info.name);
-                let merged = pair.map(|pair| self.merged(info, pair)).transpose().map_err(refused)?;
+                let merged =
+                    pair.map(|pair| self.merged(info, pair)).transpose().map_err(refused)?;
                 targets.push(Target { part: number, info, size, merged });
             }
         }
@@ -383,7 +382,8 @@ mod tests {
                 if number == 1 {
                     return out.write_all(&[1; 12]);
                 }
-                let mut bytes = vec![0; usize::try_from(kind.n_bytes(values.len() as u64).unwrap()).unwrap()];
+                let mut bytes =
+                    vec![0; usize::try_from(kind.n_bytes(values.len() as u64).unwrap()).unwrap()];
                 encode(kind.id(), &values, WIDTH, &mut bytes).unwrap();
                 out.write_all(&bytes)
             })
@@ -435,7 +435,8 @@ mod tests {
         let pair = &adapter.pairs["blk.0.attn_q.weight"];
         let product = |i: usize| -> f64 {
             let (row, column) = (i / WIDTH, i % WIDTH);
-            let terms = (0..3).map(|r| f64::from(pair.b.row(row)[r]) * f64::from(pair.a.row(r)[column]));
+            let terms =
+                (0..3).map(|r| f64::from(pair.b.row(row)[r]) * f64::from(pair.a.row(r)[column]));
             0.5 * terms.sum::<f64>()
         };
         values(base).iter().enumerate().map(|(i, w)| f64::from(*w) + product(i)).collect()
@@ -463,12 +464,12 @@ mod tests {
     #[test]
     fn every_type_keeps_its_own_or_says_what_is_written_instead() {
         let folder = tempfile::tempdir().unwrap();
-        let named = |name: &str| {
-            TensorKind::from_id(crate::engine::llama::type_named(name).unwrap())
-        };
+        let named =
+            |name: &str| TensorKind::from_id(crate::engine::llama::type_named(name).unwrap());
         for name in [
             "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K",
-            "q6_K", "iq4_nl", "iq4_xs", "iq3_xxs", "iq3_s", "iq2_s", "iq1_m", "tq1_0", "tq2_0", "mxfp4",
+            "q6_K", "iq4_nl", "iq4_xs", "iq3_xxs", "iq3_s", "iq2_s", "iq1_m", "tq1_0", "tq2_0",
+            "mxfp4",
         ] {
             let base = base(folder.path(), named(name));
             let (merged, written) = merge(&base, None, 2);
@@ -481,10 +482,14 @@ mod tests {
                 pairs.map(|(a, b)| (a - b).powi(2)).sum::<f64>()
             };
             let after = values(&merged);
-            let rounding = sum(&mut after.iter().map(|v| f64::from(*v)).zip(wanted.iter().copied()));
+            let rounding =
+                sum(&mut after.iter().map(|v| f64::from(*v)).zip(wanted.iter().copied()));
             let change = sum(&mut before.iter().map(|v| f64::from(*v)).zip(wanted.iter().copied()));
             let measured = (rounding / change).sqrt();
-            assert!((measured / written[0].rounding - 1.0).abs() < 1e-3, "{name}: {measured} {written:?}");
+            assert!(
+                (measured / written[0].rounding - 1.0).abs() < 1e-3,
+                "{name}: {measured} {written:?}"
+            );
         }
         for needs_importance in [16, 17, 19] {
             let kind = TensorKind::from_id(needs_importance);
@@ -515,7 +520,12 @@ mod tests {
         let refusal = |change: &dyn Fn(&mut Adapter)| {
             let mut adapter = adapter();
             change(&mut adapter);
-            let merge = Merge { base: std::slice::from_ref(&base), adapter: &adapter, kind: None, threads: 1 };
+            let merge = Merge {
+                base: std::slice::from_ref(&base),
+                adapter: &adapter,
+                kind: None,
+                threads: 1,
+            };
             merge.write_to(&mut Vec::new(), &[], &mut |_| Ok(())).unwrap_err().to_string()
         };
         let other = refusal(&|adapter| {
@@ -528,7 +538,8 @@ mod tests {
         });
         assert!(shape.contains("shape [256, 40]") && shape.contains("[256, 10]"), "{shape}");
         let adapter = adapter();
-        let merge = Merge { base: std::slice::from_ref(&base), adapter: &adapter, kind: None, threads: 1 };
+        let merge =
+            Merge { base: std::slice::from_ref(&base), adapter: &adapter, kind: None, threads: 1 };
         let stop = &mut |_| Err(io::ErrorKind::Interrupted.into());
         let error = merge.write_to(&mut Vec::new(), &[], stop).unwrap_err();
         assert!(matches!(error, LoraError::Write(_)), "{error}");

@@ -205,8 +205,10 @@ fn read_pairs(file: &Gguf) -> Result<BTreeMap<String, Pair>, PairError> {
             )));
         }
         if !pairs.contains_key(stem) {
-            let pair =
-                Pair { a: matrix(&format!("{stem}.lora_a"))?, b: matrix(&format!("{stem}.lora_b"))? };
+            let pair = Pair {
+                a: matrix(&format!("{stem}.lora_a"))?,
+                b: matrix(&format!("{stem}.lora_b"))?,
+            };
             if pair.a.n_rows() != pair.b.width {
                 return Err(PairError::Refused(format!("the ranks of {stem} differ")));
             }

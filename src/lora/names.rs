@@ -88,7 +88,8 @@ impl Names {
     }
     /// `blk.3.attn_q.weight` as `model.layers.3.self_attn.q_proj`.
     pub fn module(&self, tensor: &str) -> Option<(String, Rows)> {
-        let (layer, gguf) = tensor.strip_prefix("blk.")?.strip_suffix(".weight")?.split_once('.')?;
+        let (layer, gguf) =
+            tensor.strip_prefix("blk.")?.strip_suffix(".weight")?.split_once('.')?;
         let layer: u32 = layer.parse().ok()?;
         let linear = self.linears.iter().find(|linear| linear.gguf == gguf)?;
         Some((format!("model.layers.{layer}.{}", linear.module), linear.rows))

@@ -325,9 +325,13 @@ pub fn read(folder: &Path, base: &Gguf) -> Result<Adapter, LoraError> {
     let (_, about) = SafeTensors::read_metadata(&file).map_err(unsound)?;
     let base_sha256 = about.metadata().as_ref().and_then(|about| about.get(BASE_KEY)).cloned();
     let architecture = base.string("general.architecture").unwrap_or_default();
-    let adapter = Reading { config: &config, names: names(base.path(), architecture)?, heads: Heads::of(base)? }
-        .adapter(&weights)
-        .map_err(refused)?;
+    let adapter = Reading {
+        config: &config,
+        names: names(base.path(), architecture)?,
+        heads: Heads::of(base)?,
+    }
+    .adapter(&weights)
+    .map_err(refused)?;
     Ok(Adapter { base_sha256, ..adapter })
 }
 
@@ -436,12 +440,10 @@ impl Reading<'_> {
 /// Module and half of a tensor's name.
 fn parse(name: &str) -> Result<(&str, usize), String> {
     let inner = name.strip_prefix(ROOT).unwrap_or(name);
-    for (half, ends) in [
-        [".lora_A.weight", ".lora_A.default.weight"],
-        [".lora_B.weight", ".lora_B.default.weight"],
-    ]
-    .iter()
-    .enumerate()
+    for (half, ends) in
+        [[".lora_A.weight", ".lora_A.default.weight"], [".lora_B.weight", ".lora_B.default.weight"]]
+            .iter()
+            .enumerate()
     {
         if let Some(module) = ends.iter().find_map(|end| inner.strip_suffix(end)) {
             return Ok((module, half));
@@ -461,7 +463,10 @@ fn parse(name: &str) -> Result<(&str, usize), String> {
 
 fn matrix(name: &str, view: &TensorView<'_>) -> Result<Matrix, String> {
     let &[_, width] = view.shape() else {
-        return Err(format!("its tensor {name} has shape {:?}, not that of a matrix", view.shape()));
+        return Err(format!(
+            "its tensor {name} has shape {:?}, not that of a matrix",
+            view.shape()
+        ));
     };
     let data = view.data();
     let halves = || data.as_chunks::<2>().0.iter().copied();

@@ -50,7 +50,8 @@ impl Files {
         let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         config[key] = value;
         let text = config.to_string();
-        crate::paths::write_atomic(&path, |out| io::Write::write_all(out, text.as_bytes())).unwrap();
+        crate::paths::write_atomic(&path, |out| io::Write::write_all(out, text.as_bytes()))
+            .unwrap();
     }
     fn replace_weights(&self, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) {
         let views = tensors.iter().map(|(name, kind, shape, bytes)| {
@@ -230,7 +231,13 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     refused("DoRA", &format!("{q}.lora_magnitude_vector"), vec![4], Dtype::F32, 0);
     refused("trained bias", &format!("{q}.lora_B.bias"), vec![4], Dtype::F32, 0);
     refused("whole layers", "base_model.model.lm_head.weight", vec![4, 4], Dtype::F32, 0);
-    refused("embedding", "base_model.model.model.embed_tokens.lora_embedding_A", vec![4, 4], Dtype::F32, 0);
+    refused(
+        "embedding",
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        vec![4, 4],
+        Dtype::F32,
+        0,
+    );
 
     let pair = |module: &str, n_out: usize| {
         let zeros = |n: usize| vec![0; 4 * n];
@@ -242,7 +249,10 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
         files.read().unwrap_err().to_string()
     };
     let refusal = pair("lm_head", 8);
-    assert!(refusal.contains("it adapts lm_head") && refusal.contains("self_attn.q_proj"), "{refusal}");
+    assert!(
+        refusal.contains("it adapts lm_head") && refusal.contains("self_attn.q_proj"),
+        "{refusal}"
+    );
     let refusal = pair("model.layers.0.self_attn.q_proj", 10);
     assert!(refusal.contains("10 rows for 6 heads"), "{refusal}");
 }
@@ -254,7 +264,8 @@ fn damaged_files_are_errors() {
     let path = files.peft().join(WEIGHTS);
     let whole = std::fs::read(&path).unwrap();
     for length in [0, 7, 100, whole.len() / 2, whole.len() - 1] {
-        crate::paths::write_atomic(&path, |out| io::Write::write_all(out, &whole[..length])).unwrap();
+        crate::paths::write_atomic(&path, |out| io::Write::write_all(out, &whole[..length]))
+            .unwrap();
         files.read().unwrap_err();
     }
     std::fs::remove_file(&path).unwrap();

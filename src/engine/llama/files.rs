@@ -128,9 +128,8 @@ pub fn can_encode(ggml_type: u32, n_per_row: usize) -> Result<(), NotEncoded> {
         return Err(NotEncoded::Unknown);
     }
     // SAFETY: the type is one of ggml's; both read static tables.
-    let (needs_importance, block) = unsafe {
-        (sys::ggml_quantize_requires_imatrix(ggml_type), sys::ggml_blck_size(ggml_type))
-    };
+    let (needs_importance, block) =
+        unsafe { (sys::ggml_quantize_requires_imatrix(ggml_type), sys::ggml_blck_size(ggml_type)) };
     match usize::try_from(block) {
         _ if needs_importance => Err(NotEncoded::NeedsImportance),
         Ok(block) if 0 < block && 0 < n_per_row && n_per_row.is_multiple_of(block) => Ok(()),
