@@ -3,6 +3,7 @@
 //! Called by `cli::run`.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -354,19 +355,21 @@ fn report(export: &Export, written: &[Written]) -> anyhow::Result<()> {
         }))?;
         return Ok(());
     }
-    let mut text = format!("Generation {generation} is in {}:\n", export.out.display());
+    let mut text = String::new();
+    writeln!(text, "Generation {generation} is in {}:", export.out.display())?;
     for (name, size) in files {
-        text.push_str(&format!("  {name} ({:.1} MB)\n", size as f64 / 1e6));
+        writeln!(text, "  {name} ({:.1} MB)", size as f64 / 1e6)?;
     }
     for it in written {
         let Written { tensors, from, to, rounding, .. } = it;
-        text.push_str(&format!(
+        writeln!(
+            text,
             "{tensors} tensors of {from} merged as {to}: rounding moves them by {rounding:.2} of what \
-             was learned.\n"
-        ));
+             was learned."
+        )?;
         let remark = remark(it);
         if !remark.is_empty() {
-            text.push_str(&format!("  {remark}.\n"));
+            writeln!(text, "  {remark}.")?;
         }
     }
     terminal::print(&text)?;

@@ -1,6 +1,6 @@
 //! The command line: one file a subcommand. Everything but `serve`, `check`, `doctor`, `probe` and
-//! `demo` is only a client of the daemon's socket. The one place where an error becomes an exit code.
-//! Called by `main`; nothing else uses it.
+//! `demo` is only a client of the daemon's socket; `export` also reads the files that it names. The
+//! one place where an error becomes an exit code. Called by `main`; nothing else uses it.
 
 mod adapters;
 mod ask;

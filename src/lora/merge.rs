@@ -110,10 +110,10 @@ impl Merge<'_> {
         rewrite.write_to::<LoraError>(out, |number, out| {
             let target = &targets[number];
             let at = self.base[target.part].position(target.info, target.size)?;
-            let file = &files[target.part];
+            let stored = Stored { file: &files[target.part], at, kind: target.info.kind };
             let mut show = |bytes| progress(done + bytes);
             squares.push(match &target.merged {
-                None => copy(file, at, target.size, out, &mut show).map(|()| Squares::default())?,
+                None => stored.copy(target.size, out, &mut show).map(|()| Squares::default())?,
                 Some(merged) => merged
                     .write(file, at, target, self.threads, out, &mut show)
                     .map_err(|reason| match reason {
@@ -225,9 +225,7 @@ impl From<io::Error> for Fault {
 impl Merged<'_> {
     fn write(
         &self,
-        file: &File,
-        at: u64,
-        target: &Target<'_>,
+        stored: &Stored<'_>,
         threads: usize,
         out: &mut dyn Write,
         show: &mut dyn FnMut(u64) -> io::Result<()>,
@@ -237,25 +235,25 @@ impl Merged<'_> {
             let bytes = kind.n_bytes(self.width as u64).and_then(|n| usize::try_from(n).ok());
             bytes.ok_or_else(|| Fault::Tensor("its rows are not whole blocks".to_owned()))
         };
-        let (row_in, row_out) = (bytes_of(target.info.kind)?, bytes_of(self.kind)?);
+        let from = stored.kind;
+        let (row_in, row_out) = (bytes_of(from)?, bytes_of(self.kind)?);
         let threads = threads.max(1);
         let rows_a_thread = (CHUNK / threads / self.width).max(1);
         let mut squares = Squares::default();
         let mut start = 0;
         while start < n_rows {
             let rows = (n_rows - start).min(rows_a_thread * threads);
-            let mut stored = vec![0; rows * row_in];
-            file.read_exact_at(&mut stored, at + (start * row_in) as u64)?;
-            let mut written = vec![0; rows * row_out];
-            let from = target.info.kind;
+            let mut before = vec![0; rows * row_in];
+            stored.file.read_exact_at(&mut before, stored.at + (start * row_in) as u64)?;
+            let mut after = vec![0; rows * row_out];
             let parts: Vec<Result<Squares, String>> = std::thread::scope(|scope| {
-                let pieces = stored.chunks(rows_a_thread * row_in);
-                let pieces = pieces.zip(written.chunks_mut(rows_a_thread * row_out));
+                let pieces = before.chunks(rows_a_thread * row_in);
+                let pieces = pieces.zip(after.chunks_mut(rows_a_thread * row_out));
                 let workers: Vec<_> = (start..)
                     .step_by(rows_a_thread)
                     .zip(pieces)
-                    .map(|(first, (stored, written))| {
-                        scope.spawn(move || self.rows(first, from, stored, written))
+                    .map(|(first, (before, after))| {
+                        scope.spawn(move || self.rows(first, from, before, after))
                     })
                     .collect();
                 let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
@@ -268,7 +266,7 @@ impl Merged<'_> {
                 squares.change += part.change;
                 squares.rounding += part.rounding;
             }
-            out.write_all(&written)?;
+            out.write_all(&after)?;
             start += rows;
             show((start * row_in) as u64)?;
         }
@@ -311,23 +309,31 @@ impl Merged<'_> {
     }
 }
 
-fn copy(
-    file: &File,
+/// Where a tensor's bytes lie.
+struct Stored<'a> {
+    file: &'a File,
     at: u64,
-    size: u64,
-    out: &mut dyn Write,
-    show: &mut dyn FnMut(u64) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut done = 0;
-    while done < size {
-        let n = (size - done).min(COPIED);
-        let mut bytes = vec![0; usize::try_from(n).expect("16 MiB")];
-        file.read_exact_at(&mut bytes, at + done)?;
-        out.write_all(&bytes)?;
-        done += n;
-        show(done)?;
+    kind: TensorKind,
+}
+
+impl Stored<'_> {
+    fn copy(
+        &self,
+        size: u64,
+        out: &mut dyn Write,
+        show: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while done < size {
+            let n = (size - done).min(COPIED);
+            let mut bytes = vec![0; usize::try_from(n).expect("16 MiB")];
+            self.file.read_exact_at(&mut bytes, self.at + done)?;
+            out.write_all(&bytes)?;
+            done += n;
+            show(done)?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// By type before, type now and why.

@@ -286,7 +286,9 @@ async fn zz_python_check() {
         thread.join().unwrap();
         fs::remove_file(file("logprobs.json")).ok();
         let text = serde_json::to_string(&out).unwrap();
-        paths::write_atomic(&file("logprobs.json"), |o| std::io::Write::write_all(o, text.as_bytes()))
-            .unwrap();
+        paths::write_atomic(&file("logprobs.json"), |o| {
+            std::io::Write::write_all(o, text.as_bytes())
+        })
+        .unwrap();
     }
 }
