@@ -112,15 +112,17 @@ impl Merge<'_> {
             let at = self.base[target.part].position(target.info, target.size)?;
             let stored = Stored { file: &files[target.part], at, kind: target.info.kind };
             let mut show = |bytes| progress(done + bytes);
-            squares.push(match &target.merged {
-                None => stored.copy(target.size, out, &mut show).map(|()| Squares::default())?,
-                Some(merged) => merged
-                    .write(file, at, target, self.threads, out, &mut show)
-                    .map_err(|reason| match reason {
-                        Fault::Io(error) => LoraError::Write(error),
-                        Fault::Tensor(reason) => self.refused(target, &reason),
-                    })?,
-            });
+            let Some(merged) = &target.merged else {
+                stored.copy(target.size, out, &mut show)?;
+                squares.push(Squares::default());
+                done += target.size;
+                return Ok(());
+            };
+            let written = merged.write(&stored, self.threads, out, &mut show);
+            squares.push(written.map_err(|fault| match fault {
+                Fault::Io(error) => LoraError::Write(error),
+                Fault::Tensor(reason) => self.refused(target, &reason),
+            })?);
             done += target.size;
             Ok(())
         })?;
@@ -352,7 +354,7 @@ fn summary(targets: &[Target<'_>], squares: &[Squares]) -> Vec<Written> {
         to: type_name(to),
         instead,
         tensors,
-        rounding: (sum.rounding / sum.change).sqrt(),
+        rounding: if 0.0 < sum.rounding { (sum.rounding / sum.change).sqrt() } else { 0.0 },
     });
     written.collect()
 }
