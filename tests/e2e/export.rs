@@ -83,7 +83,7 @@ async fn a_merged_model_means_base_and_adapter_and_peft_gives_the_adapter_back()
         let gap = furthest(&merged, &with_adapter);
         eprintln!("{architecture} F32 merged: {gap:.2e}; the adapter changes {change:.2}");
         // llama.cpp looks gemma's GELU up in a table of 16-bit floats.
-        let most = if architecture.starts_with("gemma") { 5e-3 } else { 1e-4 };
+        let most = if architecture.starts_with("gemma") { 1e-3 } else { 1e-4 };
         assert!(gap <= most, "{gap} is beyond {most}");
     }
 }
@@ -253,42 +253,54 @@ async fn no_room(root: &Path, outside: &Path) {
     assert_eq!(entries(outside), before);
 }
 
+/// Names a Python that has torch, transformers, peft and gguf. Without it the check is left out:
+/// they are gigabytes, and the set-up does not bring them.
+const PYTHON: &str = "REFLECTD_TEST_PYTHON";
+
+/// Adapters that PEFT has made and adapters that PEFT loads, against `transformers` itself.
 #[tokio::test]
-async fn zz_python_check() {
-    let Ok(dir) = std::env::var("CHECK_DIR") else { return };
-    for entry in fs::read_dir(dir).unwrap() {
-        let dir = entry.unwrap().path();
-        if !dir.join("tokens.json").exists() {
-            continue;
-        }
-        let file = |name: &str| dir.join(name);
+#[expect(clippy::print_stderr, reason = "the numbers are worth seeing, and what was left out too")]
+async fn peft_and_transformers_compute_what_the_server_computes() {
+    let Ok(python) = std::env::var(PYTHON) else {
+        return eprintln!("skipped: {PYTHON} is not set");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peft_check.py");
+    let ask = async |what: &str| {
+        let output =
+            Command::new(&python).arg(&script).arg(what).arg(folder.path()).output().await.unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{what}: {words}");
+        eprint!("{}", String::from_utf8_lossy(&output.stdout));
+    };
+    ask("make").await;
+    for architecture in ARCHITECTURES {
+        let file = |name: &str| folder.path().join(architecture).join(name);
         let texts: Vec<Vec<i32>> =
             serde_json::from_slice(&fs::read(file("tokens.json")).unwrap()).unwrap();
         let base = Gguf::open(&file("model.gguf")).unwrap();
         let adapter = peft::read(&file("peft"), &base).unwrap();
-        adapter.write("check", &file("imported.gguf")).unwrap();
-        drop(fs::remove_dir_all(file("exported")));
+        adapter.write("imported", &file("imported.gguf")).unwrap();
         fs::create_dir(file("exported")).unwrap();
         peft::write(&adapter, &base, None, &file("exported")).unwrap();
+
         let (engine, thread) = load(&file("model.gguf")).await;
         engine.load_lane(Generation(1), file("imported.gguf")).await.unwrap();
-        let mut out = Vec::new();
-        for lane in [Generation(0), Generation(1)] {
-            let sequences = texts.iter().map(|t| (t.iter().copied().map(Token).collect(), 1));
+        let mut served = Vec::new();
+        for generation in [Generation(0), Generation(1)] {
+            let tokens = texts.iter().map(|text| text.iter().copied().map(Token).collect());
             let request = LogprobRequest {
-                sequences: sequences.collect(),
-                lane: Lane::Generation(lane),
+                sequences: tokens.map(|tokens: Vec<Token>| (tokens, 1)).collect(),
+                lane: Lane::Generation(generation),
                 class: Class::Gate,
             };
-            out.push(engine.logprobs(request).await.unwrap());
+            served.push(engine.logprobs(request).await.unwrap());
         }
         drop(engine);
         thread.join().unwrap();
-        fs::remove_file(file("logprobs.json")).ok();
-        let text = serde_json::to_string(&out).unwrap();
-        paths::write_atomic(&file("logprobs.json"), |o| {
-            std::io::Write::write_all(o, text.as_bytes())
-        })
-        .unwrap();
+        let text = serde_json::to_vec(&served).unwrap();
+        let write = |out: &mut std::io::BufWriter<fs::File>| std::io::Write::write_all(out, &text);
+        paths::write_atomic(&file("logprobs.json"), write).unwrap();
     }
+    ask("check").await;
 }
