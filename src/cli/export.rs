@@ -47,7 +47,7 @@ pub(super) struct Arguments {
     /// What the base is called in transformers: a folder, or a name on a hub.
     #[arg(long, value_name = "NAME")]
     base_model: Option<String>,
-    /// merged: ggml type of the merged tensors, such as q8_0, q4_K or f16 [default: each keeps its own].
+    /// merged: ggml type of the merged tensors, such as `q8_0`, `q4_K` or `f16` [default: each keeps its own].
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_type)]
     kind: Option<TensorKind>,
     /// merged: threads, which run at the lowest priority [default: all processors].

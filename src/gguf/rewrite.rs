@@ -53,9 +53,7 @@ impl<'a> Rewrite<'a> {
                 let what = format!("tensor {name} got {written} bytes where {size} are announced");
                 return Err(io::Error::other(what).into());
             }
-            let mut padding = Vec::new();
-            padding.resize(padding_of(size, self.source.alignment), 0);
-            out.write_all(&padding)?;
+            out.write_all(&vec![0; padding_of(size, self.source.alignment)])?;
         }
         Ok(())
     }
@@ -90,7 +88,9 @@ impl<'a> Rewrite<'a> {
             })?;
             put_string(&mut header, name);
             header.extend(u32::try_from(shape.len()).map_err(io::Error::other)?.to_le_bytes());
-            shape.iter().for_each(|n| header.extend(n.to_le_bytes()));
+            for n in shape {
+                header.extend(n.to_le_bytes());
+            }
             header.extend(kind.id().to_le_bytes());
             header.extend(u64::to_le_bytes(offset));
             sizes.push(size);

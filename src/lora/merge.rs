@@ -95,7 +95,9 @@ impl Merge<'_> {
             // It names the mixture of types; llama.cpp finds it out where it is missing.
             rewrite.leave_out("general.file_type");
         }
-        about.iter().for_each(|(key, value)| rewrite.set(key, value.clone()));
+        for (key, value) in about {
+            rewrite.set(key, value.clone());
+        }
         for Target { info, merged, .. } in &targets {
             let kind = merged.as_ref().map_or(info.kind, |merged| merged.kind);
             rewrite.tensor(&info.name, &info.shape, kind);

@@ -148,7 +148,9 @@ fn config(
 ) -> Value {
     // The rank of most is the rank; the others are named.
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
-    modules.values().for_each(|rank| *counts.entry(*rank).or_default() += 1);
+    for rank in modules.values() {
+        *counts.entry(*rank).or_default() += 1;
+    }
     let rank = counts.into_iter().max_by_key(|(_, count)| *count).map_or(0, |(rank, _)| rank);
     let odd: Map<String, Value> = modules
         .iter()
@@ -453,7 +455,7 @@ fn parse(name: &str) -> Result<(&str, usize), String> {
         "belongs to DoRA"
     } else if name.contains("lora_embedding") {
         "adapts an embedding"
-    } else if name.contains("lora_") && name.ends_with(".bias") {
+    } else if name.contains("lora_") && name.rsplit('.').next() == Some("bias") {
         "is a trained bias"
     } else {
         "is no half of a LoRA pair; whole layers have no place in an adapter"
