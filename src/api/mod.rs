@@ -128,6 +128,7 @@ fn router(api: Api) -> Router {
         .route("/v1/feedback", post(feedback::store))
         .route("/v1/runs", get(runs::list).post(runs::train))
         .route("/v1/runs/current", delete(runs::cancel))
+        .route("/v1/runs/resume", post(runs::resume))
         .route("/v1/runs/{id}", get(runs::show))
         .route("/v1/explore", post(runs::explore))
         .route("/v1/adapters", get(adapters::list))

@@ -50,6 +50,11 @@ pub(super) async fn cancel(State(api): State<Api>) -> Result<Json<Value>, ApiErr
     Ok(Json(json!({ "cancelled": !idle })))
 }
 
+pub(super) async fn resume(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
+    api.parts.learner.resume().await?;
+    Ok(Json(json!({ "paused": api.parts.learner.guards().paused })))
+}
+
 pub(super) async fn train(
     State(api): State<Api>,
     Body(TrainBody { stream }): Body<TrainBody>,

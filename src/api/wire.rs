@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::config::{Mode, Problem, PromptLine, Verifier};
 use crate::engine::{EngineStats, FinishReason, Generation, ModelInfo};
-use crate::learn::Stage;
+use crate::learn::{Guards, Stage};
 use crate::store::{CandidateId, Counts, ExchangeId};
 
 /// Body of every error.
@@ -459,6 +459,8 @@ pub struct Status {
     pub stage: Stage,
     /// RFC 3339, when a schedule is set.
     pub next_run: Option<String>,
+    /// Why scheduled runs wait, what is watched, and the newest alarms.
+    pub guards: Guards,
     /// Names.
     pub agents: Vec<String>,
     /// The configuration.

@@ -13,6 +13,7 @@ mod doctor;
 mod explore;
 mod export;
 mod feedback;
+mod gate;
 mod nano;
 mod probe;
 mod progress;
@@ -117,6 +118,9 @@ enum Command {
     Train(train::Arguments),
     /// Show the training runs.
     Runs(runs::Arguments),
+    /// Plan held-out comparisons.
+    #[command(subcommand)]
+    Gate(gate::Command),
     /// Show the adapters, go back to an earlier one, or try one that was made elsewhere.
     Adapters(adapters::Arguments),
     /// Take a generation along: as an adapter, for PEFT, or merged into a model.
@@ -145,6 +149,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Serve => serve::run(&places),
         Command::Check(json) => check::run(&places.root, json),
         Command::Probe(arguments) => probe::run(&arguments),
+        Command::Gate(command) => gate::run(&command),
         command => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -155,7 +160,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
     let client = places.client();
     match command {
-        Command::Serve | Command::Check(_) | Command::Probe(_) => {
+        Command::Serve | Command::Check(_) | Command::Probe(_) | Command::Gate(_) => {
             unreachable!("`run` has taken these")
         }
         Command::Doctor(arguments) => doctor::run(places, arguments).await,

@@ -163,7 +163,12 @@ mod tests {
     #[test]
     fn every_outcome_of_the_learner_can_be_read() {
         let verdict = serde_json::json!({"gain": 0.1});
-        let ended = learn::Ended::Promoted { run: RunId(1), generation: Generation(2), verdict };
+        let ended = learn::Ended::Promoted {
+            run: RunId(1),
+            generation: Generation(2),
+            share: 1.0,
+            verdict,
+        };
         let ended: Ended = serde_json::from_value(serde_json::to_value(ended).unwrap()).unwrap();
         assert!(matches!(ended, Ended::Promoted { generation: Generation(2), .. }));
         let ended = learn::Ended::Failed { run: None, reason: "no pairs".into() };

@@ -32,6 +32,7 @@ fn policy() -> PairPolicy {
         max_parent_similarity: 0.8,
         rejected: Rejected::Random,
         use_refinements: true,
+        replay: 1.0,
     }
 }
 

@@ -16,11 +16,11 @@ use super::arena::{Arena, ArenaError};
 use super::child::{self, Trained, TrainerError, Update};
 use super::dataset::Dataset;
 use super::gate::{self, Verdict};
-use super::held_out::{self, HeldOut, Question};
+use super::held_out::{self, HeldOut, Questions};
 use super::op_queue::Cancel;
 use super::pairs::{Pair, Pairing, Tally};
 use super::promote::{self, PromoteError, Promotion, blocking};
-use super::{Ended, Parts, Stage};
+use super::{Ended, Parts, Stage, replay};
 use crate::config::Config;
 use crate::config::prompt_file::PromptFileError;
 use crate::engine::{EngineError, Generation};
@@ -28,7 +28,7 @@ use crate::lora::LoraError;
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
-use crate::store::{self, PairRow, RunId, RunState, StoreError};
+use crate::store::{self, CandidateId, PairRow, RunId, RunState, StoreError};
 
 /// Exchanges read at once.
 const PAGE: usize = 256;
@@ -96,7 +96,7 @@ pub(super) struct Run<'a> {
     pub(super) job: Job,
     /// What there is without training: an adapter that was made elsewhere.
     pub(super) trained: Option<Trained>,
-    pub(super) questions: Vec<Question>,
+    pub(super) questions: Questions,
 }
 
 /// From pairs to a verdict. Fewer than `min_new_pairs` that are newer than the last run's: no run.
@@ -144,9 +144,13 @@ async fn prepare<'a>(
         move || held_out::load(config.agents.values())
     })
     .await?;
-    let held_out = HeldOut::new(questions.iter().map(|question| question.line.prompt.as_str()));
+    let held_out = questions.fingerprints();
     let (pairs, tally) = pairs(parts, &config, &held_out).await?;
-    enough(parts, &pairs, tally, min_new_pairs).await?;
+    let seen = enough(parts, &pairs, tally, min_new_pairs).await?;
+    let earlier = parts.store.earlier_pairs(learning(&config), replay::MAX_EARLIER).await?;
+    let earlier = replay::usable(earlier, &held_out);
+    let seed = seen.map_or(0, |seen| seen.0.cast_unsigned());
+    let (pairs, replayed) = replay::mix(pairs, earlier, seen, config.learn.pairs.replay, seed);
 
     let dataset = Dataset::new(&pairs);
     let start = parts.engine.stats().active;
@@ -167,7 +171,8 @@ async fn prepare<'a>(
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = pairs.len(), start = start.0, "A training run starts.");
-    let facts = json!({ "tally": tally, "version": env!("CARGO_PKG_VERSION") });
+    let facts =
+        json!({ "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
     Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
@@ -178,8 +183,7 @@ async fn pairs(
     config: &Config,
     held_out: &HeldOut,
 ) -> Result<(Vec<Pair>, Tally), RunError> {
-    let learning = config.agents.values().filter(|agent| agent.learn);
-    let agents: Vec<String> = learning.map(|agent| agent.name.clone()).collect();
+    let agents = learning(config);
     let learn = &config.learn;
     let vocabulary = parts.engine.vocabulary().as_ref();
     let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
@@ -196,13 +200,20 @@ async fn pairs(
     }
 }
 
-/// A pair is new when one of its candidates is younger than all that the last run learned from.
+/// The agents whose answers are learned from.
+fn learning(config: &Config) -> Vec<String> {
+    let learning = config.agents.values().filter(|agent| agent.learn);
+    learning.map(|agent| agent.name.clone()).collect()
+}
+
+/// A pair is new when one of its candidates is younger than all that the last run learned from, of
+/// which the youngest is returned.
 async fn enough(
     parts: &Parts,
     pairs: &[Pair],
     tally: Tally,
     min_new_pairs: usize,
-) -> Result<(), RunError> {
+) -> Result<Option<CandidateId>, RunError> {
     let Tally { prompts, held_out, without_chosen, without_rejected } = tally;
     let why = format!(
         "of {prompts} prompts {held_out} are held out, {without_chosen} have no answer that passes \
@@ -224,10 +235,10 @@ async fn enough(
     let new = pairs.iter().filter(|pair| seen < Some(pair.newest())).count();
     if new < min_new_pairs {
         return Err(RunError::TooFewPairs(format!(
-            "{new} pairs are new since the last run, and learn.min_new_pairs is {min_new_pairs}: {why}"
+            "{new} pairs are new since the last run, and {min_new_pairs} are needed: {why}"
         )));
     }
-    Ok(())
+    Ok(seen)
 }
 
 /// What the configuration makes of a run that starts now; `label` names it and its folder.
@@ -261,6 +272,7 @@ pub(super) async fn job(
         max_tokens: learn.max_tokens,
         context_tokens: config.engine.context_tokens,
         base_kind: trainer.base,
+        compute: trainer.compute,
         memory_limit_bytes: trainer.memory_limit_bytes,
         threads: trainer.threads,
         device: trainer.device,
@@ -295,7 +307,7 @@ impl Run<'_> {
     fn unjudgeable(&self) -> Option<String> {
         let learning = self.config.agents.values().filter(|agent| agent.learn);
         let mut unjudged = learning.filter(|agent| {
-            !self.questions.iter().any(|question| question.agent.name == agent.name)
+            !self.questions.held_out.iter().any(|question| question.agent.name == agent.name)
         });
         unjudged.next().map(|agent| {
             format!(
@@ -361,6 +373,15 @@ impl Run<'_> {
             () = cancel.cancelled() => return Err(RunError::Cancelled),
         };
         let numbers = serde_json::to_value(&verdict).expect("a verdict is plain data");
+        if verdict.gap_alarm {
+            let reason = format!(
+                "run {}: the judge sees a gain of {:+.3} that the verifiers do not see",
+                self.id, verdict.gain
+            );
+            warn!(run_id = %self.id, reason, "The judge and the verifiers disagree.");
+            let detail = json!({ "run": self.id, "reason": reason });
+            self.parts.store.add_event("alarm".to_owned(), detail).await?;
+        }
         if !verdict.promote {
             return self.reject(verdict.reason, numbers).await;
         }
@@ -369,15 +390,16 @@ impl Run<'_> {
         self.parts.store.update_run(run, RunState::Gating, Some(verdict.reason), metrics).await?;
         let verdict = numbers.clone();
         let parent = self.start;
-        promote::promote(self.parts, Promotion { run, generation, parent, trained, verdict })
-            .await?;
-        Ok(Ended::Promoted { run, generation, verdict: numbers })
+        let promotion = Promotion { run, generation, parent, trained, verdict };
+        let share = promote::promote(self.parts, promotion).await?;
+        Ok(Ended::Promoted { run, generation, share, verdict: numbers })
     }
 
     async fn verdict(&self, candidate: Generation, trained: &Trained) -> Result<Verdict, RunError> {
         let config = &self.config.learn.gate;
-        let asked = self.questions.iter().filter(|question| question.agent.learn).cloned();
-        let asked = held_out::choose(asked.collect(), config.prompts);
+        let seed = self.job.seed;
+        let asked = held_out::choose(&self.questions.held_out, config.prompts, seed);
+        let general = held_out::choose(&self.questions.general, config.general_prompts, seed);
         let show = |done| {
             let total = asked.len();
             self.stage.send_replace(Stage::Gating { run: self.id, done, total });
@@ -385,8 +407,9 @@ impl Run<'_> {
         show(0);
         let arena =
             Arena { parts: self.parts, config, run: self.id, active: self.start, candidate };
-        let evidence = arena.evidence(trained.probe.as_deref(), &asked, &show).await?;
-        Ok(gate::judge(&evidence, config, self.job.seed))
+        let probe = trained.probe.as_deref();
+        let evidence = arena.evidence(probe, &asked, &general, &show).await?;
+        Ok(gate::judge(&evidence, config))
     }
 
     async fn reject(&self, reason: String, verdict: serde_json::Value) -> Result<Ended, RunError> {
