@@ -58,7 +58,6 @@ fn merge(base: &Path, adapter: &Path, kind: Option<TensorKind>, to: &Path) -> Ve
 }
 
 #[tokio::test]
-#[expect(clippy::print_stderr, reason = "the numbers are worth seeing, not only that they pass")]
 async fn a_merged_model_means_base_and_adapter_and_peft_gives_the_adapter_back() {
     for architecture in ARCHITECTURES {
         let folder = tempfile::tempdir().unwrap();
@@ -89,7 +88,6 @@ async fn a_merged_model_means_base_and_adapter_and_peft_gives_the_adapter_back()
 }
 
 #[tokio::test]
-#[expect(clippy::print_stderr, reason = "the numbers are worth seeing, not only that they pass")]
 async fn a_merged_model_of_a_quantized_base_is_as_near_as_its_rounding_says() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
@@ -259,7 +257,6 @@ const PYTHON: &str = "REFLECTD_TEST_PYTHON";
 
 /// Adapters that PEFT has made and adapters that PEFT loads, against `transformers` itself.
 #[tokio::test]
-#[expect(clippy::print_stderr, reason = "the numbers are worth seeing, and what was left out too")]
 async fn peft_and_transformers_compute_what_the_server_computes() {
     let Ok(python) = std::env::var(PYTHON) else {
         return eprintln!("skipped: {PYTHON} is not set");
