@@ -12,6 +12,7 @@ mod explore;
 pub mod gate;
 mod guards;
 pub mod held_out;
+mod import;
 mod live;
 mod op_queue;
 pub mod pairs;
@@ -24,6 +25,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -31,6 +33,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use self::import::Source;
 use self::op_queue::{Reply, Wish};
 use crate::config::Config;
 use crate::engine::{Engine, Generation};
@@ -115,6 +118,8 @@ pub enum Stage {
         /// Candidates that pass every aspect so far.
         positives: usize,
     },
+    /// Reading an adapter that was made elsewhere.
+    Importing,
     /// Building pairs and the data set.
     Pairing,
     /// The trainer works.
@@ -226,6 +231,16 @@ impl Learner {
     /// Pairs, trains, gates, promotes. Resolves when done. The owner's wish also ends a pause.
     pub async fn train(&self) -> Result<Ended, LearnError> {
         self.ask(|reply| Command::Wish(Wish::Train { min_new_pairs: 0 }, reply)).await?
+    }
+    /// Puts an adapter that was made elsewhere on trial: a GGUF or a PEFT folder. `base_sha256` is
+    /// the base that the owner says it is for. Resolves when done.
+    pub async fn import(
+        &self,
+        path: PathBuf,
+        base_sha256: Option<String>,
+    ) -> Result<Ended, LearnError> {
+        let wish = Wish::Import(Source { path, base_sha256 });
+        self.ask(|reply| Command::Wish(wish, reply)).await?
     }
     /// Stops the long operation under way, if any. Resolves when it has stopped.
     pub async fn cancel(&self) -> Result<(), LearnError> {
