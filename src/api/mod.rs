@@ -138,6 +138,7 @@ fn router(api: Api) -> Router {
         .route("/v1/judge/rescore", post(judge::rescore))
         .route("/v1/adapters", get(adapters::list))
         .route("/v1/adapters/{generation}", get(adapters::show))
+        .route("/v1/adapters/import", post(adapters::import))
         .route("/v1/adapters/rollback", post(adapters::rollback))
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .fallback(async || ApiError::NotFound("no such path".to_owned()))

@@ -2,6 +2,7 @@
 //! line client writes and reads them. Pure data; `docs/api.md` is their description.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -525,6 +526,20 @@ pub struct JudgeBody {
     /// Attack: what with; absent: the attacks that are built in.
     pub attacks: Option<Vec<Attack>>,
     /// Follow it as server-sent events.
+    pub stream: bool,
+}
+
+/// `POST /v1/adapters/import`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportBody {
+    /// A GGUF adapter or a PEFT folder; absolute, the daemon reads it as its own user.
+    pub path: PathBuf,
+    /// The base that it is for, where its file does not say so.
+    #[serde(default)]
+    pub base_sha256: Option<String>,
+    /// Follow it as server-sent events.
+    #[serde(default)]
     pub stream: bool,
 }
 

@@ -95,6 +95,7 @@ fn view(stage: &Stage) -> Option<View> {
             total: *total,
             message: format!("{positives} answers pass"),
         },
+        Stage::Importing => View { name: "importing", done: 0, total: 1, message: String::new() },
         Stage::Pairing => View { name: "pairing", done: 0, total: 1, message: String::new() },
         Stage::Training { n_steps, step, paused, .. } => View {
             name: "training",
@@ -152,6 +153,7 @@ mod tests {
             learn::Stage::Idle,
             learn::Stage::Exploring { done: 1, total: 2, positives: 9 },
             learn::Stage::Pairing,
+            learn::Stage::Importing,
             learn::Stage::Training { run, n_steps: 10, step, paused: true },
             learn::Stage::Gating { run, done: 4, total: 5 },
             learn::Stage::Judging { task: JudgeTask::Attack, done: 6, total: 7 },
@@ -161,6 +163,7 @@ mod tests {
             "idle",
             "exploring: 1/2 9 answers pass",
             "pairing: 0/1",
+            "importing: 0/1",
             "training run 7: 3/10 loss 0.500, reward accuracy 0.75, paused: somebody chats",
             "gating run 7: 4/5",
             "attacking the judge: 6/7",

@@ -88,6 +88,7 @@ pub(super) struct Run {
     pub(super) start: Generation,
     pub(super) n_pairs: usize,
     pub(super) data_sha256: String,
+    pub(super) job: Value,
     pub(super) metrics: Value,
     pub(super) generation: Option<Generation>,
 }
@@ -107,6 +108,7 @@ pub(super) struct Adapter {
     pub(super) parent: Option<Generation>,
     pub(super) created_ms: Option<i64>,
     pub(super) sha256: Option<String>,
+    pub(super) base_sha256: Option<String>,
     pub(super) path: Option<String>,
     #[serde(default)]
     pub(super) verdict: Value,
@@ -117,6 +119,7 @@ pub(super) struct Adapter {
 #[serde(tag = "stage", rename_all = "snake_case")]
 pub(super) enum Stage {
     Idle,
+    Importing,
     Exploring { done: u64, total: u64, positives: u64 },
     Pairing,
     Training { run: RunId, n_steps: u64, step: Step, paused: bool },
@@ -191,6 +194,7 @@ pub(super) struct Side {
 pub(super) struct Model {
     pub(super) name: String,
     pub(super) path: String,
+    pub(super) sha256: String,
     pub(super) architecture: String,
     pub(super) n_parameters: f64,
 }

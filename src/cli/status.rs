@@ -80,7 +80,8 @@ mod tests {
     fn a_configuration_that_was_rolled_back_is_shown_with_its_problems() {
         let status = json!({
             "version": "0.1.0", "uptime_s": 75, "agents": ["nano"], "next_run": null,
-            "model": {"name": "nano", "path": "m.gguf", "architecture": "llama", "n_parameters": 800_000},
+            "model": {"name": "nano", "path": "m.gguf", "sha256": "ab", "architecture": "llama",
+                      "n_parameters": 800_000},
             "engine": {"active": 2, "running": 1, "queued": 0, "cells_used": 10, "cells": 4096},
             "counts": {"exchanges": 3, "candidates": 9, "assessments": 27, "feedback": 1, "runs": 2,
                        "new_exchanges": 1},

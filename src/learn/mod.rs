@@ -12,6 +12,7 @@ mod explore;
 pub mod gate;
 mod guards;
 pub mod held_out;
+mod import;
 mod judge;
 mod live;
 mod op_queue;
@@ -27,6 +28,7 @@ mod tests;
 #[cfg(test)]
 mod trust_tests;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -34,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use self::import::Source;
 use self::op_queue::{Reply, Wish};
 use crate::config::Config;
 use crate::engine::{Engine, Generation};
@@ -119,6 +122,8 @@ pub enum Stage {
         /// Candidates that pass every aspect so far.
         positives: usize,
     },
+    /// Reading an adapter that was made elsewhere.
+    Importing,
     /// Building pairs and the data set.
     Pairing,
     /// The trainer works.
@@ -296,6 +301,16 @@ impl Learner {
         attacks: Vec<Attack>,
     ) -> Result<Ended, LearnError> {
         let wish = Wish::Judge { task, agent, limit, attacks: Arc::new(attacks) };
+        self.ask(|reply| Command::Wish(wish, reply)).await?
+    }
+    /// Puts an adapter that was made elsewhere on trial: a GGUF or a PEFT folder. `base_sha256` is
+    /// the base that the owner says it is for. Resolves when done.
+    pub async fn import(
+        &self,
+        path: PathBuf,
+        base_sha256: Option<String>,
+    ) -> Result<Ended, LearnError> {
+        let wish = Wish::Import(Source { path, base_sha256 });
         self.ask(|reply| Command::Wish(wish, reply)).await?
     }
     /// Stops the long operation under way, if any. Resolves when it has stopped.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 
+use super::import::Source;
 use super::{Ended, JudgeTask, LearnError};
 use crate::trust::Attack;
 
@@ -34,6 +35,8 @@ pub(super) enum Wish {
         /// What to attack with.
         attacks: Arc<Vec<Attack>>,
     },
+    /// Put an adapter that was made elsewhere on trial.
+    Import(Source),
 }
 
 impl Wish {
@@ -43,6 +46,7 @@ impl Wish {
             Self::Explore { .. } => "it explores stored prompts",
             Self::Train { .. } => "a training run is under way",
             Self::Judge { .. } => "it measures the judge",
+            Self::Import(_) => "an imported adapter is on trial",
         }
     }
     /// Whether the end of `running` is what this wish asks for.

@@ -24,6 +24,7 @@ use super::{Ended, Parts, Stage, judge, replay};
 use crate::config::Config;
 use crate::config::prompt_file::PromptFileError;
 use crate::engine::{EngineError, Generation};
+use crate::lora::LoraError;
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
@@ -50,6 +51,8 @@ pub(super) enum RunError {
     Trainer(#[from] TrainerError),
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     #[error(transparent)]
     Arena(#[from] ArenaError),
     #[error(transparent)]
@@ -86,15 +89,17 @@ impl RunError {
 }
 
 /// A recorded run with what its steps need.
-struct Run<'a> {
-    parts: &'a Parts,
-    config: Arc<Config>,
-    stage: &'a watch::Sender<Stage>,
-    id: RunId,
+pub(super) struct Run<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) config: Arc<Config>,
+    pub(super) stage: &'a watch::Sender<Stage>,
+    pub(super) id: RunId,
     /// What is served when it starts: where training begins, the reference policy, the opponent.
-    start: Generation,
-    job: Job,
-    questions: Questions,
+    pub(super) start: Generation,
+    pub(super) job: Job,
+    /// What there is without training: an adapter that was made elsewhere.
+    pub(super) trained: Option<Trained>,
+    pub(super) questions: Questions,
 }
 
 /// From pairs to a verdict. Fewer than `min_new_pairs` that are newer than the last run's: no run.
@@ -105,11 +110,15 @@ pub(super) async fn run(
     cancel: Cancel,
 ) -> Ended {
     stage.send_replace(Stage::Pairing);
-    let run = match prepare(parts, min_new_pairs, stage).await {
-        Ok(run) => run,
-        Err(error) => return Ended::Failed { run: None, reason: error.reason() },
-    };
-    let id = run.id;
+    match prepare(parts, min_new_pairs, stage).await {
+        Ok(run) => conclude(run, cancel).await,
+        Err(error) => Ended::Failed { run: None, reason: error.reason() },
+    }
+}
+
+/// From a recorded run to its end, which is recorded too.
+pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
+    let (id, parts) = (run.id, run.parts);
     let span = tracing::info_span!("train", run_id = %id);
     let ended = match run.finish(cancel).instrument(span).await {
         Ok(ended) => ended,
@@ -151,7 +160,9 @@ async fn prepare<'a>(
 
     let dataset = Dataset::new(&pairs);
     let start = parts.engine.stats().active;
-    let job = job(parts, &config, start, &dataset).await?;
+    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
+    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
+    let job = job(parts, &config, start, label, dataset.seed()).await?;
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -169,7 +180,7 @@ async fn prepare<'a>(
     let facts =
         json!({ "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
-    Ok(Run { parts, config, stage, id, start, job, questions })
+    Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
 
 /// The pairs of all stored exchanges of the agents that learn.
@@ -219,10 +230,11 @@ async fn enough(
     }
     let runs = parts.store.runs(RECENT_RUNS).await?;
     // What a run that broke, or was refused before its trainer started, was given is still to be
-    // learned.
+    // learned; an import was given nothing.
     let judged = |run: &&store::Run| {
         matches!(run.state, RunState::Promoted | RunState::Rejected)
             && run.metrics.get("adapter_sha256").is_some()
+            && 0 < run.n_pairs
     };
     let last = match runs.iter().find(judged) {
         Some(run) => parts.store.pairs(run.id).await?,
@@ -238,11 +250,13 @@ async fn enough(
     Ok(seen)
 }
 
-async fn job(
+/// What the configuration makes of a run that starts now; `label` names it and its folder.
+pub(super) async fn job(
     parts: &Parts,
     config: &Config,
     start: Generation,
-    dataset: &Dataset,
+    label: String,
+    seed: u64,
 ) -> Result<Job, RunError> {
     let rows = parts.store.generations().await?;
     let adapter = rows.into_iter().find(|row| row.generation == start).map(|row| row.path);
@@ -250,8 +264,6 @@ async fn job(
     // The trainer runs in another folder, so its paths are absolute.
     let base = std::path::absolute(&info.path)
         .map_err(|source| RunError::Write { path: info.path.clone(), source })?;
-    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
-    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
     let out = parts.state.run(&label);
     let (learn, trainer) = (&config.learn, &config.trainer);
     Ok(Job {
@@ -273,7 +285,7 @@ async fn job(
         memory_limit_bytes: trainer.memory_limit_bytes,
         threads: trainer.threads,
         device: trainer.device,
-        seed: dataset.seed(),
+        seed,
     })
 }
 
@@ -283,15 +295,20 @@ impl Run<'_> {
         if let Some(reason) = self.unjudgeable() {
             return self.reject(reason, serde_json::Value::Null).await;
         }
-        let mut stop = cancel.clone();
-        let untrusted = tokio::select! {
-            untrusted = self.untrusted() => untrusted?,
-            () = stop.cancelled() => return Err(RunError::Cancelled),
+        let trained = match &self.trained {
+            Some(trained) => trained.clone(),
+            None => {
+                let mut stop = cancel.clone();
+                let untrusted = tokio::select! {
+                    untrusted = self.untrusted() => untrusted?,
+                    () = stop.cancelled() => return Err(RunError::Cancelled),
+                };
+                if let Some(reason) = untrusted {
+                    return self.reject(reason, serde_json::Value::Null).await;
+                }
+                self.train(cancel.clone()).await?
+            }
         };
-        if let Some(reason) = untrusted {
-            return self.reject(reason, serde_json::Value::Null).await;
-        }
-        let trained = self.train(cancel.clone()).await?;
         self.check(&trained).await?;
         let candidate = self.parts.store.next_generation().await?;
         self.parts.engine.load_lane(candidate, trained.adapter.clone()).await?;
@@ -424,7 +441,8 @@ impl Run<'_> {
         show(0);
         let arena =
             Arena { parts: self.parts, config, run: self.id, active: self.start, candidate };
-        let evidence = arena.evidence(Some(&trained.probe), &asked, &general, &show).await?;
+        let probe = trained.probe.as_deref();
+        let evidence = arena.evidence(probe, &asked, &general, &show).await?;
         Ok(gate::judge(&evidence, config))
     }
 

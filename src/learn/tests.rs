@@ -3,6 +3,8 @@
 
 mod guards;
 
+mod imports;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
