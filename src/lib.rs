@@ -9,13 +9,16 @@
 //! | [`daemon`] | builds everything, one loop over `enum Event`, stops everything in order |
 //! | [`api`] | HTTP on the Unix socket |
 //! | [`learn`] | pairs, schedule, trainer child, gate, promotion |
+//! | [`trust`] | how good the judge is, bars, attacks on it |
 //! | [`reflect`] | draft, assess, critique, refine, choose |
 //! | [`store`] | SQLite: one thread, one connection |
 //! | [`nano`] | the embedded default: world, corpora, tokenizer |
 //! | [`config`] | YAML to checked values, hot reload |
 //! | [`prompt`] | templates; pure after load |
+//! | [`lora`] | adapters as files: GGUF, PEFT, merged, with a card |
 //! | [`engine`] | the model: one thread, one context, lanes |
 //! | [`gguf`] | reading, checking and writing GGUF files |
+//! | [`statistics`] | shares with intervals, a judge against the truth; pure |
 //! | [`protocol`] | what daemon and trainer say to each other |
 //! | [`telemetry`], [`paths`], [`exit`] | the edges of the process |
 
@@ -39,11 +42,14 @@ pub mod engine;
 pub mod exit;
 pub mod gguf;
 pub mod learn;
+pub mod lora;
 pub mod nano;
 pub mod paths;
 pub mod prompt;
 pub mod protocol;
 pub mod reflect;
 pub mod signals;
+pub mod statistics;
 pub mod store;
 pub mod telemetry;
+pub mod trust;

@@ -3,6 +3,7 @@
 //! a list of [`TextPart`]s in which only the template's own parts count as control.
 //! Used by `reflect`, `learn` and `nano`.
 
+mod neutral;
 #[cfg(test)]
 mod tests;
 
@@ -15,8 +16,11 @@ use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, context};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::engine::TextPart;
+use crate::paths;
+use neutral::neutral;
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -208,12 +212,18 @@ fn in_words(error: Error) -> PromptError {
 
 /// The project's reflection templates (`prompts/reflect.yaml`, or an agent's own file): each is a
 /// short conversation whose contents are minijinja templates.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct PromptSet {
     labels: [String; 3],
     /// Holds each content under `name.index`.
     environment: Environment<'static>,
     roles: BTreeMap<String, Vec<Role>>,
+    /// What an answer looks like, where the judge knows one form only.
+    form: Option<Regex>,
+    /// Hash of all that the judge is asked with, but for the aspect.
+    version: String,
+    /// The first label stands for level +1 and the last one for -1.
+    is_reversed: bool,
 }
 
 /// What a critique or refinement template may show of one aspect.
@@ -261,6 +271,7 @@ impl PromptSet {
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.add_filter("quote", quote);
         let mut roles = BTreeMap::new();
+        let version = version(&labels, &templates);
         for (name, turns) in templates {
             if turns.last().is_none_or(|last| last.role != Role::User) {
                 return Err(PromptError(format!("{name} must end with a turn of the user")));
@@ -272,9 +283,45 @@ impl PromptSet {
                     .map_err(in_words)?;
             }
         }
-        let set = Self { labels, environment, roles };
+        let (form, is_reversed) = (None, false);
+        let set = Self { labels, environment, roles, form, version, is_reversed };
         set.try_out()?;
         Ok(set)
+    }
+
+    /// Says what an answer looks like. For judges that were trained on answers of one form and have no
+    /// means to tell an answer from what is said about it: see [`PromptSet::readings`].
+    pub fn set_form(&mut self, form: &str) -> Result<(), PromptError> {
+        self.form = Some(Regex::new(form).map_err(|error| PromptError(error.to_string()))?);
+        self.version = paths::hex(&Sha256::digest(format!("{}{form}", self.version)));
+        Ok(())
+    }
+
+    /// Names what the judge is asked with, but for the aspect: templates, labels, form, and how
+    /// answers are made harmless.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The same with the labels in the opposite order; the caller turns the aspects' levels round.
+    /// Shows how much the judge likes a label for its place.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self { is_reversed: !self.is_reversed, ..self.clone() }
+    }
+
+    /// An answer as the judge reads it: as it stands, and where there is more than an answer of the
+    /// form, also the first part that is one alone. The least favourable reading counts, so that what
+    /// was added to an answer to speak to the judge can only harm it.
+    pub fn readings(&self, response: &str) -> Vec<String> {
+        let whole = neutral(response).into_owned();
+        let Some(form) = &self.form else { return vec![whole] };
+        let formed = form.find(&whole).map_or("", |found| found.as_str());
+        if formed == whole {
+            return vec![whole];
+        }
+        let formed = formed.to_owned();
+        vec![whole, formed]
     }
 
     /// Text of the three level labels; each must be one token after the rendered `assess` prompt.
@@ -292,7 +339,9 @@ impl PromptSet {
         aspect: &AspectView<'_>,
     ) -> Result<Vec<Message>, PromptError> {
         let aspect = aspect.to_value();
-        self.render("assess", &context! { question, response, reference, aspect })
+        let (question, response) = (neutral(question), neutral(response));
+        let best = &self.labels[if self.is_reversed { 0 } else { 2 }];
+        self.render("assess", &context! { question, response, reference, aspect, best })
     }
 
     /// Whether there is a template for choosing aspects.
@@ -320,6 +369,7 @@ impl PromptSet {
         aspects: &[AspectView<'_>],
     ) -> Result<Vec<Message>, PromptError> {
         let aspects: Vec<Value> = aspects.iter().map(AspectView::to_value).collect();
+        let (question, response) = (neutral(question), neutral(response));
         self.render("critique", &context! { question, response, reference, aspects })
     }
 
@@ -360,6 +410,12 @@ impl PromptSet {
         }
         Ok(())
     }
+}
+
+fn version(labels: &[String; 3], templates: &BTreeMap<String, Vec<Message>>) -> String {
+    let asked = (neutral::VERSION, labels, templates.get("assess"));
+    let text = serde_json::to_vec(&asked).expect("templates are plain data");
+    paths::hex(&Sha256::digest(text))
 }
 
 /// Puts `> ` before every line: whatever the text says, it cannot end its own quotation.

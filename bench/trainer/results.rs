@@ -1,5 +1,5 @@
-//! What was measured, as numbers and as ratios: `results.json`, and the table of
-//! `docs/PERFORMANCE.md` between its two comment lines. Used by `main`.
+//! What was measured, as numbers and as ratios: `results.json`, and a table for people. Used by
+//! `main`.
 
 use std::fmt::Write as _;
 use std::io::Write as _;

@@ -9,6 +9,7 @@ mod error;
 mod feedback;
 mod follow;
 mod health;
+mod judge;
 mod later;
 mod metrics;
 mod models;
@@ -131,8 +132,13 @@ fn router(api: Api) -> Router {
         .route("/v1/runs/resume", post(runs::resume))
         .route("/v1/runs/{id}", get(runs::show))
         .route("/v1/explore", post(runs::explore))
+        .route("/v1/judge", get(judge::report))
+        .route("/v1/judge/calibrate", post(judge::calibrate))
+        .route("/v1/judge/attack", post(judge::attack))
+        .route("/v1/judge/rescore", post(judge::rescore))
         .route("/v1/adapters", get(adapters::list))
         .route("/v1/adapters/{generation}", get(adapters::show))
+        .route("/v1/adapters/import", post(adapters::import))
         .route("/v1/adapters/rollback", post(adapters::rollback))
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .fallback(async || ApiError::NotFound("no such path".to_owned()))

@@ -85,7 +85,8 @@ pub(super) async fn explore(
     answer(&api, body.stream, async move { learner.explore(body.limit, split).await }).await
 }
 
-async fn answer<F>(api: &Api, stream: bool, operation: F) -> Result<Response, ApiError>
+/// The outcome of a long operation, or its stages on the way there.
+pub(super) async fn answer<F>(api: &Api, stream: bool, operation: F) -> Result<Response, ApiError>
 where
     F: Future<Output = Result<crate::learn::Ended, LearnError>> + Send + 'static,
 {

@@ -8,7 +8,7 @@ use super::client::Client;
 use super::progress::{StageBar, follow};
 use super::reply::Ended;
 use super::table::span;
-use super::terminal;
+use super::{judge, terminal};
 use crate::config::prompt_file;
 use crate::exit::Exit;
 
@@ -75,6 +75,12 @@ fn describe(ended: &Ended) -> String {
         Ended::Explored { prompts, candidates, positives, generated_tokens, wall_s } => format!(
             "Explored {prompts} prompts in {}: {candidates} new answers ({positives} pass every \
              aspect), {generated_tokens} tokens.\n",
+            span(*wall_s)
+        ),
+        Ended::Calibrated { reports } => reports.iter().map(judge::show).collect(),
+        Ended::Attacked { reports } => reports.iter().map(judge::show_attacks).collect(),
+        Ended::Rescored { exchanges, candidates, wall_s } => format!(
+            "Judged {candidates} answers to {exchanges} prompts again in {}.\n",
             span(*wall_s)
         ),
         Ended::Promoted { run, generation, share } if *share < 1.0 => format!(

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::reply::{Ended, Stage};
+use crate::learn::JudgeTask;
 
 /// How a long operation ended.
 #[derive(Debug)]
@@ -94,6 +95,7 @@ fn view(stage: &Stage) -> Option<View> {
             total: *total,
             message: format!("{positives} answers pass"),
         },
+        Stage::Importing => View { name: "importing", done: 0, total: 1, message: String::new() },
         Stage::Pairing => View { name: "pairing", done: 0, total: 1, message: String::new() },
         Stage::Training { n_steps, step, paused, .. } => View {
             name: "training",
@@ -108,6 +110,14 @@ fn view(stage: &Stage) -> Option<View> {
         },
         Stage::Gating { done, total, .. } => {
             View { name: "gating", done: *done, total: *total, message: String::new() }
+        }
+        Stage::Judging { task, done, total } => {
+            let name = match task {
+                JudgeTask::Calibrate => "measuring the judge",
+                JudgeTask::Attack => "attacking the judge",
+                JudgeTask::Rescore => "judging again",
+            };
+            View { name, done: *done, total: *total, message: String::new() }
         }
     })
 }
@@ -143,16 +153,20 @@ mod tests {
             learn::Stage::Idle,
             learn::Stage::Exploring { done: 1, total: 2, positives: 9 },
             learn::Stage::Pairing,
+            learn::Stage::Importing,
             learn::Stage::Training { run, n_steps: 10, step, paused: true },
             learn::Stage::Gating { run, done: 4, total: 5 },
+            learn::Stage::Judging { task: JudgeTask::Attack, done: 6, total: 7 },
         ]
         .map(|stage| describe(&reread(&stage)));
         let expected = [
             "idle",
             "exploring: 1/2 9 answers pass",
             "pairing: 0/1",
+            "importing: 0/1",
             "training run 7: 3/10 loss 0.500, reward accuracy 0.75, paused: somebody chats",
             "gating run 7: 4/5",
+            "attacking the judge: 6/7",
         ];
         assert_eq!(shown, expected);
     }

@@ -6,8 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::engine::Generation;
+use crate::learn::JudgeTask;
 use crate::protocol::Step;
 use crate::store::{Assessment, CandidateId, Event, ExchangeId, RunId, RunState, Watch};
+use crate::trust::{AttackReport, Report, Standing};
 
 /// `{"error": ...}`.
 #[derive(Debug, Deserialize)]
@@ -86,6 +88,7 @@ pub(super) struct Run {
     pub(super) start: Generation,
     pub(super) n_pairs: usize,
     pub(super) data_sha256: String,
+    pub(super) job: Value,
     pub(super) metrics: Value,
     pub(super) generation: Option<Generation>,
 }
@@ -105,6 +108,7 @@ pub(super) struct Adapter {
     pub(super) parent: Option<Generation>,
     pub(super) created_ms: Option<i64>,
     pub(super) sha256: Option<String>,
+    pub(super) base_sha256: Option<String>,
     pub(super) path: Option<String>,
     #[serde(default)]
     pub(super) verdict: Value,
@@ -115,10 +119,12 @@ pub(super) struct Adapter {
 #[serde(tag = "stage", rename_all = "snake_case")]
 pub(super) enum Stage {
     Idle,
+    Importing,
     Exploring { done: u64, total: u64, positives: u64 },
     Pairing,
     Training { run: RunId, n_steps: u64, step: Step, paused: bool },
     Gating { run: RunId, done: u64, total: u64 },
+    Judging { task: JudgeTask, done: u64, total: u64 },
 }
 
 /// How a long operation ended.
@@ -126,6 +132,9 @@ pub(super) enum Stage {
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub(super) enum Ended {
     Explored { prompts: u64, candidates: u64, positives: u64, generated_tokens: u64, wall_s: f64 },
+    Calibrated { reports: Vec<Report> },
+    Attacked { reports: Vec<AttackReport> },
+    Rescored { exchanges: u64, candidates: u64, wall_s: f64 },
     Promoted { run: RunId, generation: Generation, share: f64 },
     Rejected { run: RunId, reason: String },
     Failed { run: Option<RunId>, reason: String },
@@ -144,18 +153,21 @@ pub(super) struct Status {
     pub(super) guards: Guards,
     pub(super) agents: Vec<String>,
     #[serde(default)]
-    pub(super) judges: Vec<Judging>,
+    pub(super) judges: Vec<JudgeState>,
     #[serde(default)]
     pub(super) endpoint_calls: EndpointCalls,
     pub(super) config: ConfigState,
 }
 
-/// Inside [`Status`].
+/// Inside [`Status`], and in the list of `GET /v1/judge`.
 #[derive(Debug, Deserialize)]
-pub(super) struct Judging {
+pub(super) struct JudgeState {
     pub(super) agent: String,
     pub(super) judge: String,
     pub(super) scalar: String,
+    #[serde(flatten)]
+    pub(super) standing: Standing,
+    pub(super) report: Option<Report>,
 }
 
 /// Inside [`Status`].
@@ -192,6 +204,7 @@ pub(super) struct Side {
 pub(super) struct Model {
     pub(super) name: String,
     pub(super) path: String,
+    pub(super) sha256: String,
     pub(super) architecture: String,
     pub(super) n_parameters: f64,
 }

@@ -69,7 +69,8 @@ fn show(run: &Run) -> String {
         ("from generation", run.start.to_string()),
         ("became generation", or_none(run.generation)),
         ("pairs", run.n_pairs.to_string()),
-        ("data set", run.data_sha256.clone()),
+        // An imported adapter has learned from no data of ours.
+        ("data set", or_none(Some(&run.data_sha256).filter(|sha256| !sha256.is_empty()))),
     ];
     rows.extend(fields(&run.metrics));
     pairs(&rows)

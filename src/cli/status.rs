@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::client::Client;
-use super::reply::{Judging, Seen, Side, Status};
+use super::reply::{Seen, Side, Status};
 use super::table::{or_none, pairs, span, time};
-use super::{Json, progress, terminal};
+use super::{Json, judge, progress, terminal};
 use crate::exit::Exit;
 use crate::store::{Watch, WatchState};
 
@@ -39,8 +39,10 @@ fn render(status: &Status) -> String {
         ("runs", counts.runs.to_string()),
         ("configuration", status.config.state.replace('_', " ")),
     ];
-    for Judging { agent, judge, scalar } in &status.judges {
-        rows.push(("judge", format!("{agent}: {judge}; scalar: {scalar}")));
+    for state in &status.judges {
+        let (who, standing) = (&state.judge, judge::describe(&state.standing));
+        let text = format!("{}: {who}; scalar: {}; {standing}", state.agent, state.scalar);
+        rows.push(("judge", text));
     }
     if let Some(error) = &status.endpoint_calls.last_error {
         rows.push(("judge's fault", error.clone()));
@@ -83,7 +85,8 @@ mod tests {
     fn a_configuration_that_was_rolled_back_is_shown_with_its_problems() {
         let status = json!({
             "version": "0.1.0", "uptime_s": 75, "agents": ["nano"], "next_run": null,
-            "model": {"name": "nano", "path": "m.gguf", "architecture": "llama", "n_parameters": 800_000},
+            "model": {"name": "nano", "path": "m.gguf", "sha256": "ab", "architecture": "llama",
+                      "n_parameters": 800_000},
             "engine": {"active": 2, "running": 1, "queued": 0, "cells_used": 10, "cells": 4096},
             "counts": {"exchanges": 3, "candidates": 9, "assessments": 27, "feedback": 1, "runs": 2,
                        "new_exchanges": 1},

@@ -15,7 +15,7 @@ use super::judge::{aspect_choice, judge, scalar};
 use super::raw::{Problems, Section};
 use super::settings::Settings;
 use super::{
-    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Promising, Reflection,
+    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising, Reflection,
     ScalarConfig, Verifier,
 };
 use crate::engine::{EngineConfig, Sampling};
@@ -102,7 +102,7 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
             None
         }
     };
-    let Settings { server, trainer, learn, log_text, .. } = settings;
+    let Settings { server, trainer, learn, trust, log_text, .. } = settings;
     settings.engine.model = model?.1;
     let engine = settings.engine;
     let default_agent = default_agent?;
@@ -115,6 +115,7 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
         server,
         trainer,
         learn,
+        trust,
         agents,
         default_agent,
         log_text,
@@ -190,6 +191,7 @@ impl Files<'_> {
         let general = self.prompts_of(&mut keys, "general");
         // What is wrong with the prompts has been said.
         let can_choose = prompts.as_ref().is_none_or(|prompts| prompts.can_choose());
+        let probes = self.prompts_of(&mut keys, "probes");
         let agent = Agent {
             aspect_choice: aspect_choice(&mut keys, aspects.len(), can_choose),
             judge: judge(self.root, &mut keys, settings.judge.clone()),
@@ -201,6 +203,7 @@ impl Files<'_> {
             verifier: verifier(&mut keys),
             learn: keys.value("learn", true),
             held_out,
+            probes,
             general,
             aspects,
             prompts: prompts?,
@@ -251,7 +254,7 @@ impl Files<'_> {
         for mut item in items {
             let name = item.text("name");
             let weight = item.number("weight", 1.0, &(0.001..=1000.0));
-            let pass = item.number("pass", 0.5, &(0.0..=1.0));
+            let pass = pass(&mut item);
             let Some(name) = name else { continue };
             let folder = known.iter().position(|stems| stems.contains(&name));
             let Some(folder) = folder.and_then(|index| folders.get(index)) else {
@@ -277,6 +280,25 @@ impl Files<'_> {
         let aspect = keys.and_then(|keys| aspect(name, keys)).map(Arc::new);
         self.aspects.insert(file.into(), aspect.clone());
         aspect
+    }
+}
+
+/// The owner's number, or the word `calibrated`.
+fn pass(keys: &mut Section<'_>) -> Pass {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Number(f64),
+        Word(String),
+        Other(serde::de::IgnoredAny),
+    }
+    match keys.value("pass", Given::Number(0.5)) {
+        Given::Number(number) if (0.0..=1.0).contains(&number) => Pass::Fixed(number),
+        Given::Word(word) if word == "calibrated" => Pass::Calibrated,
+        Given::Number(_) | Given::Word(_) | Given::Other(_) => {
+            keys.problem("pass", "must be calibrated or a number from 0 to 1");
+            Pass::Calibrated
+        }
     }
 }
 
@@ -310,6 +332,7 @@ struct Turn {
 }
 
 fn prompt_set(mut keys: Section<'_>) -> Option<PromptSet> {
+    let form = keys.optional::<String>("form");
     let labels = keys.required("labels", "three texts, one token each, stand for levels -1, 0, +1");
     let mut templates = BTreeMap::new();
     let wanted = "a list of turns {role, content} is needed";
@@ -329,7 +352,13 @@ fn prompt_set(mut keys: Section<'_>) -> Option<PromptSet> {
     if !is_whole {
         return None;
     }
-    PromptSet::new(labels?, templates).map_err(|error| keys.problem("", error.to_string())).ok()
+    let mut set = PromptSet::new(labels?, templates)
+        .map_err(|error| keys.problem("", error.to_string()))
+        .ok()?;
+    if let Some(form) = form {
+        set.set_form(&form).map_err(|error| keys.problem("form", error.to_string())).ok()?;
+    }
+    Some(set)
 }
 
 fn sampling(keys: &mut Section<'_>, engine: &EngineConfig) -> Sampling {

@@ -44,6 +44,8 @@ pub struct Config {
     pub trainer: TrainerConfig,
     /// When and how to learn: one policy for the served model.
     pub learn: LearnConfig,
+    /// How far a judge has to be trusted.
+    pub trust: TrustConfig,
     /// By name. All serve the same GGUF (`engine.model`).
     pub agents: BTreeMap<String, Arc<Agent>>,
     /// The agent for requests that name the model `default`: the only one, or `default_agent`.
@@ -145,6 +147,9 @@ pub struct Agent {
     pub learn: bool,
     /// Held-out prompts (JSON lines of [`PromptLine`]) for the gate; they never enter training.
     pub held_out: Option<PathBuf>,
+    /// Labelled answers (JSON lines of [`ProbeLine`]) that measure the judge; their prompts never
+    /// enter training.
+    pub probes: Option<PathBuf>,
     /// Prompts that are not of this agent's task, in the same form: a candidate must not answer
     /// them worse. They never enter training either.
     pub general: Option<PathBuf>,
@@ -157,8 +162,22 @@ pub struct AgentAspect {
     pub aspect: Arc<Aspect>,
     /// Weight in the scalar, above 0.
     pub weight: f64,
-    /// An answer passes when p(+1) is at least this.
-    pub pass: f64,
+    /// Where its bar is.
+    pub pass: Pass,
+}
+
+/// An answer passes an aspect when p(+1) is at least this.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pass {
+    /// The owner's number.
+    Fixed(f64),
+    /// What calibration has found; until then [`Pass::UNCALIBRATED`].
+    Calibrated,
+}
+
+impl Pass {
+    /// The bar of an aspect that waits for its calibration.
+    pub const UNCALIBRATED: f64 = 0.5;
 }
 
 /// One criterion with three written levels.
@@ -273,6 +292,42 @@ pub struct PromptLine {
     /// How to check an answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
+}
+
+/// A labelled answer from a file.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeLine {
+    /// Unique in its file.
+    pub id: String,
+    /// The user's words.
+    pub prompt: String,
+    /// What was answered.
+    pub answer: String,
+    /// Shown to the judge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Whether the answer as a whole is good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub good: Option<bool>,
+    /// The level of each aspect that somebody has looked at: -1, 0 or 1.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aspects: BTreeMap<String, i8>,
+}
+
+/// How far a judge has to be trusted before a model learns from it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrustConfig {
+    /// The lower bound of the area under the ROC curve must reach this.
+    pub min_auc: f64,
+    /// Good labels, and as many bad ones, from which on a measurement counts.
+    pub min_labels: usize,
+    /// Share of bad answers that a calibrated bar may let pass.
+    pub max_false_accept: f64,
+    /// Without enough labels nothing is trained.
+    pub required: bool,
+    /// Labelled answers that one measurement looks at.
+    pub max_probes: usize,
 }
 
 /// When and how to learn.

@@ -7,6 +7,7 @@ mod lanes;
 mod limits;
 mod llama;
 mod sharing;
+mod vocabulary;
 
 use proptest::prelude::*;
 

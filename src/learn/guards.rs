@@ -59,10 +59,11 @@ pub(super) fn pause(
     ))
 }
 
-/// A run that was judged by numbers; others say nothing about progress.
+/// A run that was judged by numbers; others say nothing about progress, and an imported adapter
+/// (no pairs) says nothing about that of the loop.
 pub(super) fn is_round(run: &Run) -> bool {
     let is_judged = matches!(run.state, RunState::Promoted | RunState::Rejected);
-    is_judged && gate(run).is_some_and(serde_json::Value::is_object)
+    is_judged && 0 < run.n_pairs && gate(run).is_some_and(serde_json::Value::is_object)
 }
 
 fn gate(run: &Run) -> Option<&serde_json::Value> {

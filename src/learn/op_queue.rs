@@ -1,12 +1,16 @@
 //! One long operation at a time. A wish equal to the running one joins it and gets its end; another
 //! one is refused as busy. Pure bookkeeping: starting and stopping is `task`'s business.
 
+use std::sync::Arc;
+
 use tokio::sync::{oneshot, watch};
 
-use super::{Ended, LearnError};
+use super::import::Source;
+use super::{Ended, JudgeTask, LearnError};
+use crate::trust::Attack;
 
 /// A long operation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Wish {
     /// Fill stored prompts with candidates.
     Explore {
@@ -20,18 +24,33 @@ pub(super) enum Wish {
         /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
         min_new_pairs: usize,
     },
+    /// Ask the judge about answers that are there.
+    Judge {
+        /// What for.
+        task: JudgeTask,
+        /// Whose judge; `None`: every agent's.
+        agent: Option<String>,
+        /// Answers (calibration: no limit but `trust.max_probes`) or exchanges at most.
+        limit: usize,
+        /// What to attack with.
+        attacks: Arc<Vec<Attack>>,
+    },
+    /// Put an adapter that was made elsewhere on trial.
+    Import(Source),
 }
 
 impl Wish {
     /// What a client who comes too late is told.
-    fn busy(self) -> &'static str {
+    fn busy(&self) -> &'static str {
         match self {
             Self::Explore { .. } => "it explores stored prompts",
             Self::Train { .. } => "a training run is under way",
+            Self::Judge { .. } => "it measures the judge",
+            Self::Import(_) => "an imported adapter is on trial",
         }
     }
     /// Whether the end of `running` is what this wish asks for.
-    fn joins(self, running: Self) -> bool {
+    fn joins(&self, running: &Self) -> bool {
         match (self, running) {
             (Self::Train { .. }, Self::Train { .. }) => true,
             _ => self == running,
@@ -56,7 +75,7 @@ impl OpQueue {
                 self.running = Some((wish, reply.into_iter().collect()));
                 return true;
             }
-            Some((running, replies)) if wish.joins(*running) => replies.extend(reply),
+            Some((running, replies)) if wish.joins(running) => replies.extend(reply),
             Some((running, _)) => {
                 if let Some(reply) = reply {
                     drop(reply.send(Err(LearnError::Busy(running.busy()))));
@@ -66,8 +85,8 @@ impl OpQueue {
         false
     }
     /// What is under way.
-    pub(super) fn running(&self) -> Option<Wish> {
-        self.running.as_ref().map(|(wish, _)| *wish)
+    pub(super) fn running(&self) -> Option<&Wish> {
+        self.running.as_ref().map(|(wish, _)| wish)
     }
     /// The operation has ended: tells everyone who waits.
     pub(super) fn ended(&mut self, ended: &Ended) {
@@ -128,7 +147,7 @@ mod tests {
             assert!(!queue.ask(other, Some(reply)));
             assert!(matches!(end.try_recv().unwrap(), Err(LearnError::Busy(_))));
         }
-        assert_eq!(queue.running(), Some(EXPLORE));
+        assert_eq!(queue.running(), Some(&EXPLORE));
     }
 
     #[test]

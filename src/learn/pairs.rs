@@ -5,7 +5,7 @@
 //! the largest scalars; the rejected one fails at least one aspect. A refinement is trained as a
 //! *direct* answer to the prompt. Owner's edits will enter [`Pairing::add`] as positives.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -17,7 +17,7 @@ use crate::engine::{FinishReason, Token, Vocabulary};
 use crate::paths::hex;
 use crate::protocol::{Example, Objective};
 use crate::reflect;
-use crate::store::{Candidate, CandidateId, Exchange, PairRow};
+use crate::store::{Assessment, Candidate, CandidateId, Exchange, PairRow, Standard};
 
 /// One pair: as it is recorded and as it is trained on.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,12 +141,15 @@ impl<'a> Pairing<'a> {
         (self.pairs, self.tally)
     }
 
-    /// Judged answers, each text once, in the order of their making.
+    /// Judged answers, each text once, in the order of their making. Only what the same judge has
+    /// judged by the same rubrics as the newest one: scores of two versions are not compared.
     fn candidates<'e>(&self, exchange: &'e Exchange) -> Vec<Scored<'e>> {
         let mut texts = HashSet::new();
+        let newest = exchange.candidates.iter().rev().map(standards).find(|it| !it.is_empty());
         exchange
             .candidates
             .iter()
+            .filter(|candidate| Some(standards(candidate)) == newest)
             .filter(|candidate| self.policy.use_refinements || candidate.parent.is_none())
             .filter(|candidate| !candidate.tokens.is_empty())
             .filter(|candidate| candidate.assessments.iter().any(|a| a.weight > 0.0))
@@ -218,6 +221,14 @@ impl<'a> Pairing<'a> {
             // Nearly the same text on both sides pushes down what it should push up.
             && !(kin && similarity(&a.tokens, &b.tokens) > self.policy.max_parent_similarity)
     }
+}
+
+/// What counts in a candidate's scalar is judged by these: a reward model's number too, which has no
+/// weight.
+fn standards(candidate: &Candidate) -> BTreeSet<Standard> {
+    let counts = |said: &&Assessment| said.weight > 0.0 || said.aspect == reflect::REWARD;
+    let counting = candidate.assessments.iter().filter(counts);
+    counting.map(Assessment::standard).collect()
 }
 
 /// Names a prompt by its tokens: examples of one prompt stay on one side of a split.

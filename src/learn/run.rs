@@ -19,14 +19,16 @@ use super::held_out::{self, HeldOut, Questions};
 use super::op_queue::Cancel;
 use super::pairs::{Pair, Pairing, Tally};
 use super::promote::{self, PromoteError, Promotion, blocking};
-use super::{Ended, Parts, Stage, replay};
+use super::{Ended, Parts, Stage, judge, replay};
 use crate::config::Config;
 use crate::config::prompt_file::PromptFileError;
 use crate::engine::{EngineError, Generation};
+use crate::lora::LoraError;
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
 use crate::store::{self, CandidateId, PairRow, RunId, RunState, StoreError};
+use crate::trust::{Standing, TrustError};
 
 /// Exchanges read at once.
 const PAGE: usize = 256;
@@ -49,9 +51,13 @@ pub(super) enum RunError {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     #[error(transparent)]
+    Lora(#[from] LoraError),
+    #[error(transparent)]
     Arena(#[from] ArenaError),
     #[error(transparent)]
     Promote(#[from] PromoteError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// There is nothing to train on.
     #[error("{0}")]
     TooFewPairs(String),
@@ -82,15 +88,17 @@ impl RunError {
 }
 
 /// A recorded run with what its steps need.
-struct Run<'a> {
-    parts: &'a Parts,
-    config: Arc<Config>,
-    stage: &'a watch::Sender<Stage>,
-    id: RunId,
+pub(super) struct Run<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) config: Arc<Config>,
+    pub(super) stage: &'a watch::Sender<Stage>,
+    pub(super) id: RunId,
     /// What is served when it starts: where training begins, the reference policy, the opponent.
-    start: Generation,
-    job: Job,
-    questions: Questions,
+    pub(super) start: Generation,
+    pub(super) job: Job,
+    /// What there is without training: an adapter that was made elsewhere.
+    pub(super) trained: Option<Trained>,
+    pub(super) questions: Questions,
 }
 
 /// From pairs to a verdict. Fewer than `min_new_pairs` that are newer than the last run's: no run.
@@ -101,11 +109,15 @@ pub(super) async fn run(
     cancel: Cancel,
 ) -> Ended {
     stage.send_replace(Stage::Pairing);
-    let run = match prepare(parts, min_new_pairs, stage).await {
-        Ok(run) => run,
-        Err(error) => return Ended::Failed { run: None, reason: error.reason() },
-    };
-    let id = run.id;
+    match prepare(parts, min_new_pairs, stage).await {
+        Ok(run) => conclude(run, cancel).await,
+        Err(error) => Ended::Failed { run: None, reason: error.reason() },
+    }
+}
+
+/// From a recorded run to its end, which is recorded too.
+pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
+    let (id, parts) = (run.id, run.parts);
     let span = tracing::info_span!("train", run_id = %id);
     let ended = match run.finish(cancel).instrument(span).await {
         Ok(ended) => ended,
@@ -129,12 +141,15 @@ async fn prepare<'a>(
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
-    let questions = blocking({
+    let (questions, probes) = blocking({
         let config = config.clone();
-        move || held_out::load(config.agents.values())
+        move || {
+            let questions = held_out::load(config.agents.values())?;
+            Ok::<_, PromptFileError>((questions, held_out::probes(config.agents.values())?))
+        }
     })
     .await?;
-    let held_out = questions.fingerprints();
+    let held_out = questions.fingerprints(probes.iter().map(String::as_str));
     let (pairs, tally) = pairs(parts, &config, &held_out).await?;
     let seen = enough(parts, &pairs, tally, min_new_pairs).await?;
     let earlier = parts.store.earlier_pairs(learning(&config), replay::MAX_EARLIER).await?;
@@ -144,7 +159,9 @@ async fn prepare<'a>(
 
     let dataset = Dataset::new(&pairs);
     let start = parts.engine.stats().active;
-    let job = job(parts, &config, start, &dataset).await?;
+    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
+    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
+    let job = job(parts, &config, start, label, dataset.seed()).await?;
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -162,7 +179,7 @@ async fn prepare<'a>(
     let facts =
         json!({ "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
-    Ok(Run { parts, config, stage, id, start, job, questions })
+    Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
 
 /// The pairs of all stored exchanges of the agents that learn.
@@ -211,8 +228,13 @@ async fn enough(
         return Err(RunError::TooFewPairs(format!("there are no pairs: {why}; explore first")));
     }
     let runs = parts.store.runs(RECENT_RUNS).await?;
-    // What a run that broke was given is still to be learned.
-    let judged = |run: &&store::Run| matches!(run.state, RunState::Promoted | RunState::Rejected);
+    // What a run that broke, or was refused before its trainer started, was given is still to be
+    // learned; an import was given nothing.
+    let judged = |run: &&store::Run| {
+        matches!(run.state, RunState::Promoted | RunState::Rejected)
+            && run.metrics.get("adapter_sha256").is_some()
+            && 0 < run.n_pairs
+    };
     let last = match runs.iter().find(judged) {
         Some(run) => parts.store.pairs(run.id).await?,
         None => Vec::new(),
@@ -227,11 +249,13 @@ async fn enough(
     Ok(seen)
 }
 
-async fn job(
+/// What the configuration makes of a run that starts now; `label` names it and its folder.
+pub(super) async fn job(
     parts: &Parts,
     config: &Config,
     start: Generation,
-    dataset: &Dataset,
+    label: String,
+    seed: u64,
 ) -> Result<Job, RunError> {
     let rows = parts.store.generations().await?;
     let adapter = rows.into_iter().find(|row| row.generation == start).map(|row| row.path);
@@ -239,8 +263,6 @@ async fn job(
     // The trainer runs in another folder, so its paths are absolute.
     let base = std::path::absolute(&info.path)
         .map_err(|source| RunError::Write { path: info.path.clone(), source })?;
-    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
-    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
     let out = parts.state.run(&label);
     let (learn, trainer) = (&config.learn, &config.trainer);
     Ok(Job {
@@ -262,7 +284,7 @@ async fn job(
         memory_limit_bytes: trainer.memory_limit_bytes,
         threads: trainer.threads,
         device: trainer.device,
-        seed: dataset.seed(),
+        seed,
     })
 }
 
@@ -272,7 +294,20 @@ impl Run<'_> {
         if let Some(reason) = self.unjudgeable() {
             return self.reject(reason, serde_json::Value::Null).await;
         }
-        let trained = self.train(cancel.clone()).await?;
+        let trained = match &self.trained {
+            Some(trained) => trained.clone(),
+            None => {
+                let mut stop = cancel.clone();
+                let untrusted = tokio::select! {
+                    untrusted = self.untrusted() => untrusted?,
+                    () = stop.cancelled() => return Err(RunError::Cancelled),
+                };
+                if let Some(reason) = untrusted {
+                    return self.reject(reason, serde_json::Value::Null).await;
+                }
+                self.train(cancel.clone()).await?
+            }
+        };
         self.check(&trained).await?;
         let candidate = self.parts.store.next_generation().await?;
         self.parts.engine.load_lane(candidate, trained.adapter.clone()).await?;
@@ -299,6 +334,21 @@ impl Run<'_> {
                 agent.name
             )
         })
+    }
+
+    /// An agent whose judge is below the floor. What is known of the judges goes into the record.
+    async fn untrusted(&self) -> Result<Option<String>, RunError> {
+        let standings = judge::standings(self.parts, &self.config, self.stage).await?;
+        let facts = json!({ "judge": standings });
+        self.parts.store.update_run(self.id, RunState::Training, None, facts).await?;
+        Ok(standings.into_iter().find_map(|(agent, standing)| match standing {
+            Standing::Blocked { reason } => Some(reason),
+            Standing::Unmeasured { reason } => {
+                warn!(agent, reason, "The model learns from a judge that nobody has measured.");
+                None
+            }
+            Standing::Trusted { .. } => None,
+        }))
     }
 
     async fn train(&self, cancel: Cancel) -> Result<Trained, RunError> {
@@ -390,7 +440,8 @@ impl Run<'_> {
         show(0);
         let arena =
             Arena { parts: self.parts, config, run: self.id, active: self.start, candidate };
-        let evidence = arena.evidence(Some(&trained.probe), &asked, &general, &show).await?;
+        let probe = trained.probe.as_deref();
+        let evidence = arena.evidence(probe, &asked, &general, &show).await?;
         Ok(gate::judge(&evidence, config))
     }
 

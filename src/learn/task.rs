@@ -14,7 +14,7 @@ use super::live::{self, Outlook, Seen};
 use super::op_queue::{Cancel, OpQueue, Wish};
 use super::run::RunError;
 use super::schedule::{Decision, Schedule};
-use super::{Command, Ended, LearnError, Parts, Stage, explore, promote, run};
+use super::{Command, Ended, LearnError, Parts, Stage, explore, import, judge, promote, run};
 use crate::store::{RunId, StoreError, Watch};
 
 /// How often the schedule looks at the clock.
@@ -113,14 +113,16 @@ impl Task {
     async fn obey(&mut self, command: Command) {
         // A client that has left does not want to know, so failed replies are dropped.
         match command {
-            Command::Wish(Wish::Train { .. }, reply) if self.guards.borrow().has_canary() => {
+            Command::Wish(Wish::Train { .. } | Wish::Import(_), reply)
+                if self.guards.borrow().has_canary() =>
+            {
                 drop(reply.send(Err(LearnError::Busy(
                     "the newest generation is still a canary, tried on a share of the chats; wait \
                      for its end, or end it with `reflectd adapters rollback`",
                 ))));
             }
             Command::Wish(wish, reply) => {
-                let is_new = self.queue.ask(wish, Some(reply));
+                let is_new = self.queue.ask(wish.clone(), Some(reply));
                 if is_new && matches!(wish, Wish::Train { .. }) {
                     // The owner wants to go on.
                     self.resume().await.unwrap_or_else(|error| warn!(%error, "Still paused."));
@@ -143,9 +145,9 @@ impl Task {
             }
             Command::Rollback(to, reply) => {
                 let result = match self.queue.running() {
-                    Some(Wish::Train { .. }) => Err(LearnError::Busy(
-                        "a training run compares with what is served; cancel it first",
-                    )),
+                    Some(Wish::Train { .. } | Wish::Import(_)) => {
+                        Err(LearnError::Busy("a run compares with what is served; cancel it first"))
+                    }
                     _ => promote::rollback(&self.parts, to).await,
                 };
                 self.look(false).await;
@@ -172,7 +174,7 @@ impl Task {
         if decision == Decision::Start
             && !self.guards.borrow().has_canary()
             && self.queue.running().is_none()
-            && self.queue.ask(wish, None)
+            && self.queue.ask(wish.clone(), None)
         {
             info!("A scheduled training run starts.");
             self.start(wish);
@@ -211,7 +213,9 @@ impl Task {
         let Some((watch, seen)) = seen else { return Ok(false) };
         match self.outlook(watch, seen) {
             Outlook::Open => Ok(false),
-            Outlook::Dropped(_) if matches!(self.queue.running(), Some(Wish::Train { .. })) => {
+            Outlook::Dropped(_)
+                if matches!(self.queue.running(), Some(Wish::Train { .. } | Wish::Import(_))) =>
+            {
                 // It starts from what is to be taken back. The look after its end acts.
                 warn!("A run is stopped, because what it starts from does badly in live use.");
                 self.stop();
@@ -298,7 +302,7 @@ impl Task {
                 warn!(failures, next_run = %due, "The next run waits longer after a failure.");
             }
         }
-        info!(?ended, "The learner is idle.");
+        info!(ended = ended.in_short(), "The learner is idle.");
         self.stage.send_replace(Stage::Idle);
         self.queue.ended(ended);
         for reply in self.cancelling.drain(..) {
@@ -324,6 +328,7 @@ async fn operate(
 ) -> Ended {
     match wish {
         Wish::Train { min_new_pairs } => run::run(parts, min_new_pairs, stage, cancel).await,
+        Wish::Import(source) => import::import(parts, source, stage, cancel).await,
         Wish::Explore { limit, split } => {
             // Dropping the exploration cancels its requests; what is stored stays.
             let explored = tokio::select! {
@@ -331,6 +336,14 @@ async fn operate(
                 () = cancel.cancelled() => Err(RunError::Cancelled),
             };
             explored.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })
+        }
+        Wish::Judge { task, agent, limit, attacks } => {
+            let errand = judge::Errand { task, agent, limit, attacks };
+            let done = tokio::select! {
+                done = judge::run(parts, &errand, stage) => done,
+                () = cancel.cancelled() => Err(RunError::Cancelled),
+            };
+            done.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })
         }
     }
 }

@@ -7,9 +7,10 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{Agent, AgentAspect, RewardConfig, Verifier};
+use crate::config::{Agent, AgentAspect, Pass, RewardConfig, Verifier};
+use crate::paths;
 use crate::prompt::{AspectView, Message, Role};
-use crate::store::{Assessment, ChosenAspects, Relevance};
+use crate::store::{Assessment, ChosenAspects, JudgeBar, Relevance, Standard};
 
 use super::judge::Scored;
 use super::verify::{self, Check, VerifierError};
@@ -18,7 +19,7 @@ use super::verify::{self, Check, VerifierError};
 const VERIFIER: &str = "verifier";
 
 /// The aspect name of a reward model's assessments.
-const REWARD: &str = "reward";
+pub const REWARD: &str = "reward";
 
 /// The one number of an answer, -1 to 1: the reward model's, where one has read it, else the
 /// weighted mean of the aspects' values. Aspects of weight 0 do not count; 0 when none does.
@@ -63,22 +64,61 @@ pub(super) fn judge_name(model_sha256: &str) -> String {
     format!("generation 0 of {}", twelve(model_sha256))
 }
 
-/// One answer's scores, one for each of the aspects, as assessments.
-pub(super) fn read_scores(aspects: &[AgentAspect], scored: &[Scored]) -> Vec<Assessment> {
+/// What an aspect of this agent is judged by. The version names all that the judge is asked with:
+/// scores of different versions are not compared.
+pub(super) fn standard(agent: &Agent, rated: &AgentAspect, judge: &str) -> Standard {
+    let asked = format!("{} {}", rated.aspect.version, agent.prompts.version());
+    Standard {
+        aspect: rated.aspect.name.clone(),
+        judge: judge.to_owned(),
+        rubric_version: twelve(&paths::hex(&Sha256::digest(asked))),
+    }
+}
+
+/// Where the bar of an aspect is, given what calibration has found for this standard.
+pub(super) fn bar(pass: Pass, standard: &Standard, calibrated: &[JudgeBar]) -> f64 {
+    match pass {
+        Pass::Fixed(bar) => bar,
+        Pass::Calibrated => calibrated
+            .iter()
+            .find(|bar| bar.standard == *standard)
+            .map_or(Pass::UNCALIBRATED, |bar| bar.pass),
+    }
+}
+
+/// One answer's scores, one for each of these aspects of the agent, as assessments. `judge`: as bars
+/// name it, which leaves out the states of an endpoint.
+pub(super) fn read_scores(
+    agent: &Agent,
+    aspects: &[AgentAspect],
+    judge: &str,
+    calibrated: &[JudgeBar],
+    scored: &[Scored],
+) -> Vec<Assessment> {
     aspects
         .iter()
         .zip(scored)
         .map(|(rated, scored)| {
             let levels = levels(scored);
-            Assessment {
-                aspect: rated.aspect.name.clone(),
-                rubric_version: rated.aspect.version.clone(),
-                judge: scored.judge.clone(),
-                levels,
-                mass: scored.scores.mass,
-                weight: rated.weight,
-                passes: rated.pass <= f64::from(levels[2]),
-            }
+            let standard = standard(agent, rated, judge);
+            let passes = bar(rated.pass, &standard, calibrated) <= f64::from(levels[2]);
+            let Standard { aspect, rubric_version, .. } = standard;
+            let (judge, mass, weight) = (scored.judge.clone(), scored.scores.mass, rated.weight);
+            Assessment { aspect, rubric_version, judge, levels, mass, weight, passes }
+        })
+        .collect()
+}
+
+/// Of several readings of one answer the least favourable to it, aspect by aspect.
+pub(super) fn worst(n_aspects: usize, readings: &[Scored]) -> Vec<Scored> {
+    let value = |scored: &Scored| match scored.scores.probabilities.as_slice() {
+        [low, .., high] => high - low,
+        _ => 0.0,
+    };
+    (0..n_aspects)
+        .filter_map(|aspect| {
+            let of_aspect = readings.iter().skip(aspect).step_by(n_aspects);
+            of_aspect.min_by(|a, b| value(a).total_cmp(&value(b))).cloned()
         })
         .collect()
 }
@@ -284,7 +324,7 @@ mod tests {
                 version: "1".into(),
             }),
             weight: 1.0,
-            pass: 0.5,
+            pass: Pass::Fixed(0.5),
         };
         let scored = |high: f32| Scored {
             judge: "j".into(),

@@ -84,7 +84,7 @@ pub(super) async fn fill(
 
 /// The aspects that the prompt's answers are judged by: those that were chosen for it, or those
 /// that answers have been judged by before anybody chose. All answers of a prompt are judged alike.
-fn aspects_so_far(exchange: &Exchange) -> Vec<String> {
+pub(super) fn aspects_so_far(exchange: &Exchange) -> Vec<String> {
     if let Some(choice) = &exchange.aspect_choice {
         return choice.chosen.clone();
     }

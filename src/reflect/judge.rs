@@ -9,14 +9,16 @@ pub(super) mod model;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{Agent, AgentAspect, AspectChoice, JudgeConfig, Promising, ScalarConfig};
+use crate::config::{Agent, AgentAspect, AspectChoice, JudgeConfig, Pass, Promising, ScalarConfig};
 use crate::engine::{Class, EngineError, GenerateRequest, LabelScores};
 use crate::prompt::{Message, PromptError, Role};
-use crate::store::{Assessment, ChosenAspects};
+use crate::store::{Assessment, ChosenAspects, JudgeBar, Standard};
 
 use self::endpoint::Asking;
 use self::model::ModelJudge;
-use super::assess::{Verification, choose, read_scores, reward, shortfalls, view};
+use super::assess::{
+    Verification, bar, choose, read_scores, reward, shortfalls, standard, view, worst,
+};
 use super::{ReflectError, Reflector, question};
 
 /// The judge of one prompt's answers.
@@ -148,8 +150,9 @@ impl<'a> Judge<'a> {
         &self,
         answers: &[&str],
     ) -> Result<Vec<Vec<Assessment>>, ReflectError> {
-        let asked = answers.iter().map(|answer| self.prompts(answer));
+        let asked = answers.iter().map(|answer| self.readings(answer));
         let scored = self.score(asked.collect::<Result<_, _>>()?).await?;
+        let (name, bars) = (self.name(), self.reflector.bars(self.agent).await?);
         let mut assessments = Vec::with_capacity(answers.len());
         for (answer, scored) in answers.iter().zip(scored) {
             let Some(scored) = scored else {
@@ -157,7 +160,8 @@ impl<'a> Judge<'a> {
                 assessments.push(Vec::new());
                 continue;
             };
-            let mut own = read_scores(&self.aspects, &scored);
+            let scored = worst(self.aspects.len(), &scored);
+            let mut own = read_scores(self.agent, &self.aspects, &name, &bars, &scored);
             own.extend(self.verification.as_ref().map(|check| check.assess(answer)));
             assessments.push(own);
         }
@@ -225,6 +229,15 @@ impl<'a> Judge<'a> {
         }))
     }
 
+    /// One conversation an aspect, for each reading of the answer.
+    fn readings(&self, answer: &str) -> Result<Vec<Vec<Message>>, PromptError> {
+        let mut all = Vec::new();
+        for reading in self.agent.prompts.readings(answer) {
+            all.extend(self.prompts(&reading)?);
+        }
+        Ok(all)
+    }
+
     /// One conversation an aspect.
     fn prompts(&self, answer: &str) -> Result<Vec<Vec<Message>>, PromptError> {
         let prompts = &self.agent.prompts;
@@ -262,6 +275,28 @@ impl Reflector {
             Source::Model(model) => model.name(),
             Source::Endpoint(endpoint) => endpoint.name(None),
         })
+    }
+
+    /// What the agent's aspects are judged by at present, in their order.
+    pub fn standards(&self, agent: &Agent) -> Result<Vec<Standard>, ReflectError> {
+        let judge = self.judge_name(agent)?;
+        Ok(agent.aspects.iter().map(|rated| standard(agent, rated, &judge)).collect())
+    }
+
+    /// The bars of the agent's aspects at present, in their order.
+    pub async fn bars_in_force(&self, agent: &Agent) -> Result<Vec<f64>, ReflectError> {
+        let calibrated = self.bars(agent).await?;
+        let standards = self.standards(agent)?.into_iter();
+        let rated = agent.aspects.iter().zip(standards);
+        Ok(rated.map(|(rated, standard)| bar(rated.pass, &standard, &calibrated)).collect())
+    }
+
+    /// What calibration has found, where an aspect wants to know.
+    async fn bars(&self, agent: &Agent) -> Result<Vec<JudgeBar>, ReflectError> {
+        if agent.aspects.iter().all(|rated| rated.pass != Pass::Calibrated) {
+            return Ok(Vec::new());
+        }
+        Ok(self.store.judge_bars(agent.name.clone()).await?)
     }
 
     /// What becomes the one number of this agent's answers.

@@ -30,13 +30,13 @@ use crate::engine::{
     TokenPiece,
 };
 use crate::prompt::{ChatTemplate, Message, PromptError, Role};
-use crate::store::{Assessment, Candidate, ExchangeId, Source, Store, StoreError};
+use crate::store::{Assessment, Candidate, Exchange, ExchangeId, Source, Store, StoreError};
 
 use choices::Choices;
 use judge::endpoint::Calls;
 use judge::model::{RewardJudge, Second};
 
-pub use assess::{passes, question, scalar};
+pub use assess::{REWARD, passes, question, scalar};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
 
 /// Everything that reflection needs of the daemon. Cheap to clone.
@@ -289,6 +289,22 @@ impl Reflector {
             .with(reference, verification);
         judge.choose().await?;
         Ok(judge.assess(&[response]).await?.pop().unwrap_or_default())
+    }
+
+    /// Judges several answers to a stored prompt in one request, with its reference and verifier, by
+    /// the aspects that the prompt's answers have been judged by so far.
+    pub async fn assess_all(
+        &self,
+        agent: &Agent,
+        exchange: &Exchange,
+        answers: &[&str],
+        class: Class,
+    ) -> Result<Vec<Vec<Assessment>>, ReflectError> {
+        let verification = assess::Verification::new(agent, exchange.verifier.as_ref())?;
+        let judge = judge::Judge::new(self, agent, &exchange.messages, class)?
+            .with(exchange.reference.as_deref(), verification)
+            .with_aspects(&explore::aspects_so_far(exchange));
+        judge.assess(answers).await
     }
 
     /// A rendered conversation as tokens of the served model.

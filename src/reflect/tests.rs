@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::config::{
-    AgentAspect, Aspect, AspectChoice, JudgeConfig, Promising, Reflection, ScalarConfig,
+    AgentAspect, Aspect, AspectChoice, JudgeConfig, Pass, Promising, Reflection, ScalarConfig,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, Fake, Script};
 use crate::engine::{self, EngineThread};
@@ -155,7 +155,7 @@ pub(super) fn aspect(name: &str) -> AgentAspect {
             version: "v1".to_owned(),
         }),
         weight: 1.0,
-        pass: 0.5,
+        pass: Pass::Fixed(0.5),
     }
 }
 
@@ -187,6 +187,7 @@ pub(super) fn agent() -> Agent {
         verifier: None,
         learn: true,
         held_out: None,
+        probes: None,
         general: None,
     }
 }
@@ -270,7 +271,7 @@ async fn an_inline_answer_is_refined_when_it_falls_short() {
     assert!(passes(&refinement.assessments) && !passes(&draft.assessments));
     let judged = &draft.assessments[0];
     assert_eq!(judged.judge, "generation 0 of 000000000000");
-    assert_eq!((judged.aspect.as_str(), judged.rubric_version.as_str()), ("right", "v1"));
+    assert_eq!((judged.aspect.as_str(), judged.rubric_version.len()), ("right", 12));
     assert!(0.99 < judged.mass);
 }
 

@@ -88,7 +88,7 @@ pub(super) fn insert_candidates(
             candidate.critique,
         ])?;
         let id = CandidateId(tx.last_insert_rowid());
-        upsert_assessments(tx, id, &candidate.assessments)?;
+        put_assessments(tx, id, &candidate.assessments)?;
         ids.push(id);
     }
     Ok(ids)
@@ -127,24 +127,44 @@ pub(super) fn insert_assessments(
     if !tx.prepare_cached("SELECT 1 FROM candidates WHERE id = ?")?.exists([candidate])? {
         return Err(Refusal::NotFound { what: "candidate", id: candidate.0 });
     }
-    upsert_assessments(tx, candidate, assessments)
+    put_assessments(tx, candidate, assessments)
 }
 
-fn upsert_assessments(
+/// What was said of these candidates before no longer counts, but stays.
+pub(super) fn replace_assessments(
+    tx: &Transaction<'_>,
+    judged: &[(CandidateId, Vec<Assessment>)],
+) -> Outcome<()> {
+    let sql = "UPDATE assessments SET is_current = 0 WHERE candidate = ? AND is_current = 1";
+    let mut retire = tx.prepare_cached(sql)?;
+    for (candidate, assessments) in judged {
+        retire.execute([candidate])?;
+        insert_assessments(tx, *candidate, assessments)?;
+    }
+    Ok(())
+}
+
+fn put_assessments(
     tx: &Transaction<'_>,
     candidate: CandidateId,
     assessments: &[Assessment],
 ) -> Outcome<()> {
-    let mut upsert = tx.prepare_cached(
-        "INSERT OR REPLACE INTO assessments
-            (candidate, aspect, rubric_version, judge, p_minus, p_zero, p_plus, mass, weight,
-             passes)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    let mut retire = tx.prepare_cached(
+        "UPDATE assessments SET is_current = 0
+         WHERE candidate = ? AND aspect = ? AND is_current = 1",
+    )?;
+    let mut insert = tx.prepare_cached(
+        "INSERT INTO assessments
+            (candidate, created_ms, aspect, rubric_version, judge, p_minus, p_zero, p_plus, mass,
+             weight, passes, is_current)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
     )?;
     for it in assessments {
         let [p_minus, p_zero, p_plus] = it.levels;
-        upsert.execute(params![
+        retire.execute(params![candidate, it.aspect])?;
+        insert.execute(params![
             candidate,
+            now_ms(),
             it.aspect,
             it.rubric_version,
             it.judge,
@@ -159,6 +179,14 @@ fn upsert_assessments(
     Ok(())
 }
 
+/// Everything that was ever said of a candidate, oldest first.
+pub(super) fn history(tx: &Transaction<'_>, candidate: CandidateId) -> Outcome<Vec<Assessment>> {
+    let sql = "SELECT * FROM assessments WHERE candidate = ? ORDER BY id";
+    let mut query = tx.prepare_cached(sql)?;
+    let rows = query.query_map([candidate], read_assessment)?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
 pub(super) fn one(tx: &Transaction<'_>, id: ExchangeId) -> Outcome<Exchange> {
     let sql = "SELECT * FROM exchanges WHERE id = ?";
     let exchange = tx.prepare_cached(sql)?.query_row([id], read_exchange).optional()?;
@@ -169,7 +197,7 @@ pub(super) fn one(tx: &Transaction<'_>, id: ExchangeId) -> Outcome<Exchange> {
         .query_map([id], read_candidate)?
         .collect::<rusqlite::Result<_>>()?;
     for candidate in &mut exchange.candidates {
-        let sql = "SELECT * FROM assessments WHERE candidate = ? ORDER BY id";
+        let sql = "SELECT * FROM assessments WHERE candidate = ? AND is_current = 1 ORDER BY id";
         candidate.assessments = tx
             .prepare_cached(sql)?
             .query_map([candidate.id], read_assessment)?
@@ -240,7 +268,8 @@ pub(super) fn learnable(
     let sql = "SELECT id FROM exchanges
         WHERE agent IN (SELECT value FROM json_each(?)) AND id > ? AND 2 <= (
             SELECT count(*) FROM candidates WHERE exchange = exchanges.id
-                AND EXISTS (SELECT 1 FROM assessments WHERE candidate = candidates.id))
+                AND EXISTS (SELECT 1 FROM assessments
+                    WHERE candidate = candidates.id AND is_current = 1))
         ORDER BY id LIMIT ?";
     let after = after.unwrap_or(ExchangeId(0));
     all_of(tx, &ids(tx, sql, params![Json(agents), after, limit(at_most)])?)
@@ -261,7 +290,11 @@ pub(super) fn explorable(
     ids(tx, sql, params![Json(agents), n, m, limit(at_most)])
 }
 
-fn ids(tx: &Transaction<'_>, sql: &str, values: impl rusqlite::Params) -> Outcome<Vec<ExchangeId>> {
+pub(super) fn ids(
+    tx: &Transaction<'_>,
+    sql: &str,
+    values: impl rusqlite::Params,
+) -> Outcome<Vec<ExchangeId>> {
     let mut query = tx.prepare_cached(sql)?;
     let ids = query.query_map(values, |row| row.get(0))?;
     Ok(ids.collect::<rusqlite::Result<_>>()?)

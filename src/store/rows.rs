@@ -151,6 +151,14 @@ pub struct Assessment {
 }
 
 impl Assessment {
+    /// What it was judged by.
+    pub fn standard(&self) -> Standard {
+        Standard {
+            aspect: self.aspect.clone(),
+            judge: self.judge.clone(),
+            rubric_version: self.rubric_version.clone(),
+        }
+    }
     /// p(+1) - p(-1), between -1 and 1.
     pub fn value(&self) -> f64 {
         f64::from(self.levels[2]) - f64::from(self.levels[0])
@@ -399,6 +407,43 @@ pub struct Evaluation {
     pub score: f64,
     /// The verifier's word, where the prompt has one.
     pub verified: Option<bool>,
+}
+
+/// What one aspect is judged by: scores are compared only when this is the same.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Standard {
+    /// The aspect's name.
+    pub aspect: String,
+    /// See [`Assessment::judge`].
+    pub judge: String,
+    /// See [`Assessment::rubric_version`].
+    pub rubric_version: String,
+}
+
+/// Where calibration has put the bar of one aspect.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JudgeBar {
+    /// It holds for these scores alone.
+    pub standard: Standard,
+    /// An answer passes when p(+1) is at least this.
+    pub pass: f64,
+}
+
+/// A measurement of an agent's judge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JudgeReport {
+    /// Unix milliseconds.
+    pub created_ms: i64,
+    /// The agent's name.
+    pub agent: String,
+    /// Who judged.
+    pub judge: String,
+    /// Of all rubrics together.
+    pub version: String,
+    /// A [`crate::trust::Report`].
+    pub report: serde_json::Value,
+    /// What each probe got.
+    pub scores: serde_json::Value,
 }
 
 /// Row counts for `status`.

@@ -14,6 +14,7 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(include_str!("schema.sql")),
         M::up(include_str!("schema_gate.sql")),
         M::up(include_str!("schema_aspect_choice.sql")),
+        M::up(include_str!("schema_trust.sql")),
     ])
 }
 
@@ -25,7 +26,8 @@ pub(super) fn counts(tx: &Transaction<'_>) -> Outcome<Counts> {
         (SELECT count(*) FROM feedback),
         (SELECT count(*) FROM runs),
         (SELECT count(DISTINCT exchange) FROM candidates
-            WHERE id > coalesce((SELECT last_candidate FROM runs ORDER BY id DESC LIMIT 1), 0))";
+            WHERE id > coalesce((SELECT max(last_candidate) FROM runs
+                WHERE data_sha256 <> ''), 0))";
     let counts = tx.prepare_cached(sql)?.query_row([], |row| {
         let count = |index: usize| row.get::<_, Count<_>>(index).map(|it| it.0);
         Ok(Counts {

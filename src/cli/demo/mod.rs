@@ -20,11 +20,11 @@ use super::client::Client;
 use super::nano::prompt_lines;
 use super::progress::{StageBar, follow};
 use super::reply::{Ended, Run, Stage};
-use super::statistics;
 use super::terminal::{print, print_json, remark};
 use crate::config::PromptLine;
 use crate::exit::Exit;
 use crate::nano::world::Split;
+use crate::statistics;
 use daemon_process::DaemonProcess;
 use load::{Counts, Load};
 use report::{Report, Round};
@@ -167,7 +167,11 @@ async fn n_pairs(client: &Client, ended: &Ended) -> anyhow::Result<usize> {
     let run = match ended {
         Ended::Promoted { run, .. } | Ended::Rejected { run, .. } => *run,
         Ended::Failed { run: Some(run), .. } => *run,
-        Ended::Failed { run: None, .. } | Ended::Explored { .. } => return Ok(0),
+        Ended::Failed { run: None, .. }
+        | Ended::Explored { .. }
+        | Ended::Calibrated { .. }
+        | Ended::Attacked { .. }
+        | Ended::Rescored { .. } => return Ok(0),
     };
     Ok(client.get::<Run>(&format!("/v1/runs/{run}")).await?.n_pairs)
 }

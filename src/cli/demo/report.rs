@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::load::Counts;
 use super::measure::Measured;
 use crate::cli::reply::Ended;
-use crate::cli::statistics::JudgeQuality;
 use crate::cli::table::{NONE, Table, or_none, span};
 use crate::config::PromptLine;
 use crate::exit::Exit;
+use crate::statistics::JudgeQuality;
 
 /// Everything that a demo has found out.
 #[derive(Debug)]
@@ -43,8 +43,11 @@ impl Round {
             Ended::Promoted { generation, .. } => format!("promoted as generation {generation}"),
             Ended::Rejected { reason, .. } => format!("kept the old weights: {reason}"),
             Ended::Failed { reason, .. } => format!("failed: {reason}"),
-            Ended::Explored { .. } => {
-                "the daemon answered a training with an exploration".to_owned()
+            Ended::Explored { .. }
+            | Ended::Calibrated { .. }
+            | Ended::Attacked { .. }
+            | Ended::Rescored { .. } => {
+                "the daemon answered a training with something else".to_owned()
             }
         }
     }

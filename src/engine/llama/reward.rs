@@ -72,7 +72,10 @@ impl RewardModel {
         let computing = Computing { pooling: Some(pooling), ..computing };
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
-        let vocabulary = Arc::new(LlamaVocabulary::new(Arc::clone(&model)));
+        let vocabulary = Arc::new(LlamaVocabulary::new(
+            Arc::clone(&model),
+            header.string("tokenizer.chat_template").unwrap_or_default(),
+        ));
         let info = info(path, sha256, &header, &model, &vocabulary, limits.cells)?;
         let batch = Batch::new(&limits);
         Ok(Self { context, batch, limits, head, info, vocabulary, _model: model })
