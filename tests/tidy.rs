@@ -35,8 +35,17 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "signals", "daemon", "api", "learn", "reflect", "store", "nano", "config", "prompt",
+            "signals",
+            "daemon",
+            "api",
+            "learn",
+            "reflect",
+            "store",
+            "nano",
+            "config",
+            "prompt",
             "engine",
+            "statistics",
         ],
     ),
     // The words that a signal stands for are the daemon's.
@@ -51,6 +60,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("prompt", &["engine"]),
     ("engine", &["gguf"]),
     ("gguf", &[]),
+    ("statistics", &[]),
     ("protocol", &[]),
     ("telemetry", &[]),
     ("paths", &[]),

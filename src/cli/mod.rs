@@ -19,7 +19,6 @@ mod reply;
 mod runs;
 mod serve;
 mod sse;
-mod statistics;
 mod status;
 mod table;
 mod terminal;
