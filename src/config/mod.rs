@@ -284,13 +284,26 @@ pub struct PairPolicy {
     pub max_length_ratio: f64,
     /// A refinement is not paired with its parent when their texts are this alike (0 to 1).
     pub max_parent_similarity: f64,
+    /// Which answers are chosen.
+    pub positives: Positives,
     /// How the rejected answer is picked.
     pub rejected: Rejected,
     /// Refinements take part.
     pub use_refinements: bool,
 }
 
-/// How the rejected answer is picked among those that fail an aspect.
+/// Which answers are chosen.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positives {
+    /// Those that pass every aspect; one that fails an aspect is rejected.
+    Veto,
+    /// Those with the largest scalars, whatever their aspects say; one with a lower scalar is
+    /// rejected. That is what a reward alone can tell (the paper's reward-only arm).
+    Best,
+}
+
+/// How the rejected answer is picked among those that may be.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rejected {

@@ -7,7 +7,7 @@ use std::thread::available_parallelism;
 use serde::Deserialize;
 
 use super::raw::{Problems, Section};
-use super::{GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig};
+use super::{GateConfig, LearnConfig, PairPolicy, Positives, Rejected, ServerConfig, TrainerConfig};
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
 use crate::protocol::{BaseKind, Device, Lora, Objective, Optimizer};
 
@@ -182,6 +182,7 @@ fn pairs(keys: &mut Section<'_>) -> PairPolicy {
         min_margin: keys.number("min_margin", 0.2, &(0.0..=2.0)),
         max_length_ratio: keys.number("max_length_ratio", 1.5, &(1.0..=100.0)),
         max_parent_similarity: keys.number("max_parent_similarity", 0.9, &(0.0..=1.0)),
+        positives: keys.value("positives", Positives::Veto),
         rejected: keys.value("rejected", Rejected::MeanMinus2Sd),
         use_refinements: keys.value("use_refinements", true),
     }

@@ -2,7 +2,8 @@
 //! the same pairs. It must not read files or the store. Used by `run` and the benchmarks.
 //!
 //! The chosen answer passes every aspect (a veto, because small judges say yes too often) and has
-//! the largest scalars; the rejected one fails at least one aspect. A refinement is trained as a
+//! the largest scalars; the rejected one fails at least one aspect. With `positives: best` the
+//! scalar alone decides. A refinement is trained as a
 //! *direct* answer to the prompt. Owner's edits will enter [`Pairing::add`] as positives.
 
 use std::collections::{HashMap, HashSet};
@@ -12,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::held_out::HeldOut;
 use super::random::Random;
-use crate::config::{PairPolicy, Rejected};
+use crate::config::{PairPolicy, Positives, Rejected};
 use crate::engine::{FinishReason, Token, Vocabulary};
 use crate::paths::hex;
 use crate::protocol::{Example, Objective};
@@ -42,9 +43,9 @@ pub struct Tally {
     pub prompts: usize,
     /// Left out because they are held out.
     pub held_out: usize,
-    /// No complete answer passes every aspect.
+    /// No complete answer passes every aspect (`best`: there is no complete answer).
     pub without_chosen: usize,
-    /// No answer fails an aspect and fits a chosen one in margin, length and likeness.
+    /// No answer may be rejected and fits a chosen one in margin, length and likeness.
     pub without_rejected: usize,
 }
 
@@ -156,8 +157,8 @@ impl<'a> Pairing<'a> {
             .collect()
     }
 
-    /// Complete answers that pass every aspect, best first. An answer that was cut off or has no
-    /// end token would teach the model not to stop.
+    /// Complete answers that may be chosen, best first. An answer that was cut off or has no end
+    /// token would teach the model not to stop.
     fn chosen<'e>(&self, candidates: &[Scored<'e>]) -> Vec<Scored<'e>> {
         let mut chosen: Vec<_> = candidates
             .iter()
@@ -165,19 +166,30 @@ impl<'a> Pairing<'a> {
             .filter(|Scored { candidate, .. }| {
                 candidate.finish == FinishReason::Stop
                     && candidate.tokens.last().is_some_and(|&token| self.vocabulary.is_end(token))
-                    && reflect::passes(&candidate.assessments)
+                    && match self.policy.positives {
+                        Positives::Veto => reflect::passes(&candidate.assessments),
+                        Positives::Best => true,
+                    }
             })
             .collect();
         chosen.sort_by(|a, b| {
             b.scalar.total_cmp(&a.scalar).then(a.candidate.id.cmp(&b.candidate.id))
         });
+        if self.policy.positives == Positives::Best {
+            // The best and not merely the better: every answer is better than some other.
+            chosen.truncate(self.policy.per_prompt);
+        }
         chosen
     }
 
-    /// Answers that fail an aspect, in the order in which they are taken.
+    /// Answers that may be rejected, in the order in which they are taken.
     fn rejected<'e>(&self, exchange: &Exchange, candidates: &[Scored<'e>]) -> Vec<Scored<'e>> {
-        let fails = |scored: &&Scored<'_>| !reflect::passes(&scored.candidate.assessments);
-        let mut rejected: Vec<_> = candidates.iter().filter(fails).copied().collect();
+        let may_be = |scored: &&Scored<'_>| match self.policy.positives {
+            Positives::Veto => !reflect::passes(&scored.candidate.assessments),
+            // `fits` asks for a lower scalar.
+            Positives::Best => true,
+        };
+        let mut rejected: Vec<_> = candidates.iter().filter(may_be).copied().collect();
         match self.policy.rejected {
             Rejected::Random => {
                 Random::new(exchange.id.0.cast_unsigned()).shuffle(&mut rejected);
@@ -213,7 +225,9 @@ impl<'a> Pairing<'a> {
     fn fits(&self, chosen: Scored<'_>, rejected: Scored<'_>) -> bool {
         let (a, b) = (chosen.candidate, rejected.candidate);
         let kin = a.parent == Some(b.id) || b.parent == Some(a.id);
-        chosen.scalar - rejected.scalar >= self.policy.min_margin
+        let margin = chosen.scalar - rejected.scalar;
+        0.0 < margin
+            && self.policy.min_margin <= margin
             && length_ratio(&a.tokens, &b.tokens) <= self.policy.max_length_ratio
             // Nearly the same text on both sides pushes down what it should push up.
             && !(kin && similarity(&a.tokens, &b.tokens) > self.policy.max_parent_similarity)

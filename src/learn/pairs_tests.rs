@@ -30,6 +30,7 @@ fn policy() -> PairPolicy {
         min_margin: 0.1,
         max_length_ratio: 1.5,
         max_parent_similarity: 0.8,
+        positives: Positives::Veto,
         rejected: Rejected::Random,
         use_refinements: true,
     }
@@ -112,6 +113,27 @@ fn the_best_answer_that_passes_is_chosen_against_one_that_fails() {
     assert!((pairs[0].row.margin - 1.4).abs() < 1e-6);
     assert_eq!(pairs[0].example.chosen, [5, 6, 9, 0]);
     assert_eq!(pairs[0].example.prompt, [i32::from(b'p')]);
+}
+
+#[test]
+fn by_scalar_alone_the_best_is_chosen_whatever_its_aspects_say() {
+    let one = exchange(
+        1,
+        "p",
+        vec![
+            candidate(1, &[5, 6, 7], 0.5, true),
+            candidate(2, &[5, 6, 8], 0.9, false),
+            candidate(3, &[5, 6, 9], 0.9, false),
+        ],
+    );
+    let best = PairPolicy { positives: Positives::Best, per_prompt: 1, ..policy() };
+    let (pairs, _) = paired(&best, DPO, std::slice::from_ref(&one));
+    // Its equal is not worse than it.
+    assert_eq!(chosen_and_rejected(&pairs), [(2, Some(1))]);
+    let (pairs, _) = paired(&best, Objective::Sft, std::slice::from_ref(&one));
+    assert_eq!(chosen_and_rejected(&pairs), [(2, None)]);
+    let (pairs, _) = paired(&policy(), DPO, &[one]);
+    assert_eq!(pairs, [], "the veto finds no answer that passes and is better");
 }
 
 #[test]
@@ -244,11 +266,13 @@ proptest! {
     #[test]
     fn every_pair_keeps_every_rule(
         exchanges in any_exchanges(),
+        positives in prop::sample::select(vec![Positives::Veto, Positives::Best]),
         rejected in prop::sample::select(vec![Rejected::Random, Rejected::MeanMinus2Sd]),
         supervised in any::<bool>(),
         per_prompt in 1usize..4,
     ) {
-        let policy = PairPolicy { per_prompt, rejected, ..policy() };
+        let policy = PairPolicy { per_prompt, positives, rejected, ..policy() };
+        let is_vetoed = positives == Positives::Veto;
         let objective = if supervised { Objective::Sft } else { DPO };
         let (pairs, tally) = paired(&policy, objective, &exchanges);
         prop_assert_eq!(&paired(&policy, objective, &exchanges).0, &pairs);
@@ -266,15 +290,15 @@ proptest! {
             *count += 1;
             prop_assert!(*count <= per_prompt);
             let chosen = find(pair, pair.row.chosen);
-            prop_assert!(reflect::passes(&chosen.assessments));
+            prop_assert!(!is_vetoed || reflect::passes(&chosen.assessments));
             prop_assert_eq!(chosen.finish, FinishReason::Stop);
             prop_assert_eq!(chosen.tokens.last(), Some(&END));
             prop_assert_eq!(pair.row.rejected.is_none(), supervised);
             if let Some(id) = pair.row.rejected {
                 let rejected = find(pair, id);
                 prop_assert!(!rejected.assessments.is_empty());
-                prop_assert!(!reflect::passes(&rejected.assessments));
-                prop_assert!(pair.row.margin >= policy.min_margin);
+                prop_assert!(!is_vetoed || !reflect::passes(&rejected.assessments));
+                prop_assert!(0.0 < pair.row.margin && policy.min_margin <= pair.row.margin);
                 prop_assert!(chosen.tokens != rejected.tokens);
                 prop_assert!(
                     length_ratio(&chosen.tokens, &rejected.tokens) <= policy.max_length_ratio

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{
-    Agent, AgentAspect, Aspect, GateConfig, LearnConfig, Mode, PairPolicy, Reflection, Rejected,
+    Agent, AgentAspect, Aspect, GateConfig, LearnConfig, Mode, PairPolicy, Positives, Reflection, Rejected,
     ServerConfig, TrainerConfig,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
@@ -276,6 +276,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 min_margin: 0.1,
                 max_length_ratio: 1.5,
                 max_parent_similarity: 0.9,
+                positives: Positives::Veto,
                 rejected: Rejected::Random,
                 use_refinements: true,
             },
