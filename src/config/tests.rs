@@ -98,6 +98,10 @@ fn every_objective_has_keys_of_its_own() {
             "name: kto, undesirable_weight: 1.5",
             Objective::Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.5 },
         ),
+        (
+            "name: grpo, beta: 0, importance_cap: 3",
+            Objective::Grpo { beta: 0.0, epsilon: 0.2, importance_cap: 3.0 },
+        ),
     ] {
         assert_eq!(objective(keys).unwrap(), expected, "{keys}");
     }
@@ -106,6 +110,8 @@ fn every_objective_has_keys_of_its_own() {
         ("name: robust_dpo, label_smoothing: 0.5", "label_smoothing"),
         ("name: ipo, nll: 1", "nll"),
         ("name: sft, beta: 1", "beta"),
+        ("name: grpo, epsilon: 1", "epsilon"),
+        ("name: grpo, nll: 1", "nll"),
     ] {
         objective(keys).expect_err(keys);
         assert!(root.problems().contains(problem), "{keys}: {}", root.problems());

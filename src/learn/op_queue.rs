@@ -5,16 +5,22 @@ use tokio::sync::{oneshot, watch};
 
 use super::{Ended, LearnError};
 
+/// Which stored prompts to fill, and how far.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Exploration {
+    /// Whose; `None`: those of all agents that learn.
+    pub agent: Option<String>,
+    /// Prompts at most.
+    pub limit: usize,
+    /// (n, m); `None`: the agents' own numbers.
+    pub split: Option<(u32, u32)>,
+}
+
 /// A long operation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Wish {
     /// Fill stored prompts with candidates.
-    Explore {
-        /// Prompts at most.
-        limit: usize,
-        /// (n, m); `None`: the agents' own numbers.
-        split: Option<(u32, u32)>,
-    },
+    Explore(Exploration),
     /// Pair, train, gate, promote.
     Train {
         /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
@@ -24,14 +30,14 @@ pub(super) enum Wish {
 
 impl Wish {
     /// What a client who comes too late is told.
-    fn busy(self) -> &'static str {
+    fn busy(&self) -> &'static str {
         match self {
-            Self::Explore { .. } => "it explores stored prompts",
+            Self::Explore(_) => "it explores stored prompts",
             Self::Train { .. } => "a training run is under way",
         }
     }
     /// Whether the end of `running` is what this wish asks for.
-    fn joins(self, running: Self) -> bool {
+    fn joins(&self, running: &Self) -> bool {
         match (self, running) {
             (Self::Train { .. }, Self::Train { .. }) => true,
             _ => self == running,
@@ -56,7 +62,7 @@ impl OpQueue {
                 self.running = Some((wish, reply.into_iter().collect()));
                 return true;
             }
-            Some((running, replies)) if wish.joins(*running) => replies.extend(reply),
+            Some((running, replies)) if wish.joins(running) => replies.extend(reply),
             Some((running, _)) => {
                 if let Some(reply) = reply {
                     drop(reply.send(Err(LearnError::Busy(running.busy()))));
@@ -66,8 +72,8 @@ impl OpQueue {
         false
     }
     /// What is under way.
-    pub(super) fn running(&self) -> Option<Wish> {
-        self.running.as_ref().map(|(wish, _)| *wish)
+    pub(super) fn running(&self) -> Option<&Wish> {
+        self.running.as_ref().map(|(wish, _)| wish)
     }
     /// The operation has ended: tells everyone who waits.
     pub(super) fn ended(&mut self, ended: &Ended) {
@@ -103,7 +109,9 @@ mod tests {
         Ended::Failed { run: None, reason: "over".into() }
     }
 
-    const EXPLORE: Wish = Wish::Explore { limit: 10, split: None };
+    fn explore(limit: usize) -> Wish {
+        Wish::Explore(Exploration { agent: None, limit, split: None })
+    }
 
     #[test]
     fn an_equal_wish_joins_and_both_get_the_end() {
@@ -122,19 +130,19 @@ mod tests {
     #[test]
     fn another_wish_is_told_what_is_under_way() {
         let mut queue = OpQueue::default();
-        assert!(queue.ask(EXPLORE, None));
-        for other in [Wish::Train { min_new_pairs: 0 }, Wish::Explore { limit: 11, split: None }] {
+        assert!(queue.ask(explore(10), None));
+        for other in [Wish::Train { min_new_pairs: 0 }, explore(11)] {
             let (reply, mut end) = oneshot::channel();
             assert!(!queue.ask(other, Some(reply)));
             assert!(matches!(end.try_recv().unwrap(), Err(LearnError::Busy(_))));
         }
-        assert_eq!(queue.running(), Some(EXPLORE));
+        assert_eq!(queue.running(), Some(&explore(10)));
     }
 
     #[test]
     fn after_the_end_the_next_wish_starts() {
         let mut queue = OpQueue::default();
-        assert!(queue.ask(EXPLORE, None));
+        assert!(queue.ask(explore(10), None));
         queue.ended(&ended());
         assert!(queue.ask(Wish::Train { min_new_pairs: 0 }, None));
     }

@@ -18,7 +18,8 @@ use super::dataset::Dataset;
 use super::gate::{self, Verdict};
 use super::held_out::{self, HeldOut, Question};
 use super::op_queue::Cancel;
-use super::pairs::{Pair, Pairing, Tally};
+use super::material::{self, Material};
+use super::pairs::Tally;
 use super::promote::{self, PromoteError, Promotion, blocking};
 use super::{Ended, Parts, Stage};
 use crate::config::Config;
@@ -27,12 +28,8 @@ use crate::engine::{EngineError, Generation};
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
-use crate::store::{self, PairRow, RunId, RunState, StoreError};
+use crate::store::{PairRow, RunId, RunState, StoreError};
 
-/// Exchanges read at once.
-const PAGE: usize = 256;
-/// Runs among which the last one that was judged is looked for.
-const RECENT_RUNS: usize = 100;
 
 /// Why a run or an exploration broke.
 #[derive(Debug, thiserror::Error)]
@@ -136,12 +133,12 @@ async fn prepare<'a>(
     })
     .await?;
     let held_out = HeldOut::new(questions.iter().map(|question| question.line.prompt.as_str()));
-    let (pairs, tally) = pairs(parts, &config, &held_out).await?;
-    enough(parts, &pairs, tally, min_new_pairs).await?;
+    let Material { dataset, rows, tally, objective } =
+        material::collect(parts, &config, &held_out).await?;
+    enough(parts, &rows, tally, min_new_pairs).await?;
 
-    let dataset = Dataset::new(&pairs);
     let start = parts.engine.stats().active;
-    let job = job(parts, &config, start, &dataset).await?;
+    let job = Job { objective, ..job(parts, &config, start, &dataset).await? };
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -152,63 +149,33 @@ async fn prepare<'a>(
         write().map(|()| dataset).map_err(|source| RunError::Write { path, source })
     })
     .await?;
-    let rows: Vec<PairRow> = pairs.iter().map(|pair| pair.row).collect();
+    let n_pairs = rows.len();
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
-    info!(run_id = %id, pairs = pairs.len(), start = start.0, "A training run starts.");
+    info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
     let facts = json!({ "tally": tally, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
     Ok(Run { parts, config, stage, id, start, job, questions })
 }
 
-/// The pairs of all stored exchanges of the agents that learn.
-async fn pairs(
-    parts: &Parts,
-    config: &Config,
-    held_out: &HeldOut,
-) -> Result<(Vec<Pair>, Tally), RunError> {
-    let learning = config.agents.values().filter(|agent| agent.learn);
-    let agents: Vec<String> = learning.map(|agent| agent.name.clone()).collect();
-    let learn = &config.learn;
-    let vocabulary = parts.engine.vocabulary().as_ref();
-    let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
-    let mut after = None;
-    loop {
-        let page = parts.store.learnable(agents.clone(), after, PAGE).await?;
-        for exchange in &page {
-            pairing.add(exchange);
-        }
-        after = page.last().map(|exchange| exchange.id);
-        if page.len() < PAGE {
-            return Ok(pairing.finish());
-        }
-    }
-}
-
-/// A pair is new when one of its candidates is younger than all that the last run learned from.
+/// A pair is new when no run that came to a verdict has learned from it: what a run that broke was
+/// given is still to be learned, and a word of the owner makes new pairs of old answers.
 async fn enough(
     parts: &Parts,
-    pairs: &[Pair],
+    rows: &[PairRow],
     tally: Tally,
     min_new_pairs: usize,
 ) -> Result<(), RunError> {
-    let Tally { prompts, held_out, without_chosen, without_rejected } = tally;
+    let Tally { prompts, held_out, without_chosen, without_rejected, .. } = tally;
     let why = format!(
         "of {prompts} prompts {held_out} are held out, {without_chosen} have no answer that passes \
          every aspect, {without_rejected} have none to reject"
     );
-    if pairs.is_empty() {
+    if rows.is_empty() {
         return Err(RunError::TooFewPairs(format!("there are no pairs: {why}; explore first")));
     }
-    let runs = parts.store.runs(RECENT_RUNS).await?;
-    // What a run that broke was given is still to be learned.
-    let judged = |run: &&store::Run| matches!(run.state, RunState::Promoted | RunState::Rejected);
-    let last = match runs.iter().find(judged) {
-        Some(run) => parts.store.pairs(run.id).await?,
-        None => Vec::new(),
-    };
-    let seen = last.iter().map(|row| row.rejected.max(Some(row.chosen))).max().flatten();
-    let new = pairs.iter().filter(|pair| seen < Some(pair.newest())).count();
+    let learned = parts.store.learned().await?;
+    let new = rows.iter().filter(|row| !learned.contains(&(row.chosen, row.rejected))).count();
     if new < min_new_pairs {
         return Err(RunError::TooFewPairs(format!(
             "{new} pairs are new since the last run, and learn.min_new_pairs is {min_new_pairs}: {why}"

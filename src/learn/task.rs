@@ -9,10 +9,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::explore::{Harvest, Tellers};
 use super::op_queue::{Cancel, OpQueue, Wish};
 use super::run::RunError;
 use super::schedule::{Decision, Schedule};
-use super::{Command, Ended, LearnError, Parts, Stage, explore, promote, run};
+use super::{Command, Ended, LearnError, News, Parts, Stage, explore, promote, run};
 
 /// How often the schedule looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
@@ -27,6 +28,7 @@ pub(super) struct Task {
     schedule: Schedule,
     decision: Decision,
     stage: watch::Sender<Stage>,
+    harvest: watch::Sender<Harvest>,
     next_run: watch::Sender<Option<DateTime<Utc>>>,
 }
 
@@ -37,12 +39,11 @@ struct Operation {
 }
 
 impl Task {
-    pub(super) fn new(
-        parts: Parts,
-    ) -> (Self, watch::Receiver<Stage>, watch::Receiver<Option<DateTime<Utc>>>) {
+    pub(super) fn new(parts: Parts) -> (Self, News) {
         let plan = parts.config.borrow().learn.schedule.clone();
         let schedule = Schedule::new(plan.as_ref(), Utc::now());
         let (stage, stages) = watch::channel(Stage::Idle);
+        let (harvest, harvests) = watch::channel(Harvest::default());
         let (next_run, next_runs) = watch::channel(schedule.due());
         let task = Self {
             parts,
@@ -52,9 +53,10 @@ impl Task {
             schedule,
             decision: Decision::Never,
             stage,
+            harvest,
             next_run,
         };
-        (task, stages, next_runs)
+        (task, News { stage: stages, harvest: harvests, next_run: next_runs })
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
@@ -90,7 +92,7 @@ impl Task {
         // A client that has left does not want to know, so failed replies are dropped.
         match command {
             Command::Wish(wish, reply) => {
-                if self.queue.ask(wish, Some(reply)) {
+                if self.queue.ask(wish.clone(), Some(reply)) {
                     self.start(wish);
                 }
             }
@@ -129,7 +131,7 @@ impl Task {
         let wish = Wish::Train { min_new_pairs };
         if decision == Decision::Start
             && self.queue.running().is_none()
-            && self.queue.ask(wish, None)
+            && self.queue.ask(wish.clone(), None)
         {
             info!("A scheduled training run starts.");
             self.start(wish);
@@ -139,7 +141,11 @@ impl Task {
     fn start(&mut self, wish: Wish) {
         let (cancel, sign) = Cancel::new();
         let (parts, stage) = (self.parts.clone(), self.stage.clone());
-        let handle = tokio::spawn(async move { operate(&parts, wish, &stage, sign).await });
+        let harvest = self.harvest.clone();
+        let handle = tokio::spawn(async move {
+            let tellers = Tellers { stage: &stage, total: &harvest };
+            operate(&parts, wish, tellers, sign).await
+        });
         self.operation = Some(Operation { cancel, handle });
     }
 
@@ -182,15 +188,15 @@ async fn finished(operation: &mut Option<Operation>) -> Ended {
 async fn operate(
     parts: &Parts,
     wish: Wish,
-    stage: &watch::Sender<Stage>,
+    tellers: Tellers<'_>,
     mut cancel: Cancel,
 ) -> Ended {
     match wish {
-        Wish::Train { min_new_pairs } => run::run(parts, min_new_pairs, stage, cancel).await,
-        Wish::Explore { limit, split } => {
+        Wish::Train { min_new_pairs } => run::run(parts, min_new_pairs, tellers.stage, cancel).await,
+        Wish::Explore(wish) => {
             // Dropping the exploration cancels its requests; what is stored stays.
             let explored = tokio::select! {
-                explored = explore::explore(parts, limit, split, stage) => explored,
+                explored = explore::explore(parts, &wish, tellers) => explored,
                 () = cancel.cancelled() => Err(RunError::Cancelled),
             };
             explored.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::{
     Agent, AgentAspect, Aspect, GateConfig, LearnConfig, Mode, PairPolicy, Positives, Reflection, Rejected,
-    ServerConfig, TrainerConfig,
+    ServerConfig, StopEarly, TrainerConfig,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
 use crate::engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
@@ -15,7 +15,7 @@ use crate::gguf::{Value, Writer};
 use crate::paths::{self, write_atomic};
 use crate::prompt::{ChatTemplate, Message, PromptSet, Role};
 use crate::protocol::{BaseKind, Device, Job, Lora, Objective, Optimizer, Probe, ProbeSequence};
-use crate::store::{self, Assessment, NewCandidate, NewExchange, RunState, Source, StoreThread};
+use crate::store::{self, Assessment, Author, NewCandidate, NewExchange, RunState, Source, StoreThread};
 
 const HELD_OUT: usize = 24;
 const LONG: Duration = Duration::from_mins(1);
@@ -153,6 +153,11 @@ impl World {
     }
 }
 
+/// Prompts of every agent, as far as the agents say.
+fn all(limit: usize) -> Exploration {
+    Exploration { agent: None, limit, split: None }
+}
+
 fn write(path: &std::path::Path, text: &str) {
     write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes())).unwrap();
 }
@@ -176,6 +181,7 @@ fn answer(prompt: &str, text: &str, passes: bool) -> NewCandidate {
     tokens.push(END);
     let good = if passes { 0.9 } else { 0.1 };
     NewCandidate {
+        author: Author::Model,
         parent: None,
         generation: Generation::BASE,
         text: text.to_owned(),
@@ -279,6 +285,8 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 positives: Positives::Veto,
                 rejected: Rejected::Random,
                 use_refinements: true,
+                max_imbalance: 4.0,
+                max_group: 16,
             },
             objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
             lora: Lora { rank: 2, alpha: 16.0 },
@@ -344,6 +352,7 @@ fn agent(root: &std::path::Path) -> Agent {
             latency: LONG,
             tokens: 10_000,
             explore: (3, 3),
+            stop_early: StopEarly { enough: 0, give_up: 0 },
             verifier_weight: 0.0,
         },
         verifier: None,
@@ -529,7 +538,7 @@ async fn a_run_refuses_other_wishes_joins_equal_ones_and_can_be_cancelled() {
     };
     let first = train();
     stage.wait_for(|stage| matches!(stage, Stage::Training { .. })).await.unwrap();
-    let busy = learner.explore(1, None).await.unwrap_err();
+    let busy = learner.explore(all(1)).await.unwrap_err();
     assert!(matches!(busy, LearnError::Busy(_)), "{busy}");
     let busy = learner.rollback(Generation::BASE).await.unwrap_err();
     assert!(matches!(busy, LearnError::Busy(_)), "{busy}");
@@ -567,9 +576,11 @@ async fn exploration_fills_stored_prompts_and_finds_answers_that_pass() {
     let world = World::new(improving(), "good.sh", &[]).await;
     world.remember_some().await;
     let (learner, _task) = world.learner();
-    let ended = learner.explore(3, None).await.unwrap();
-    let Ended::Explored { prompts, candidates, positives, .. } = ended else { panic!("{ended:?}") };
+    let ended = learner.explore(all(3)).await.unwrap();
+    let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+    let Harvest { prompts, candidates, positives, .. } = harvest;
     assert_eq!(prompts, 3);
+    assert_eq!(learner.harvest(), harvest);
     assert!(candidates > 0 && positives >= 3, "{candidates} candidates, {positives} pass");
     assert!(matches!(*learner.stage().borrow(), Stage::Idle));
 }
@@ -579,7 +590,7 @@ async fn a_new_schedule_shows_when_the_next_run_is_due() {
     let world = World::new(standing(), "good.sh", &[]).await;
     let (learner, _task) = world.learner();
     assert_eq!(learner.next_run(), None);
-    let mut next_run = learner.next_run.clone();
+    let mut next_run = learner.news.next_run.clone();
     let hourly = Some(("0 * * * *".to_owned(), chrono_tz::UTC));
     world.change(|config| config.learn.schedule = hourly);
     let due = *next_run.wait_for(Option::is_some).await.unwrap();

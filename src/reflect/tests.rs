@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::config::{AgentAspect, Aspect, Reflection};
+use crate::config::{AgentAspect, Aspect, Reflection, StopEarly};
 use crate::engine::fake::{CHAT_TEMPLATE, Fake, Script};
 use crate::engine::{self, EngineThread};
 use crate::prompt::PromptSet;
@@ -75,9 +75,18 @@ impl World {
         outcome(&self.run(task).await).clone()
     }
 
+    async fn explore(&self, id: ExchangeId, aim: Aim) -> Result<Explored, ReflectError> {
+        self.reflector.explore(&agent(), id, aim, &|_| {}).await
+    }
+
     async fn stored(&self, outcome: &Outcome) -> Exchange {
         self.store.exchange(outcome.exchange.unwrap()).await.unwrap()
     }
+}
+
+/// All of it, without stopping early.
+fn aim(drafts: u32, refinements: u32) -> Aim {
+    Aim { drafts, refinements, stop_early: StopEarly { enough: 0, give_up: 0 } }
 }
 
 fn outcome(seen: &[Progress]) -> &Outcome {
@@ -162,6 +171,7 @@ fn agent() -> Agent {
             latency: Duration::from_mins(10),
             tokens: 10_000,
             explore: (4, 4),
+            stop_early: StopEarly { enough: 0, give_up: 0 },
             verifier_weight: 1.0,
         },
         verifier: None,
@@ -460,7 +470,7 @@ async fn exploring_fills_a_remembered_prompt_up_to_its_goal() {
         verifier: Some(exact("good")),
     };
     let id = world.reflector.remember(&agent(), line).await.unwrap();
-    let explored = world.reflector.explore(&agent(), id, 12, 3).await.unwrap();
+    let explored = world.explore(id, aim(12, 3)).await.unwrap();
     assert_eq!((explored.drafts, explored.refinements), (12, 3));
     let stored = world.store.exchange(id).await.unwrap();
     assert_eq!((stored.source, stored.served), (Source::Explore, None));
@@ -479,7 +489,7 @@ async fn exploring_refines_nothing_when_every_draft_passes() {
     let outcome = world.outcome(task(agent(), Mode::Explore, "ask good")).await;
     assert_eq!(outcome.stopped, "explore");
     let id = outcome.exchange.unwrap();
-    let explored = world.reflector.explore(&agent(), id, 3, 3).await.unwrap();
+    let explored = world.explore(id, aim(3, 3)).await.unwrap();
     assert_eq!((explored.drafts, explored.refinements, explored.positives), (2, 0, 3));
 }
 

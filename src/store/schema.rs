@@ -10,7 +10,10 @@ use super::thread::Outcome;
 
 /// Version 0 (an empty file) to the newest, counted by `user_version`.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(include_str!("schema.sql"))])
+    Migrations::new(vec![
+        M::up(include_str!("schema.sql")),
+        M::up(include_str!("schema_owner.sql")),
+    ])
 }
 
 pub(super) fn counts(tx: &Transaction<'_>) -> Outcome<Counts> {
@@ -20,8 +23,11 @@ pub(super) fn counts(tx: &Transaction<'_>) -> Outcome<Counts> {
         (SELECT count(*) FROM assessments),
         (SELECT count(*) FROM feedback),
         (SELECT count(*) FROM runs),
-        (SELECT count(DISTINCT exchange) FROM candidates
-            WHERE id > coalesce((SELECT last_candidate FROM runs ORDER BY id DESC LIMIT 1), 0))";
+        (SELECT count(*) FROM (
+            SELECT exchange FROM candidates
+            WHERE id > coalesce((SELECT last_candidate FROM runs ORDER BY id DESC LIMIT 1), 0)
+            UNION SELECT exchange FROM feedback
+            WHERE id > coalesce((SELECT last_feedback FROM runs ORDER BY id DESC LIMIT 1), 0)))";
     let counts = tx.prepare_cached(sql)?.query_row([], |row| {
         let count = |index: usize| row.get::<_, Count<_>>(index).map(|it| it.0);
         Ok(Counts {
