@@ -88,17 +88,21 @@ struct View {
 fn view(stage: &Stage) -> Option<View> {
     Some(match stage {
         Stage::Idle => return None,
-        Stage::Exploring { done, total, positives, generated_tokens, positives_per_1000_tokens } => {
-            View {
-                name: "exploring",
-                done: *done,
-                total: *total,
-                message: format!(
-                    "{positives} answers pass, {positives_per_1000_tokens:.2} for every 1,000 of \
+        Stage::Exploring {
+            done,
+            total,
+            positives,
+            generated_tokens,
+            positives_per_1000_tokens,
+        } => View {
+            name: "exploring",
+            done: *done,
+            total: *total,
+            message: format!(
+                "{positives} answers pass, {positives_per_1000_tokens:.2} for every 1,000 of \
                      {generated_tokens} tokens"
-                ),
-            }
-        }
+            ),
+        },
         Stage::Pairing => View { name: "pairing", done: 0, total: 1, message: String::new() },
         Stage::Training { n_steps, step, paused, .. } => View {
             name: "training",

@@ -123,8 +123,17 @@ pub(super) enum Stage {
         positives_per_1000_tokens: f64,
     },
     Pairing,
-    Training { run: RunId, n_steps: u64, step: Step, paused: bool },
-    Gating { run: RunId, done: u64, total: u64 },
+    Training {
+        run: RunId,
+        n_steps: u64,
+        step: Step,
+        paused: bool,
+    },
+    Gating {
+        run: RunId,
+        done: u64,
+        total: u64,
+    },
 }
 
 /// How a long operation ended.
@@ -141,9 +150,18 @@ pub(super) enum Ended {
         positives_per_1000_tokens: f64,
         wall_s: f64,
     },
-    Promoted { run: RunId, generation: Generation },
-    Rejected { run: RunId, reason: String },
-    Failed { run: Option<RunId>, reason: String },
+    Promoted {
+        run: RunId,
+        generation: Generation,
+    },
+    Rejected {
+        run: RunId,
+        reason: String,
+    },
+    Failed {
+        run: Option<RunId>,
+        reason: String,
+    },
 }
 
 /// `GET /v1/status`, as far as the table shows it.

@@ -109,7 +109,8 @@ fn was_sampled(candidate: &Candidate) -> bool {
 
 fn member(exchange: ExchangeId, answer: &Answer<'_>) -> Member {
     let Candidate { id, tokens, logprobs, sampling, .. } = answer.candidate;
-    let whole = Sampling { max_tokens: sampling.max_tokens, seed: sampling.seed, ..Sampling::default() };
+    let whole =
+        Sampling { max_tokens: sampling.max_tokens, seed: sampling.seed, ..Sampling::default() };
     Member {
         exchange,
         candidate: *id,

@@ -186,13 +186,15 @@ impl<'a> Pairing<'a> {
         };
         let mut answers = worth::answers(exchange);
         answers.retain(may_take_part);
-        // What the owner says of a text holds for every answer with that text.
-        let spoken_of = answers.iter().filter(|it| it.by_owner).map(|it| &it.candidate.tokens);
-        let spoken_of: HashSet<_> = spoken_of.collect();
+        // What the owner says of a text holds for every answer with that text; an edit is newer than
+        // what it edits.
+        let spoken_of = answers.iter().filter(|answer| answer.by_owner);
+        let spoken_of: HashMap<_, _> =
+            spoken_of.map(|answer| (&answer.candidate.tokens, answer.candidate.id)).collect();
         let mut texts = HashSet::new();
-        answers.retain(|Answer { candidate, by_owner, .. }| {
-            (*by_owner || !spoken_of.contains(&candidate.tokens))
-                && texts.insert(&candidate.tokens)
+        answers.retain(|Answer { candidate, .. }| match spoken_of.get(&candidate.tokens) {
+            Some(id) => candidate.id == *id,
+            None => texts.insert(&candidate.tokens),
         });
         answers
     }

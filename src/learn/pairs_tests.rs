@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::reflect;
 use crate::engine::{Generation, Sampling, TextPart};
 use crate::prompt::{Message, Role};
+use crate::reflect;
 use crate::store::{Assessment, Author, CandidateId, ExchangeId, Feedback, Source};
 
 pub(in crate::learn) const END: Token = Token(0);
@@ -286,7 +286,8 @@ pub(in crate::learn) fn edit(id: i64, parent: i64, tokens: &[i32]) -> (Candidate
     let author = Author::Owner;
     let assessments = Vec::new();
     let parent_id = Some(CandidateId(parent));
-    let edit = Candidate { author, parent: parent_id, assessments, ..candidate(id, tokens, 0.0, true) };
+    let edit =
+        Candidate { author, parent: parent_id, assessments, ..candidate(id, tokens, 0.0, true) };
     (edit, Feedback { edit: Some("better".into()), ..word(parent, None) })
 }
 
@@ -343,7 +344,10 @@ fn an_edit_that_changes_next_to_nothing_is_no_pair_with_its_original_but_with_ot
 #[test]
 fn the_owners_word_is_not_cut_by_a_cap_and_a_held_out_prompt_is_never_learned_from() {
     let answers = |from: i64, token: i32| {
-        vec![candidate(from, &[token, 6, 7], -0.5, false), candidate(from + 1, &[token, 6, 8], 0.9, true)]
+        vec![
+            candidate(from, &[token, 6, 7], -0.5, false),
+            candidate(from + 1, &[token, 6, 8], 0.9, true),
+        ]
     };
     let mut third = exchange(3, "p", answers(5, 3));
     third.feedback = vec![word(5, Some(1)), word(6, Some(-1))];

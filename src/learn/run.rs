@@ -17,8 +17,8 @@ use super::child::{self, Trained, TrainerError, Update};
 use super::dataset::Dataset;
 use super::gate::{self, Verdict};
 use super::held_out::{self, HeldOut, Question};
-use super::op_queue::Cancel;
 use super::material::{self, Material};
+use super::op_queue::Cancel;
 use super::pairs::Tally;
 use super::promote::{self, PromoteError, Promotion, blocking};
 use super::{Ended, Parts, Stage};
@@ -29,7 +29,6 @@ use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
 use crate::store::{PairRow, RunId, RunState, StoreError};
-
 
 /// Why a run or an exploration broke.
 #[derive(Debug, thiserror::Error)]

@@ -185,14 +185,11 @@ async fn finished(operation: &mut Option<Operation>) -> Ended {
     })
 }
 
-async fn operate(
-    parts: &Parts,
-    wish: Wish,
-    tellers: Tellers<'_>,
-    mut cancel: Cancel,
-) -> Ended {
+async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Cancel) -> Ended {
     match wish {
-        Wish::Train { min_new_pairs } => run::run(parts, min_new_pairs, tellers.stage, cancel).await,
+        Wish::Train { min_new_pairs } => {
+            run::run(parts, min_new_pairs, tellers.stage, cancel).await
+        }
         Wish::Explore(wish) => {
             // Dropping the exploration cancels its requests; what is stored stays.
             let explored = tokio::select! {

@@ -71,9 +71,10 @@ pub(super) async fn fill(
         explored.add(news);
         told(news);
         is_cut |= is_cut_short(judged)?;
-        let next = match is_cut {
-            true => Next::Leave(Reason::Spent),
-            false => pursue::next(&goal.aim, &filled(&session, id)),
+        let next = if is_cut {
+            Next::Leave(Reason::Spent)
+        } else {
+            pursue::next(&goal.aim, &filled(&session, id))
         };
         let made = match next {
             Next::Draft(n) => session.draft_all(exchange.prompt_tokens.clone(), n).await,
@@ -118,10 +119,8 @@ async fn store(
     id: ExchangeId,
     generated_before: usize,
 ) -> Result<Explored, ReflectError> {
-    let mut news = Explored {
-        generated_tokens: session.generated - generated_before,
-        ..Explored::default()
-    };
+    let mut news =
+        Explored { generated_tokens: session.generated - generated_before, ..Explored::default() };
     for entry in &mut session.entries {
         let Origin::Stored { id, is_judged } = &mut entry.origin else { continue };
         if !*is_judged && !entry.assessments.is_empty() {

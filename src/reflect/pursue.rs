@@ -54,11 +54,13 @@ pub fn next(aim: &Aim, have: &Filled) -> Next {
     if has_positives && enough <= have.negatives {
         return Next::Leave(Reason::Enough);
     }
-    if 0 < give_up && have.positives == 0 && give_up <= have.tries {
+    // Not before a refinement was tried, however many drafts there are: it is what helps.
+    let tried = 0 < give_up && have.positives == 0 && give_up <= have.tries;
+    if tried && (0 < have.refinements || aim.refinements == 0) {
         return Next::Leave(Reason::Hopeless);
     }
     let stage = if enough == 0 { u32::MAX } else { SMALLEST_STAGE.max(enough.saturating_mul(2)) };
-    if have.drafts < aim.drafts {
+    if have.drafts < aim.drafts && !tried {
         return Next::Draft(stage.min(aim.drafts - have.drafts));
     }
     // Refinements are made to pass: where negatives are missing they do not help.
@@ -90,7 +92,11 @@ mod tests {
     }
 
     /// A prompt on which drafts and refinements pass as these say. What was asked for, and the end.
-    fn pursued(aim: &Aim, draft: impl Fn(u32) -> bool, refine: impl Fn(u32) -> bool) -> (Filled, Reason, u32) {
+    fn pursued(
+        aim: &Aim,
+        draft: impl Fn(u32) -> bool,
+        refine: impl Fn(u32) -> bool,
+    ) -> (Filled, Reason, u32) {
         let mut have = NOTHING;
         let mut stages = 0;
         loop {
@@ -141,9 +147,11 @@ mod tests {
         assert_eq!((have.drafts, have.refinements, reason), (10, 8, Reason::Hopeless));
         let (have, reason, _) = pursued(&aim(2, 0), |_| false, |_| false);
         assert_eq!((have.refinements, reason), (20, Reason::Filled));
+        // Also where many drafts are made, a refinement is tried.
+        let (have, reason, _) = pursued(&aim(2, 4), |_| false, |_| false);
+        assert_eq!((have.drafts, have.refinements, reason), (4, 4, Reason::Hopeless));
         // A new generation has its own tries.
-        let before = Filled { tries: 0, ..have };
-        assert_eq!(next(&Aim { refinements: 40, ..aim(2, 16) }, &before), Next::Refine(4));
+        assert_eq!(next(&aim(2, 4), &Filled { tries: 0, ..have }), Next::Draft(4));
     }
 
     #[test]

@@ -22,7 +22,8 @@ use crate::engine::Generation;
 
 pub use rows::{
     Assessment, Author, Candidate, CandidateId, Counts, Evaluation, Exchange, ExchangeId, Feedback,
-    Filled, GenerationRow, NewCandidate, NewExchange, PairRow, Parent, Run, RunId, RunState, Source,
+    Filled, GenerationRow, NewCandidate, NewExchange, PairRow, Parent, Run, RunId, RunState,
+    Source,
 };
 pub use thread::{Store, StoreThread, spawn};
 

@@ -218,13 +218,8 @@ async fn learnable_are_the_agents_exchanges_with_two_assessed_candidates() {
     assert_eq!(learnable(&[], None, 9).await, []);
     store.add_assessments(ids[1], vec![assessment("kind")]).await.unwrap();
     assert_eq!(learnable(&["one"], None, 9).await, [first, unjudged]);
-    let word = Feedback {
-        exchange: spoken,
-        candidate: None,
-        rating: Some(-1),
-        aspect: None,
-        edit: None,
-    };
+    let word =
+        Feedback { exchange: spoken, candidate: None, rating: Some(-1), aspect: None, edit: None };
     store.add_feedback(word).await.unwrap();
     assert_eq!(learnable(&["one"], None, 9).await, [first, unjudged, spoken]);
 }
@@ -255,7 +250,10 @@ async fn how_far_a_prompt_is_filled_is_counted_without_the_owners_edits() {
         answer(None, vec![assessment("kind"), fails]),
         answer(None, vec![assessment("kind"), measured]),
         answer(None, vec![]),
-        NewCandidate { generation: Generation(3), ..answer(Some(Parent::Index(0)), vec![assessment("kind")]) },
+        NewCandidate {
+            generation: Generation(3),
+            ..answer(Some(Parent::Index(0)), vec![assessment("kind")])
+        },
         NewCandidate { author: Author::Owner, ..answer(Some(Parent::Index(0)), vec![]) },
     ];
     let (exchange, _) = store.record_exchange(prompt("one"), candidates, None).await.unwrap();
@@ -582,7 +580,7 @@ async fn a_file_of_version_0_is_brought_up_to_date_and_stays_durable() {
     drop(empty);
     let connection = open(&path(folder.path())).unwrap();
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    assert_eq!(pragma("user_version"), Ok(1));
+    assert_eq!(pragma("user_version"), Ok(2));
     assert_eq!(pragma("synchronous"), Ok(2), "full");
     assert_eq!(pragma("foreign_keys"), Ok(1));
     schema::migrations().validate().unwrap();

@@ -13,6 +13,7 @@ mod daemon;
 mod doctor;
 mod hostile;
 mod learning;
+mod objectives;
 mod parity;
 mod programs;
 mod random_model;
