@@ -106,7 +106,7 @@ impl Collector for ExploreNumbers {
             harvest;
         for (name, help, value) in [
             ("explore_prompts", "Prompts that exploration has left", prompts),
-            ("explore_candidates", "Answers that exploration has made", candidates),
+            ("explore_candidates", "Answers of exploration", candidates),
             ("explore_positives", "Of these, answers that pass every aspect", positives),
             ("explore_generated_tokens", "Tokens that exploration has sampled", generated_tokens),
             ("explore_enough", "Prompts left early with enough of good and bad", enough),
