@@ -130,6 +130,11 @@ impl Collector for EngineNumbers {
         let stats = self.0.stats();
         let counters = [
             ("engine_steps", "Decode calls", stats.steps),
+            (
+                "engine_interrupted_steps",
+                "Steps of idle work broken off for somebody who came",
+                stats.interrupted_steps,
+            ),
             ("engine_prompt_tokens", "Prompt tokens evaluated", stats.prompt_tokens),
             ("engine_cached_tokens", "Prompt tokens whose KV was there", stats.cached_tokens),
             ("engine_generated_tokens", "Tokens sampled", stats.generated_tokens),
