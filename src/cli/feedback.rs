@@ -11,6 +11,9 @@ use super::{editor, terminal};
 use crate::exit::Exit;
 use crate::store::{CandidateId, ExchangeId, Feedback};
 
+/// What stands for a file that is not named.
+const IN_EDITOR: &str = "$EDITOR";
+
 /// The newest word counts. The whole answer's outranks the judge: bad is never chosen, good is
 /// unless a verifier that counts says no, an edit is chosen over what it edits.
 #[derive(Debug, clap::Args)]
@@ -39,9 +42,10 @@ pub(super) struct Arguments {
         long,
         group = "word",
         value_name = "FILE",
-        num_args = 0..=1
+        num_args = 0..=1,
+        default_missing_value = IN_EDITOR
     )]
-    edit: Option<Option<PathBuf>>,
+    edit: Option<PathBuf>,
     /// Which candidate [default: the one that was served].
     #[arg(long)]
     candidate: Option<i64>,
@@ -53,8 +57,8 @@ pub(super) struct Arguments {
 pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Result<Exit> {
     let edit = match &arguments.edit {
         None => None,
-        Some(None) => Some(in_editor(client, arguments).await?),
-        Some(Some(path)) => Some(read(path)?),
+        Some(path) if path.as_os_str() == IN_EDITOR => Some(in_editor(client, arguments).await?),
+        Some(path) => Some(read(path)?),
     };
     let rating = match (arguments.good, arguments.bad) {
         (true, _) => Some(1),
@@ -116,9 +120,9 @@ mod tests {
     fn a_word_is_a_thumb_a_level_an_edit_or_some_of_them() {
         assert!(parse("7 --good").unwrap().good);
         assert_eq!(parse("7 --rating -1 --aspect clarity").unwrap().rating, Some(-1));
-        assert_eq!(parse("7 --edit").unwrap().edit, Some(None));
-        assert_eq!(parse("7 --good --edit -").unwrap().edit, Some(Some("-".into())));
-        assert_eq!(parse("7 --edit better.txt").unwrap().edit, Some(Some("better.txt".into())));
+        assert_eq!(parse("7 --edit").unwrap().edit, Some(IN_EDITOR.into()));
+        assert_eq!(parse("7 --good --edit -").unwrap().edit, Some("-".into()));
+        assert_eq!(parse("7 --edit better.txt").unwrap().edit, Some("better.txt".into()));
         for refused in ["7", "7 --good --bad", "7 --rating 2", "7 --aspect clarity", "--good"] {
             parse(refused).unwrap_err();
         }

@@ -119,6 +119,31 @@ fn every_objective_has_keys_of_its_own() {
 }
 
 #[test]
+fn exploration_stops_early_and_data_are_balanced_unless_told_otherwise() {
+    let root = Root::new();
+    let config = root.load().unwrap();
+    let reflection = &config.agents["one"].reflection;
+    assert_eq!(reflection.explore, (10, 20));
+    assert_eq!(reflection.stop_early, StopEarly { enough: 2, give_up: 20 });
+    assert_eq!(config.learn.pairs.max_group, 16);
+    let agent = |explore: &str| {
+        let agent = "model: model.gguf\naspects: [kind]\nreflection: { explore: {";
+        root.write("agents/one.yaml", &format!("{agent}{explore}}} }}\n"));
+    };
+    agent("drafts: 3, enough: 0, give_up: 7");
+    let config = root.load().unwrap();
+    let reflection = &config.agents["one"].reflection;
+    assert_eq!((reflection.explore, reflection.stop_early.enough), ((3, 20), 0));
+    assert_eq!(reflection.stop_early.give_up, 7);
+    agent("enough: 65, give_up: 129");
+    root.write("reflectd.yaml", "learn: { pairs: { max_imbalance: 0.5, max_group: 1 } }\n");
+    let problems = root.problems();
+    for key in ["explore.enough", "explore.give_up", "pairs.max_imbalance", "pairs.max_group"] {
+        assert!(problems.contains(key), "{key}: {problems}");
+    }
+}
+
+#[test]
 fn the_nano_prompts_are_word_for_word_what_the_model_was_trained_on() {
     let config = repository().load().unwrap();
     let prompts = &config.agents["nano"].prompts;

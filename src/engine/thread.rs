@@ -430,15 +430,17 @@ impl<B: Backend> Loop<B> {
         } else {
             self.backend.decode_unless(&batch, &self.shared.is_urgent)
         }?;
-        for (ids, tokens) in &parts {
-            if is_whole {
+        if is_whole {
+            for (ids, tokens) in &parts {
                 self.kv.append(ids, tokens);
-            } else {
-                // What was done before the interruption would be there twice.
-                ids.iter().for_each(|&id| self.backend.truncate(id, self.kv.len(id)));
             }
+            return Ok(true);
         }
-        Ok(is_whole)
+        // What was done before the interruption would be there twice.
+        for &id in parts.iter().flat_map(|(ids, _)| ids) {
+            self.backend.truncate(id, self.kv.len(id));
+        }
+        Ok(false)
     }
 
     /// Hands the rows of logits to their branches; a request that cannot use its row fails alone.
