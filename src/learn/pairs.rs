@@ -131,8 +131,11 @@ impl<'a> Pairing<'a> {
             Shape::Chosen => chosen.into_iter().map(|chosen| (Some(chosen), None)).collect(),
             Shape::Singles => {
                 self.tally.alone += usize::from(is_alone);
+                let good: HashSet<_> = chosen.iter().map(|answer| answer.candidate.id).collect();
+                // By the scalar alone an answer may be both: the best, and lower than another.
+                let bad = rejected.into_iter().filter(|it| !good.contains(&it.candidate.id));
                 let good = chosen.into_iter().map(|chosen| (Some(chosen), None));
-                good.chain(rejected.into_iter().map(|rejected| (None, Some(rejected)))).collect()
+                good.chain(bad.map(|rejected| (None, Some(rejected)))).collect()
             }
         };
         if found.is_empty() {

@@ -271,6 +271,14 @@ fn kto_learns_from_prompts_whose_answers_are_all_good_or_all_bad() {
     assert_eq!(paired(&policy(), DPO, &exchanges).0, []);
 }
 
+#[test]
+fn by_the_scalar_alone_no_answer_is_good_and_bad_at_once() {
+    let answers = [1, 2, 3].map(|id| candidate(id.into(), &[id], 0.1, true)).to_vec();
+    let policy = PairPolicy { positives: Positives::Best, per_prompt: 2, ..policy() };
+    let (pairs, _) = paired(&policy, KTO, &[exchange(1, "p", answers)]);
+    assert_eq!(singles(&pairs), (vec![1, 2], vec![3]));
+}
+
 pub(in crate::learn) fn word(candidate: i64, rating: Option<i8>) -> Feedback {
     Feedback {
         exchange: ExchangeId(1),
