@@ -103,6 +103,7 @@ fn view(stage: &Stage) -> Option<View> {
                      {generated_tokens} tokens"
             ),
         },
+        Stage::Importing => View { name: "importing", done: 0, total: 1, message: String::new() },
         Stage::Pairing => View { name: "pairing", done: 0, total: 1, message: String::new() },
         Stage::Training { n_steps, step, paused, .. } => View {
             name: "training",
@@ -158,6 +159,7 @@ mod tests {
                 positives_per_1000_tokens: 2.0,
             },
             learn::Stage::Pairing,
+            learn::Stage::Importing,
             learn::Stage::Training { run, n_steps: 10, step, paused: true },
             learn::Stage::Gating { run, done: 4, total: 5 },
         ]
@@ -166,6 +168,7 @@ mod tests {
             "idle",
             "exploring: 1/2 9 answers pass, 2.00 for every 1,000 of 4500 tokens",
             "pairing: 0/1",
+            "importing: 0/1",
             "training run 7: 3/10 loss 0.500, reward accuracy 0.75, paused: somebody chats",
             "gating run 7: 4/5",
         ];
@@ -175,7 +178,12 @@ mod tests {
     #[test]
     fn every_outcome_of_the_learner_can_be_read() {
         let verdict = serde_json::json!({"gain": 0.1});
-        let ended = learn::Ended::Promoted { run: RunId(1), generation: Generation(2), verdict };
+        let ended = learn::Ended::Promoted {
+            run: RunId(1),
+            generation: Generation(2),
+            share: 1.0,
+            verdict,
+        };
         let ended: Ended = serde_json::from_value(serde_json::to_value(ended).unwrap()).unwrap();
         assert!(matches!(ended, Ended::Promoted { generation: Generation(2), .. }));
         let ended = learn::Ended::Failed { run: None, reason: "no pairs".into() };

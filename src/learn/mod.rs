@@ -1,21 +1,27 @@
 //! Candidates to pairs, pairs to a run, a run to a verdict, a verdict to a generation.
-//! Decisions are pure (`pairs`, `schedule`, `gate`); effects are at the edge (`child`, `promote`).
+//! Decisions are pure (`pairs`, `replay`, `schedule`, `gate`, `live`, `guards`); effects are at the edge
+//! (`arena`, `child`, `promote`).
 //! The handle is [`Learner`]. Used by `daemon` and `api`.
 
 pub mod adapter;
 mod arena;
 mod balance;
+mod bet;
 pub mod child;
 mod dataset;
 mod explore;
 pub mod gate;
 mod groups;
+mod guards;
 pub mod held_out;
+mod import;
+mod live;
 mod material;
 mod op_queue;
 pub mod pairs;
 mod promote;
 mod random;
+mod replay;
 mod run;
 pub mod schedule;
 mod task;
@@ -23,6 +29,7 @@ mod task;
 mod tests;
 mod worth;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -30,6 +37,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use self::import::Source;
 use self::op_queue::{Reply, Wish};
 use crate::config::Config;
 use crate::engine::{Engine, Generation};
@@ -39,6 +47,7 @@ use crate::reflect::Reflector;
 use crate::store::{RunId, Store, StoreError};
 
 pub use self::explore::Harvest;
+pub use self::guards::Guards;
 pub use self::op_queue::{Cancel, Exploration};
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
@@ -54,6 +63,7 @@ struct News {
     stage: watch::Receiver<Stage>,
     harvest: watch::Receiver<Harvest>,
     next_run: watch::Receiver<Option<DateTime<Utc>>>,
+    guards: watch::Receiver<Guards>,
 }
 
 /// What learning needs of the daemon. Cheap to clone.
@@ -77,6 +87,7 @@ enum Command {
     Wish(Wish, Reply),
     Cancel(oneshot::Sender<()>),
     Rollback(Generation, oneshot::Sender<Result<(), LearnError>>),
+    Resume(oneshot::Sender<Result<(), LearnError>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -122,6 +133,8 @@ pub enum Stage {
         /// The yield so far.
         positives_per_1000_tokens: f64,
     },
+    /// Reading an adapter that was made elsewhere.
+    Importing,
     /// Building pairs and the data set.
     Pairing,
     /// The trainer works.
@@ -166,6 +179,8 @@ pub enum Ended {
         run: RunId,
         /// Its number.
         generation: Generation,
+        /// Its share of the chats; below 1 it is a canary.
+        share: f64,
         /// The gate's numbers.
         verdict: serde_json::Value,
     },
@@ -217,13 +232,27 @@ impl Learner {
     pub fn next_run(&self) -> Option<DateTime<Utc>> {
         *self.news.next_run.borrow()
     }
+    /// Why scheduled runs wait, what is being watched, and the newest alarms.
+    pub fn guards(&self) -> Guards {
+        self.news.guards.borrow().clone()
+    }
     /// Fills stored prompts with candidates. Resolves when done.
     pub async fn explore(&self, wish: Exploration) -> Result<Ended, LearnError> {
         self.ask(|reply| Command::Wish(Wish::Explore(wish), reply)).await?
     }
-    /// Pairs, trains, gates, promotes. Resolves when done.
+    /// Pairs, trains, gates, promotes. Resolves when done. The owner's wish also ends a pause.
     pub async fn train(&self) -> Result<Ended, LearnError> {
         self.ask(|reply| Command::Wish(Wish::Train { min_new_pairs: 0 }, reply)).await?
+    }
+    /// Puts an adapter that was made elsewhere on trial: a GGUF or a PEFT folder. `base_sha256` is
+    /// the base that the owner says it is for. Resolves when done.
+    pub async fn import(
+        &self,
+        path: PathBuf,
+        base_sha256: Option<String>,
+    ) -> Result<Ended, LearnError> {
+        let wish = Wish::Import(Source { path, base_sha256 });
+        self.ask(|reply| Command::Wish(wish, reply)).await?
     }
     /// Stops the long operation under way, if any. Resolves when it has stopped.
     pub async fn cancel(&self) -> Result<(), LearnError> {
@@ -233,6 +262,10 @@ impl Learner {
     /// a training run is under way: it compares with what is served.
     pub async fn rollback(&self, to: Generation) -> Result<(), LearnError> {
         self.ask(|reply| Command::Rollback(to, reply)).await?
+    }
+    /// Lets scheduled runs start again after a pause.
+    pub async fn resume(&self) -> Result<(), LearnError> {
+        self.ask(Command::Resume).await?
     }
     /// Stops the operation under way and ends the task. Resolves when nothing runs any more.
     pub async fn shutdown(&self) {

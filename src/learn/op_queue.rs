@@ -3,6 +3,7 @@
 
 use tokio::sync::{oneshot, watch};
 
+use super::import::Source;
 use super::{Ended, LearnError};
 
 /// Which stored prompts to fill, and how far.
@@ -26,6 +27,8 @@ pub(super) enum Wish {
         /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
         min_new_pairs: usize,
     },
+    /// Put an adapter that was made elsewhere on trial.
+    Import(Source),
 }
 
 impl Wish {
@@ -34,6 +37,7 @@ impl Wish {
         match self {
             Self::Explore(_) => "it explores stored prompts",
             Self::Train { .. } => "a training run is under way",
+            Self::Import(_) => "an imported adapter is on trial",
         }
     }
     /// Whether the end of `running` is what this wish asks for.

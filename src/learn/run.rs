@@ -14,9 +14,8 @@ use tracing::{Instrument as _, info, warn};
 use super::adapter::{self, AdapterError};
 use super::arena::{Arena, ArenaError};
 use super::child::{self, Trained, TrainerError, Update};
-use super::dataset::Dataset;
 use super::gate::{self, Verdict};
-use super::held_out::{self, HeldOut, Question};
+use super::held_out::{self, Questions};
 use super::material::{self, Material};
 use super::op_queue::Cancel;
 use super::pairs::Tally;
@@ -25,10 +24,11 @@ use super::{Ended, Parts, Stage};
 use crate::config::Config;
 use crate::config::prompt_file::PromptFileError;
 use crate::engine::{EngineError, Generation};
+use crate::lora::LoraError;
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
-use crate::store::{PairRow, RunId, RunState, StoreError};
+use crate::store::{RunId, RunState, StoreError};
 
 /// Why a run or an exploration broke.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,8 @@ pub(super) enum RunError {
     Trainer(#[from] TrainerError),
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     #[error(transparent)]
     Arena(#[from] ArenaError),
     #[error(transparent)]
@@ -79,15 +81,17 @@ impl RunError {
 }
 
 /// A recorded run with what its steps need.
-struct Run<'a> {
-    parts: &'a Parts,
-    config: Arc<Config>,
-    stage: &'a watch::Sender<Stage>,
-    id: RunId,
+pub(super) struct Run<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) config: Arc<Config>,
+    pub(super) stage: &'a watch::Sender<Stage>,
+    pub(super) id: RunId,
     /// What is served when it starts: where training begins, the reference policy, the opponent.
-    start: Generation,
-    job: Job,
-    questions: Vec<Question>,
+    pub(super) start: Generation,
+    pub(super) job: Job,
+    /// What there is without training: an adapter that was made elsewhere.
+    pub(super) trained: Option<Trained>,
+    pub(super) questions: Questions,
 }
 
 /// From pairs to a verdict. Fewer than `min_new_pairs` that are newer than the last run's: no run.
@@ -98,11 +102,15 @@ pub(super) async fn run(
     cancel: Cancel,
 ) -> Ended {
     stage.send_replace(Stage::Pairing);
-    let run = match prepare(parts, min_new_pairs, stage).await {
-        Ok(run) => run,
-        Err(error) => return Ended::Failed { run: None, reason: error.reason() },
-    };
-    let id = run.id;
+    match prepare(parts, min_new_pairs, stage).await {
+        Ok(run) => conclude(run, cancel).await,
+        Err(error) => Ended::Failed { run: None, reason: error.reason() },
+    }
+}
+
+/// From a recorded run to its end, which is recorded too.
+pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
+    let (id, parts) = (run.id, run.parts);
     let span = tracing::info_span!("train", run_id = %id);
     let ended = match run.finish(cancel).instrument(span).await {
         Ok(ended) => ended,
@@ -131,13 +139,15 @@ async fn prepare<'a>(
         move || held_out::load(config.agents.values())
     })
     .await?;
-    let held_out = HeldOut::new(questions.iter().map(|question| question.line.prompt.as_str()));
-    let Material { dataset, rows, tally, objective } =
+    let held_out = questions.fingerprints();
+    let Material { dataset, rows, n_new, tally, replayed, objective } =
         material::collect(parts, &config, &held_out).await?;
-    enough(parts, &rows, tally, min_new_pairs).await?;
+    enough(rows.len(), n_new, tally, min_new_pairs)?;
 
     let start = parts.engine.stats().active;
-    let job = Job { objective, ..job(parts, &config, start, &dataset).await? };
+    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
+    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
+    let job = Job { objective, ..job(parts, &config, start, label, dataset.seed()).await? };
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -152,16 +162,16 @@ async fn prepare<'a>(
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
-    let facts = json!({ "tally": tally, "version": env!("CARGO_PKG_VERSION") });
+    let facts =
+        json!({ "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
-    Ok(Run { parts, config, stage, id, start, job, questions })
+    Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
 
-/// A pair is new when no run that came to a verdict has learned from it: what a run that broke was
-/// given is still to be learned, and a word of the owner makes new pairs of old answers.
-async fn enough(
-    parts: &Parts,
-    rows: &[PairRow],
+/// Refuses a run that has nothing to learn from, or too little that is new.
+fn enough(
+    n_pairs: usize,
+    n_new: usize,
     tally: Tally,
     min_new_pairs: usize,
 ) -> Result<(), RunError> {
@@ -170,24 +180,24 @@ async fn enough(
         "of {prompts} prompts {held_out} are held out, {without_chosen} have no answer that passes \
          every aspect, {without_rejected} have none to reject"
     );
-    if rows.is_empty() {
+    if n_pairs == 0 {
         return Err(RunError::TooFewPairs(format!("there are no pairs: {why}; explore first")));
     }
-    let learned = parts.store.learned().await?;
-    let new = rows.iter().filter(|row| !learned.contains(&(row.chosen, row.rejected))).count();
-    if new < min_new_pairs {
+    if n_new < min_new_pairs {
         return Err(RunError::TooFewPairs(format!(
-            "{new} pairs are new since the last run, and learn.min_new_pairs is {min_new_pairs}: {why}"
+            "{n_new} pairs are new since the last run, and {min_new_pairs} are needed: {why}"
         )));
     }
     Ok(())
 }
 
-async fn job(
+/// What the configuration makes of a run that starts now; `label` names it and its folder.
+pub(super) async fn job(
     parts: &Parts,
     config: &Config,
     start: Generation,
-    dataset: &Dataset,
+    label: String,
+    seed: u64,
 ) -> Result<Job, RunError> {
     let rows = parts.store.generations().await?;
     let adapter = rows.into_iter().find(|row| row.generation == start).map(|row| row.path);
@@ -195,8 +205,6 @@ async fn job(
     // The trainer runs in another folder, so its paths are absolute.
     let base = std::path::absolute(&info.path)
         .map_err(|source| RunError::Write { path: info.path.clone(), source })?;
-    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
-    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
     let out = parts.state.run(&label);
     let (learn, trainer) = (&config.learn, &config.trainer);
     Ok(Job {
@@ -214,10 +222,11 @@ async fn job(
         max_tokens: learn.max_tokens,
         context_tokens: config.engine.context_tokens,
         base_kind: trainer.base,
+        compute: trainer.compute,
         memory_limit_bytes: trainer.memory_limit_bytes,
         threads: trainer.threads,
         device: trainer.device,
-        seed: dataset.seed(),
+        seed,
     })
 }
 
@@ -227,7 +236,10 @@ impl Run<'_> {
         if let Some(reason) = self.unjudgeable() {
             return self.reject(reason, serde_json::Value::Null).await;
         }
-        let trained = self.train(cancel.clone()).await?;
+        let trained = match &self.trained {
+            Some(trained) => trained.clone(),
+            None => self.train(cancel.clone()).await?,
+        };
         self.check(&trained).await?;
         let candidate = self.parts.store.next_generation().await?;
         self.parts.engine.load_lane(candidate, trained.adapter.clone()).await?;
@@ -245,7 +257,7 @@ impl Run<'_> {
     fn unjudgeable(&self) -> Option<String> {
         let learning = self.config.agents.values().filter(|agent| agent.learn);
         let mut unjudged = learning.filter(|agent| {
-            !self.questions.iter().any(|question| question.agent.name == agent.name)
+            !self.questions.held_out.iter().any(|question| question.agent.name == agent.name)
         });
         unjudged.next().map(|agent| {
             format!(
@@ -311,6 +323,15 @@ impl Run<'_> {
             () = cancel.cancelled() => return Err(RunError::Cancelled),
         };
         let numbers = serde_json::to_value(&verdict).expect("a verdict is plain data");
+        if verdict.gap_alarm {
+            let reason = format!(
+                "run {}: the judge sees a gain of {:+.3} that the verifiers do not see",
+                self.id, verdict.gain
+            );
+            warn!(run_id = %self.id, reason, "The judge and the verifiers disagree.");
+            let detail = json!({ "run": self.id, "reason": reason });
+            self.parts.store.add_event("alarm".to_owned(), detail).await?;
+        }
         if !verdict.promote {
             return self.reject(verdict.reason, numbers).await;
         }
@@ -319,15 +340,16 @@ impl Run<'_> {
         self.parts.store.update_run(run, RunState::Gating, Some(verdict.reason), metrics).await?;
         let verdict = numbers.clone();
         let parent = self.start;
-        promote::promote(self.parts, Promotion { run, generation, parent, trained, verdict })
-            .await?;
-        Ok(Ended::Promoted { run, generation, verdict: numbers })
+        let promotion = Promotion { run, generation, parent, trained, verdict };
+        let share = promote::promote(self.parts, promotion).await?;
+        Ok(Ended::Promoted { run, generation, share, verdict: numbers })
     }
 
     async fn verdict(&self, candidate: Generation, trained: &Trained) -> Result<Verdict, RunError> {
         let config = &self.config.learn.gate;
-        let asked = self.questions.iter().filter(|question| question.agent.learn).cloned();
-        let asked = held_out::choose(asked.collect(), config.prompts);
+        let seed = self.job.seed;
+        let asked = held_out::choose(&self.questions.held_out, config.prompts, seed);
+        let general = held_out::choose(&self.questions.general, config.general_prompts, seed);
         let show = |done| {
             let total = asked.len();
             self.stage.send_replace(Stage::Gating { run: self.id, done, total });
@@ -335,8 +357,9 @@ impl Run<'_> {
         show(0);
         let arena =
             Arena { parts: self.parts, config, run: self.id, active: self.start, candidate };
-        let evidence = arena.evidence(&trained.probe, &asked, &show).await?;
-        Ok(gate::judge(&evidence, config, self.job.seed))
+        let probe = trained.probe.as_deref();
+        let evidence = arena.evidence(probe, &asked, &general, &show).await?;
+        Ok(gate::judge(&evidence, config))
     }
 
     async fn reject(&self, reason: String, verdict: serde_json::Value) -> Result<Ended, RunError> {
