@@ -641,7 +641,7 @@ async fn a_file_of_version_0_is_brought_up_to_date_and_stays_durable() {
     drop(empty);
     let connection = open(&path(folder.path())).unwrap();
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    assert_eq!(pragma("user_version"), Ok(2));
+    assert_eq!(pragma("user_version"), Ok(3));
     assert_eq!(pragma("synchronous"), Ok(2), "full");
     assert_eq!(pragma("foreign_keys"), Ok(1));
     schema::migrations().validate().unwrap();
