@@ -17,6 +17,7 @@
 //! | [`lora`] | adapters as files: GGUF, PEFT, merged, with a card |
 //! | [`engine`] | the model: one thread, one context, lanes |
 //! | [`gguf`] | reading, checking and writing GGUF files |
+//! | [`statistics`] | shares with intervals, a judge against the truth; pure |
 //! | [`protocol`] | what daemon and trainer say to each other |
 //! | [`telemetry`], [`paths`], [`exit`] | the edges of the process |
 
@@ -47,5 +48,6 @@ pub mod prompt;
 pub mod protocol;
 pub mod reflect;
 pub mod signals;
+pub mod statistics;
 pub mod store;
 pub mod telemetry;

@@ -36,8 +36,18 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "signals", "daemon", "api", "learn", "reflect", "store", "nano", "config", "prompt",
-            "lora", "engine", "gguf",
+            "signals",
+            "daemon",
+            "api",
+            "learn",
+            "reflect",
+            "store",
+            "nano",
+            "config",
+            "prompt",
+            "lora",
+            "engine",
+            "statistics",
         ],
     ),
     // The words that a signal stands for are the daemon's.
@@ -53,6 +63,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("lora", &["engine", "gguf"]),
     ("engine", &["gguf"]),
     ("gguf", &[]),
+    ("statistics", &[]),
     ("protocol", &[]),
     ("telemetry", &[]),
     ("paths", &[]),

@@ -10,7 +10,6 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
 use super::progress;
-use super::statistics::{Judged, Share, judge_quality};
 use super::terminal::{print, print_json};
 use crate::config::{PromptLine, Verifier, load_prompts, prompt_file};
 use crate::engine::{
@@ -21,6 +20,7 @@ use crate::exit::Exit;
 use crate::nano::corpus::CHAT_TEMPLATE;
 use crate::nano::world::{ASPECTS, Problem, Split};
 use crate::prompt::{AspectView, ChatTemplate, Message, PromptSet, Role};
+use crate::statistics::{Judged, Share, judge_quality};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {

@@ -199,8 +199,19 @@ pub struct Reflection {
     pub tokens: u32,
     /// (n, m) that exploration fills up to.
     pub explore: (u32, u32),
+    /// When exploration leaves a prompt before.
+    pub stop_early: StopEarly,
     /// Weight of a verifier's level in the scalar and, above 0, in the veto; 0 only measures.
     pub verifier_weight: f64,
+}
+
+/// When exploration leaves a prompt before all its drafts and refinements are made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StopEarly {
+    /// It has so many answers that pass and so many that do not; 0: never.
+    pub enough: u32,
+    /// So many answers of one generation were judged and none passes; 0: never.
+    pub give_up: u32,
 }
 
 /// Checks an answer without a model.
@@ -330,15 +341,32 @@ pub struct PairPolicy {
     pub max_length_ratio: f64,
     /// A refinement is not paired with its parent when their texts are this alike (0 to 1).
     pub max_parent_similarity: f64,
+    /// Which answers are chosen.
+    pub positives: Positives,
     /// How the rejected answer is picked.
     pub rejected: Rejected,
     /// Refinements take part.
     pub use_refinements: bool,
     /// Share of a run's pairs that earlier runs were trained on or could have been; 1: all of them.
     pub replay: f64,
+    /// `kto`: the larger of the two sides, good and bad answers, over the smaller at most.
+    pub max_imbalance: f64,
+    /// `grpo`: answers of one prompt at most; the newest count.
+    pub max_group: usize,
 }
 
-/// How the rejected answer is picked among those that fail an aspect.
+/// Which answers are chosen.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positives {
+    /// Those that pass every aspect; one that fails an aspect is rejected.
+    Veto,
+    /// Those with the largest scalars, whatever their aspects say; one with a lower scalar is
+    /// rejected. That is what a reward alone can tell (the paper's reward-only arm).
+    Best,
+}
+
+/// How the rejected answer is picked among those that may be.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rejected {

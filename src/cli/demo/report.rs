@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::load::Counts;
 use super::measure::Measured;
 use crate::cli::reply::Ended;
-use crate::cli::statistics::JudgeQuality;
 use crate::cli::table::{NONE, Table, or_none, span};
 use crate::config::PromptLine;
 use crate::exit::Exit;
+use crate::statistics::JudgeQuality;
 
 /// Everything that a demo has found out.
 #[derive(Debug)]

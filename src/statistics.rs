@@ -1,13 +1,17 @@
-//! The numbers of the demo's table. Pure. Used by `demo` and `nano`.
+//! Shares with their intervals, and how good a judge is whose word is compared with the truth. Pure.
+//! Used by `cli`, `trust` and the benchmarks.
 #![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
 
 /// A share of successes with its two-sided 95 % Wilson interval, which stays inside 0 to 1 and is
 /// honest for few trials.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Share {
-    pub(super) value: f64,
-    pub(super) lo: f64,
-    pub(super) hi: f64,
+pub struct Share {
+    /// Successes over trials.
+    pub value: f64,
+    /// Lower end of the interval.
+    pub lo: f64,
+    /// Upper end of the interval.
+    pub hi: f64,
 }
 
 /// 97.5 % quantile of the normal distribution.
@@ -15,7 +19,7 @@ const Z: f64 = 1.959_963_984_540_054;
 
 impl Share {
     /// `None`: there were no trials.
-    pub(super) fn new(successes: usize, trials: usize) -> Option<Self> {
+    pub fn new(successes: usize, trials: usize) -> Option<Self> {
         if trials == 0 {
             return None;
         }
@@ -30,29 +34,30 @@ impl Share {
 
 /// One judged answer whose truth is known.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Judged {
+pub struct Judged {
     /// The judge's scalar.
-    pub(super) score: f64,
+    pub score: f64,
     /// Every aspect passes.
-    pub(super) is_accepted: bool,
+    pub is_accepted: bool,
     /// The verifier's word.
-    pub(super) is_right: bool,
+    pub is_right: bool,
 }
 
 /// How good a judge is; `None` where no answer tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct JudgeQuality {
-    pub(super) n: usize,
+pub struct JudgeQuality {
+    /// Judged answers.
+    pub n: usize,
     /// Share of wrong answers that it accepts.
-    pub(super) false_accept: Option<f64>,
+    pub false_accept: Option<f64>,
     /// Share of right answers that it does not accept.
-    pub(super) false_reject: Option<f64>,
+    pub false_reject: Option<f64>,
     /// Chance that a right answer has a higher score than a wrong one; ties count half.
-    pub(super) auc: Option<f64>,
+    pub auc: Option<f64>,
 }
 
 /// Compares a judge with the truth.
-pub(super) fn judge_quality(judged: &[Judged]) -> JudgeQuality {
+pub fn judge_quality(judged: &[Judged]) -> JudgeQuality {
     let (right, wrong): (Vec<Judged>, Vec<Judged>) = judged.iter().partition(|j| j.is_right);
     let share = |of: &[Judged], is_accepted: bool| {
         let count = of.iter().filter(|j| j.is_accepted == is_accepted).count();
