@@ -83,6 +83,7 @@ fn state(state: RunState) -> &'static str {
     match state {
         RunState::Training => "training",
         RunState::Gating => "gating",
+        RunState::Interrupted => "interrupted",
         RunState::Promoted => "promoted",
         RunState::Rejected => "rejected",
         RunState::Failed => "failed",

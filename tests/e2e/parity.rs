@@ -123,6 +123,7 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
         start: None,
         data,
         out: out.to_owned(),
+        reference_cache: None,
         objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
         lora: Lora { rank: 8, alpha: 16.0 },
         optimizer: Optimizer {
@@ -134,6 +135,8 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
             weight_decay: 0.0,
         },
         validation_share: 0.0,
+        validations: 4,
+        checkpoint_s: 60.0,
         max_tokens: 4096,
         context_tokens: CONTEXT,
         base_kind: BaseKind::Auto,
