@@ -30,7 +30,7 @@ pub struct Job {
     pub start: Option<PathBuf>,
     /// Data set: [`Example`]s as JSON lines.
     pub data: PathBuf,
-    /// Where `adapter.gguf` and `probe.json` appear, and [`CHECKPOINT`] until they do. A run goes on
+    /// Where `adapter.gguf` and `probe.json` appear, and [`CHECKPOINT`] before them. A run goes on
     /// from the checkpoint that it finds here, if that is one of the same job.
     pub out: PathBuf,
     /// Where log-probs of reference policies are kept from run to run; `None`: they are not.

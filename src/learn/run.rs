@@ -365,6 +365,7 @@ impl Run<'_> {
             "adapter_sha256": trained.sha256,
         });
         self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
+        resume::forget_checkpoint(&self.job.out).await;
         Ok(trained)
     }
 

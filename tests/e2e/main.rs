@@ -16,5 +16,6 @@ mod learning;
 mod parity;
 mod programs;
 mod random_model;
+mod rounds;
 mod scratch;
 mod signals;

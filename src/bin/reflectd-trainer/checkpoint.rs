@@ -127,11 +127,6 @@ impl Checkpoint {
         (self.step, self.written) = (state.step, clock::active());
         Ok(Some(state.step))
     }
-    /// The run is done.
-    pub(crate) fn remove(&self) {
-        // What stays is one of a job that nobody asks for again.
-        drop(std::fs::remove_file(&self.path));
-    }
 }
 
 /// What the result depends on: jobs with the same one go the same way.

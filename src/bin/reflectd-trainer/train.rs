@@ -144,9 +144,8 @@ pub(crate) fn run(
     for (parameter, weights) in state.optimizer.parameters().iter().zip(&best.weights) {
         tch::no_grad(|| parameter.shallow_clone().copy_(weights));
     }
-    finish(job, &model, best, &probed, emit).map_err(Failure::TryAgain)?;
-    checkpoint.remove();
-    Ok(())
+    // The last checkpoint stays: the daemon removes it when it has recorded the end.
+    finish(job, &model, best, &probed, emit).map_err(Failure::TryAgain)
 }
 
 /// A trainer that an earlier daemon has left behind may still write its checkpoint here: it is waited

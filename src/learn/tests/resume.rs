@@ -42,6 +42,7 @@ async fn a_run_that_lacked_memory_goes_on_with_the_next_training() {
     let events = std::fs::read_to_string(job.out.join("events.jsonl")).unwrap();
     let steps = events.lines().filter(|line| line.contains("\"step\",")).count();
     assert_eq!(steps, 3, "what was said before and after: {events}");
+    assert!(!job.out.join(CHECKPOINT).exists(), "it is done");
 }
 
 #[tokio::test]

@@ -25,6 +25,12 @@ fn run_until(job: &Job, fits: impl Fn(&TrainerEvent) -> bool) -> Option<Vec<Trai
     }
 }
 
+/// A run of its own, whatever ran in the folder before.
+fn anew(job: &Job) -> Vec<TrainerEvent> {
+    drop(std::fs::remove_file(job.out.join(CHECKPOINT)));
+    run(job).unwrap()
+}
+
 fn at_step(n: usize) -> impl Fn(&TrainerEvent) -> bool {
     move |event| matches!(event, TrainerEvent::Step(Step { step, .. }) if *step == n)
 }
@@ -74,7 +80,11 @@ fn a_run_that_was_stopped_twice_ends_as_the_one_that_was_not() {
         other => panic!("{other:?}"),
     };
     assert_eq!(best(last), best(expected));
-    assert!(!parts.path().join(CHECKPOINT).exists(), "it is done");
+    // As long as nobody has removed the checkpoint, the result can be had again.
+    std::fs::remove_file(parts.path().join("adapter.gguf")).unwrap();
+    let exported = run(&job).unwrap();
+    assert!(exported.contains(&TrainerEvent::Resumed { step: 18 }) && losses(&exported).is_empty());
+    assert_eq!(adapter(parts.path()), adapter(whole.path()));
 }
 
 #[test]
@@ -105,7 +115,7 @@ fn the_state_is_written_as_often_as_the_job_says() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let written = |job: &Job| {
-        let events = run(job).unwrap();
+        let events = anew(job);
         let of = |event: &TrainerEvent| match event {
             TrainerEvent::Checkpoint { step } => Some(*step),
             _ => None,
@@ -176,7 +186,7 @@ fn the_exported_weights_are_those_with_the_smallest_validation_loss() {
     std::fs::rename(folder.path().join("adapter.gguf"), &start).unwrap();
     job.start = Some(start);
     job.optimizer = Optimizer { learning_rate: 0.0, epochs: 1, ..job.optimizer };
-    let again = validations(&run(&job).unwrap())[0].1;
+    let again = validations(&anew(&job))[0].1;
     assert!((again - smallest.1).abs() < 1e-4, "{again} {smallest:?} {last:?}");
 }
 
@@ -190,21 +200,21 @@ fn a_second_run_with_the_same_reference_computes_only_what_is_new() {
         Objective::Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.0 },
     ] {
         let job = Job { objective, reference_cache: Some(cache.clone()), ..job(folder.path()) };
-        let plain = run(&Job { reference_cache: None, ..job.clone() }).unwrap();
-        let first = run(&job).unwrap();
+        let plain = anew(&Job { reference_cache: None, ..job.clone() });
+        let first = anew(&job);
         assert_eq!((n_reference(&first), losses(&first)), (n_reference(&plain), losses(&plain)));
-        let second = run(&job).unwrap();
+        let second = anew(&job);
         assert_eq!((n_reference(&second), losses(&second)), (0, losses(&plain)), "{objective:?}");
     }
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1, "one policy, one file");
 
     // More data: only the new example is computed; another reference: all of them.
     let job = Job { reference_cache: Some(cache.clone()), ..job(folder.path()) };
-    run(&job).unwrap();
+    anew(&job);
     let lines = std::fs::read_to_string(&job.data).unwrap();
     let new = "{\"prompt_id\":\"new\",\"prompt\":[2,9,3],\"chosen\":[7,4],\"rejected\":[8,4]}";
     write(&job.data, &format!("{lines}\n{new}"));
-    let more = run(&job).unwrap();
+    let more = anew(&job);
     let counts = |event: &TrainerEvent| match event {
         TrainerEvent::Reference { done, total } => Some((*done, *total)),
         _ => None,
@@ -212,10 +222,10 @@ fn a_second_run_with_the_same_reference_computes_only_what_is_new() {
     assert_eq!(more.iter().filter_map(counts).collect::<Vec<_>>(), [(25, 25)]);
     let start = folder.path().join("start.gguf");
     std::fs::rename(folder.path().join("adapter.gguf"), &start).unwrap();
-    let other = run(&Job { start: Some(start), ..job.clone() }).unwrap();
+    let other = anew(&Job { start: Some(start), ..job.clone() });
     assert_eq!(
         n_reference(&other),
-        n_reference(&run(&Job { reference_cache: None, ..job.clone() }).unwrap())
+        n_reference(&anew(&Job { reference_cache: None, ..job.clone() }))
     );
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 2);
 
@@ -223,7 +233,7 @@ fn a_second_run_with_the_same_reference_computes_only_what_is_new() {
     for entry in std::fs::read_dir(&cache).unwrap() {
         write(&entry.unwrap().path(), "damaged");
     }
-    let events = run(&job).unwrap();
+    let events = anew(&job);
     assert!(events.iter().any(|event| matches!(event, TrainerEvent::Warning { .. })));
     assert!(0 < n_reference(&events));
 }
