@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use reflectd::engine::{Class, Generation, Lane, LogprobRequest, Token};
-use reflectd::protocol::{Step, TrainerEvent};
+use reflectd::protocol::{Example, Step, TrainerEvent};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::parity::{dequantize, examples, gap, job, load, said, start, train, trained};
@@ -39,11 +39,10 @@ async fn round_two_begins_from_what_is_served_as_generation_1_and_ends_as_a_whol
     let (lane_1, lane_2) = (Generation(1), Generation(2));
     engine.load_lane(lane_1, one.adapter.clone()).await.unwrap();
     engine.load_lane(lane_2, two.adapter.clone()).await.unwrap();
-    let served = async |lane, answer: fn(&reflectd::protocol::Example) -> &Vec<i32>| {
-        let sequence = |example| {
-            let (prompt, answer): (&Vec<i32>, _) = (&example.prompt, answer(example));
-            let tokens = prompt.iter().chain(answer).copied().map(Token).collect();
-            (tokens, prompt.len())
+    let served = async |lane, answer: fn(&Example) -> &Vec<i32>| {
+        let sequence = |example: &Example| {
+            let tokens = example.prompt.iter().chain(answer(example)).copied().map(Token);
+            (tokens.collect(), example.prompt.len())
         };
         let sequences = examples.iter().map(sequence).collect();
         let request = LogprobRequest { sequences, lane, class: Class::Gate };
