@@ -66,6 +66,67 @@ async fn round_two_begins_from_what_is_served_as_generation_1_and_ends_as_a_whol
 }
 
 #[test]
+fn a_trainer_that_is_told_to_end_goes_on_where_it_was_and_comes_to_the_same() {
+    /// `exit.rs`: may be tried again.
+    const TRY_AGAIN: i32 = 75;
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("agents/nano/model.gguf");
+    let examples = examples(&shipped);
+    // So long that none is done before it has heard that it should end.
+    let long = |name: &str| {
+        let mut job = job(&shipped, &examples, &folder.path().join(name));
+        (job.validation_share, job.optimizer.epochs) = (0.25, 20);
+        job
+    };
+    let (status, undisturbed) = said(&long("whole"));
+    assert!(status.success(), "{undisturbed:?}");
+
+    let parts = long("parts");
+    let mut together = Vec::new();
+    // By the end of its standard input, then by SIGTERM.
+    for (way, last) in [3, 20].into_iter().enumerate() {
+        let (mut child, stdin) = start(&parts);
+        let pid = Pid::from_child(&child);
+        let mut stdin = Some(stdin);
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let event: TrainerEvent = serde_json::from_str(&line.unwrap()).unwrap();
+            if matches!(event, TrainerEvent::Step(Step { step, .. }) if step == last) {
+                match way {
+                    0 => drop(stdin.take()),
+                    _ => kill_process(pid, Signal::TERM).unwrap(),
+                }
+            }
+            together.push(event);
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(TRY_AGAIN), "{together:?}");
+    }
+    let (status, rest) = said(&parts);
+    assert!(status.success(), "{rest:?}");
+    together.extend(rest);
+    let resumed = |event: &&TrainerEvent| matches!(event, TrainerEvent::Resumed { .. });
+    assert_eq!(together.iter().filter(resumed).count(), 2, "{together:?}");
+
+    let losses = |events: &[TrainerEvent]| -> Vec<(usize, f64)> {
+        let of = |event: &TrainerEvent| match event {
+            TrainerEvent::Step(step) => Some((step.step, step.loss)),
+            TrainerEvent::Validation { step, loss } => Some((*step, *loss)),
+            _ => None,
+        };
+        events.iter().filter_map(of).collect()
+    };
+    let (own, other) = (losses(&together), losses(&undisturbed));
+    assert_eq!(own.len(), other.len(), "no step is done twice: {own:?}");
+    for (own, other) in own.iter().zip(&other) {
+        assert!(own.0 == other.0 && (own.1 - other.1).abs() < 1e-4, "{own:?} {other:?}");
+    }
+    let read = |events: &[TrainerEvent]| trained(events.last().unwrap()).probe;
+    for (own, other) in read(&together).sequences.iter().zip(&read(&undisturbed).sequences) {
+        let pairs = own.logprobs.iter().zip(&other.logprobs);
+        assert!(pairs.into_iter().all(|(own, other)| (own - other).abs() < 1e-3));
+    }
+}
+
+#[test]
 fn the_time_for_which_a_trainer_is_stopped_is_none_of_its_speed() {
     const STOP: Duration = Duration::from_secs(2);
     let folder = tempfile::tempdir().unwrap();
