@@ -14,7 +14,7 @@ use crate::scratch::{Scratch, exploration};
 /// How soon a trainer without its daemon has ended.
 const ORPHAN: Duration = Duration::from_secs(20);
 /// Makes training long enough to be caught in the middle.
-const LONG: u32 = 40;
+const LONG: u32 = 30;
 /// Prompts of an exploration that does not come to its end.
 const PROMPTS: usize = 24;
 

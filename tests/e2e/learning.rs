@@ -59,7 +59,7 @@ fn generations(adapters: &Value) -> Vec<u64> {
 #[tokio::test]
 async fn a_chat_during_training_is_answered_while_the_trainer_stands_still() {
     let scratch = Scratch::explored().await;
-    scratch.train_for(40);
+    scratch.train_for(30);
     let daemon = Daemon::start(scratch).await;
     let step = |event: &Value| event["step"]["step"].as_u64().unwrap_or(0);
     let (_, mut stream) = daemon.follow_until("/v1/runs", json!({}), |event| 0 < step(event)).await;

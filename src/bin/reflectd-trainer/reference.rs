@@ -145,19 +145,21 @@ fn read(path: &Path, policy: &str) -> anyhow::Result<HashMap<Key, Known>> {
     Ok(known)
 }
 
+/// What of a job the log-probs do not depend on. All else counts, also what will be added to it.
+const OTHERS: [&str; 7] =
+    ["objective", "lora", "optimizer", "validation_share", "validations", "max_tokens", "seed"];
+
 /// Everything that the numbers depend on but the tokens. Quantized and decoded weights are the same
 /// numbers; rounded ones are not.
 fn policy(job: &Job, device: Device) -> anyhow::Result<String> {
     let sha256 =
         |path: &PathBuf| paths::sha256(path).with_context(|| format!("read {}", path.display()));
-    let all = (
-        FORMAT,
-        &job.base_sha256,
-        job.start.as_ref().map(sha256).transpose()?,
-        job.context_tokens,
-        job.base_kind == BaseKind::Bf16,
-        device == Device::Cpu,
-    );
+    let start = job.start.as_ref().map(sha256).transpose()?;
+    let mut settings = serde_json::to_value(job.essence())?;
+    let settings = settings.as_object_mut().context("a job is an object")?;
+    settings.retain(|name, _| !OTHERS.contains(&name.as_str()));
+    let is_rounded = job.base_kind == BaseKind::Bf16;
+    let all = (FORMAT, settings, start, is_rounded, device == Device::Cpu);
     Ok(paths::hex(&Sha256::digest(serde_json::to_vec(&all)?)))
 }
 

@@ -46,6 +46,16 @@ async fn a_run_that_lacked_memory_goes_on_with_the_next_training() {
 }
 
 #[tokio::test]
+async fn a_trainer_that_the_system_kills_is_interrupted_because_memory_may_come_back() {
+    let world = World::new(improving(), "killed.sh", &[]).await;
+    world.remember_some().await;
+    let ended = world.train().await;
+    let Ended::Interrupted { reason, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("memory runs out"), "{reason}");
+    assert_eq!(world.last_run().await.state, RunState::Interrupted);
+}
+
+#[tokio::test]
 async fn a_run_that_broke_does_not_go_on_and_keeps_no_checkpoint() {
     let (world, run) = interrupted("70").await;
     assert_eq!(run.state, RunState::Failed);
@@ -86,7 +96,7 @@ async fn a_run_that_was_interrupted_in_its_gate_is_not_trained_again() {
     assert!(matches!(ended, Ended::Promoted { .. }), "{ended:?}");
     // As a kill before the verdict would have left it.
     world.parts.store.set_active(Generation::BASE).await.unwrap();
-    let world = world.restarted(judge_of_everything()).await;
+    let world = world.restarted(standing()).await;
     let nothing = serde_json::Value::Null;
     world.parts.store.update_run(run.id, RunState::Gating, None, nothing).await.unwrap();
     assert_eq!(restore(&world.parts).await, Generation::BASE);
@@ -96,11 +106,6 @@ async fn a_run_that_was_interrupted_in_its_gate_is_not_trained_again() {
     let ended = world.train().await;
     let Ended::Rejected { run: gated, reason, .. } = ended else { panic!("{ended:?}") };
     assert!(gated == run.id && reason.contains("gate.margin"), "{reason}");
-}
-
-/// Every generation answers alike, as in [`standing`].
-fn judge_of_everything() -> Script {
-    standing()
 }
 
 #[tokio::test]
