@@ -219,7 +219,9 @@ fn add_reference(
             return Err(Failure::Stopped);
         }
         step::add_reference(model, chunk, plan)?;
-        chunk.iter().for_each(|example| references.learn(example));
+        for example in &*chunk {
+            references.learn(example);
+        }
         done += chunk.len();
         emit(&TrainerEvent::Reference { done, total });
         if job.checkpoint_s <= clock::since(kept).as_secs_f64() {
