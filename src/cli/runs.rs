@@ -149,7 +149,7 @@ mod tests {
     fn the_run_under_way_says_how_far_it_is() {
         let under_way = Run { state: RunState::Gating, ended_ms: None, ..run() };
         let text = list(&[under_way], &Stage::Gating { run: RunId(3), done: 4, total: 5 });
-        assert!(text.ends_with("gating         -  gating run 3: 4/5\n"), "{text}");
+        assert!(text.ends_with("  gating       -  gating run 3: 4/5\n"), "{text}");
     }
 
     #[test]
