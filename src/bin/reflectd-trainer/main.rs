@@ -8,6 +8,8 @@ mod tests;
 mod arch;
 mod base;
 mod batch;
+mod checkpoint;
+mod clock;
 mod cuda;
 mod data;
 mod export;
@@ -18,8 +20,10 @@ mod objective;
 mod optimizer;
 mod plan;
 mod pretrain;
+mod reference;
 mod step;
 mod sweep;
+mod tensors;
 mod train;
 mod weights;
 
@@ -86,7 +90,11 @@ fn run_job() -> Result<(), Failure> {
         setrlimit(Resource::Data, limit).map_err(|error| Failure::TryAgain(error.into()))?;
     }
     let device = cuda::device(job.device).map_err(Failure::BadData)?;
-    train::run(&job, device, &emit, &watch_stdin())
+    let stop = watch_stdin();
+    // Told to end, it writes its state down first; who has no time for that sends SIGKILL.
+    let registered = signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&stop));
+    registered.map_err(|error| Failure::TryAgain(error.into()))?;
+    train::run(&job, device, &emit, &stop)
 }
 
 /// Set when standard input ends.
