@@ -18,3 +18,4 @@ mod programs;
 mod random_model;
 mod scratch;
 mod signals;
+mod split;

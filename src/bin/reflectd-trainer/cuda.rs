@@ -22,6 +22,11 @@ pub(crate) fn device(wanted: Wanted) -> anyhow::Result<Device> {
     }
 }
 
+/// What a device is called in events.
+pub(crate) fn name(device: Device) -> &'static str {
+    if device == Device::Cpu { "cpu" } else { "cuda:0" }
+}
+
 /// `libtorch_cuda.so` beside the `libtorch_cpu.so` of this process.
 fn library() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
