@@ -15,6 +15,7 @@ mod promote;
 mod random;
 mod run;
 pub mod schedule;
+pub mod survey;
 mod task;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! What fits into memory: how the base is held, how much is computed at once, and whether blocks
 //! are computed again in the backward pass. Estimates to begin with; when memory does not suffice
-//! after all, the plan shrinks. Used by `train` and `step`.
+//! after all, the plan shrinks. Used by `train`, `step` and `survey`.
 
 use reflectd::gguf::TensorInfo;
 use reflectd::protocol::BaseKind;
@@ -34,10 +34,7 @@ impl Plan {
         longest: usize,
         free_bytes: u64,
     ) -> Self {
-        // One block's weights are decoded at a time.
-        let of_block: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out * n_in).sum();
-        let decoded = if weights_are_transient { of_block.cast_unsigned() * F32 } else { 0 };
-        let free = free_bytes.saturating_sub(OVERHEAD_BYTES + decoded);
+        let free = free_bytes.saturating_sub(fixed_bytes(shape, weights_are_transient));
         let kept = bytes_a_token(shape, longest, false);
         let fits = |bytes_a_token: u64| {
             let tokens = usize::try_from(free / bytes_a_token.max(1)).unwrap_or(usize::MAX);
@@ -47,6 +44,12 @@ impl Plan {
         let recompute = weights_are_transient || free / kept.max(1) < longest as u64;
         let max_tokens = fits(bytes_a_token(shape, longest, recompute));
         Self { max_tokens, recompute, longest }
+    }
+
+    /// What a pass takes by the same estimate.
+    pub(crate) fn pass_bytes(&self, shape: &Shape, weights_are_transient: bool) -> u64 {
+        let tokens = bytes_a_token(shape, self.longest, self.recompute) * self.max_tokens as u64;
+        fixed_bytes(shape, weights_are_transient) + tokens
     }
 
     /// Makes a pass smaller; false when it cannot be.
@@ -71,6 +74,13 @@ pub(crate) fn base_kind(wanted: BaseKind, file: &BaseFile, memory_bytes: u64) ->
     } else {
         BaseKind::Quantized
     }
+}
+
+/// What a pass needs whatever its tokens: one block's weights are decoded at a time.
+fn fixed_bytes(shape: &Shape, weights_are_transient: bool) -> u64 {
+    let of_block: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out * n_in).sum();
+    let decoded = if weights_are_transient { of_block.cast_unsigned() * F32 } else { 0 };
+    OVERHEAD_BYTES + decoded
 }
 
 /// What a pass needs for each of its tokens.
