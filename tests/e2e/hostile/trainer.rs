@@ -77,7 +77,8 @@ fn a_job_that_cannot_be_done_ends_with_65_and_says_why() {
         let base = file(name, bytes);
         Job { base_sha256: model_sha256(&base).unwrap(), base, ..sound.clone() }
     };
-    let with_data = |text: &str| Job { data: file("d.jsonl", text.as_bytes()), ..sound.clone() };
+    let with_data =
+        |name: &str, text: &str| Job { data: file(name, text.as_bytes()), ..sound.clone() };
     let mut unknown = json!(sound);
     unknown["colour"] = json!("red");
     let mut other_base = tiny::adapter();
@@ -96,8 +97,8 @@ fn a_job_that_cannot_be_done_ends_with_65_and_says_why() {
         (text(&based_on("cut.gguf", &model[..model.len() / 2])), "end of the file"),
         (text(&based_on("header.gguf", &model[..200])), "not a sound GGUF"),
         (text(&Job { data: folder.join("none.jsonl"), ..sound.clone() }), "none.jsonl"),
-        (text(&with_data("")), "no example"),
-        (text(&with_data("{}")), "line 1"),
+        (text(&with_data("empty.jsonl", "")), "no example"),
+        (text(&with_data("odd.jsonl", "{}")), "line 1"),
         (text(&Job { max_tokens: 3, ..sound.clone() }), "4 are longer"),
         (
             text(&Job { start: Some(folder.join("other.gguf")), ..sound.clone() }),
