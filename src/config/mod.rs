@@ -102,6 +102,8 @@ pub struct TrainerConfig {
     pub device: protocol::Device,
     /// How the frozen base is held in memory.
     pub base: protocol::BaseKind,
+    /// What matrices are multiplied in.
+    pub compute: protocol::Compute,
     /// Memory that the trainer may use; `None`: what is free.
     pub memory_limit_bytes: Option<u64>,
     /// Stop the trainer (SIGSTOP) while a chat runs, and so long after.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::raw::{Problems, Section};
 use super::{GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig};
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
-use crate::protocol::{BaseKind, Device, Lora, Objective, Optimizer};
+use crate::protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
 
 /// Longest path of a Unix socket on Linux.
 const MAX_SOCKET_PATH: usize = 107;
@@ -143,6 +143,7 @@ fn trainer(root: &Path, keys: &mut Section<'_>) -> TrainerConfig {
         threads: keys.number("threads", cores, &(1..=1024)),
         device: keys.value("device", Device::Auto),
         base: keys.value("base", BaseKind::Auto),
+        compute: keys.value("compute", Compute::Auto),
         memory_limit_bytes: keys.optional_number("memory_limit_bytes", &(1 << 28..=1 << 50)),
         yield_quiet: keys.seconds("yield_quiet_s", 1.0),
     }

@@ -89,6 +89,7 @@ mod tests {
             pair: PairLength { prompt: 256, answer: 128 },
             context_tokens: 8192,
             base_kind: trainer.base,
+            compute: trainer.compute,
             memory_limit_bytes: None,
             threads: 1,
             device: trainer.device,
@@ -98,7 +99,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_answer_is_found_among_what_libraries_print() {
-        let said = r#"{"refusal":"yarn","device":"cpu","threads":1,"memory":null,"speed":null,"speed_fault":null}"#;
+        let said = r#"{"refusal":"yarn","device":"cpu","device_memory":null,"threads":1,"memory":null,"speed":null,"speed_fault":null}"#;
         let survey = ask(&format!("read job; echo noise; echo '{said}'; echo more")).await;
         assert_eq!(survey.unwrap().refusal.as_deref(), Some("yarn"));
     }

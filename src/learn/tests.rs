@@ -14,7 +14,9 @@ use crate::engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, To
 use crate::gguf::{Value, Writer};
 use crate::paths::{self, write_atomic};
 use crate::prompt::{ChatTemplate, Message, PromptSet, Role};
-use crate::protocol::{BaseKind, Device, Job, Lora, Objective, Optimizer, Probe, ProbeSequence};
+use crate::protocol::{
+    BaseKind, Compute, Device, Job, Lora, Objective, Optimizer, Probe, ProbeSequence,
+};
 use crate::store::{self, Assessment, NewCandidate, NewExchange, RunState, Source, StoreThread};
 
 const HELD_OUT: usize = 24;
@@ -264,6 +266,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             threads: 1,
             device: Device::Cpu,
             base: BaseKind::Auto,
+            compute: Compute::Auto,
             memory_limit_bytes: None,
             yield_quiet: Duration::ZERO,
         },

@@ -57,71 +57,85 @@ impl Tree {
     pub(crate) fn len(&self) -> usize {
         self.tokens.len()
     }
+    /// By rows: whether a node attends to another, which it does to itself and its ancestors.
+    fn mask(&self) -> Vec<bool> {
+        let width = self.len();
+        let mut mask = vec![false; width * width];
+        for (node, &parent) in self.parents.iter().enumerate() {
+            if let Some(parent) = parent {
+                // A parent stands before its children: its row is complete.
+                let row = parent * width;
+                mask.copy_within(row..=row + parent, node * width);
+            }
+            mask[node * width + node] = true;
+        }
+        mask
+    }
 }
 
-/// Trees padded to one length, as tensors.
+/// Trees one after the other, without padding, as tensors.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// `[B, T]` token ids.
+    /// `[N]` token ids.
     pub ids: Tensor,
-    /// `[B, T]` positions.
+    /// `[N]` positions.
     pub positions: Tensor,
-    /// `[B, 1, T, T]`, true where row attends to column.
-    pub mask: Tensor,
-    /// `[N]` row of the flattened `[B * T]` that predicts a wanted token.
+    /// Where each tree lies, in order.
+    pub spans: Vec<Span>,
+    /// `[M]` index of the token that predicts a wanted one.
     pub sources: Tensor,
-    /// `[N]` the wanted tokens.
+    /// `[M]` the wanted tokens.
     pub targets: Tensor,
-    /// `[N]` index of the sequence that a wanted token belongs to, counted over the whole batch.
+    /// `[M]` index of the sequence that a wanted token belongs to, counted over the whole batch.
     pub groups: Tensor,
     /// `[G]` wanted tokens of each sequence.
     pub lengths: Tensor,
 }
 
+/// One tree of a batch: only inside it does a token attend to another.
+#[derive(Debug)]
+pub(crate) struct Span {
+    pub start: i64,
+    pub len: i64,
+    /// `[T, T]`, true where row attends to column.
+    pub mask: Tensor,
+}
+
 impl Batch {
     pub(crate) fn new(trees: &[&Tree], device: Device) -> Self {
-        let width = trees.iter().map(|tree| tree.len()).max().unwrap_or(0).max(1);
-        let n = trees.len();
-        let (mut ids, mut positions) = (vec![0i64; n * width], vec![0i64; n * width]);
-        let mut mask = vec![false; n * width * width];
+        let (mut ids, mut positions) = (Vec::new(), Vec::new());
         let (mut sources, mut targets) = (Vec::new(), Vec::new());
         let (mut groups, mut lengths) = (Vec::new(), Vec::new());
-        for (b, tree) in trees.iter().enumerate() {
-            for i in 0..width {
-                let row = (b * width + i) * width;
-                // Padding attends to itself, because a row without any column would be NaN.
-                mask[row + i] = true;
-                let Some(&token) = tree.tokens.get(i) else { continue };
-                ids[b * width + i] = token.into();
-                positions[b * width + i] = signed(tree.depths[i]);
-                if let Some(parent) = tree.parents[i] {
-                    // A parent stands before its children: its row is complete.
-                    let parent_row = (b * width + parent) * width;
-                    mask.copy_within(parent_row..=parent_row + parent, row);
-                }
-            }
+        let mut spans = Vec::new();
+        for tree in trees {
+            let start = ids.len();
+            ids.extend(tree.tokens.iter().map(|&token| i64::from(token)));
+            positions.extend(tree.depths.iter().map(|&depth| signed(depth)));
+            let len = signed(tree.len());
+            let mask = Tensor::from_slice(&tree.mask()).view([len, len]).to_device(device);
+            spans.push(Span { start: signed(start), len, mask });
             for wanted in &tree.targets {
                 let group = signed(lengths.len());
                 lengths.push(signed(wanted.len()));
                 for &(node, token) in wanted {
-                    sources.push(signed(b * width + node));
+                    sources.push(signed(start + node));
                     targets.push(i64::from(token));
                     groups.push(group);
                 }
             }
         }
-        let (b, t) = (signed(n), signed(width));
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
         Self {
-            ids: Tensor::from_slice(&ids).view([b, t]).to_device(device),
-            positions: Tensor::from_slice(&positions).view([b, t]).to_device(device),
-            mask: Tensor::from_slice(&mask).view([b, 1, t, t]).to_device(device),
-            sources: Tensor::from_slice(&sources).to_device(device),
-            targets: Tensor::from_slice(&targets).to_device(device),
-            groups: Tensor::from_slice(&groups).to_device(device),
-            lengths: Tensor::from_slice(&lengths).to_device(device),
+            ids: tensor(&ids),
+            positions: tensor(&positions),
+            spans,
+            sources: tensor(&sources),
+            targets: tensor(&targets),
+            groups: tensor(&groups),
+            lengths: tensor(&lengths),
         }
     }
-    /// Sums `[N]` values by sequence: `[G]`.
+    /// Sums `[M]` values by sequence: `[G]`.
     pub(crate) fn sum_by_sequence(&self, values: &Tensor) -> Tensor {
         Tensor::zeros([self.lengths.size()[0]], (Kind::Float, values.device())).index_add(
             0,
@@ -147,8 +161,8 @@ mod tests {
         assert_eq!(tree.depths, [0, 1, 2, 2]);
         assert_eq!(tree.targets, [vec![(1, 3), (2, 4)], vec![(1, 5), (3, 6)]]);
         let batch = Batch::new(&[&tree], Device::Cpu);
-        let rows =
-            Vec::<Vec<f64>>::try_from(batch.mask.view([4, 4]).to_kind(Kind::Double)).unwrap();
+        let mask = batch.spans[0].mask.to_kind(Kind::Double);
+        let rows = Vec::<Vec<f64>>::try_from(mask).unwrap();
         assert_eq!(rows[3], [1.0, 1.0, 0.0, 1.0]);
         assert_eq!(Vec::<i64>::try_from(&batch.groups).unwrap(), [0, 0, 1, 1]);
     }

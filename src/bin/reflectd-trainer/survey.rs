@@ -9,10 +9,10 @@ use std::time::Instant;
 use anyhow::ensure;
 use fastrand::Rng;
 use reflectd::protocol::{
-    self, BaseKind, BaseWay, Objective, PairLength, SurveyJob, TrainingMemory, TrainingSpeed,
-    TrainingSurvey,
+    self, BaseKind, BaseWay, Compute, Objective, PairLength, SurveyJob, TrainingMemory,
+    TrainingSpeed, TrainingSurvey,
 };
-use tch::Device;
+use tch::{Device, Kind as Number};
 
 use crate::arch::Shape;
 use crate::base::BaseFile;
@@ -63,6 +63,7 @@ pub(crate) fn run(job: &SurveyJob, device: Device) -> anyhow::Result<TrainingSur
     let mut survey = TrainingSurvey {
         refusal: None,
         device: cuda::name(device).to_owned(),
+        device_memory: cuda::memory().filter(|_| device != Device::Cpu),
         threads: job.threads,
         memory: None,
         speed: None,
@@ -77,8 +78,16 @@ pub(crate) fn run(job: &SurveyJob, device: Device) -> anyhow::Result<TrainingSur
             return Ok(survey);
         }
     };
-    let memory = memory(job, &file, &shape);
-    match catch_unwind(AssertUnwindSafe(|| measure(job, &file, &shape, device, memory.taken))) {
+    let machine = Machine {
+        job,
+        file: &file,
+        shape: &shape,
+        device,
+        compute: plan::compute(job.compute, device, shape.sizes.n_embd),
+        available: plan::memory_bytes(device, job.memory_limit_bytes),
+    };
+    let memory = machine.memory();
+    match catch_unwind(AssertUnwindSafe(|| machine.measure(memory.taken))) {
         Ok(Ok(speed)) => survey.speed = Some(speed),
         Ok(Err(error)) => survey.speed_fault = Some(format!("{error:#}")),
         Err(panic) => {
@@ -90,43 +99,149 @@ pub(crate) fn run(job: &SurveyJob, device: Device) -> anyhow::Result<TrainingSur
     Ok(survey)
 }
 
-fn memory(job: &SurveyJob, file: &BaseFile, shape: &Shape) -> TrainingMemory {
-    let available_bytes = plan::memory_bytes(job.memory_limit_bytes);
-    let longest = stretched(job.pair, job.max_tokens);
-    let way = |base| way(job, file, shape, base, available_bytes);
-    TrainingMemory {
-        available_bytes,
-        longest,
-        taken: plan::base_kind(job.base_kind, file, available_bytes),
-        ways: [BaseKind::F32, BaseKind::Bf16, BaseKind::Quantized].map(way).into(),
-    }
+/// A model on a machine that could train it.
+#[derive(Clone, Copy)]
+struct Machine<'a> {
+    job: &'a SurveyJob,
+    file: &'a BaseFile,
+    shape: &'a Shape,
+    device: Device,
+    compute: Number,
+    /// Bytes.
+    available: u64,
 }
 
-fn way(
-    job: &SurveyJob,
-    file: &BaseFile,
-    shape: &Shape,
-    base: BaseKind,
-    available_bytes: u64,
-) -> BaseWay {
-    let base_bytes = held_bytes(file, base, shape.sizes.n_layer);
-    let a_layer: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out + n_in).sum();
-    let parameters = (a_layer * shape.sizes.n_layer).cast_unsigned() * job.lora.rank as u64;
-    // As in a run: when it plans, base and adapter are there.
-    let left = available_bytes.saturating_sub(base_bytes + parameters * F32);
-    let longest = tree_tokens(stretched(job.pair, job.max_tokens));
-    let plan = Plan::new(shape, is_transient(base), longest, left);
-    let mut way = BaseWay {
-        base,
-        base_bytes,
-        adapter_bytes: parameters * F32 * ADAPTER_COPIES,
-        pass_bytes: plan.pass_bytes(shape, is_transient(base)),
-        fits: false,
-        pass_tokens: plan.max_tokens,
-        recompute: plan.recompute,
-    };
-    way.fits = way.total_bytes() <= available_bytes;
-    way
+impl Machine<'_> {
+    fn memory(self) -> TrainingMemory {
+        let Self { job, available, .. } = self;
+        TrainingMemory {
+            available_bytes: available,
+            longest: stretched(job.pair, job.max_tokens),
+            compute: if self.compute == Number::BFloat16 { Compute::Bf16 } else { Compute::F32 },
+            taken: plan::base_kind(job.base_kind, self.compute, self.file, available),
+            ways: [BaseKind::F32, BaseKind::Bf16, BaseKind::Quantized]
+                .map(|base| self.way(base))
+                .into(),
+        }
+    }
+
+    fn way(self, base: BaseKind) -> BaseWay {
+        let Self { job, shape, available, .. } = self;
+        let base_bytes = held_bytes(self.file, base, shape.sizes.n_layer);
+        let a_layer: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out + n_in).sum();
+        let parameters = (a_layer * shape.sizes.n_layer).cast_unsigned() * job.lora.rank as u64;
+        // As in a run: when it plans, base and adapter are there.
+        let left = available.saturating_sub(base_bytes + parameters * F32);
+        let plan = self.plan(base, stretched(job.pair, job.max_tokens), left);
+        let mut way = BaseWay {
+            base,
+            base_bytes,
+            adapter_bytes: parameters * F32 * ADAPTER_COPIES,
+            pass_bytes: plan.pass_bytes(shape, self.compute, self.is_transient(base)),
+            fits: false,
+            pass_tokens: plan.max_tokens,
+            recompute: plan.recompute,
+        };
+        way.fits = way.total_bytes() <= available;
+        way
+    }
+
+    /// How a run over pairs up to this length would compute.
+    fn plan(self, base: BaseKind, longest: PairLength, left: u64) -> Plan {
+        let is_transient = self.is_transient(base);
+        Plan::new(self.shape, self.compute, is_transient, tree_tokens(longest), left)
+    }
+
+    /// Whether weights are decoded or converted for each pass.
+    fn is_transient(self, base: BaseKind) -> bool {
+        match base {
+            BaseKind::F32 => self.compute != Number::Float,
+            BaseKind::Bf16 => self.compute != Number::BFloat16,
+            BaseKind::Quantized | BaseKind::Auto => true,
+        }
+    }
+
+    /// The first blocks of the model, and its head.
+    fn load(self, base: BaseKind, n_blocks: i64) -> anyhow::Result<Model> {
+        let mut shape = self.shape.clone();
+        shape.sizes.n_layer = n_blocks;
+        let mut model = weights::hold_all(self.file, shape, base, self.device)?;
+        model.compute = self.compute;
+        model.stack_matrices();
+        Ok(model)
+    }
+
+    /// Passes with one block and with several, each over few tokens and over many: what a pass costs
+    /// is linear in both, with a part that is there for any block (the head) and for any tokens
+    /// (decoding a quantized base).
+    fn measure(self, base: BaseKind) -> anyhow::Result<TrainingSpeed> {
+        let Self { job, file, shape, available, .. } = self;
+        let n_blocks = shape.sizes.n_layer;
+        let fitting = |n: &i64| held_bytes(file, base, *n) < available / 2;
+        let most = (1..=n_blocks.min(MAX_BLOCKS)).rev().find(fitting);
+        ensure!(most.is_some(), "not even one block and the head fit into half of the memory");
+        let mut bench = Bench {
+            model: self.load(base, most.unwrap_or(1))?,
+            lora: job.lora,
+            rng: Rng::with_seed(1),
+            plan: self.plan(
+                base,
+                job.pair,
+                available.saturating_sub(held_bytes(file, base, n_blocks)),
+            ),
+        };
+
+        // The first pass of a process is slow; the second says how long the others may be.
+        let short = shortened(job.pair, SHORTENED[SHORTENED.len() - 1]);
+        bench.pass(1, short, 1)?;
+        let probe = bench.pass(1, short, 1)?.total();
+        let a_pass = BUDGET_S / (2.0 * ROUNDS as f64);
+        let seconds_of = |pair| probe * tree_tokens(pair) as f64 / tree_tokens(short) as f64;
+        let affordable = SHORTENED.map(|by| shortened(job.pair, by));
+        let pair = affordable.into_iter().find(|&pair| seconds_of(pair) <= a_pass / 2.0);
+        let pair = pair.unwrap_or(short);
+        let of_run = (bench.plan.max_tokens / tree_tokens(job.pair)).clamp(1, job.batch_pairs);
+        let n_pairs = floor(a_pass / 2.0 / seconds_of(pair)).clamp(1, of_run);
+        // Few and many tokens: fewer pairs where there are several, else a shorter one.
+        let few = if n_pairs == 1 { (shortened(pair, 2), 1) } else { (pair, n_pairs.div_ceil(2)) };
+        let many = (pair, n_pairs);
+
+        let one = [bench.fastest(1, few)?, bench.fastest(1, many)?];
+        let by_time = i64::try_from(floor(a_pass / one[1].total())).unwrap_or(MAX_BLOCKS);
+        let measured_blocks = by_time.max(2).min(bench.model.shape.sizes.n_layer);
+        let several = if measured_blocks == 1 {
+            one
+        } else {
+            [bench.fastest(measured_blocks, few)?, bench.fastest(measured_blocks, many)?]
+        };
+
+        let tokens = |(pair, n): (PairLength, usize)| (tree_tokens(pair) * n) as f64;
+        let wanted_tokens = (tree_tokens(job.pair) * of_run) as f64;
+        let whole = |part: fn(&Seconds) -> f64| {
+            let at = |blocks: &[Seconds; 2]| {
+                line(
+                    wanted_tokens,
+                    (tokens(few), part(&blocks[0])),
+                    (tokens(many), part(&blocks[1])),
+                )
+            };
+            line(n_blocks as f64, (1.0, at(&one)), (measured_blocks as f64, at(&several)))
+        };
+        let passes = PAIRS / of_run as f64;
+        let steps = PAIRS / job.batch_pairs as f64;
+        let epoch_s = passes * whole(|it| it.gradients) + steps * whole(|it| it.update);
+        Ok(TrainingSpeed {
+            pair: job.pair,
+            base,
+            reference_s: passes * whole(|it| it.reference),
+            epoch_s,
+            tokens_per_second: PAIRS * tree_tokens(job.pair) as f64 / epoch_s.max(1e-9),
+            measured_blocks,
+            n_blocks,
+            measured_pair: pair,
+            measured_pairs: n_pairs,
+        })
+    }
 }
 
 /// What is in memory of the base when its first blocks are held in this way.
@@ -145,11 +260,6 @@ fn held_bytes(file: &BaseFile, base: BaseKind, n_blocks: i64) -> u64 {
         tensor.n_values().saturating_mul(bytes_a_value)
     };
     file.tensors().filter(|tensor| is_there(&tensor.name)).map(bytes).fold(0, u64::saturating_add)
-}
-
-/// Whether weights are decoded or converted for each pass.
-fn is_transient(base: BaseKind) -> bool {
-    base != BaseKind::F32
 }
 
 /// A pair of these proportions whose sequences have so many tokens.
@@ -179,89 +289,6 @@ impl Seconds {
     fn total(self) -> f64 {
         self.reference + self.gradients + self.update
     }
-}
-
-/// Passes with one block and with several, each over few tokens and over many: what a pass costs
-/// is linear in both, with a part that is there for any block (the head) and for any tokens
-/// (decoding a quantized base).
-fn measure(
-    job: &SurveyJob,
-    file: &BaseFile,
-    shape: &Shape,
-    device: Device,
-    base: BaseKind,
-) -> anyhow::Result<TrainingSpeed> {
-    let n_blocks = shape.sizes.n_layer;
-    let available = plan::memory_bytes(job.memory_limit_bytes);
-    let fitting = |n: &i64| held_bytes(file, base, *n) < available / 2;
-    let most = (1..=n_blocks.min(MAX_BLOCKS)).rev().find(fitting);
-    ensure!(most.is_some(), "not even one block and the head fit into half of the memory");
-    let mut bench = Bench {
-        model: weights::hold_all(file, with_blocks(shape, most.unwrap_or(1)), base, device)?,
-        lora: job.lora,
-        rng: Rng::with_seed(1),
-        plan: plan_of_run(job, file, shape, base),
-    };
-
-    // The first pass of a process is slow; the second says how long the others may be.
-    let short = shortened(job.pair, SHORTENED[SHORTENED.len() - 1]);
-    bench.pass(1, short, 1)?;
-    let probe = bench.pass(1, short, 1)?.total();
-    let a_pass = BUDGET_S / (2.0 * ROUNDS as f64);
-    let seconds_of = |pair| probe * tree_tokens(pair) as f64 / tree_tokens(short) as f64;
-    let affordable = SHORTENED.map(|by| shortened(job.pair, by));
-    let pair = affordable.into_iter().find(|&pair| seconds_of(pair) <= a_pass / 2.0);
-    let pair = pair.unwrap_or(short);
-    let of_run = (bench.plan.max_tokens / tree_tokens(job.pair)).clamp(1, job.batch_pairs);
-    let n_pairs = floor(a_pass / 2.0 / seconds_of(pair)).clamp(1, of_run);
-    // Few and many tokens: fewer pairs where there are several, else a shorter one.
-    let few = if n_pairs == 1 { (shortened(pair, 2), 1) } else { (pair, n_pairs.div_ceil(2)) };
-    let many = (pair, n_pairs);
-
-    let one = [bench.fastest(1, few)?, bench.fastest(1, many)?];
-    let by_time = i64::try_from(floor(a_pass / one[1].total())).unwrap_or(MAX_BLOCKS);
-    let measured_blocks = by_time.max(2).min(bench.model.shape.sizes.n_layer);
-    let several = if measured_blocks == 1 {
-        one
-    } else {
-        [bench.fastest(measured_blocks, few)?, bench.fastest(measured_blocks, many)?]
-    };
-
-    let tokens = |(pair, n): (PairLength, usize)| (tree_tokens(pair) * n) as f64;
-    let wanted_tokens = (tree_tokens(job.pair) * of_run) as f64;
-    let whole = |part: fn(&Seconds) -> f64| {
-        let at = |blocks: &[Seconds; 2]| {
-            line(wanted_tokens, (tokens(few), part(&blocks[0])), (tokens(many), part(&blocks[1])))
-        };
-        line(n_blocks as f64, (1.0, at(&one)), (measured_blocks as f64, at(&several)))
-    };
-    let passes = PAIRS / of_run as f64;
-    let steps = PAIRS / job.batch_pairs as f64;
-    let epoch_s = passes * whole(|it| it.gradients) + steps * whole(|it| it.update);
-    Ok(TrainingSpeed {
-        pair: job.pair,
-        base,
-        reference_s: passes * whole(|it| it.reference),
-        epoch_s,
-        tokens_per_second: PAIRS * tree_tokens(job.pair) as f64 / epoch_s.max(1e-9),
-        measured_blocks,
-        n_blocks,
-        measured_pair: pair,
-        measured_pairs: n_pairs,
-    })
-}
-
-/// How a run over these pairs would compute.
-fn plan_of_run(job: &SurveyJob, file: &BaseFile, shape: &Shape, base: BaseKind) -> Plan {
-    let available = plan::memory_bytes(job.memory_limit_bytes);
-    let left = available.saturating_sub(held_bytes(file, base, shape.sizes.n_layer));
-    Plan::new(shape, is_transient(base), tree_tokens(job.pair), left)
-}
-
-fn with_blocks(shape: &Shape, n: i64) -> Shape {
-    let mut shape = shape.clone();
-    shape.sizes.n_layer = n;
-    shape
 }
 
 /// The y at `x` of the line through two points; nothing gets faster by having more of it.

@@ -70,6 +70,7 @@ pub(super) async fn look_at(
         pair: wishes.pair,
         context_tokens: engine.context_tokens,
         base_kind: trainer.base,
+        compute: trainer.compute,
         memory_limit_bytes: trainer.memory_limit_bytes,
         threads: trainer.threads,
         device: trainer.device,
@@ -102,14 +103,18 @@ impl Training {
             let fault = self.fault.as_deref().unwrap_or("the trainer did not say");
             return vec![("trainable", format!("unknown: {fault}"))];
         };
-        let TrainingSurvey { refusal, device, threads, speed, speed_fault, .. } = survey;
+        let TrainingSurvey { refusal, device, device_memory, threads, speed, speed_fault, .. } =
+            survey;
         if let Some(refusal) = refusal {
             return vec![("trainable", format!("no: {refusal}"))];
         }
-        let mut rows = vec![
-            ("trainable", "yes".to_owned()),
-            ("trained on", format!("{device}, {threads} threads")),
-        ];
+        let place = match *device_memory {
+            Some([free, all]) => format!("{device}, {} of {} free", mib(free), mib(all)),
+            None => format!("{device}, {threads} threads"),
+        };
+        let compute = survey.memory.as_ref().map(|memory| word(&memory.compute));
+        let place = format!("{place}, in {}", compute.unwrap_or_default());
+        let mut rows = vec![("trainable", "yes".to_owned()), ("trained on", place)];
         match (speed, self.seconds_per_1000_pairs) {
             (Some(speed), Some(seconds)) => rows.extend(self.times(speed, seconds)),
             _ => {
@@ -156,7 +161,7 @@ impl Training {
     /// For people: memory by the way of holding the base.
     pub(super) fn table(&self) -> Option<String> {
         let memory = self.survey.as_ref()?.memory.as_ref()?;
-        let TrainingMemory { available_bytes, longest, taken, ways } = memory;
+        let TrainingMemory { available_bytes, longest, taken, ways, .. } = memory;
         let header = [
             "training, base as",
             "base",
