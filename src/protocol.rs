@@ -9,7 +9,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a line changes its meaning; a trainer refuses a job of another version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
+
+/// Name of the file in [`Job::out`] from which an interrupted run goes on.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// One training run.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -28,8 +31,11 @@ pub struct Job {
     pub start: Option<PathBuf>,
     /// Data set: [`Example`]s as JSON lines.
     pub data: PathBuf,
-    /// Where `adapter.gguf` and `probe.json` appear.
+    /// Where `adapter.gguf` and `probe.json` appear, and [`CHECKPOINT`] before them. A run goes on
+    /// from the checkpoint that it finds here, if that is one of the same job.
     pub out: PathBuf,
+    /// Where log-probs of reference policies are kept from run to run; `None`: they are not.
+    pub reference_cache: Option<PathBuf>,
     /// What is minimised.
     pub objective: Objective,
     /// Shape of the adapter.
@@ -38,6 +44,10 @@ pub struct Job {
     pub optimizer: Optimizer,
     /// Share of prompts kept aside to choose among checkpoints, 0 to 0.5.
     pub validation_share: f64,
+    /// Checkpoints that are validated, evenly spread over the run; the best one is exported.
+    pub validations: usize,
+    /// Seconds after which the state of the run is written down again; 0: after every step.
+    pub checkpoint_s: f64,
     /// Longest sequence in tokens; longer examples are left out and counted.
     pub max_tokens: usize,
     /// The server's context in tokens: some models choose their rotary factors by it.
@@ -54,6 +64,28 @@ pub struct Job {
     pub device: Device,
     /// Of every random choice.
     pub seed: u64,
+}
+
+impl Job {
+    /// The job without that which only says where and with what means it is computed. Jobs that are
+    /// equal so, and whose files are, give the same adapter (but for rounding).
+    #[must_use]
+    pub fn essence(&self) -> Self {
+        Self {
+            run: String::new(),
+            base: PathBuf::new(),
+            start: self.start.as_ref().map(|_| PathBuf::new()),
+            data: PathBuf::new(),
+            out: PathBuf::new(),
+            reference_cache: None,
+            checkpoint_s: 0.0,
+            base_kind: BaseKind::Auto,
+            memory_limit_bytes: None,
+            threads: 0,
+            device: Device::Auto,
+            ..self.clone()
+        }
+    }
 }
 
 /// The loss, with its settings. Formulas and sources: `objective.rs` of the trainer.
@@ -252,14 +284,29 @@ pub enum TrainerEvent {
         /// Examples in all.
         total: usize,
     },
+    /// The run goes on from its checkpoint.
+    Resumed {
+        /// The steps that were done before.
+        step: usize,
+    },
     /// One optimizer step.
     Step(Step),
+    /// The state of the run is written, synced and renamed.
+    Checkpoint {
+        /// After this step.
+        step: usize,
+    },
     /// Validation loss of a checkpoint.
     Validation {
         /// After this step.
         step: usize,
         /// Mean loss.
         loss: f64,
+    },
+    /// Something has not worked, but the run goes on.
+    Warning {
+        /// What, and what that means.
+        message: String,
     },
     /// The adapter is written, synced and renamed. The last line of a run that succeeded.
     Done {
@@ -326,9 +373,9 @@ pub struct Step {
     /// `grpo`: share of tokens whose ratio does not count any more.
     #[serde(default, rename = "clip_ratio/region_mean")]
     pub clip_ratio: f64,
-    /// Tokens a second since the last step.
+    /// Tokens a second since the process began its steps, without the time for which it was stopped.
     pub tokens_per_second: f64,
-    /// Seconds left at this speed.
+    /// Seconds left at this speed, validations included.
     pub eta_s: f64,
     /// Resident memory of the trainer; on a GPU what is in use there.
     pub memory_bytes: u64,

@@ -25,7 +25,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rusqlite", &["store/"]),
     ("rusqlite_migration", &["store/"]),
     ("serde_yaml", &["config/raw.rs"]),
-    ("signal_hook", &["signals.rs"]),
+    ("signal_hook", &["signals.rs", "bin/reflectd-trainer/"]),
     ("tch", &["bin/reflectd-trainer/"]),
 ];
 

@@ -128,6 +128,7 @@ pub(super) enum Ended {
     Explored { prompts: u64, candidates: u64, positives: u64, generated_tokens: u64, wall_s: f64 },
     Promoted { run: RunId, generation: Generation },
     Rejected { run: RunId, reason: String },
+    Interrupted { run: RunId, reason: String },
     Failed { run: Option<RunId>, reason: String },
 }
 

@@ -106,6 +106,8 @@ pub struct TrainerConfig {
     pub compute: protocol::Compute,
     /// Memory that the trainer may use; `None`: what is free.
     pub memory_limit_bytes: Option<u64>,
+    /// See [`protocol::Job::checkpoint_s`].
+    pub checkpoint: Duration,
     /// Stop the trainer (SIGSTOP) while a chat runs, and so long after.
     pub yield_quiet: Duration,
 }
@@ -259,6 +261,8 @@ pub struct LearnConfig {
     pub idle: Duration,
     /// How pairs are made.
     pub pairs: PairPolicy,
+    /// Where a run starts, which is also its reference policy.
+    pub start: Start,
     /// What is minimised.
     pub objective: protocol::Objective,
     /// Shape of the adapter.
@@ -267,12 +271,24 @@ pub struct LearnConfig {
     pub optimizer: protocol::Optimizer,
     /// See [`protocol::Job::validation_share`].
     pub validation_share: f64,
+    /// See [`protocol::Job::validations`].
+    pub validations: usize,
     /// See [`protocol::Job::max_tokens`].
     pub max_tokens: usize,
     /// When a candidate is promoted.
     pub gate: GateConfig,
     /// Promoted generations whose files are kept.
     pub keep_generations: usize,
+}
+
+/// Where a run starts. It is compared with what is served in either case.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// From the adapter that is served, if one is.
+    Adapter,
+    /// From the base: everything is learned again from all pairs that are kept.
+    Base,
 }
 
 /// How pairs are made from one prompt's candidates.

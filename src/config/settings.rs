@@ -7,7 +7,7 @@ use std::thread::available_parallelism;
 use serde::Deserialize;
 
 use super::raw::{Problems, Section};
-use super::{GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, TrainerConfig};
+use super::{GateConfig, LearnConfig, PairPolicy, Rejected, ServerConfig, Start, TrainerConfig};
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
 use crate::protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
 
@@ -145,6 +145,7 @@ fn trainer(root: &Path, keys: &mut Section<'_>) -> TrainerConfig {
         base: keys.value("base", BaseKind::Auto),
         compute: keys.value("compute", Compute::Auto),
         memory_limit_bytes: keys.optional_number("memory_limit_bytes", &(1 << 28..=1 << 50)),
+        checkpoint: keys.seconds("checkpoint_s", 120.0),
         yield_quiet: keys.seconds("yield_quiet_s", 1.0),
     }
 }
@@ -155,10 +156,12 @@ fn learn(keys: &mut Section<'_>) -> LearnConfig {
         min_new_pairs: keys.number("min_new_pairs", 50, &(1..=1_000_000)),
         idle: keys.seconds("idle_s", 300.0),
         pairs: pairs(&mut keys.section("pairs")),
+        start: keys.value("continue", Start::Adapter),
         objective: objective(&mut keys.section("objective")),
         lora: lora(&mut keys.section("lora")),
         optimizer: optimizer(&mut keys.section("optimizer")),
         validation_share: keys.number("validation_share", 0.1, &(0.0..=0.5)),
+        validations: keys.number("validations", 4, &(1..=1000)),
         max_tokens: keys.number("max_tokens", 2048, &(16..=1 << 20)),
         gate: gate(&mut keys.section("gate")),
         keep_generations: keys.number("keep_generations", 5, &(1..=1000)),

@@ -13,6 +13,7 @@ mod op_queue;
 pub mod pairs;
 mod promote;
 mod random;
+mod resume;
 mod run;
 pub mod schedule;
 pub mod survey;
@@ -35,7 +36,7 @@ use crate::protocol::Step;
 use crate::reflect::Reflector;
 use crate::store::{RunId, Store, StoreError};
 
-pub use self::op_queue::Cancel;
+pub use self::op_queue::{Cancel, Stop};
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
 #[derive(Clone, Debug)]
@@ -64,7 +65,7 @@ pub struct Parts {
 #[derive(Debug)]
 enum Command {
     Wish(Wish, Reply),
-    Cancel(oneshot::Sender<()>),
+    Cancel(oneshot::Sender<bool>),
     Rollback(Generation, oneshot::Sender<Result<(), LearnError>>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -166,6 +167,13 @@ pub enum Ended {
         /// The gate's numbers.
         verdict: serde_json::Value,
     },
+    /// It was stopped and goes on later; serving is not touched.
+    Interrupted {
+        /// Which run.
+        run: RunId,
+        /// Why.
+        reason: String,
+    },
     /// It broke; serving is not touched.
     Failed {
         /// Which run, if it came to one.
@@ -213,8 +221,9 @@ impl Learner {
     pub async fn train(&self) -> Result<Ended, LearnError> {
         self.ask(|reply| Command::Wish(Wish::Train { min_new_pairs: 0 }, reply)).await?
     }
-    /// Stops the long operation under way, if any. Resolves when it has stopped.
-    pub async fn cancel(&self) -> Result<(), LearnError> {
+    /// Stops the long operation under way, or gives up the interrupted run that waits. Resolves when
+    /// it has stopped; false: there was neither.
+    pub async fn cancel(&self) -> Result<bool, LearnError> {
         self.ask(Command::Cancel).await
     }
     /// Serves this generation from now on (0: the base), without dropping a request. Refused while

@@ -17,12 +17,13 @@ use super::child::{self, Trained, TrainerError, Update};
 use super::dataset::Dataset;
 use super::gate::{self, Verdict};
 use super::held_out::{self, HeldOut, Question};
-use super::op_queue::Cancel;
+use super::op_queue::{Cancel, Stop};
 use super::pairs::{Pair, Pairing, Tally};
 use super::promote::{self, PromoteError, Promotion, blocking};
+use super::resume;
 use super::{Ended, Parts, Stage};
-use crate::config::Config;
 use crate::config::prompt_file::PromptFileError;
+use crate::config::{Config, Start};
 use crate::engine::{EngineError, Generation};
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
@@ -56,11 +57,14 @@ pub(super) enum RunError {
     /// There is nothing to train on.
     #[error("{0}")]
     TooFewPairs(String),
+    /// The interrupted run does not make sense any more.
+    #[error("no run can go on; `reflectd runs` says why")]
+    NothingToResume,
     #[error("write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
     /// The owner or the end of the daemon stopped it.
-    #[error("cancelled")]
-    Cancelled,
+    #[error("{0}")]
+    Cancelled(Stop),
 }
 
 impl RunError {
@@ -76,7 +80,15 @@ impl RunError {
     }
     fn state(&self) -> RunState {
         match self {
-            Self::Cancelled | Self::Trainer(TrainerError::Cancelled) => RunState::Cancelled,
+            Self::Cancelled(stop) | Self::Trainer(TrainerError::Cancelled(stop)) => match stop {
+                Stop::Owner => RunState::Cancelled,
+                Stop::Shutdown => RunState::Interrupted,
+            },
+            // Memory, which may be there next time. The system kills (9) when it runs out, and
+            // who ends all processes (15) does not mean the run.
+            Self::Trainer(
+                TrainerError::TryAgain(_) | TrainerError::Killed { signal: 9 | 15, .. },
+            ) => RunState::Interrupted,
             _ => RunState::Failed,
         }
     }
@@ -91,13 +103,16 @@ struct Run<'a> {
     /// What is served when it starts: where training begins, the reference policy, the opponent.
     start: Generation,
     job: Job,
+    /// What the trainer made of it before it was interrupted, if it came to its end.
+    trained: Option<Trained>,
     questions: Vec<Question>,
 }
 
-/// From pairs to a verdict. Fewer than `min_new_pairs` that are newer than the last run's: no run.
+/// From pairs to a verdict, or on from where a run was interrupted. A new run needs `min_new_pairs`
+/// that are newer than the last run's; `None`: no new run.
 pub(super) async fn run(
     parts: &Parts,
-    min_new_pairs: usize,
+    min_new_pairs: Option<usize>,
     stage: &watch::Sender<Stage>,
     cancel: Cancel,
 ) -> Ended {
@@ -111,13 +126,18 @@ pub(super) async fn run(
     let ended = match run.finish(cancel).instrument(span).await {
         Ok(ended) => ended,
         Err(error) => {
-            let reason = error.reason();
-            warn!(run_id = %id, error = reason, "A training run has failed.");
-            let stored = parts.store.update_run(id, error.state(), Some(reason.clone()), json!({}));
+            let (state, reason) = (error.state(), error.reason());
+            warn!(run_id = %id, error = reason, "A training run has failed or was interrupted.");
+            let stored = parts.store.update_run(id, state, Some(reason.clone()), json!({}));
             if let Err(error) = stored.await {
                 warn!(run_id = %id, %error, "The end of the run is not recorded.");
             }
-            Ended::Failed { run: Some(id), reason }
+            if state == RunState::Interrupted {
+                Ended::Interrupted { run: id, reason }
+            } else {
+                resume::forget_checkpoint(&run.job.out).await;
+                Ended::Failed { run: Some(id), reason }
+            }
         }
     };
     promote::prune(parts).await;
@@ -126,7 +146,7 @@ pub(super) async fn run(
 
 async fn prepare<'a>(
     parts: &'a Parts,
-    min_new_pairs: usize,
+    min_new_pairs: Option<usize>,
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
@@ -135,13 +155,21 @@ async fn prepare<'a>(
         move || held_out::load(config.agents.values())
     })
     .await?;
+    if let Some(found) = resume::next(parts, &config).await? {
+        let resume::Waiting { id, start, job, trained } = found;
+        info!(run_id = %id, start = start.0, "An interrupted training run goes on.");
+        return Ok(Run { parts, config, stage, id, start, job, trained, questions });
+    }
+    let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
     let held_out = HeldOut::new(questions.iter().map(|question| question.line.prompt.as_str()));
     let (pairs, tally) = pairs(parts, &config, &held_out).await?;
     enough(parts, &pairs, tally, min_new_pairs).await?;
 
     let dataset = Dataset::new(&pairs);
     let start = parts.engine.stats().active;
-    let job = job(parts, &config, start, &dataset).await?;
+    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
+    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
+    let job = job(parts, &config, start, label, dataset.seed()).await?;
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -158,7 +186,7 @@ async fn prepare<'a>(
     info!(run_id = %id, pairs = pairs.len(), start = start.0, "A training run starts.");
     let facts = json!({ "tally": tally, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
-    Ok(Run { parts, config, stage, id, start, job, questions })
+    Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
 
 /// The pairs of all stored exchanges of the agents that learn.
@@ -217,20 +245,25 @@ async fn enough(
     Ok(())
 }
 
-async fn job(
+/// What the configuration makes of a run that starts now; `label` names it and its folder.
+pub(super) async fn job(
     parts: &Parts,
     config: &Config,
     start: Generation,
-    dataset: &Dataset,
+    label: String,
+    seed: u64,
 ) -> Result<Job, RunError> {
-    let rows = parts.store.generations().await?;
-    let adapter = rows.into_iter().find(|row| row.generation == start).map(|row| row.path);
+    let adapter = match config.learn.start {
+        Start::Base => None,
+        Start::Adapter => {
+            let rows = parts.store.generations().await?;
+            rows.into_iter().find(|row| row.generation == start).map(|row| row.path)
+        }
+    };
     let info = parts.engine.info();
     // The trainer runs in another folder, so its paths are absolute.
     let base = std::path::absolute(&info.path)
         .map_err(|source| RunError::Write { path: info.path.clone(), source })?;
-    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
-    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
     let out = parts.state.run(&label);
     let (learn, trainer) = (&config.learn, &config.trainer);
     Ok(Job {
@@ -241,10 +274,13 @@ async fn job(
         start: adapter,
         data: out.join("data.jsonl"),
         out,
+        reference_cache: Some(parts.state.references()),
         objective: learn.objective,
         lora: learn.lora,
         optimizer: learn.optimizer,
         validation_share: learn.validation_share,
+        validations: learn.validations,
+        checkpoint_s: trainer.checkpoint.as_secs_f64(),
         max_tokens: learn.max_tokens,
         context_tokens: config.engine.context_tokens,
         base_kind: trainer.base,
@@ -252,7 +288,7 @@ async fn job(
         memory_limit_bytes: trainer.memory_limit_bytes,
         threads: trainer.threads,
         device: trainer.device,
-        seed: dataset.seed(),
+        seed,
     })
 }
 
@@ -262,7 +298,10 @@ impl Run<'_> {
         if let Some(reason) = self.unjudgeable() {
             return self.reject(reason, serde_json::Value::Null).await;
         }
-        let trained = self.train(cancel.clone()).await?;
+        let trained = match &self.trained {
+            Some(trained) => trained.clone(),
+            None => self.train(cancel.clone()).await?,
+        };
         self.check(&trained).await?;
         let candidate = self.parts.store.next_generation().await?;
         self.parts.engine.load_lane(candidate, trained.adapter.clone()).await?;
@@ -311,7 +350,12 @@ impl Run<'_> {
         let path = self.job.out.join("events.jsonl");
         let written = blocking({
             let path = path.clone();
-            move || paths::write_atomic(&path, |file| std::io::Write::write_all(file, &lines))
+            move || {
+                // What it said before it was interrupted.
+                let mut all = std::fs::read(&path).unwrap_or_default();
+                all.extend(lines);
+                paths::write_atomic(&path, |file| std::io::Write::write_all(file, &all))
+            }
         });
         written.await.map_err(|source| RunError::Write { path, source })?;
         let trained = trained?;
@@ -322,6 +366,7 @@ impl Run<'_> {
             "adapter_sha256": trained.sha256,
         });
         self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
+        resume::forget_checkpoint(&self.job.out).await;
         Ok(trained)
     }
 
@@ -343,7 +388,7 @@ impl Run<'_> {
     ) -> Result<Ended, RunError> {
         let verdict = tokio::select! {
             verdict = self.verdict(candidate, trained) => verdict?,
-            () = cancel.cancelled() => return Err(RunError::Cancelled),
+            stop = cancel.cancelled() => return Err(RunError::Cancelled(stop)),
         };
         let numbers = serde_json::to_value(&verdict).expect("a verdict is plain data");
         if !verdict.promote {
@@ -402,6 +447,7 @@ impl Curves {
                 self.lines.push(b'\n');
                 match event {
                     TrainerEvent::Started { n_steps, .. } => self.n_steps = n_steps,
+                    TrainerEvent::Resumed { step } => self.step.step = step,
                     TrainerEvent::Step(step) => self.step = step,
                     _ => {}
                 }

@@ -9,10 +9,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-use super::op_queue::{Cancel, OpQueue, Wish};
+use super::op_queue::{Cancel, OpQueue, Stop, Wish};
 use super::run::RunError;
 use super::schedule::{Decision, Schedule};
-use super::{Command, Ended, LearnError, Parts, Stage, explore, promote, run};
+use super::{Command, Ended, LearnError, Parts, Stage, explore, promote, resume, run};
 
 /// How often the schedule looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ pub(super) struct Task {
     queue: OpQueue,
     operation: Option<Operation>,
     /// Told when the operation under way has stopped.
-    cancelling: Vec<oneshot::Sender<()>>,
+    cancelling: Vec<oneshot::Sender<bool>>,
     schedule: Schedule,
     decision: Decision,
     stage: watch::Sender<Stage>,
@@ -32,7 +32,7 @@ pub(super) struct Task {
 
 #[derive(Debug)]
 struct Operation {
-    cancel: watch::Sender<bool>,
+    cancel: watch::Sender<Option<Stop>>,
     handle: JoinHandle<Ended>,
 }
 
@@ -58,6 +58,10 @@ impl Task {
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        match self.parts.store.interrupted_runs().await {
+            Ok(runs) => self.schedule.set_interrupted(!runs.is_empty()),
+            Err(error) => warn!(%error, "Interrupted runs are not looked for."),
+        }
         let mut ticks = tokio::time::interval(TICK);
         let mut config = self.parts.config.clone();
         let last_word = loop {
@@ -76,7 +80,7 @@ impl Task {
                 _ = ticks.tick() => self.tick(),
             }
         };
-        self.stop();
+        self.stop(Stop::Shutdown);
         if self.operation.is_some() {
             let ended = finished(&mut self.operation).await;
             self.ended(&ended);
@@ -95,16 +99,16 @@ impl Task {
                 }
             }
             Command::Cancel(reply) => {
-                self.stop();
+                self.stop(Stop::Owner);
                 if self.operation.is_some() {
                     self.cancelling.push(reply);
                 } else {
-                    reply.send(()).ok();
+                    reply.send(self.give_up().await).ok();
                 }
             }
             Command::Rollback(to, reply) => {
                 let result = match self.queue.running() {
-                    Some(Wish::Train { .. }) => Err(LearnError::Busy(
+                    Some(Wish::Train { .. } | Wish::Resume) => Err(LearnError::Busy(
                         "a training run compares with what is served; cancel it first",
                     )),
                     _ => promote::rollback(&self.parts, to).await,
@@ -126,13 +130,26 @@ impl Task {
             debug!(%decision, "The schedule says something else.");
         }
         self.decision = decision;
-        let wish = Wish::Train { min_new_pairs };
-        if decision == Decision::Start
-            && self.queue.running().is_none()
-            && self.queue.ask(wish, None)
-        {
-            info!("A scheduled training run starts.");
+        let wish = match decision {
+            Decision::Start => Wish::Train { min_new_pairs },
+            Decision::Resume => Wish::Resume,
+            Decision::Never | Decision::NotDue(_) | Decision::Busy { .. } => return,
+        };
+        if self.queue.running().is_none() && self.queue.ask(wish, None) {
+            info!(reason = %decision, "Training starts.");
             self.start(wish);
+        }
+    }
+
+    /// The owner does not want the run that waits to go on; whether there was one.
+    async fn give_up(&mut self) -> bool {
+        self.schedule.set_interrupted(false);
+        match resume::give_up(&self.parts).await {
+            Ok(n_runs) => 0 < n_runs,
+            Err(error) => {
+                warn!(%error, "An interrupted run is not given up.");
+                false
+            }
         }
     }
 
@@ -143,17 +160,18 @@ impl Task {
         self.operation = Some(Operation { cancel, handle });
     }
 
-    fn stop(&self) {
+    fn stop(&self, why: Stop) {
         if let Some(operation) = &self.operation {
-            operation.cancel.send_replace(true);
+            operation.cancel.send_replace(Some(why));
         }
     }
 
     fn ended(&mut self, ended: &Ended) {
         self.operation = None;
-        if let Some(Wish::Train { .. }) = self.queue.running() {
+        if let Some(Wish::Train { .. } | Wish::Resume) = self.queue.running() {
             // A run that never started has used nothing and says nothing about the trainer.
-            let failed = matches!(ended, Ended::Failed { run: Some(_), .. });
+            let failed =
+                matches!(ended, Ended::Failed { run: Some(_), .. } | Ended::Interrupted { .. });
             self.schedule.ended(Utc::now(), failed);
             self.next_run.send_replace(self.schedule.due());
             if failed && let Some(due) = self.schedule.due() {
@@ -165,7 +183,7 @@ impl Task {
         self.stage.send_replace(Stage::Idle);
         self.queue.ended(ended);
         for reply in self.cancelling.drain(..) {
-            reply.send(()).ok();
+            reply.send(true).ok();
         }
     }
 }
@@ -186,12 +204,13 @@ async fn operate(
     mut cancel: Cancel,
 ) -> Ended {
     match wish {
-        Wish::Train { min_new_pairs } => run::run(parts, min_new_pairs, stage, cancel).await,
+        Wish::Train { min_new_pairs } => run::run(parts, Some(min_new_pairs), stage, cancel).await,
+        Wish::Resume => run::run(parts, None, stage, cancel).await,
         Wish::Explore { limit, split } => {
             // Dropping the exploration cancels its requests; what is stored stays.
             let explored = tokio::select! {
                 explored = explore::explore(parts, limit, split, stage) => explored,
-                () = cancel.cancelled() => Err(RunError::Cancelled),
+                stop = cancel.cancelled() => Err(RunError::Cancelled(stop)),
             };
             explored.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })
         }

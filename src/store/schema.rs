@@ -10,7 +10,10 @@ use super::thread::Outcome;
 
 /// Version 0 (an empty file) to the newest, counted by `user_version`.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(include_str!("schema.sql"))])
+    Migrations::new(vec![
+        M::up(include_str!("schema.sql")),
+        M::up(include_str!("schema_interrupted.sql")),
+    ])
 }
 
 pub(super) fn counts(tx: &Transaction<'_>) -> Outcome<Counts> {

@@ -103,6 +103,35 @@ async fn a_model_in_several_files_goes_through_the_loop() {
     assert!(words.contains("model-00003-of-00003.gguf"), "{words}");
 }
 
+#[tokio::test]
+async fn a_chat_during_training_is_answered_while_the_trainer_stands_still() {
+    let scratch = Scratch::explored().await;
+    scratch.train_for(40);
+    let daemon = Daemon::start(scratch).await;
+    let step = |event: &Value| event["step"]["step"].as_u64().unwrap_or(0);
+    let (_, mut stream) = daemon.follow_until("/v1/runs", json!({}), |event| 0 < step(event)).await;
+    let socket = daemon.scratch().socket();
+    let chats = tokio::spawn(async move {
+        for question in questions(6, 5) {
+            assert_eq!(chat(&socket, &question).await, 0);
+        }
+    });
+    let (mut paused_at, mut went_on) = (None, false);
+    while let Some(data) = stream.event().await {
+        let Ok(event) = serde_json::from_str::<Value>(&data) else { break };
+        if event["paused"] == true {
+            paused_at = Some(step(&event));
+        }
+        went_on |= event["paused"] == false && paused_at.is_some_and(|at| at < step(&event));
+        if event["outcome"].is_string() {
+            assert_eq!(event["outcome"], "promoted", "{event}");
+        }
+    }
+    chats.await.unwrap();
+    assert!(paused_at.is_some() && went_on, "stopped at {paused_at:?}, went on: {went_on}");
+    daemon.stop().await;
+}
+
 /// Clients that chat during the swap.
 const CLIENTS: usize = 4;
 /// Chats go before the gate: without a pause of all clients at once it would never end.

@@ -16,6 +16,7 @@ mod learning;
 mod parity;
 mod programs;
 mod random_model;
+mod rounds;
 mod scratch;
 mod signals;
 mod split;

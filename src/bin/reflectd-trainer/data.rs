@@ -41,6 +41,7 @@ pub(crate) enum Kind {
 /// The answer to another prompt: what the policy says of it estimates its distance to the reference.
 #[derive(Debug)]
 pub(crate) struct Stranger {
+    pub sequence: Sequence,
     pub tree: Tree,
     /// Summed log-probs of the reference; set once.
     pub reference: f64,
@@ -195,14 +196,17 @@ pub(crate) fn introduce_strangers(examples: &mut [Packed], max_tokens: usize) {
             .find(|other| other.prompt_id != examples[i].prompt_id)
             .and_then(|other| other.sequences.first());
         let own = &examples[i].sequences[0];
-        let tree = other.map(|other| {
+        let sequence = other.map(|other| {
             let prompt = own.tokens.split_at(own.from).0;
             let mut tokens = [prompt, other.tokens.split_at(other.from).1].concat();
             tokens.truncate(max_tokens.max(own.from + 1));
-            Tree::new(&[Sequence { tokens, from: own.from }])
+            Sequence { tokens, from: own.from }
         });
         if let Kind::Single { stranger, .. } = &mut examples[i].kind {
-            *stranger = tree.map(|tree| Stranger { tree, reference: 0.0 });
+            *stranger = sequence.map(|sequence| {
+                let tree = Tree::new(std::slice::from_ref(&sequence));
+                Stranger { sequence, tree, reference: 0.0 }
+            });
         }
     }
 }

@@ -8,6 +8,8 @@ mod tests;
 mod arch;
 mod base;
 mod batch;
+mod checkpoint;
+mod clock;
 mod cuda;
 mod data;
 mod export;
@@ -18,9 +20,11 @@ mod objective;
 mod optimizer;
 mod plan;
 mod pretrain;
+mod reference;
 mod step;
 mod survey;
 mod sweep;
+mod tensors;
 mod train;
 mod weights;
 
@@ -85,7 +89,11 @@ fn run_job() -> Result<(), Failure> {
     let job: Job = first_line()?;
     limit_memory(job.memory_limit_bytes)?;
     let device = cuda::device(job.device).map_err(Failure::BadData)?;
-    train::run(&job, device, &emit, &watch_stdin())
+    let stop = watch_stdin();
+    // Told to end, it writes its state down first; who has no time for that sends SIGKILL.
+    let registered = signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&stop));
+    registered.map_err(|error| Failure::TryAgain(error.into()))?;
+    train::run(&job, device, &emit, &stop)
 }
 
 fn run_survey() -> Result<(), Failure> {

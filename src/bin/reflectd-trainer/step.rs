@@ -67,11 +67,11 @@ impl Means {
 /// Sets the reference's log-probs of some examples: those of the model as it is now.
 pub(crate) fn add_reference(
     model: &Model,
-    examples: &mut [Packed],
+    examples: &mut [&mut Packed],
     plan: &mut Plan,
 ) -> Result<(), Unfinished> {
     let found = within_memory(plan, |plan| {
-        let all: Vec<&Packed> = examples.iter().collect();
+        let all: Vec<&Packed> = examples.iter().map(|example| &**example).collect();
         let mut found = Vec::new();
         for part in micro_batches(&all, plan.max_tokens) {
             let batch = batch_of(model, part.iter().map(|example| &example.tree));

@@ -351,7 +351,8 @@ impl Bench {
         let mut plan = *plan;
         let mut started = Instant::now();
         let mut lap = || std::mem::replace(&mut started, Instant::now()).elapsed().as_secs_f64();
-        step::add_reference(model, examples, &mut plan)?;
+        let mut referred: Vec<&mut Packed> = examples.iter_mut().collect();
+        step::add_reference(model, &mut referred, &mut plan)?;
         let reference = lap();
         let objective = Objective::Dpo { beta: 0.1, nll: 1.0 };
         let batch: Vec<&Packed> = examples.iter().collect();

@@ -18,6 +18,7 @@ use reflectd::gguf::{Gguf, model_sha256};
 use reflectd::protocol::{Group, Job, Objective, Probe, Rollout, TrainerEvent};
 
 use super::{alone, job, refusal, run, write};
+use crate::checkpoint::CHECKPOINT;
 use crate::train::Failure;
 
 const BASES: u64 = 300;
@@ -54,12 +55,14 @@ fn outcome(job: &Job) -> Result<&'static str, String> {
         let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
         names.collect::<Vec<_>>()
     };
+    // A checkpoint is whole, and stays for the run that goes on from it.
+    let is_clean = || files().iter().all(|name| name == CHECKPOINT);
     let word = match ended {
         Err(panic) => return Err(format!("a panic: {}", crate::step::panic_text(&*panic))),
         Ok(Err(Failure::Bug(error))) => return Err(format!("called a bug: {error:#}")),
         Ok(Err(Failure::Stopped)) => return Err("nobody has stopped it".into()),
         Ok(Err(Failure::BadData(error) | Failure::TryAgain(error))) => {
-            if format!("{error:#}").len() < 10 || !files().is_empty() {
+            if format!("{error:#}").len() < 10 || !is_clean() {
                 return Err(format!("{error:#} leaves {:?}", files()));
             }
             "refused"
@@ -132,9 +135,8 @@ fn damaged_adapters_are_refused_or_trained_on() {
             .map(|it| (it.name.clone(), it.shape.clone(), file.read_f32(it).unwrap()))
             .collect(),
     };
-    for name in ["adapter.gguf", "probe.json"] {
-        fs::remove_file(job.out.join(name)).unwrap();
-    }
+    fs::remove_dir_all(&job.out).unwrap();
+    fs::create_dir(&job.out).unwrap();
     job.start = Some(start.clone());
     all_end_well("adapters", ADAPTERS, |seed| {
         mutation::write(&parts, seed, &start);
@@ -244,7 +246,10 @@ fn numbers_that_are_none_end_a_run_wherever_they_come_from() {
     let refused = |job: &Job, word: &str| {
         let found = refusal(job);
         assert!(found.contains(word), "{word}: {found}");
-        assert_eq!(fs::read_dir(&job.out).unwrap().count(), 0, "{word} leaves files");
+        for name in ["adapter.gguf", "probe.json"] {
+            assert!(!job.out.join(name).exists(), "{word} leaves {name}");
+        }
+        drop(fs::remove_file(job.out.join(CHECKPOINT)));
     };
     // Finite weights whose products are not.
     let mut parts = tiny::model();
@@ -274,7 +279,8 @@ fn an_adapter_of_another_base_is_refused() {
     run(&job).unwrap();
     let start = folder.path().join("start.gguf");
     fs::rename(job.out.join("adapter.gguf"), &start).unwrap();
-    fs::remove_file(job.out.join("probe.json")).unwrap();
+    fs::remove_dir_all(&job.out).unwrap();
+    fs::create_dir(&job.out).unwrap();
     // The same shapes, other numbers.
     let mut parts = tiny::model();
     parts.tensors[0].2[0] += 0.1;
