@@ -40,7 +40,7 @@ async fn round_two_begins_from_what_is_served_as_generation_1_and_ends_as_a_whol
     engine.load_lane(lane_1, one.adapter.clone()).await.unwrap();
     engine.load_lane(lane_2, two.adapter.clone()).await.unwrap();
     let served = async |lane, answer: fn(&reflectd::protocol::Example) -> &Vec<i32>| {
-        let sequence = |example| {
+        let sequence = |example: &reflectd::protocol::Example| {
             let (prompt, answer): (&Vec<i32>, _) = (&example.prompt, answer(example));
             let tokens = prompt.iter().chain(answer).copied().map(Token).collect();
             (tokens, prompt.len())

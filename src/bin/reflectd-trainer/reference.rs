@@ -156,6 +156,7 @@ fn policy(job: &Job, device: Device) -> anyhow::Result<String> {
         job.start.as_ref().map(sha256).transpose()?,
         job.context_tokens,
         job.base_kind == BaseKind::Bf16,
+        job.compute,
         device == Device::Cpu,
     );
     Ok(paths::hex(&Sha256::digest(serde_json::to_vec(&all)?)))

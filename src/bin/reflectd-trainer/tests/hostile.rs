@@ -15,10 +15,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use reflectd::gguf::{Gguf, model_sha256};
-use reflectd::protocol::{Group, Job, Objective, Probe, Rollout, TrainerEvent};
+use reflectd::protocol::{CHECKPOINT, Group, Job, Objective, Probe, Rollout, TrainerEvent};
 
 use super::{alone, job, refusal, run, write};
-use crate::checkpoint::CHECKPOINT;
 use crate::train::Failure;
 
 const BASES: u64 = 300;
