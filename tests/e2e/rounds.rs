@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use reflectd::engine::{Class, Generation, Lane, LogprobRequest, Token};
-use reflectd::protocol::{Step, TrainerEvent};
+use reflectd::protocol::{Example, Step, TrainerEvent};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::parity::{dequantize, examples, gap, job, load, said, start, train, trained};
@@ -39,11 +39,10 @@ async fn round_two_begins_from_what_is_served_as_generation_1_and_ends_as_a_whol
     let (lane_1, lane_2) = (Generation(1), Generation(2));
     engine.load_lane(lane_1, one.adapter.clone()).await.unwrap();
     engine.load_lane(lane_2, two.adapter.clone()).await.unwrap();
-    let served = async |lane, answer: fn(&reflectd::protocol::Example) -> &Vec<i32>| {
-        let sequence = |example: &reflectd::protocol::Example| {
-            let (prompt, answer): (&Vec<i32>, _) = (&example.prompt, answer(example));
-            let tokens = prompt.iter().chain(answer).copied().map(Token).collect();
-            (tokens, prompt.len())
+    let served = async |lane, answer: fn(&Example) -> &Vec<i32>| {
+        let sequence = |example: &Example| {
+            let tokens = example.prompt.iter().chain(answer(example)).copied().map(Token);
+            (tokens.collect(), example.prompt.len())
         };
         let sequences = examples.iter().map(sequence).collect();
         let request = LogprobRequest { sequences, lane, class: Class::Gate };
@@ -64,6 +63,67 @@ async fn round_two_begins_from_what_is_served_as_generation_1_and_ends_as_a_whol
     assert!(2e-3 < unlike.max, "round two changed nothing, so this shows nothing");
     drop(engine);
     thread.join().unwrap();
+}
+
+#[test]
+fn a_trainer_that_is_told_to_end_goes_on_where_it_was_and_comes_to_the_same() {
+    /// `exit.rs`: may be tried again.
+    const TRY_AGAIN: i32 = 75;
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("agents/nano/model.gguf");
+    let examples = examples(&shipped);
+    // So long that none is done before it has heard that it should end.
+    let long = |name: &str| {
+        let mut job = job(&shipped, &examples, &folder.path().join(name));
+        (job.validation_share, job.optimizer.epochs) = (0.25, 20);
+        job
+    };
+    let (status, undisturbed) = said(&long("whole"));
+    assert!(status.success(), "{undisturbed:?}");
+
+    let parts = long("parts");
+    let mut together = Vec::new();
+    // By the end of its standard input, then by SIGTERM.
+    for (way, last) in [3, 20].into_iter().enumerate() {
+        let (mut child, stdin) = start(&parts);
+        let pid = Pid::from_child(&child);
+        let mut stdin = Some(stdin);
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let event: TrainerEvent = serde_json::from_str(&line.unwrap()).unwrap();
+            if matches!(event, TrainerEvent::Step(Step { step, .. }) if step == last) {
+                match way {
+                    0 => drop(stdin.take()),
+                    _ => kill_process(pid, Signal::TERM).unwrap(),
+                }
+            }
+            together.push(event);
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(TRY_AGAIN), "{together:?}");
+    }
+    let (status, rest) = said(&parts);
+    assert!(status.success(), "{rest:?}");
+    together.extend(rest);
+    let resumed = |event: &&TrainerEvent| matches!(event, TrainerEvent::Resumed { .. });
+    assert_eq!(together.iter().filter(resumed).count(), 2, "{together:?}");
+
+    let losses = |events: &[TrainerEvent]| -> Vec<(usize, f64)> {
+        let of = |event: &TrainerEvent| match event {
+            TrainerEvent::Step(step) => Some((step.step, step.loss)),
+            TrainerEvent::Validation { step, loss } => Some((*step, *loss)),
+            _ => None,
+        };
+        events.iter().filter_map(of).collect()
+    };
+    let (own, other) = (losses(&together), losses(&undisturbed));
+    assert_eq!(own.len(), other.len(), "no step is done twice: {own:?}");
+    for (own, other) in own.iter().zip(&other) {
+        assert!(own.0 == other.0 && (own.1 - other.1).abs() < 1e-4, "{own:?} {other:?}");
+    }
+    let read = |events: &[TrainerEvent]| trained(events.last().unwrap()).probe;
+    for (own, other) in read(&together).sequences.iter().zip(&read(&undisturbed).sequences) {
+        let pairs = own.logprobs.iter().zip(&other.logprobs);
+        assert!(pairs.into_iter().all(|(own, other)| (own - other).abs() < 1e-3));
+    }
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Checkpoint {
     }
     /// So much time has gone by that it would be a pity to lose it.
     pub(crate) fn is_due(&self) -> bool {
-        self.every <= clock::active().saturating_sub(self.written)
+        self.every <= clock::since(self.written)
     }
     /// Whether this very state is in the file.
     pub(crate) fn has(&self, state: &State) -> bool {

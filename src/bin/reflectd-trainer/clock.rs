@@ -25,6 +25,12 @@ pub(crate) fn active() -> Duration {
     begin.elapsed().saturating_sub(Duration::from_millis(stopped_ms.load(Ordering::Relaxed)))
 }
 
+/// Time since an earlier [`active`]. One that was taken just after a stop may have counted it, and so
+/// lie ahead: a stop is known a tick later.
+pub(crate) fn since(earlier: Duration) -> Duration {
+    active().saturating_sub(earlier)
+}
+
 /// The system tells that the process goes on, but not since when it stood: since the last tick.
 /// A late tick alone is no stop: at idle priority a thread waits long for a busy processor.
 fn watch(continued: &AtomicBool, stopped_ms: &AtomicU64) {

@@ -14,6 +14,7 @@ use reflectd::gguf::model_sha256;
 use reflectd::protocol::{Job, Objective, Optimizer, Probe, ProbeSequence, Step, TrainerEvent};
 use reflectd::{paths, protocol};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tch::Device;
 
 use crate::arch::Shape;
@@ -116,7 +117,7 @@ pub(crate) fn run(
         state.step += 1;
         let step = state.step;
         n_tokens += batch.iter().map(|packed| packed.tree.len()).sum::<usize>();
-        let seconds = (clock::active() - started).as_secs_f64().max(1e-6);
+        let seconds = clock::since(started).as_secs_f64().max(1e-6);
         metrics.step = step;
         metrics.epoch = step as f64 * job.optimizer.epochs as f64 / n_steps as f64;
         metrics.tokens_per_second = n_tokens as f64 / seconds;
@@ -132,6 +133,7 @@ pub(crate) fn run(
             } else {
                 step::validate(&model, job.objective, &validation_set, &mut plan)?
             };
+            step::finite(loss, "validation loss").map_err(Failure::BadData)?;
             if !validation_set.is_empty() {
                 emit(&TrainerEvent::Validation { step, loss });
             }
@@ -156,7 +158,8 @@ pub(crate) fn run(
 fn alone_in(out: &Path, stop: &AtomicBool) -> Result<File, Failure> {
     let folder = File::open(out).with_context(|| format!("open {}", out.display()));
     let folder = folder.map_err(Failure::BadData)?;
-    while flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err() {
+    // Any other error: a file system without locks.
+    while flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
         check(stop)?;
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -222,7 +225,7 @@ fn add_reference(
         chunk.iter().for_each(|example| references.learn(example));
         done += chunk.len();
         emit(&TrainerEvent::Reference { done, total });
-        if job.checkpoint_s <= (clock::active() - kept).as_secs_f64() {
+        if job.checkpoint_s <= clock::since(kept).as_secs_f64() {
             keep(&mut references);
             kept = clock::active();
         }
