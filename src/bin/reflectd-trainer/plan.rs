@@ -11,8 +11,9 @@ use crate::arch::{Shape, Sizes};
 use crate::base::BaseFile;
 use crate::cuda;
 
-/// More tokens in one pass do not make it faster.
-const MAX_TOKENS: usize = 4096;
+/// More tokens in one pass do not make it faster, on a processor and on a GPU.
+const MAX_TOKENS: usize = 1024;
+const MAX_GPU_TOKENS: usize = 16384;
 /// libtorch itself, the slices of the output head, and what is between.
 const OVERHEAD_BYTES: u64 = 400 << 20;
 /// Bytes of an f32.
@@ -31,20 +32,26 @@ pub(crate) struct Plan {
     pub longest: usize,
 }
 
+/// How a model is computed with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner<'a> {
+    pub shape: &'a Shape,
+    pub compute: Kind,
+    pub device: Device,
+    /// See [`crate::weights::Weights::are_transient`].
+    pub weights_are_transient: bool,
+}
+
 impl Plan {
     /// For the memory that is left when everything but a pass is there.
-    pub(crate) fn new(
-        shape: &Shape,
-        compute: Kind,
-        weights_are_transient: bool,
-        longest: usize,
-        free_bytes: u64,
-    ) -> Self {
-        let free = free_bytes.saturating_sub(fixed_bytes(shape, weights_are_transient));
+    pub(crate) fn new(manner: Manner<'_>, longest: usize, free_bytes: u64) -> Self {
+        let Manner { shape, compute, device, weights_are_transient } = manner;
+        let most = if device == Device::Cpu { MAX_TOKENS } else { MAX_GPU_TOKENS };
+        let free = free_bytes.saturating_sub(fixed_bytes(manner));
         let kept = bytes_a_token(shape, compute, longest, false);
         let fits = |bytes_a_token: u64| {
             let tokens = usize::try_from(free / bytes_a_token.max(1)).unwrap_or(usize::MAX);
-            tokens.clamp(longest, MAX_TOKENS.max(longest))
+            tokens.clamp(longest, most.max(longest))
         };
         // What autograd keeps of a decoded weight is the weight: all of them would be in memory.
         let recompute = weights_are_transient || free / kept.max(1) < longest as u64;
@@ -53,14 +60,10 @@ impl Plan {
     }
 
     /// What a pass takes by the same estimate.
-    pub(crate) fn pass_bytes(
-        &self,
-        shape: &Shape,
-        compute: Kind,
-        weights_are_transient: bool,
-    ) -> u64 {
+    pub(crate) fn pass_bytes(&self, manner: Manner<'_>) -> u64 {
+        let Manner { shape, compute, .. } = manner;
         let of_token = bytes_a_token(shape, compute, self.longest, self.recompute);
-        fixed_bytes(shape, weights_are_transient) + of_token * self.max_tokens as u64
+        fixed_bytes(manner) + of_token * self.max_tokens as u64
     }
 
     /// Makes a pass smaller; false when it cannot be.
@@ -118,7 +121,7 @@ pub(crate) fn base_kind(
 }
 
 /// What a pass needs whatever its tokens: one block's weights are decoded at a time.
-fn fixed_bytes(shape: &Shape, weights_are_transient: bool) -> u64 {
+fn fixed_bytes(Manner { shape, weights_are_transient, .. }: Manner<'_>) -> u64 {
     let of_block: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out * n_in).sum();
     let decoded = if weights_are_transient { of_block.cast_unsigned() * F32 } else { 0 };
     OVERHEAD_BYTES + decoded
@@ -179,7 +182,7 @@ fn free_of_group() -> u64 {
 mod tests {
     use super::*;
 
-    /// A billion parameters.
+    /// A billion parameters; a token keeps 5 MB for the backward pass.
     fn shape() -> Shape {
         let sizes = Sizes {
             n_layer: 24,
@@ -195,23 +198,30 @@ mod tests {
     }
     const GIB: u64 = 1 << 30;
 
+    fn manner(shape: &Shape) -> Manner<'_> {
+        let (compute, device) = (Kind::Float, Device::Cpu);
+        Manner { shape, compute, device, weights_are_transient: false }
+    }
+
     #[test]
     fn blocks_are_computed_again_only_where_memory_wants_it() {
-        let plan =
-            |transient, gib: u64| Plan::new(&shape(), Kind::Float, transient, 600, gib * GIB);
+        let shape = shape();
+        let plan = |weights_are_transient, gib: u64| {
+            Plan::new(Manner { weights_are_transient, ..manner(&shape) }, 600, gib * GIB)
+        };
         assert_eq!((plan(false, 64).recompute, plan(false, 64).max_tokens), (false, MAX_TOKENS));
-        assert!(plan(true, 64).recompute && plan(false, 4).recompute);
-        assert!(plan(false, 2).max_tokens < MAX_TOKENS);
+        assert!(plan(true, 64).recompute && plan(false, 2).recompute);
+        assert!(plan(false, 4).max_tokens < MAX_TOKENS);
         assert_eq!(plan(false, 0).max_tokens, 600, "one example is always tried");
     }
 
     #[test]
     fn a_plan_shrinks_to_one_example_and_no_further() {
-        let mut plan = Plan::new(&shape(), Kind::Float, false, 600, 64 * GIB);
+        let mut plan = Plan::new(manner(&shape()), 600, 64 * GIB);
         let mut steps = Vec::new();
         while plan.shrink() {
             steps.push((plan.max_tokens, plan.recompute));
         }
-        assert_eq!(steps, [(2048, false), (1024, false), (600, false), (600, true)]);
+        assert_eq!(steps, [(600, false), (600, true)]);
     }
 }

@@ -20,7 +20,7 @@ use crate::data::{Kind, Packed};
 use crate::lora::Lora;
 use crate::model::Model;
 use crate::optimizer::AdamW;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Manner, Plan};
 use crate::step::{self, Unfinished};
 use crate::{cuda, weights};
 
@@ -132,12 +132,13 @@ impl Machine<'_> {
         let parameters = (a_layer * shape.sizes.n_layer).cast_unsigned() * job.lora.rank as u64;
         // As in a run: when it plans, base and adapter are there.
         let left = available.saturating_sub(base_bytes + parameters * F32);
-        let plan = self.plan(base, stretched(job.pair, job.max_tokens), left);
+        let longest = tree_tokens(stretched(job.pair, job.max_tokens));
+        let plan = Plan::new(self.manner(base), longest, left);
         let mut way = BaseWay {
             base,
             base_bytes,
             adapter_bytes: parameters * F32 * ADAPTER_COPIES,
-            pass_bytes: plan.pass_bytes(shape, self.compute, self.is_transient(base)),
+            pass_bytes: plan.pass_bytes(self.manner(base)),
             fits: false,
             pass_tokens: plan.max_tokens,
             recompute: plan.recompute,
@@ -146,19 +147,15 @@ impl Machine<'_> {
         way
     }
 
-    /// How a run over pairs up to this length would compute.
-    fn plan(self, base: BaseKind, longest: PairLength, left: u64) -> Plan {
-        let is_transient = self.is_transient(base);
-        Plan::new(self.shape, self.compute, is_transient, tree_tokens(longest), left)
-    }
-
-    /// Whether weights are decoded or converted for each pass.
-    fn is_transient(self, base: BaseKind) -> bool {
-        match base {
+    /// How a run would compute with the base held so.
+    fn manner(&self, base: BaseKind) -> Manner<'_> {
+        let weights_are_transient = match base {
             BaseKind::F32 => self.compute != Number::Float,
             BaseKind::Bf16 => self.compute != Number::BFloat16,
             BaseKind::Quantized | BaseKind::Auto => true,
-        }
+        };
+        let Self { shape, compute, device, .. } = *self;
+        Manner { shape, compute, device, weights_are_transient }
     }
 
     /// The first blocks of the model, and its head.
@@ -177,6 +174,7 @@ impl Machine<'_> {
     fn measure(self, base: BaseKind) -> anyhow::Result<TrainingSpeed> {
         let Self { job, file, shape, available, .. } = self;
         let n_blocks = shape.sizes.n_layer;
+        let left = available.saturating_sub(held_bytes(file, base, n_blocks));
         let fitting = |n: &i64| held_bytes(file, base, *n) < available / 2;
         let most = (1..=n_blocks.min(MAX_BLOCKS)).rev().find(fitting);
         ensure!(most.is_some(), "not even one block and the head fit into half of the memory");
@@ -184,11 +182,7 @@ impl Machine<'_> {
             model: self.load(base, most.unwrap_or(1))?,
             lora: job.lora,
             rng: Rng::with_seed(1),
-            plan: self.plan(
-                base,
-                job.pair,
-                available.saturating_sub(held_bytes(file, base, n_blocks)),
-            ),
+            plan: Plan::new(self.manner(base), tree_tokens(job.pair), left),
         };
 
         // The first pass of a process is slow; the second says how long the others may be.

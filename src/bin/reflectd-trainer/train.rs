@@ -24,7 +24,7 @@ use crate::data::{self, Packed};
 use crate::lora::Lora;
 use crate::model::Model;
 use crate::optimizer::{AdamW, learning_rate};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Manner, Plan};
 use crate::reference::References;
 use crate::step::{self, Unfinished};
 use crate::{base, clock, cuda, export, weights};
@@ -270,8 +270,13 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
     let longest = examples.iter().map(|example| example.tree.len()).max().unwrap_or(0);
     let limit = job.memory_limit_bytes.map(|limit| limit.saturating_sub(resident_bytes()));
     let left = plan::memory_bytes(device, limit);
-    let is_transient = model.weights.are_transient(model.compute);
-    let plan = Plan::new(&model.shape, model.compute, is_transient, longest, left);
+    let manner = Manner {
+        shape: &model.shape,
+        compute: model.compute,
+        device,
+        weights_are_transient: model.weights.are_transient(model.compute),
+    };
+    let plan = Plan::new(manner, longest, left);
     Ok(Prepared { model, examples, n_too_long, plan })
 }
 
