@@ -57,7 +57,8 @@ async fn training_is_planned_and_timed_by_the_trainer() {
     assert_eq!((&training["device"], &training["threads"]), (&json!("cpu"), &json!(1)));
     let memory = &training["memory"];
     assert_eq!(memory["longest"], json!({ "prompt": 400, "answer": 200 }));
-    assert_eq!(memory["taken"], "f32", "the nano model fits into half of any memory");
+    // The nano model fits into half of any memory, in whatever this processor is fast with.
+    assert_eq!(memory["taken"], memory["compute"], "{memory}");
     let ways = memory["ways"].as_array().unwrap();
     let bytes = |base: &str, part: &str| {
         let way = ways.iter().find(|way| way["base"] == base).unwrap();
@@ -85,7 +86,7 @@ async fn training_is_planned_and_timed_by_the_trainer() {
         "q8_0",
         "main memory",
         "trainable yes",
-        "f32 (taken)",
+        "(taken)",
         "for pairs of 256 + 2 x 128",
         "Nothing stands in the way.",
     ] {

@@ -57,19 +57,17 @@ impl Tree {
     pub(crate) fn len(&self) -> usize {
         self.tokens.len()
     }
-    /// By rows: whether a node attends to another, which it does to itself and its ancestors.
-    fn mask(&self) -> Vec<bool> {
-        let width = self.len();
-        let mut mask = vec![false; width * width];
-        for (node, &parent) in self.parents.iter().enumerate() {
-            if let Some(parent) = parent {
+    /// By rows of a width: whether a node attends to another, which it does to itself and its
+    /// ancestors. What is beyond the tree attends to itself.
+    fn fill_mask(&self, mask: &mut [bool], width: usize) {
+        for node in 0..width {
+            if let Some(&Some(parent)) = self.parents.get(node) {
                 // A parent stands before its children: its row is complete.
                 let row = parent * width;
                 mask.copy_within(row..=row + parent, node * width);
             }
             mask[node * width + node] = true;
         }
-        mask
     }
 }
 
@@ -80,8 +78,10 @@ pub(crate) struct Batch {
     pub ids: Tensor,
     /// `[N]` positions.
     pub positions: Tensor,
-    /// Where each tree lies, in order.
-    pub spans: Vec<Span>,
+    /// Trees that attend in one operation.
+    pub packs: Vec<Pack>,
+    /// `[N]` place of each token among those of all packs; `None`: there is one pack without padding.
+    pub places: Option<Tensor>,
     /// `[M]` index of the token that predicts a wanted one.
     pub sources: Tensor,
     /// `[M]` the wanted tokens.
@@ -92,28 +92,34 @@ pub(crate) struct Batch {
     pub lengths: Tensor,
 }
 
-/// One tree of a batch: only inside it does a token attend to another.
+/// Trees of about the same length, padded to one: only inside a tree does a token attend to another.
 #[derive(Debug)]
-pub(crate) struct Span {
-    pub start: i64,
-    pub len: i64,
-    /// `[T, T]`, true where row attends to column.
+pub(crate) struct Pack {
+    /// Trees, and tokens of each.
+    pub size: [i64; 2],
+    /// `[B T]` token at each place, padding has the batch's first.
+    pub tokens: Tensor,
+    /// `[B, T, T]`, true where row attends to column; padding attends to itself.
     pub mask: Tensor,
 }
+
+/// Attention is computed for at most this many places a token: padding is cheaper than one more
+/// operation, but not for nothing. On a GPU nearly for nothing.
+const MAX_PLACES: [f64; 2] = [1.15, 4.0];
+/// A GPU's kernels want rows of a mask to begin at multiples of this.
+const ALIGNED: usize = 8;
 
 impl Batch {
     pub(crate) fn new(trees: &[&Tree], device: Device) -> Self {
         let (mut ids, mut positions) = (Vec::new(), Vec::new());
         let (mut sources, mut targets) = (Vec::new(), Vec::new());
         let (mut groups, mut lengths) = (Vec::new(), Vec::new());
-        let mut spans = Vec::new();
+        let mut starts = Vec::new();
         for tree in trees {
             let start = ids.len();
+            starts.push(start);
             ids.extend(tree.tokens.iter().map(|&token| i64::from(token)));
             positions.extend(tree.depths.iter().map(|&depth| signed(depth)));
-            let len = signed(tree.len());
-            let mask = Tensor::from_slice(&tree.mask()).view([len, len]).to_device(device);
-            spans.push(Span { start: signed(start), len, mask });
             for wanted in &tree.targets {
                 let group = signed(lengths.len());
                 lengths.push(signed(wanted.len()));
@@ -125,10 +131,25 @@ impl Batch {
             }
         }
         let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let mut places = vec![0; ids.len()];
+        let (mut packs, mut n_places) = (Vec::new(), 0);
+        for group in alike(trees, device) {
+            let pack = Pack::new(&group, trees, &starts, device);
+            for (row, &tree) in group.iter().enumerate() {
+                for node in 0..trees[tree].len() {
+                    let place = n_places + row * unsigned(pack.size[1]) + node;
+                    places[starts[tree] + node] = signed(place);
+                }
+            }
+            n_places += group.len() * unsigned(pack.size[1]);
+            packs.push(pack);
+        }
+        let is_plain = packs.len() == 1 && places.iter().copied().eq(0..signed(n_places));
         Self {
             ids: tensor(&ids),
             positions: tensor(&positions),
-            spans,
+            packs,
+            places: (!is_plain).then(|| tensor(&places)),
             sources: tensor(&sources),
             targets: tensor(&targets),
             groups: tensor(&groups),
@@ -143,6 +164,57 @@ impl Batch {
             values,
         )
     }
+}
+
+impl Pack {
+    fn new(group: &[usize], trees: &[&Tree], starts: &[usize], device: Device) -> Self {
+        let longest = group.iter().map(|&tree| trees[tree].len()).max().unwrap_or(0);
+        let width = longest.next_multiple_of(if device.is_cuda() { ALIGNED } else { 1 });
+        let mut tokens = vec![0; group.len() * width];
+        let mut mask = vec![false; group.len() * width * width];
+        for (row, &tree) in group.iter().enumerate() {
+            let first = row * width;
+            for node in 0..trees[tree].len() {
+                tokens[first + node] = signed(starts[tree] + node);
+            }
+            trees[tree].fill_mask(&mut mask[first * width..(first + width) * width], width);
+        }
+        let size = [signed(group.len()), signed(width)];
+        let mask = Tensor::from_slice(&mask).view([size[0], size[1], size[1]]);
+        Self {
+            size,
+            tokens: Tensor::from_slice(&tokens).to_device(device),
+            mask: mask.to_device(device),
+        }
+    }
+}
+
+/// Trees by length, in groups that need little padding.
+fn alike(trees: &[&Tree], device: Device) -> Vec<Vec<usize>> {
+    let most = MAX_PLACES[usize::from(device.is_cuda())];
+    let mut order: Vec<usize> = (0..trees.len()).collect();
+    order.sort_by_key(|&tree| std::cmp::Reverse(trees[tree].len()));
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut n_tokens = 0;
+    for tree in order {
+        n_tokens += trees[tree].len();
+        match groups.last_mut() {
+            Some(group)
+                if ((group.len() + 1) * trees[group[0]].len()) as f64 <= most * n_tokens as f64 =>
+            {
+                group.push(tree);
+            }
+            _ => {
+                groups.push(vec![tree]);
+                n_tokens = trees[tree].len();
+            }
+        }
+    }
+    groups
+}
+
+fn unsigned(n: i64) -> usize {
+    usize::try_from(n).expect("sizes are not negative")
 }
 
 fn signed(n: usize) -> i64 {
@@ -161,9 +233,29 @@ mod tests {
         assert_eq!(tree.depths, [0, 1, 2, 2]);
         assert_eq!(tree.targets, [vec![(1, 3), (2, 4)], vec![(1, 5), (3, 6)]]);
         let batch = Batch::new(&[&tree], Device::Cpu);
-        let mask = batch.spans[0].mask.to_kind(Kind::Double);
+        let mask = batch.packs[0].mask.squeeze_dim(0).to_kind(Kind::Double);
         let rows = Vec::<Vec<f64>>::try_from(mask).unwrap();
         assert_eq!(rows[3], [1.0, 1.0, 0.0, 1.0]);
         assert_eq!(Vec::<i64>::try_from(&batch.groups).unwrap(), [0, 0, 1, 1]);
+        assert!(batch.places.is_none(), "one tree is not moved");
+    }
+
+    #[test]
+    fn trees_of_about_the_same_length_are_padded_to_one() {
+        let tree = |n: i32| {
+            let tokens = (0..=n).collect::<Vec<_>>();
+            Tree::new(&[Sequence { tokens, from: 1 }])
+        };
+        let trees = [3, 20, 19, 4].map(tree);
+        let batch = Batch::new(&trees.iter().collect::<Vec<_>>(), Device::Cpu);
+        let sizes: Vec<_> = batch.packs.iter().map(|pack| pack.size).collect();
+        assert_eq!(sizes, [[2, 20], [2, 4]]);
+        // Through its place every token finds itself again, and padding attends to itself alone.
+        let tokens: Vec<_> = batch.packs.iter().map(|pack| pack.tokens.shallow_clone()).collect();
+        let found = Tensor::cat(&tokens, 0).index_select(0, batch.places.as_ref().unwrap());
+        assert_eq!(Vec::<i64>::try_from(found).unwrap(), (0..46).collect::<Vec<_>>());
+        let padding = batch.packs[0].mask.select(0, 1).select(0, 19).to_kind(Kind::Int64);
+        let padding = Vec::<i64>::try_from(padding).unwrap();
+        assert_eq!((padding.iter().sum::<i64>(), padding[19]), (1, 1));
     }
 }

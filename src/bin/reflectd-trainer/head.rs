@@ -102,11 +102,11 @@ impl Others {
         let index = (targets - from).clamp(0, n - 1).unsqueeze(1);
         let there = logits.gather(1, &index, false);
         let without = there.masked_fill(&inside.unsqueeze(1), f64::NEG_INFINITY);
-        let _ = logits.scatter_(1, &index, &without);
+        drop(logits.scatter_(1, &index, &without));
         let largest = self.largest.maximum(&logits.amax(-1, false));
         let shrink = (&self.largest - &largest).exp();
         logits -= largest.unsqueeze(1);
-        let _ = logits.exp_();
+        drop(logits.exp_());
         self.sum = &self.sum * &shrink + logits.sum_dim_intlist(-1, false, Kind::Float);
         if let Some(direction) = &mut self.direction {
             if let Some(slope) = slope {

@@ -9,7 +9,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::arch::{Activation, Pairing, Rope, Shape};
-use crate::batch::Batch;
+use crate::batch::{Batch, Pack};
 use crate::head;
 use crate::lora::Lora;
 use crate::weights::Weights;
@@ -31,12 +31,11 @@ pub(crate) struct Model {
 
 /// Who sees whom in a batch, and how far the positions turn: the same for all layers of a kind.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct Places<'a> {
+    batch: &'a Batch,
     all: Place,
     /// Of the layers with a sliding window.
     local: Option<Place>,
-    /// First token and tokens of each tree.
-    spans: Vec<[i64; 2]>,
 }
 
 #[derive(Debug)]
@@ -44,7 +43,7 @@ struct Place {
     /// Each `[N, 1, n_rot / 2]`.
     cos: Tensor,
     sin: Tensor,
-    /// Of each tree, `[T, T]`, true where row attends to column.
+    /// Of each pack, `[B, 1, T, T]`: 0 where row attends to column, else minus infinity.
     masks: Vec<Tensor>,
 }
 
@@ -98,7 +97,7 @@ impl Model {
     }
 
     /// One block of the model, `[N, d]` to the same.
-    pub(crate) fn block(&self, layer: i64, x: &Tensor, places: &Places) -> Tensor {
+    pub(crate) fn block(&self, layer: i64, x: &Tensor, places: &Places<'_>) -> Tensor {
         let (shape, sizes) = (&self.shape, self.shape.sizes);
         let [q_width, kv_width] = shape.widths();
         let name = |part: &str| format!("blk.{layer}.{part}");
@@ -119,11 +118,7 @@ impl Model {
             k = self.norm(&name("attn_k_norm"), &k);
         }
         let (q, k) = (self.rope(&q, place), self.rope(&k, place));
-        let attended = places.spans.iter().zip(&place.masks).map(|(&[start, len], mask)| {
-            let [q, k, v] = [&q, &k, &v].map(|x| x.narrow(0, start, len));
-            self.attend(&q, &k, &v, mask).view([len, q_width])
-        });
-        let attended = Tensor::cat(&attended.collect::<Vec<_>>(), 0); // [N, H hd]
+        let attended = self.attend_all(&q, &k, &v, (places.batch, &place.masks)); // [N, H hd]
         let mut y = self.linear(&name("attn_output"), &attended);
         if shape.architecture.has_post_norms {
             y = self.norm(&name("post_attention_norm"), &y);
@@ -149,25 +144,46 @@ impl Model {
         x + y
     }
 
-    /// Queries, keys and values of one tree by head, `[T, H, hd]`, to the mean values of the same
-    /// shape.
+    /// Queries, keys and values by head, `[N, H, hd]`, to the mean values, `[N, H hd]`: through the
+    /// places of the packs and back.
+    fn attend_all(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        (batch, masks): (&Batch, &[Tensor]),
+    ) -> Tensor {
+        let [q_width, _] = self.shape.widths();
+        let (k, v) = (self.repeat_kv(k), self.repeat_kv(v));
+        let attended = batch.packs.iter().zip(masks).map(|(pack, mask)| {
+            let [n, t] = pack.size;
+            let by_head = |x: &Tensor| {
+                let placed = match batch.places {
+                    Some(_) => x.index_select(0, &pack.tokens),
+                    None => x.shallow_clone(),
+                };
+                placed.view([n, t, -1, self.shape.sizes.head_dim]).transpose(1, 2) // [B, H, T, hd]
+            };
+            let attended = self.attend(&by_head(q), &by_head(&k), &by_head(&v), mask);
+            attended.transpose(1, 2).reshape([-1, q_width])
+        });
+        let attended = Tensor::cat(&attended.collect::<Vec<_>>(), 0);
+        match &batch.places {
+            Some(places) => attended.index_select(0, places),
+            None => attended,
+        }
+    }
+
+    /// `[B, H, T, hd]` to the same.
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
-        let by_head = |x: &Tensor| self.repeat_kv(x).transpose(0, 1).unsqueeze(0); // [1, H, T, hd]
-        let [q, k, v] = [q, k, v].map(by_head);
         let scale = self.shape.attention_scale;
-        let attended = match self.shape.attention_cap {
-            None => {
-                let (mask, causal, gqa) = (Some(mask), false, false);
-                Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, scale, gqa)
-            }
-            Some(cap) => {
-                let scores = q.matmul(&k.transpose(-2, -1)).to_kind(Kind::Float); // [1, H, T, T]
-                let scores = (scores * (scale / cap)).tanh() * cap;
-                let scores = scores.masked_fill(&mask.logical_not(), f64::NEG_INFINITY);
-                scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(&v)
-            }
+        let Some(cap) = self.shape.attention_cap else {
+            let (mask, causal, gqa) = (Some(mask), false, false);
+            return Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale, gqa);
         };
-        attended.squeeze_dim(0).transpose(0, 1).contiguous()
+        let scores = q.matmul(&k.transpose(-2, -1)).to_kind(Kind::Float); // [B, H, T, T]
+        let scores = (scores * (scale / cap)).tanh() * cap + mask;
+        scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(v)
     }
 
     /// x W^T, plus bias and the adapter's share, in the kind that is computed in.
@@ -242,8 +258,8 @@ impl Model {
     }
 
     /// What all layers of a batch share.
-    pub(crate) fn places(&self, batch: &Batch) -> Places {
-        let place = |rope: &Rope, masks: Vec<Tensor>| {
+    pub(crate) fn places<'a>(&self, batch: &'a Batch) -> Places<'a> {
+        let place = |rope: &Rope, window: Option<i64>| {
             let pairs = Tensor::arange(rope.n_rot / 2, (Kind::Float, self.device));
             let mut turns =
                 (pairs * (-2.0 / rope.n_rot as f64 * rope.base.ln())).exp() * rope.scale;
@@ -252,21 +268,26 @@ impl Model {
             }
             let positions = batch.positions.to_kind(Kind::Float).view([-1, 1, 1]);
             let angles = positions * turns; // [N, 1, n_rot / 2]
+            let masks = batch.packs.iter().map(|pack| self.mask(batch, pack, window)).collect();
             Place { cos: angles.cos() * rope.magnitude, sin: angles.sin() * rope.magnitude, masks }
         };
-        let local = self.shape.local.as_ref().map(|local| {
-            let near = batch.spans.iter().map(|span| {
-                let positions = batch.positions.narrow(0, span.start, span.len);
-                let distance = positions.unsqueeze(-1) - positions.unsqueeze(-2);
-                span.mask.logical_and(&distance.lt(local.window))
-            });
-            place(&local.rope, near.collect())
-        });
-        let masks = batch.spans.iter().map(|span| span.mask.shallow_clone());
+        let local = self.shape.local.as_ref();
         Places {
-            all: place(&self.shape.rope, masks.collect()),
-            local,
-            spans: batch.spans.iter().map(|span| [span.start, span.len]).collect(),
+            batch,
+            all: place(&self.shape.rope, None),
+            local: local.map(|local| place(&local.rope, Some(local.window))),
         }
+    }
+
+    /// A pack's mask as numbers to add.
+    fn mask(&self, batch: &Batch, pack: &Pack, window: Option<i64>) -> Tensor {
+        let near = window.map(|window| {
+            let positions = batch.positions.index_select(0, &pack.tokens).view(pack.size);
+            let distance = positions.unsqueeze(-1) - positions.unsqueeze(-2); // [B, T, T]
+            pack.mask.logical_and(&distance.lt(window))
+        });
+        let hidden = near.as_ref().unwrap_or(&pack.mask).logical_not().unsqueeze(1);
+        let zeros = Tensor::zeros(hidden.size(), (self.compute, self.device));
+        zeros.masked_fill(&hidden, f64::NEG_INFINITY)
     }
 }

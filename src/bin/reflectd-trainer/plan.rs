@@ -13,7 +13,7 @@ use crate::cuda;
 
 /// More tokens in one pass do not make it faster, on a processor and on a GPU.
 const MAX_TOKENS: usize = 1024;
-const MAX_GPU_TOKENS: usize = 16384;
+const MAX_GPU_TOKENS: usize = 8192;
 /// libtorch itself, the slices of the output head, and what is between.
 const OVERHEAD_BYTES: u64 = 400 << 20;
 /// Bytes of an f32.
