@@ -32,7 +32,7 @@ pub(super) struct Training {
 #[derive(Debug, clap::Args)]
 pub(super) struct Wishes {
     /// Longest sequence in tokens that memory for training is planned for [default: the smaller of
-    /// learn.max_tokens and engine.context_tokens].
+    /// `learn.max_tokens` and `engine.context_tokens`].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     context: Option<u32>,
     /// Tokens of the prompt and of each of the two answers that training is timed with.

@@ -146,19 +146,20 @@ async fn a_full_disk_fails_the_run_and_serving_goes_on() {
     let question = &questions(1, 2)[0];
     let socket = daemon.scratch().socket();
     let ended = daemon.post("/v1/runs", &json!({})).await;
-    assert_eq!(ended["outcome"], "failed", "{ended}");
+    // With room it may go on.
+    assert_eq!(ended["outcome"], "interrupted", "{ended}");
     let reason = ended["reason"].as_str().unwrap();
     assert!(reason.contains("may be tried again") && reason.contains("too large"), "{reason}");
     let run = daemon.get(&format!("/v1/runs/{}", ended["run"])).await;
-    assert_eq!((&run["state"], &run["generation"]), (&json!("failed"), &Value::Null), "{run}");
+    let (state, generation) = (&run["state"], &run["generation"]);
+    assert_eq!((state, generation), (&json!("interrupted"), &Value::Null), "{run}");
     let runs = daemon.scratch().state().join("runs");
     let folder = std::fs::read_dir(runs).unwrap().next().unwrap().unwrap().path();
-    let mut names: Vec<String> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    assert_eq!(names, ["data.jsonl", "events.jsonl"]);
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let is_left = name.starts_with('.') || ["adapter.gguf", "probe.json"].contains(&&*name);
+        assert!(!is_left, "{name} is left");
+    }
     assert_eq!(chat(&socket, question).await, 0);
     assert_eq!(daemon.get("/health").await["status"], "ok");
     daemon.stop().await;
