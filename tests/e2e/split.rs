@@ -61,7 +61,9 @@ fn info(TensorInfo { name, shape, kind, .. }: &TensorInfo, offset: u64) -> Vec<u
     let n_dims = u32::try_from(shape.len()).unwrap();
     let mut out = encoded(name);
     out.extend(n_dims.to_le_bytes());
-    shape.iter().for_each(|n| out.extend(n.to_le_bytes()));
+    for n in shape {
+        out.extend(n.to_le_bytes());
+    }
     out.extend(kind.id().to_le_bytes());
     out.extend(offset.to_le_bytes());
     out
