@@ -1,6 +1,7 @@
 //! What the daemon and the trainer say to each other: one [`Job`] as the first JSON line on the
 //! trainer's standard input, [`TrainerEvent`]s as JSON lines on its standard output.
-//! End of standard input means that the daemon has gone: the trainer stops.
+//! End of standard input means that the daemon has gone: the trainer stops. `reflectd-trainer survey`
+//! takes a [`SurveyJob`] instead and answers with one [`TrainingSurvey`].
 //! Documented in `docs/trainer-protocol.md`. Pure data; used by `learn` and by `reflectd-trainer`.
 
 use std::path::PathBuf;
@@ -397,4 +398,129 @@ pub struct ProbeSequence {
     pub from: usize,
     /// Log-probs of `tokens[from..]`.
     pub logprobs: Vec<f32>,
+}
+
+/// Asks what training on a model would take; nothing is trained and nothing is written.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SurveyJob {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The GGUF to look at.
+    pub base: PathBuf,
+    /// Shape of the adapter.
+    pub lora: Lora,
+    /// Pairs a step.
+    pub batch_pairs: usize,
+    /// The longest sequence that memory is planned for, in tokens.
+    pub max_tokens: usize,
+    /// The pairs that time is measured with.
+    pub pair: PairLength,
+    /// As in [`Job`].
+    pub context_tokens: u32,
+    /// As in [`Job`].
+    pub base_kind: BaseKind,
+    /// As in [`Job`].
+    pub compute: Compute,
+    /// As in [`Job`].
+    pub memory_limit_bytes: Option<u64>,
+    /// As in [`Job`].
+    pub threads: usize,
+    /// As in [`Job`].
+    pub device: Device,
+}
+
+/// Tokens of a pair: of its prompt, and of each of its two answers.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairLength {
+    /// Of the prompt.
+    pub prompt: usize,
+    /// Of one answer.
+    pub answer: usize,
+}
+
+/// What was found out.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TrainingSurvey {
+    /// Why the model is not trained: the feature that is missing. `None`: it can be.
+    pub refusal: Option<String>,
+    /// `cpu` or `cuda:0`.
+    pub device: String,
+    /// Bytes of a GPU's memory, free and all.
+    pub device_memory: Option<[u64; 2]>,
+    /// Threads that computed.
+    pub threads: usize,
+    /// `None` for a model that is not trained.
+    pub memory: Option<TrainingMemory>,
+    /// `None` for a model that is not trained, or when `speed_fault` says why there is none.
+    pub speed: Option<TrainingSpeed>,
+    /// Why nothing was measured.
+    pub speed_fault: Option<String>,
+}
+
+/// Memory by the way of holding the base.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TrainingMemory {
+    /// What there is, or what the trainer may use.
+    pub available_bytes: u64,
+    /// The longest pair that is planned for.
+    pub longest: PairLength,
+    /// What matrices are multiplied in: `f32` or `bf16`.
+    pub compute: Compute,
+    /// What a run would take.
+    pub taken: BaseKind,
+    /// `f32`, `bf16` and `quantized`.
+    pub ways: Vec<BaseWay>,
+}
+
+/// One way of holding the base.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct BaseWay {
+    /// Which.
+    pub base: BaseKind,
+    /// What is held of the base; a quantized one stays in the file, which the server maps too.
+    pub base_bytes: u64,
+    /// The adapter, its gradients, the optimizer's state and the best checkpoint.
+    pub adapter_bytes: u64,
+    /// One pass over a part of a batch, by the trainer's estimate.
+    pub pass_bytes: u64,
+    /// All of it is there.
+    pub fits: bool,
+    /// Tokens of a pass.
+    pub pass_tokens: usize,
+    /// Blocks are computed again in the backward pass.
+    pub recompute: bool,
+}
+
+impl BaseWay {
+    /// All of it.
+    pub fn total_bytes(&self) -> u64 {
+        [self.base_bytes, self.adapter_bytes, self.pass_bytes]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+}
+
+/// How long pairs take, from passes that were really computed.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TrainingSpeed {
+    /// Lengths of the pairs.
+    pub pair: PairLength,
+    /// How the base was held.
+    pub base: BaseKind,
+    /// Seconds for the reference log-probs of 1,000 pairs, once a run.
+    pub reference_s: f64,
+    /// Seconds for the optimizer steps over 1,000 pairs, once an epoch.
+    pub epoch_s: f64,
+    /// Tokens a second of those steps; what both answers share is counted once.
+    pub tokens_per_second: f64,
+    /// Blocks of the model that were computed.
+    pub measured_blocks: i64,
+    /// Blocks that it has.
+    pub n_blocks: i64,
+    /// Lengths of the pairs that were computed.
+    pub measured_pair: PairLength,
+    /// Pairs in one measured pass.
+    pub measured_pairs: usize,
 }

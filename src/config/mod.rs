@@ -23,7 +23,7 @@ use crate::prompt::PromptSet;
 use crate::protocol;
 
 pub use check::{load, load_prompts};
-pub use settings::default_engine;
+pub use settings::{Defaults, defaults};
 
 /// Everything that the YAML files say, checked.
 #[derive(Clone, Debug)]

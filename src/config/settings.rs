@@ -40,10 +40,23 @@ impl Settings {
     }
 }
 
-/// What the engine is when nobody sets anything.
-pub fn default_engine() -> EngineConfig {
+/// What there is when nobody sets anything.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    /// Without a model.
+    pub engine: EngineConfig,
+    /// Beside this program.
+    pub trainer: TrainerConfig,
+    /// Without a schedule.
+    pub learn: LearnConfig,
+}
+
+/// See [`Defaults`].
+pub fn defaults() -> Defaults {
     let problems = Problems::default();
-    engine(&mut Section::empty(Path::new("reflectd.yaml"), &problems))
+    let mut file = Section::empty(Path::new("reflectd.yaml"), &problems);
+    let Settings { engine, trainer, learn, .. } = Settings::check(Path::new(""), &mut file);
+    Defaults { engine, trainer, learn }
 }
 
 fn engine(keys: &mut Section<'_>) -> EngineConfig {

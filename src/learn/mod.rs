@@ -25,6 +25,7 @@ mod replay;
 mod resume;
 mod run;
 pub mod schedule;
+pub mod survey;
 mod task;
 #[cfg(test)]
 mod tests;

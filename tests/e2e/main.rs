@@ -21,3 +21,4 @@ mod random_model;
 mod rounds;
 mod scratch;
 mod signals;
+mod split;

@@ -12,7 +12,7 @@ use reflectd::engine::{
     self, Class, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, Lane,
     LogprobRequest, Token,
 };
-use reflectd::gguf::{Gguf, Writer};
+use reflectd::gguf::{Gguf, Writer, model_sha256};
 use reflectd::nano::corpus::Corpus;
 use reflectd::nano::tokenizer::Tokenizer;
 use reflectd::nano::world::{Answer, Habits, Problem, Split};
@@ -119,7 +119,7 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
         version: protocol::VERSION,
         run: "parity".into(),
         base: base.to_owned(),
-        base_sha256: paths::sha256(base).unwrap(),
+        base_sha256: model_sha256(base).unwrap(),
         start: None,
         data,
         out: out.to_owned(),

@@ -161,7 +161,9 @@ pub(crate) fn validate(
         }
         Ok(means)
     })?;
-    Ok(means.get("loss"))
+    let loss = means.get("loss");
+    finite(loss, "validation loss").map_err(Unfinished::NotFinite)?;
+    Ok(loss)
 }
 
 /// An error that says which number is none.
@@ -221,8 +223,15 @@ fn batch_of<'a>(model: &Model, trees: impl Iterator<Item = &'a Tree>) -> Batch {
     Batch::new(&trees.collect::<Vec<_>>(), model.device)
 }
 
-fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
-    Vec::<f32>::try_from(tensor.to_device(Device::Cpu)).context("read log-probs")
+/// Log-probs out of a tensor, or sums of them.
+pub(crate) fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
+    let values = Vec::<f32>::try_from(tensor.to_device(Device::Cpu)).context("read log-probs")?;
+    ensure!(
+        values.iter().all(|value| value.is_finite()),
+        "log-probs of the model that is trained are not numbers: lower \
+         learn.optimizer.learning_rate, or use another model file"
+    );
+    Ok(values)
 }
 
 fn stranger(example: &Packed) -> Option<&Tree> {

@@ -3,6 +3,7 @@
 //! llama.cpp's is tested end to end, where llama.cpp is.
 
 mod architectures;
+mod hostile;
 mod objectives;
 #[path = "../../../tests/e2e/random_model.rs"]
 #[allow(dead_code, reason = "the end-to-end tests use the rest")]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
+use reflectd::gguf::model_sha256;
 use reflectd::protocol::{Job, Objective, Optimizer, Probe, ProbeSequence, Step, TrainerEvent};
 use reflectd::{paths, protocol};
 use rustix::fs::{FlockOperation, flock};
@@ -82,7 +83,7 @@ pub(crate) fn run(
         n_too_long,
         n_steps,
         n_parameters: parameters.iter().map(|p| p.numel() as u64).sum(),
-        device: if device == Device::Cpu { "cpu".into() } else { "cuda:0".into() },
+        device: cuda::name(device).to_owned(),
     });
     for set in [&mut train_set, &mut validation_set] {
         if let Objective::Kto { .. } = job.objective {
@@ -148,7 +149,8 @@ pub(crate) fn run(
         tch::no_grad(|| parameter.shallow_clone().copy_(weights));
     }
     // The last checkpoint stays: the daemon removes it when it has recorded the end.
-    finish(job, &model, best, &probed, emit).map_err(Failure::TryAgain)
+    let probe = probe(&model, &probed).map_err(Failure::BadData)?;
+    finish(job, &model, best, &probe, emit).map_err(Failure::TryAgain)
 }
 
 /// A trainer that an earlier daemon has left behind may still write its checkpoint here: it is waited
@@ -252,8 +254,7 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
         job.optimizer.batch_pairs > 0 && job.optimizer.epochs > 0 && job.validations > 0,
         "batch_pairs, epochs and validations must be at least 1"
     );
-    let sha256 =
-        paths::sha256(&job.base).with_context(|| format!("read {}", job.base.display()))?;
+    let sha256 = model_sha256(&job.base)?;
     ensure!(
         sha256 == job.base_sha256,
         "{} is not the file that is served: restart the daemon",
@@ -319,17 +320,40 @@ fn offer(state: &mut State, loss: f64) {
     }
 }
 
-/// Writes adapter and probe, then says so.
+/// Answers of examples all over the data set.
+fn probed(examples: &[Packed]) -> Vec<Sequence> {
+    let every = examples.len().div_ceil(PROBES).max(1);
+    examples.iter().step_by(every).map(|example| example.sequences[0].clone()).collect()
+}
+
+/// What the adapter that is about to be written says of them.
+fn probe(model: &Model, probed: &[Sequence]) -> anyhow::Result<Probe> {
+    let one = |sequence: &Sequence| {
+        let tree = Tree::new(std::slice::from_ref(sequence));
+        let logprobs = step::values(&model.logprobs(&Batch::new(&[&tree], model.device)))?;
+        let Sequence { tokens, from } = sequence.clone();
+        Ok(ProbeSequence { tokens, from, logprobs })
+    };
+    let sequences = probed.iter().map(one).collect::<anyhow::Result<_>>()?;
+    Ok(Probe { sequences })
+}
+
+/// Writes probe and adapter, then says so. Neither stays when the other cannot be written.
 fn finish(
     job: &Job,
     model: &Model,
     best: &Best,
-    probed: &[Sequence],
+    probed: &Probe,
     emit: &dyn Fn(&TrainerEvent),
 ) -> anyhow::Result<()> {
     let (adapter, probe) = (job.out.join("adapter.gguf"), job.out.join("probe.json"));
-    export::save(model, &job.base_sha256, &job.run, &adapter)?;
-    write_probe(&probe, model, probed)?;
+    let text = serde_json::to_string(probed)?;
+    paths::write_atomic(&probe, |out| out.write_all(text.as_bytes()))
+        .with_context(|| format!("write {}", probe.display()))?;
+    if let Err(error) = export::save(model, &job.base_sha256, &job.run, &adapter) {
+        drop(std::fs::remove_file(&probe));
+        return Err(error);
+    }
     let sha256 = paths::sha256(&adapter).with_context(|| format!("read {}", adapter.display()))?;
     emit(&TrainerEvent::Done {
         adapter,
@@ -339,26 +363,6 @@ fn finish(
         best_loss: best.loss,
     });
     Ok(())
-}
-
-/// Answers of examples all over the data set.
-fn probed(examples: &[Packed]) -> Vec<Sequence> {
-    let every = examples.len().div_ceil(PROBES).max(1);
-    examples.iter().step_by(every).map(|example| example.sequences[0].clone()).collect()
-}
-
-fn write_probe(path: &Path, model: &Model, probed: &[Sequence]) -> anyhow::Result<()> {
-    let mut sequences = Vec::new();
-    for sequence in probed {
-        let tree = Tree::new(std::slice::from_ref(sequence));
-        let logprobs = model.logprobs(&Batch::new(&[&tree], model.device)).to_device(Device::Cpu);
-        let logprobs = Vec::<f32>::try_from(logprobs)?;
-        let Sequence { tokens, from } = sequence.clone();
-        sequences.push(ProbeSequence { tokens, from, logprobs });
-    }
-    let text = serde_json::to_string(&Probe { sequences })?;
-    paths::write_atomic(path, |out| out.write_all(text.as_bytes()))
-        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Of the GPU, or of this process.
