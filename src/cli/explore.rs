@@ -66,7 +66,8 @@ pub(super) async fn run_operation(
 
 /// Only an operation that broke is a failure: a gate that says no has done its work.
 fn exit(ended: &Ended) -> Exit {
-    if matches!(ended, Ended::Failed { .. }) { Exit::Failed } else { Exit::Ok }
+    let is_broken = matches!(ended, Ended::Failed { .. } | Ended::Interrupted { .. });
+    if is_broken { Exit::Failed } else { Exit::Ok }
 }
 
 /// The outcome of a long operation in one line.
@@ -96,6 +97,9 @@ fn describe(ended: &Ended) -> String {
         }
         Ended::Rejected { run, reason } => {
             format!("Run {run} was not promoted, the weights stay as they are: {reason}\n")
+        }
+        Ended::Interrupted { run, reason } => {
+            format!("Run {run} was interrupted and goes on later: {reason}\n")
         }
         Ended::Failed { run: Some(run), reason } => format!("Run {run} failed: {reason}\n"),
         Ended::Failed { run: None, reason } => format!("Nothing was done: {reason}\n"),

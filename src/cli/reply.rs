@@ -162,6 +162,10 @@ pub(super) enum Ended {
         run: RunId,
         reason: String,
     },
+    Interrupted {
+        run: RunId,
+        reason: String,
+    },
     Failed {
         run: Option<RunId>,
         reason: String,

@@ -23,7 +23,7 @@ use crate::prompt::PromptSet;
 use crate::protocol;
 
 pub use check::{load, load_prompts};
-pub use settings::default_engine;
+pub use settings::{Defaults, defaults};
 
 /// Everything that the YAML files say, checked.
 #[derive(Clone, Debug)]
@@ -106,6 +106,8 @@ pub struct TrainerConfig {
     pub compute: protocol::Compute,
     /// Memory that the trainer may use; `None`: what is free.
     pub memory_limit_bytes: Option<u64>,
+    /// See [`protocol::Job::checkpoint_s`].
+    pub checkpoint: Duration,
     /// Stop the trainer (SIGSTOP) while a chat runs, and so long after.
     pub yield_quiet: Duration,
 }
@@ -273,6 +275,8 @@ pub struct LearnConfig {
     pub idle: Duration,
     /// How pairs are made.
     pub pairs: PairPolicy,
+    /// Where a run starts, which is also its reference policy.
+    pub start: Start,
     /// What is minimised.
     pub objective: protocol::Objective,
     /// Shape of the adapter.
@@ -281,6 +285,8 @@ pub struct LearnConfig {
     pub optimizer: protocol::Optimizer,
     /// See [`protocol::Job::validation_share`].
     pub validation_share: f64,
+    /// See [`protocol::Job::validations`].
+    pub validations: usize,
     /// See [`protocol::Job::max_tokens`].
     pub max_tokens: usize,
     /// When a candidate is promoted.
@@ -328,6 +334,16 @@ pub struct PauseConfig {
     pub resume_pairs: usize,
     /// As do so many new ratings or edits.
     pub resume_feedback: usize,
+}
+
+/// Where a run starts. It is compared with what is served in either case.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// From the adapter that is served, if one is.
+    Adapter,
+    /// From the base: everything is learned again from all pairs that are kept.
+    Base,
 }
 
 /// How pairs are made from one prompt's candidates.

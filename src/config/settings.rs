@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::raw::{Problems, Section};
 use super::{
     CanaryConfig, GateConfig, LearnConfig, PairPolicy, PauseConfig, Positives, Rejected,
-    ServerConfig, TrainerConfig, WatchConfig,
+    ServerConfig, Start, TrainerConfig, WatchConfig,
 };
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
 use crate::protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
@@ -40,10 +40,23 @@ impl Settings {
     }
 }
 
-/// What the engine is when nobody sets anything.
-pub fn default_engine() -> EngineConfig {
+/// What there is when nobody sets anything.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    /// Without a model.
+    pub engine: EngineConfig,
+    /// Beside this program.
+    pub trainer: TrainerConfig,
+    /// Without a schedule.
+    pub learn: LearnConfig,
+}
+
+/// See [`Defaults`].
+pub fn defaults() -> Defaults {
     let problems = Problems::default();
-    engine(&mut Section::empty(Path::new("reflectd.yaml"), &problems))
+    let mut file = Section::empty(Path::new("reflectd.yaml"), &problems);
+    let Settings { engine, trainer, learn, .. } = Settings::check(Path::new(""), &mut file);
+    Defaults { engine, trainer, learn }
 }
 
 fn engine(keys: &mut Section<'_>) -> EngineConfig {
@@ -136,6 +149,7 @@ fn trainer(root: &Path, keys: &mut Section<'_>) -> TrainerConfig {
         base: keys.value("base", BaseKind::Auto),
         compute: keys.value("compute", Compute::Auto),
         memory_limit_bytes: keys.optional_number("memory_limit_bytes", &(1 << 28..=1 << 50)),
+        checkpoint: keys.seconds("checkpoint_s", 120.0),
         yield_quiet: keys.seconds("yield_quiet_s", 1.0),
     }
 }
@@ -146,10 +160,12 @@ fn learn(keys: &mut Section<'_>) -> LearnConfig {
         min_new_pairs: keys.number("min_new_pairs", 50, &(1..=1_000_000)),
         idle: keys.seconds("idle_s", 300.0),
         pairs: pairs(&mut keys.section("pairs")),
+        start: keys.value("continue", Start::Adapter),
         objective: objective(&mut keys.section("objective")),
         lora: lora(&mut keys.section("lora")),
         optimizer: optimizer(&mut keys.section("optimizer")),
         validation_share: keys.number("validation_share", 0.1, &(0.0..=0.5)),
+        validations: keys.number("validations", 4, &(1..=1000)),
         max_tokens: keys.number("max_tokens", 2048, &(16..=1 << 20)),
         gate: gate(&mut keys.section("gate")),
         canary: canary(&mut keys.section("canary")),

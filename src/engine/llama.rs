@@ -30,17 +30,17 @@ use super::backend::{Backend, Entry, Limits, SequenceId};
 use super::{
     EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, Vocabulary,
 };
-use crate::gguf::Gguf;
-use crate::paths;
+use crate::gguf::{Gguf, Parts, model_sha256, model_size};
 use adapter::{Adapter, Shapes};
 use check::check_model;
 use context::{Batch, Computing, Context};
-use files::{c_path, load_error, open};
+use files::{c_path, load_error, open_model};
 use memory::Demand;
 use process::{Device, devices, init, last_error, physical_cores, system};
 use shape::Shape;
 use vocabulary::LlamaVocabulary;
 
+pub(super) use files::unreadable;
 pub use files::{
     NotEncoded, Quantization, can_encode, dequantize, encode, quantize, type_name, type_named,
 };
@@ -72,7 +72,7 @@ impl Llama {
     /// Loads the model and makes its context.
     pub fn load(config: &EngineConfig) -> Result<Self, EngineError> {
         let path = config.model.as_path();
-        let sha256 = paths::sha256(path).map_err(|error| load_error(path, error.to_string()))?;
+        let sha256 = model_sha256(path).map_err(|error| unreadable(path, &error))?;
         Self::open(config, sha256)
     }
 
@@ -81,11 +81,12 @@ impl Llama {
         init()?;
         let path = config.model.as_path();
         let refused = |reason: String| load_error(path, reason);
-        let header = open(path)?;
-        let shape = check_model(&header).map_err(refused)?;
-        let n_vocab = vocabulary_size(&header);
+        let parts = open_model(path)?;
+        let header = parts.header();
+        let shape = check_model(&parts).map_err(refused)?;
+        let n_vocab = vocabulary_size(header);
         let devices = devices();
-        let demand = demand(config, &header, &shape, &devices).map_err(refused)?;
+        let demand = demand(config, &parts, &shape, &devices).map_err(refused)?;
         let limits = demand.limits;
         let plan = demand.plan(config.gpu_layers, &devices).map_err(refused)?;
         demand.check(&plan).map_err(refused)?;
@@ -109,15 +110,14 @@ impl Llama {
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
         let vocabulary = Arc::new(LlamaVocabulary::new(Arc::clone(&model)));
-        let info = info(path, sha256, &header, &model, &vocabulary, limits.cells)?;
+        let info = info(path, sha256, header, &model, &vocabulary, limits.cells)?;
         if info.max_sequence < limits.cells {
             let (longest, pool) = (info.max_sequence, limits.cells);
             tracing::info!(longest, pool, "One sequence ends where the model's training ended.");
         }
-        let tensors = header.tensors().iter();
         Ok(Self {
             info,
-            shapes: tensors.map(|it| (it.name.clone(), it.shape.clone())).collect(),
+            shapes: parts.tensors().map(|it| (it.name.clone(), it.shape.clone())).collect(),
             batch: Batch::new(&limits),
             adapters: BTreeMap::new(),
             selected: Generation::BASE,
@@ -129,17 +129,17 @@ impl Llama {
     }
 }
 
-/// What serving this file would take.
+/// What serving this model would take.
 fn demand<'a>(
     config: &EngineConfig,
-    header: &'a Gguf,
+    parts: &'a Parts,
     shape: &'a Shape,
     devices: &[Device],
 ) -> Result<Demand<'a>, String> {
-    let n_vocab = vocabulary_size(header);
+    let n_vocab = vocabulary_size(parts.header());
     let attention = flash_attention(config, devices);
     Ok(Demand {
-        header,
+        parts,
         shape,
         n_vocab: n_vocab as u64,
         limits: limits(config, n_vocab)?,
@@ -376,17 +376,16 @@ fn info(
     // SAFETY: the model lives.
     let (n_parameters, trained) =
         unsafe { (sys::llama_model_n_params(raw), sys::llama_model_n_ctx_train(raw)) };
-    let unreadable = |error: std::io::Error| load_error(path, error.to_string());
     let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let [begin, end, end_of_turn] = vocabulary.special();
     Ok(ModelInfo {
         name: header.string("general.name").map_or_else(stem, str::to_owned),
         // Whoever asks where it lies may be in another folder.
-        path: std::path::absolute(path).map_err(unreadable)?,
+        path: std::path::absolute(path).map_err(|error| load_error(path, error.to_string()))?,
         sha256,
         architecture: header.string("general.architecture").unwrap_or_default().to_owned(),
         n_parameters,
-        size_bytes: std::fs::metadata(path).map_err(unreadable)?.len(),
+        size_bytes: model_size(path).map_err(|error| unreadable(path, &error))?,
         n_vocab: model.n_vocab(),
         max_sequence: cells.min(count(trained)),
         chat_template: header.string("tokenizer.chat_template").map(str::to_owned),

@@ -9,7 +9,7 @@ use super::held_out::HeldOut;
 use super::pairs::{Pairing, Tally};
 use super::replay::{self, Replayed};
 use super::{Parts, run::RunError};
-use crate::config::Config;
+use crate::config::{Config, Start};
 use crate::protocol::Objective;
 use crate::store::{Exchange, PairRow};
 
@@ -57,7 +57,12 @@ pub(super) async fn collect(
     let (pairs, tally) = pairing.finish();
     let earlier = parts.store.earlier_pairs(learning(config), replay::MAX_EARLIER).await?;
     let earlier = replay::usable(earlier, held_out);
-    let (mut pairs, replayed) = replay::mix(pairs, earlier, &learned, learn.pairs.replay);
+    let share = match learn.start {
+        // What is learned anew is learned from everything.
+        Start::Base => 1.0,
+        Start::Adapter => learn.pairs.replay,
+    };
+    let (mut pairs, replayed) = replay::mix(pairs, earlier, &learned, share);
     if let Objective::Kto { .. } = learn.objective {
         pairs = balance::thinned(pairs, learn.pairs.max_imbalance);
     }

@@ -22,8 +22,10 @@ pub mod pairs;
 mod promote;
 mod random;
 mod replay;
+mod resume;
 mod run;
 pub mod schedule;
+pub mod survey;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -48,7 +50,7 @@ use crate::store::{RunId, Store, StoreError};
 
 pub use self::explore::Harvest;
 pub use self::guards::Guards;
-pub use self::op_queue::{Cancel, Exploration};
+pub use self::op_queue::{Cancel, Exploration, Stop};
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
 #[derive(Clone, Debug)]
@@ -85,7 +87,7 @@ pub struct Parts {
 #[derive(Debug)]
 enum Command {
     Wish(Wish, Reply),
-    Cancel(oneshot::Sender<()>),
+    Cancel(oneshot::Sender<bool>),
     Rollback(Generation, oneshot::Sender<Result<(), LearnError>>),
     Resume(oneshot::Sender<Result<(), LearnError>>),
     Shutdown(oneshot::Sender<()>),
@@ -193,6 +195,13 @@ pub enum Ended {
         /// The gate's numbers.
         verdict: serde_json::Value,
     },
+    /// It was stopped and goes on later; serving is not touched.
+    Interrupted {
+        /// Which run.
+        run: RunId,
+        /// Why.
+        reason: String,
+    },
     /// It broke; serving is not touched.
     Failed {
         /// Which run, if it came to one.
@@ -254,8 +263,9 @@ impl Learner {
         let wish = Wish::Import(Source { path, base_sha256 });
         self.ask(|reply| Command::Wish(wish, reply)).await?
     }
-    /// Stops the long operation under way, if any. Resolves when it has stopped.
-    pub async fn cancel(&self) -> Result<(), LearnError> {
+    /// Stops the long operation under way, or gives up the interrupted run that waits. Resolves when
+    /// it has stopped; false: there was neither.
+    pub async fn cancel(&self) -> Result<bool, LearnError> {
         self.ask(Command::Cancel).await
     }
     /// Serves this generation from now on (0: the base), without dropping a request. Refused while

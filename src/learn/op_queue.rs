@@ -27,6 +27,8 @@ pub(super) enum Wish {
         /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
         min_new_pairs: usize,
     },
+    /// Go on with the run that was interrupted, if it still makes sense.
+    Resume,
     /// Put an adapter that was made elsewhere on trial.
     Import(Source),
 }
@@ -36,14 +38,14 @@ impl Wish {
     fn busy(&self) -> &'static str {
         match self {
             Self::Explore(_) => "it explores stored prompts",
-            Self::Train { .. } => "a training run is under way",
+            Self::Train { .. } | Self::Resume => "a training run is under way",
             Self::Import(_) => "an imported adapter is on trial",
         }
     }
     /// Whether the end of `running` is what this wish asks for.
     fn joins(&self, running: &Self) -> bool {
         match (self, running) {
-            (Self::Train { .. }, Self::Train { .. }) => true,
+            (Self::Train { .. } | Self::Resume, Self::Train { .. } | Self::Resume) => true,
             _ => self == running,
         }
     }
@@ -88,20 +90,39 @@ impl OpQueue {
     }
 }
 
+/// Why an operation has to stop.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stop {
+    /// The owner does not want it any more.
+    Owner,
+    /// The daemon ends: a training run goes on later.
+    Shutdown,
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Owner => "cancelled",
+            Self::Shutdown => "the daemon was stopped",
+        })
+    }
+}
+
 /// Tells an operation to stop. Cloneable; dropping the other side stops it too.
 #[derive(Clone, Debug)]
-pub struct Cancel(watch::Receiver<bool>);
+pub struct Cancel(watch::Receiver<Option<Stop>>);
 
 impl Cancel {
     /// The switch and its sign.
-    pub fn new() -> (watch::Sender<bool>, Self) {
-        let (switch, sign) = watch::channel(false);
+    pub fn new() -> (watch::Sender<Option<Stop>>, Self) {
+        let (switch, sign) = watch::channel(None);
         (switch, Self(sign))
     }
     /// Resolves when the operation has to stop.
-    pub async fn cancelled(&mut self) {
+    pub async fn cancelled(&mut self) -> Stop {
+        let stop = self.0.wait_for(Option::is_some).await.ok().and_then(|stop| *stop);
         // An error means that the learning task has gone, which is a reason to stop as well.
-        drop(self.0.wait_for(|stop| *stop).await);
+        stop.unwrap_or(Stop::Shutdown)
     }
 }
 
@@ -111,6 +132,16 @@ mod tests {
 
     fn ended() -> Ended {
         Ended::Failed { run: None, reason: "over".into() }
+    }
+
+    #[test]
+    fn who_asks_for_training_joins_a_run_that_goes_on() {
+        let mut queue = OpQueue::default();
+        assert!(queue.ask(Wish::Resume, None));
+        let (reply, mut end) = oneshot::channel();
+        assert!(!queue.ask(Wish::Train { min_new_pairs: 0 }, Some(reply)));
+        queue.ended(&ended());
+        assert!(matches!(end.try_recv().unwrap(), Ok(Ended::Failed { .. })));
     }
 
     fn explore(limit: usize) -> Wish {

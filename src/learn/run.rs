@@ -17,12 +17,13 @@ use super::child::{self, Trained, TrainerError, Update};
 use super::gate::{self, Verdict};
 use super::held_out::{self, Questions};
 use super::material::{self, Material};
-use super::op_queue::Cancel;
+use super::op_queue::{Cancel, Stop};
 use super::pairs::Tally;
 use super::promote::{self, PromoteError, Promotion, blocking};
+use super::resume;
 use super::{Ended, Parts, Stage};
-use crate::config::Config;
 use crate::config::prompt_file::PromptFileError;
+use crate::config::{Config, Start};
 use crate::engine::{EngineError, Generation};
 use crate::lora::LoraError;
 use crate::paths;
@@ -54,11 +55,14 @@ pub(super) enum RunError {
     /// There is nothing to train on.
     #[error("{0}")]
     TooFewPairs(String),
+    /// The interrupted run does not make sense any more.
+    #[error("no run can go on; `reflectd runs` says why")]
+    NothingToResume,
     #[error("write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
     /// The owner or the end of the daemon stopped it.
-    #[error("cancelled")]
-    Cancelled,
+    #[error("{0}")]
+    Cancelled(Stop),
 }
 
 impl RunError {
@@ -74,7 +78,15 @@ impl RunError {
     }
     fn state(&self) -> RunState {
         match self {
-            Self::Cancelled | Self::Trainer(TrainerError::Cancelled) => RunState::Cancelled,
+            Self::Cancelled(stop) | Self::Trainer(TrainerError::Cancelled(stop)) => match stop {
+                Stop::Owner => RunState::Cancelled,
+                Stop::Shutdown => RunState::Interrupted,
+            },
+            // Memory, which may be there next time. The system kills (9) when it runs out, and
+            // who ends all processes (15) does not mean the run.
+            Self::Trainer(
+                TrainerError::TryAgain(_) | TrainerError::Killed { signal: 9 | 15, .. },
+            ) => RunState::Interrupted,
             _ => RunState::Failed,
         }
     }
@@ -89,15 +101,17 @@ pub(super) struct Run<'a> {
     /// What is served when it starts: where training begins, the reference policy, the opponent.
     pub(super) start: Generation,
     pub(super) job: Job,
-    /// What there is without training: an adapter that was made elsewhere.
+    /// What there is without training: an adapter that was made elsewhere, or what the trainer made
+    /// before the run was interrupted.
     pub(super) trained: Option<Trained>,
     pub(super) questions: Questions,
 }
 
-/// From pairs to a verdict. Fewer than `min_new_pairs` that are newer than the last run's: no run.
+/// From pairs to a verdict, or on from where a run was interrupted. A new run needs `min_new_pairs`
+/// that are newer than the last run's; `None`: no new run.
 pub(super) async fn run(
     parts: &Parts,
-    min_new_pairs: usize,
+    min_new_pairs: Option<usize>,
     stage: &watch::Sender<Stage>,
     cancel: Cancel,
 ) -> Ended {
@@ -115,13 +129,18 @@ pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
     let ended = match run.finish(cancel).instrument(span).await {
         Ok(ended) => ended,
         Err(error) => {
-            let reason = error.reason();
-            warn!(run_id = %id, error = reason, "A training run has failed.");
-            let stored = parts.store.update_run(id, error.state(), Some(reason.clone()), json!({}));
+            let (state, reason) = (error.state(), error.reason());
+            warn!(run_id = %id, error = reason, "A training run has failed or was interrupted.");
+            let stored = parts.store.update_run(id, state, Some(reason.clone()), json!({}));
             if let Err(error) = stored.await {
                 warn!(run_id = %id, %error, "The end of the run is not recorded.");
             }
-            Ended::Failed { run: Some(id), reason }
+            if state == RunState::Interrupted {
+                Ended::Interrupted { run: id, reason }
+            } else {
+                resume::forget_checkpoint(&run.job.out).await;
+                Ended::Failed { run: Some(id), reason }
+            }
         }
     };
     promote::prune(parts).await;
@@ -130,7 +149,7 @@ pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
 
 async fn prepare<'a>(
     parts: &'a Parts,
-    min_new_pairs: usize,
+    min_new_pairs: Option<usize>,
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
@@ -139,6 +158,12 @@ async fn prepare<'a>(
         move || held_out::load(config.agents.values())
     })
     .await?;
+    if let Some(found) = resume::next(parts, &config).await? {
+        let resume::Waiting { id, start, job, trained } = found;
+        info!(run_id = %id, start = start.0, "An interrupted training run goes on.");
+        return Ok(Run { parts, config, stage, id, start, job, trained, questions });
+    }
+    let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
     let held_out = questions.fingerprints();
     let Material { dataset, rows, n_new, tally, replayed, objective } =
         material::collect(parts, &config, &held_out).await?;
@@ -199,8 +224,13 @@ pub(super) async fn job(
     label: String,
     seed: u64,
 ) -> Result<Job, RunError> {
-    let rows = parts.store.generations().await?;
-    let adapter = rows.into_iter().find(|row| row.generation == start).map(|row| row.path);
+    let adapter = match config.learn.start {
+        Start::Base => None,
+        Start::Adapter => {
+            let rows = parts.store.generations().await?;
+            rows.into_iter().find(|row| row.generation == start).map(|row| row.path)
+        }
+    };
     let info = parts.engine.info();
     // The trainer runs in another folder, so its paths are absolute.
     let base = std::path::absolute(&info.path)
@@ -215,10 +245,13 @@ pub(super) async fn job(
         start: adapter,
         data: out.join("data.jsonl"),
         out,
+        reference_cache: Some(parts.state.references()),
         objective: learn.objective,
         lora: learn.lora,
         optimizer: learn.optimizer,
         validation_share: learn.validation_share,
+        validations: learn.validations,
+        checkpoint_s: trainer.checkpoint.as_secs_f64(),
         max_tokens: learn.max_tokens,
         context_tokens: config.engine.context_tokens,
         base_kind: trainer.base,
@@ -288,7 +321,12 @@ impl Run<'_> {
         let path = self.job.out.join("events.jsonl");
         let written = blocking({
             let path = path.clone();
-            move || paths::write_atomic(&path, |file| std::io::Write::write_all(file, &lines))
+            move || {
+                // What it said before it was interrupted.
+                let mut all = std::fs::read(&path).unwrap_or_default();
+                all.extend(lines);
+                paths::write_atomic(&path, |file| std::io::Write::write_all(file, &all))
+            }
         });
         written.await.map_err(|source| RunError::Write { path, source })?;
         let trained = trained?;
@@ -299,6 +337,7 @@ impl Run<'_> {
             "adapter_sha256": trained.sha256,
         });
         self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
+        resume::forget_checkpoint(&self.job.out).await;
         Ok(trained)
     }
 
@@ -320,7 +359,7 @@ impl Run<'_> {
     ) -> Result<Ended, RunError> {
         let verdict = tokio::select! {
             verdict = self.verdict(candidate, trained) => verdict?,
-            () = cancel.cancelled() => return Err(RunError::Cancelled),
+            stop = cancel.cancelled() => return Err(RunError::Cancelled(stop)),
         };
         let numbers = serde_json::to_value(&verdict).expect("a verdict is plain data");
         if verdict.gap_alarm {
@@ -390,6 +429,7 @@ impl Curves {
                 self.lines.push(b'\n');
                 match event {
                     TrainerEvent::Started { n_steps, .. } => self.n_steps = n_steps,
+                    TrainerEvent::Resumed { step } => self.step.step = step,
                     TrainerEvent::Step(step) => self.step = step,
                     _ => {}
                 }

@@ -5,13 +5,15 @@ mod guards;
 
 mod imports;
 
+mod resume;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
 use crate::config::{
     Agent, AgentAspect, Aspect, CanaryConfig, GateConfig, LearnConfig, Mode, PairPolicy,
-    PauseConfig, Positives, Reflection, Rejected, ServerConfig, StopEarly, TrainerConfig,
+    PauseConfig, Positives, Reflection, Rejected, ServerConfig, Start, StopEarly, TrainerConfig,
     WatchConfig,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
@@ -287,6 +289,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             base: BaseKind::Auto,
             compute: Compute::Auto,
             memory_limit_bytes: None,
+            checkpoint: LONG,
             yield_quiet: Duration::ZERO,
         },
         learn: LearnConfig {
@@ -305,6 +308,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 max_imbalance: 4.0,
                 max_group: 16,
             },
+            start: Start::Adapter,
             objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
             lora: Lora { rank: 2, alpha: 16.0 },
             optimizer: Optimizer {
@@ -316,6 +320,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 weight_decay: 0.0,
             },
             validation_share: 0.0,
+            validations: 4,
             max_tokens: 128,
             gate: GateConfig {
                 prompts: HELD_OUT,
@@ -532,9 +537,13 @@ async fn a_crash_between_the_file_and_its_record_changes_nothing() {
     parts.store.start_run(Generation::BASE, "00".into(), record, Vec::new()).await.unwrap();
     let world = world.restarted(improving()).await;
     assert_eq!(restore(&world.parts).await, Generation::BASE);
-    assert_eq!(world.last_run().await.state, RunState::Failed);
+    let left = world.last_run().await;
+    assert_eq!(left.state, RunState::Interrupted);
     let ended = world.train().await;
     assert!(matches!(ended, Ended::Promoted { generation: Generation(1), .. }), "{ended:?}");
+    let left = world.parts.store.run(left.id).await.unwrap();
+    assert_eq!(left.state, RunState::Failed);
+    assert!(left.reason.unwrap().ends_with("another version of reflectd began it"));
 }
 
 #[tokio::test]
@@ -593,8 +602,10 @@ async fn a_shutdown_stops_the_trainer_and_records_it() {
     learner.stage().wait_for(|stage| matches!(stage, Stage::Training { .. })).await.unwrap();
     learner.shutdown().await;
     task.await.unwrap();
-    assert!(matches!(training.await.unwrap(), Ok(Ended::Failed { .. })));
-    assert_eq!(world.last_run().await.state, RunState::Cancelled);
+    assert!(matches!(training.await.unwrap(), Ok(Ended::Interrupted { .. })));
+    let run = world.last_run().await;
+    assert_eq!((run.state, run.ended_ms), (RunState::Interrupted, None));
+    assert_eq!(run.reason.as_deref(), Some("the daemon was stopped"));
 }
 
 #[tokio::test]
@@ -661,9 +672,9 @@ async fn a_word_of_the_owner_makes_new_pairs_of_old_answers() {
     world.remember_some().await;
     let (_switch, cancel) = Cancel::new();
     let stage = watch::channel(Stage::Idle).0;
-    let first = run::run(&world.parts, 4, &stage, cancel.clone()).await;
+    let first = run::run(&world.parts, Some(4), &stage, cancel.clone()).await;
     assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
-    let again = run::run(&world.parts, 1, &stage, cancel.clone()).await;
+    let again = run::run(&world.parts, Some(1), &stage, cancel.clone()).await;
     assert!(matches!(again, Ended::Failed { run: None, .. }), "{again:?}");
 
     let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
@@ -672,7 +683,7 @@ async fn a_word_of_the_owner_makes_new_pairs_of_old_answers() {
         let word = Feedback { exchange, candidate, rating: Some(rating), aspect: None, edit: None };
         world.parts.store.add_feedback(word).await.unwrap();
     }
-    let third = run::run(&world.parts, 1, &stage, cancel).await;
+    let third = run::run(&world.parts, Some(1), &stage, cancel).await;
     assert!(matches!(third, Ended::Rejected { .. }), "{third:?}");
     let rows = world.parts.store.pairs(world.last_run().await.id).await.unwrap();
     let turned = rows.iter().find(|row| row.exchange == exchange.id).unwrap();
@@ -725,12 +736,12 @@ async fn a_scheduled_run_needs_pairs_that_are_newer_than_the_last_judged_run() {
     world.remember_some().await;
     let (_switch, cancel) = Cancel::new();
     let stage = watch::channel(Stage::Idle).0;
-    let first = run::run(&world.parts, 4, &stage, cancel.clone()).await;
+    let first = run::run(&world.parts, Some(4), &stage, cancel.clone()).await;
     assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
     world.remember("ask more").await;
-    let second = run::run(&world.parts, 2, &stage, cancel.clone()).await;
+    let second = run::run(&world.parts, Some(2), &stage, cancel.clone()).await;
     let Ended::Failed { run: None, reason } = second else { panic!("{second:?}") };
     assert!(reason.contains("1 pairs are new"), "{reason}");
-    let third = run::run(&world.parts, 1, &stage, cancel).await;
+    let third = run::run(&world.parts, Some(1), &stage, cancel).await;
     assert!(matches!(third, Ended::Rejected { .. }), "{third:?}");
 }

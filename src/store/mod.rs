@@ -190,10 +190,15 @@ impl Store {
     pub async fn pairs(&self, run: RunId) -> Result<Vec<PairRow>> {
         self.read("read the pairs of a run", move |tx| runs::pairs(tx, run)).await
     }
-    /// Runs that a crash left in `training` or `gating` become `failed` with this reason; returns
-    /// them.
-    pub async fn fail_unfinished_runs(&self, reason: String) -> Result<Vec<RunId>> {
-        self.write("fail unfinished runs", move |tx| runs::fail_unfinished(tx, &reason)).await
+    /// Runs that a crash left in `training` or `gating` become `interrupted` with this reason;
+    /// returns them.
+    pub async fn interrupt_unfinished_runs(&self, reason: String) -> Result<Vec<RunId>> {
+        self.write("interrupt unfinished runs", move |tx| runs::interrupt_unfinished(tx, &reason))
+            .await
+    }
+    /// Runs that wait to go on, newest first.
+    pub async fn interrupted_runs(&self) -> Result<Vec<Run>> {
+        self.read("list interrupted runs", runs::interrupted).await
     }
     /// The number that the next promoted generation gets (one more than the largest ever given).
     pub async fn next_generation(&self) -> Result<Generation> {

@@ -243,13 +243,15 @@ pub enum RunState {
     Training,
     /// The held-out comparison runs.
     Gating,
+    /// The end of the daemon, or a want such as memory, stopped it: it goes on later.
+    Interrupted,
     /// Its adapter became a generation.
     Promoted,
     /// The gate said no.
     Rejected,
     /// It broke.
     Failed,
-    /// The owner or the end of the daemon stopped it.
+    /// The owner stopped it.
     Cancelled,
 }
 

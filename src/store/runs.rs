@@ -54,11 +54,15 @@ pub(super) fn update(
 ) -> Outcome<()> {
     let run = one(tx, id)?;
     let ended_ms = is_over(state).then(|| run.ended_ms.unwrap_or_else(now_ms));
+    // An interrupted run keeps what it was doing as its state.
+    let is_interrupted = state == RunState::Interrupted;
     tx.prepare_cached(
-        "UPDATE runs SET state = ?, ended_ms = ?, reason = ?, metrics = ? WHERE id = ?",
+        "UPDATE runs SET state = coalesce(?, state), interrupted = ?, ended_ms = ?, reason = ?,
+         metrics = ? WHERE id = ?",
     )?
     .execute(params![
-        Word(state),
+        (!is_interrupted).then_some(Word(state)),
+        is_interrupted,
         ended_ms,
         reason.or(run.reason),
         Json(merged(run.metrics, metrics)),
@@ -69,7 +73,7 @@ pub(super) fn update(
 
 fn is_over(state: RunState) -> bool {
     match state {
-        RunState::Training | RunState::Gating => false,
+        RunState::Training | RunState::Gating | RunState::Interrupted => false,
         RunState::Promoted | RunState::Rejected | RunState::Failed | RunState::Cancelled => true,
     }
 }
@@ -99,11 +103,12 @@ pub(super) fn newest(tx: &Transaction<'_>, at_most: usize) -> Outcome<Vec<Run>> 
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
+    let state = row.get::<_, Word<_>>("state")?.0;
     Ok(Run {
         id: row.get("id")?,
         started_ms: row.get("started_ms")?,
         ended_ms: row.get("ended_ms")?,
-        state: row.get::<_, Word<_>>("state")?.0,
+        state: if row.get("interrupted")? { RunState::Interrupted } else { state },
         reason: row.get("reason")?,
         start: Generation(row.get("start")?),
         n_pairs: row.get::<_, Count<_>>("n_pairs")?.0,
@@ -177,17 +182,19 @@ pub(super) fn learned(
     Ok(learned.collect::<rusqlite::Result<_>>()?)
 }
 
-pub(super) fn fail_unfinished(tx: &Transaction<'_>, reason: &str) -> Outcome<Vec<RunId>> {
+pub(super) fn interrupt_unfinished(tx: &Transaction<'_>, reason: &str) -> Outcome<Vec<RunId>> {
     let mut update = tx.prepare_cached(
-        "UPDATE runs SET state = ?, ended_ms = ?, reason = ? WHERE state IN (?, ?) RETURNING id",
+        "UPDATE runs SET interrupted = 1, reason = ?
+         WHERE state IN (?, ?) AND interrupted = 0 RETURNING id",
     )?;
-    let values = params![
-        Word(RunState::Failed),
-        now_ms(),
-        reason,
-        Word(RunState::Training),
-        Word(RunState::Gating),
-    ];
+    let values = params![reason, Word(RunState::Training), Word(RunState::Gating)];
     let ids = update.query_map(values, |row| row.get(0))?;
     Ok(ids.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn interrupted(tx: &Transaction<'_>) -> Outcome<Vec<Run>> {
+    let mut query =
+        tx.prepare_cached(&format!("{SELECT} WHERE interrupted = 1 ORDER BY id DESC"))?;
+    let runs = query.query_map([], read)?;
+    Ok(runs.collect::<rusqlite::Result<_>>()?)
 }

@@ -14,6 +14,7 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(include_str!("schema.sql")),
         M::up(include_str!("schema_gate.sql")),
         M::up(include_str!("schema_owner.sql")),
+        M::up(include_str!("schema_interrupted.sql")),
     ])
 }
 

@@ -396,19 +396,34 @@ async fn a_run_is_followed_from_start_to_verdict() {
 }
 
 #[tokio::test]
-async fn runs_that_a_crash_left_are_failed_with_the_reason() {
+async fn runs_that_a_crash_left_are_interrupted_and_go_on_or_end() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (training, gating, done) =
         (start(store, vec![]).await, start(store, vec![]).await, start(store, vec![]).await);
     store.update_run(gating, RunState::Gating, None, json!(null)).await.unwrap();
     store.update_run(done, RunState::Cancelled, None, json!(null)).await.unwrap();
-    let failed = store.fail_unfinished_runs("killed".into()).await.unwrap();
-    assert_eq!(failed, [training, gating]);
+    let left = store.interrupt_unfinished_runs("killed".into()).await.unwrap();
+    assert_eq!(left, [training, gating]);
     let run = store.run(gating).await.unwrap();
-    assert_eq!((run.state, run.reason.as_deref()), (RunState::Failed, Some("killed")));
-    assert!(run.ended_ms.is_some());
+    assert_eq!((run.state, run.reason.as_deref()), (RunState::Interrupted, Some("killed")));
+    assert_eq!(run.ended_ms, None);
     assert_eq!(store.run(done).await.unwrap().state, RunState::Cancelled);
-    assert_eq!(store.fail_unfinished_runs("again".into()).await.unwrap(), []);
+    assert_eq!(store.interrupt_unfinished_runs("again".into()).await.unwrap(), []);
+
+    store.update_run(training, RunState::Training, None, json!(null)).await.unwrap();
+    let ids = async || -> Vec<RunId> {
+        store.interrupted_runs().await.unwrap().into_iter().map(|run| run.id).collect()
+    };
+    assert_eq!(
+        (store.run(training).await.unwrap().state, ids().await),
+        (RunState::Training, vec![gating])
+    );
+    store.update_run(training, RunState::Interrupted, None, json!(null)).await.unwrap();
+    assert_eq!(ids().await, [gating, training]);
+    store.update_run(gating, RunState::Failed, None, json!(null)).await.unwrap();
+    let run = store.run(gating).await.unwrap();
+    assert!(run.state == RunState::Failed && run.ended_ms.is_some());
+    assert_eq!(ids().await, [training]);
 }
 
 fn generation(number: u32, run: RunId) -> GenerationRow {
@@ -641,7 +656,7 @@ async fn a_file_of_version_0_is_brought_up_to_date_and_stays_durable() {
     drop(empty);
     let connection = open(&path(folder.path())).unwrap();
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    assert_eq!(pragma("user_version"), Ok(3));
+    assert_eq!(pragma("user_version"), Ok(4));
     assert_eq!(pragma("synchronous"), Ok(2), "full");
     assert_eq!(pragma("foreign_keys"), Ok(1));
     schema::migrations().validate().unwrap();

@@ -18,5 +18,7 @@ mod objectives;
 mod parity;
 mod programs;
 mod random_model;
+mod rounds;
 mod scratch;
 mod signals;
+mod split;

@@ -21,7 +21,7 @@ const PROMPTS: usize = 40;
 const SETTINGS: &str = "
 default_agent: nano
 engine: { context_tokens: 8192, max_sequences: 32, threads: 1 }
-trainer: { threads: 1, device: cpu, grace_s: 2, yield_quiet_s: 0.1 }
+trainer: { threads: 1, device: cpu, grace_s: 2, yield_quiet_s: 0.1, checkpoint_s: 0.2 }
 learn:
   optimizer: { learning_rate: 0.001, batch_pairs: 8, epochs: EPOCHS }
   objective: { name: OBJECTIVE }
