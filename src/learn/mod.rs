@@ -3,7 +3,7 @@
 //! The handle is [`Learner`]. Used by `daemon` and `api`.
 
 pub mod adapter;
-mod arena;
+pub mod arena;
 pub mod child;
 mod dataset;
 mod explore;
