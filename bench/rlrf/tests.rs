@@ -1,0 +1,239 @@
+//! Tests of the experiment: its pure parts, and the whole course of it once in a size of seconds,
+//! with the real model and the real trainer. That shows that the parts fit; what the method gains
+//! is in `docs/RLRF.md`. A program of its own, because the benchmark has no test harness.
+#![allow(dead_code, reason = "the parts are used by the benchmark, which is another program")]
+#![allow(clippy::print_stderr, reason = "the parts say what they do")]
+#![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
+
+mod arms;
+mod experiment;
+mod explore;
+mod lab;
+mod measure;
+mod plot;
+mod records;
+mod results;
+mod setting;
+mod statistics;
+mod table;
+mod train;
+mod unit;
+
+use std::path::Path;
+
+use arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, Unit};
+use measure::distinct;
+use records::{Finding, Records};
+use reflectd::config::{PromptLine, Verifier};
+use reflectd::engine::Generation;
+use reflectd::nano::prompts::prompt_lines;
+use reflectd::nano::world::Split;
+use results::Results;
+use setting::{Scale, Setting};
+use statistics::{difference, mcnemar, pooled};
+
+/// Everything once, in seconds.
+const TINY: Scale = Scale {
+    seeds: 1,
+    held_out: 20,
+    sampled: 4,
+    gate: 20,
+    prompts: 12,
+    drafts: 4,
+    refinements: 4,
+    is_development: false,
+};
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() < 1e-6
+}
+
+#[test]
+fn mcnemar_is_a_two_sided_sign_test_of_the_discordant_problems() {
+    let a = [true, true, false, false, false, false, false, false];
+    let b = [true, false, true, true, true, true, true, false];
+    // 5 against 1: 2 (C(6,5) + C(6,6)) / 64.
+    assert!(close(mcnemar(&a, &b), 14.0 / 64.0));
+    assert!(close(mcnemar(&a, &b), mcnemar(&b, &a)));
+    assert!(close(mcnemar(&a, &a), 1.0));
+}
+
+#[test]
+fn one_seeds_difference_is_mcnemars_z() {
+    // 30 wins and 10 losses of 100: z = 20 / sqrt(40) = 3.1623, two-sided p 0.0015654.
+    let a: Vec<bool> = (0..100).map(|i| i < 10).collect();
+    let b: Vec<bool> = (0..100).map(|i| (10..40).contains(&i)).collect();
+    let found = difference(&[a], &[b]);
+    assert!(close(found.value, 0.2));
+    assert!((found.p - 0.001_565_4).abs() < 1e-6, "{found:?}");
+    assert!(found.lo < 0.2 && 0.2 < found.hi && 0.0 < found.lo);
+}
+
+#[test]
+fn equal_seeds_prove_no_more_than_one() {
+    let a: Vec<bool> = (0..100).map(|i| i < 10).collect();
+    let b: Vec<bool> = (0..100).map(|i| (10..40).contains(&i)).collect();
+    let one = difference(std::slice::from_ref(&a), std::slice::from_ref(&b));
+    let three = difference(&vec![a.clone(); 3], &vec![b; 3]);
+    assert!(close(one.p, three.p) && close(one.lo, three.lo));
+    let (one, three) = (pooled(std::slice::from_ref(&a)).unwrap(), pooled(&vec![a; 3]).unwrap());
+    assert!(close(one.lo, three.lo) && close(one.hi, three.hi));
+}
+
+#[test]
+fn independent_seeds_prove_more_than_one() {
+    let seed = |k: usize| -> Vec<bool> { (0..1000).map(|i| (i / 7_usize.pow(k as u32)) % 2 == 0).collect() };
+    let seeds: Vec<Vec<bool>> = (0..3).map(seed).collect();
+    let one = pooled(&seeds[..1]).unwrap();
+    let three = pooled(&seeds).unwrap();
+    assert!(three.hi - three.lo < 0.7 * (one.hi - one.lo));
+}
+
+#[test]
+fn a_clear_difference_has_a_small_p_and_none_has_one() {
+    let all = vec![vec![true; 400]];
+    let none = vec![vec![false; 400]];
+    let clear = difference(&none, &all);
+    assert!(clear.p < 1e-80 && close(clear.value, 1.0), "{clear:?}");
+    assert!(close(difference(&all, &all).p, 1.0));
+}
+
+#[test]
+fn distinct_counts_each_different_n_gram_once() {
+    let answers: [&[i32]; 2] = [&[1, 2, 1, 2], &[1, 2]];
+    assert!(close(distinct(&answers, 1), 2.0 / 6.0));
+    assert!(close(distinct(&answers, 2), 2.0 / 4.0));
+    assert!(close(distinct(&answers, 5), 0.0));
+}
+
+#[test]
+fn no_arm_comes_before_the_one_that_it_starts_from() {
+    for (place, arm) in ARMS.into_iter().enumerate() {
+        let is_there = |start| ARMS[..place].contains(&start);
+        assert!(arm.start().is_none_or(is_there), "{arm:?}");
+        assert!(EXPLORERS.contains(&arm.start()), "somebody explores for {arm:?}");
+        assert_ne!(arm.generation(), Generation::BASE);
+    }
+    assert_eq!((Arm::Rlrf1.round(), Arm::Rlrf2.round(), Arm::RsThenDpo.round()), (1, 2, 2));
+}
+
+#[test]
+fn units_are_named_and_read_alike() {
+    for unit in Unit::all(2) {
+        assert_eq!(unit.to_string().parse(), Ok(unit));
+    }
+    for word in ["own", "own-0", "own-x", "mine-1", ""] {
+        assert!(word.parse::<Unit>().unwrap_err().contains("own-1"), "{word}");
+    }
+}
+
+#[test]
+fn only_the_reference_judge_sees_the_right_number() {
+    let line = prompt_lines(Split::Live, 1, 1).remove(0);
+    let Some(Verifier::Numeric { expected, .. }) = line.verifier else { panic!("{line:?}") };
+    assert_eq!(Judge::Reference.line(&line).reference, Some(format!("{expected:.0}")));
+    assert_eq!(Judge::Own.line(&line), line);
+    assert_eq!(Judge::Gold.line(&line), line);
+}
+
+#[test]
+fn the_gold_judge_is_the_verifier_alone_and_the_others_never_hear_it() {
+    let config = reflectd::config::load(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let agent = &config.agents["nano"];
+    for judge in JUDGES {
+        let judged = judge.agent(agent);
+        let is_gold = judge == Judge::Gold;
+        assert_eq!(0.0 < judged.reflection.verifier_weight, is_gold, "{judge:?}");
+        assert!(judged.aspects.iter().all(|rated| (0.0 < rated.weight) != is_gold), "{judge:?}");
+    }
+}
+
+#[test]
+fn what_measures_is_in_no_training_set() {
+    for split in [Split::HeldOut, Split::Train] {
+        let measured: Vec<PromptLine> = prompt_lines(split, 500, 1);
+        for unit in Unit::all(3) {
+            for explorer in EXPLORERS {
+                let prompts = prompt_lines(Split::Live, 200, unit.prompt_seed(explorer));
+                let is_in = |line: &PromptLine| measured.iter().any(|it| it.prompt == line.prompt);
+                assert!(!prompts.iter().any(is_in), "{unit}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_line_that_a_kill_has_cut_off_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("steps.jsonl");
+    let finding = Finding::Answered(records::Answered {
+        greedy: "10".into(),
+        greedy_tokens: 3.0,
+        samples: "8".into(),
+        sample_tokens: 3.0,
+        kl_per_token: 0.0,
+        distinct_1: 1.0,
+        distinct_2: 1.0,
+        different: 1.0,
+    });
+    let mut records = Records::open(&path, "key", "commit").unwrap();
+    records.add("one".into(), 1.0, finding.clone()).unwrap();
+    let whole = std::fs::read_to_string(&path).unwrap();
+    let cut = format!("{whole}{}", whole.trim_start().split_at(40).0);
+    reflectd::paths::write_atomic(&path, |file| {
+        std::io::Write::write_all(file, cut.as_bytes())
+    })
+    .unwrap();
+    let mut records = Records::open(&path, "key", "commit").unwrap();
+    assert_eq!(records.get("one").unwrap().finding, finding);
+    records.add("two".into(), 1.0, finding.clone()).unwrap();
+    let records = Records::open(&path, "key", "commit").unwrap();
+    assert!(records.get("one").is_some() && records.get("two").is_some());
+    let others = Records::open(&path, "another key", "commit").unwrap();
+    assert!(others.get("one").is_none(), "steps of other settings are not ours");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_whole_experiment_runs_and_what_is_done_is_not_done_again() {
+    let work = tempfile::tempdir().unwrap();
+    let setting = Setting {
+        scale: TINY,
+        root: env!("CARGO_MANIFEST_DIR").into(),
+        work: work.path().into(),
+        trainer: env!("CARGO_BIN_EXE_reflectd-trainer").into(),
+        threads: 1,
+        commit: "test".into(),
+    };
+    // Two calls share the work, as two processes would.
+    experiment::run(&setting, &[Unit { judge: Judge::Gold, seed: 1 }]).await.unwrap();
+    let records = experiment::run(&setting, &[]).await.unwrap();
+    let results = Results::new("a machine".into(), &records, &setting.scale).unwrap();
+    let base = results.get("m0/greedy").value;
+    assert!((0.05..=0.95).contains(&base), "{base}");
+    for judge in JUDGES {
+        for arm in ARMS {
+            let get = |what: &str| results.get(&format!("{}/{}/{what}", judge.name(), arm.name()));
+            assert!((0.0..=1.0).contains(&get("greedy").value), "{judge:?} {arm:?}");
+            assert!(0.0 < get("pairs").value && 0.0 < get("steps").value, "{judge:?} {arm:?}");
+            // What was trained is what answers, and it is not the base.
+            assert!(get("parity_error").value < 0.05, "{judge:?} {arm:?}");
+            assert!(get("kl_per_token").value.abs() > 1e-6, "{judge:?} {arm:?}");
+        }
+    }
+    // The gold judge is the verifier, so it accepts nothing that is wrong.
+    let accepted = results.get("gold/explored_by_m0/drafts/false_accept").value;
+    assert!(close(accepted, 0.0), "{accepted}");
+    assert!(close(results.get("gold/rlrf_1/chosen_right").value, 1.0));
+    assert!(close(results.get("gold/rlrf_1/rejected_right").value, 0.0));
+
+    let before = std::fs::read_to_string(work.path().join("steps.jsonl")).unwrap();
+    experiment::run(&setting, &[]).await.unwrap();
+    assert_eq!(before, std::fs::read_to_string(work.path().join("steps.jsonl")).unwrap());
+
+    // Table and plot come out of the file alone.
+    let path = work.path().join("results.json");
+    results.write(&path).unwrap();
+    let read = Results::read(&path).unwrap();
+    assert_eq!(table::render(&read), table::render(&results));
+    plot::draw(&work.path().join("plot.svg"), &read).unwrap();
+}
