@@ -13,7 +13,8 @@ use reflectd::protocol::Objective;
 pub(crate) enum Judge {
     /// The model itself.
     Own,
-    /// The model itself, which is shown the right number.
+    /// The model itself, beside a comparison of the answer's last number with the reference's. The
+    /// reference is not shown to the model: see `shown` for what that does to the nano model.
     Reference,
     /// The verifier alone: the best that any judge could do.
     Gold,
@@ -65,7 +66,7 @@ impl Judge {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Own => "own judge",
-            Self::Reference => "own judge with reference",
+            Self::Reference => "own judge and reference",
             Self::Gold => "verifier (gold)",
         }
     }
@@ -73,9 +74,11 @@ impl Judge {
     /// The agent whose answers this judge judges.
     pub(crate) fn agent(self, agent: &Agent) -> Agent {
         let mut agent = agent.clone();
-        let is_gold = self == Self::Gold;
-        agent.reflection.verifier_weight = if is_gold { 1.0 } else { 0.0 };
-        if is_gold {
+        agent.reflection.verifier_weight = match self {
+            Self::Own => 0.0,
+            Self::Reference | Self::Gold => 1.0,
+        };
+        if self == Self::Gold {
             // Still asked, but without a say.
             for rated in &mut agent.aspects {
                 rated.weight = 0.0;
@@ -84,15 +87,24 @@ impl Judge {
         agent
     }
 
-    /// A problem as this judge gets it.
+    /// A problem as this judge gets it. A reference is text whose last number is compared, wherever
+    /// it stands; the verifier proper wants it in the last line.
     pub(crate) fn line(self, line: &PromptLine) -> PromptLine {
         let mut line = line.clone();
         if self == Self::Reference
-            && let Some(Verifier::Numeric { expected, .. }) = line.verifier
+            && let Some(Verifier::Numeric { marker, .. }) = &mut line.verifier
         {
-            line.reference = Some(expected.to_string());
+            *marker = None;
         }
         line
+    }
+}
+
+/// The right number, as it would be shown to a judge.
+pub(crate) fn reference(line: &PromptLine) -> Option<String> {
+    match line.verifier {
+        Some(Verifier::Numeric { expected, .. }) => Some(expected.to_string()),
+        _ => None,
     }
 }
 

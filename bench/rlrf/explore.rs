@@ -2,16 +2,20 @@
 //! arms that start from the same policy share it, so they differ only in what they make of it.
 //! Used by `unit`.
 
+use std::collections::{HashMap, HashSet};
+
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reflectd::config::{Agent, PromptLine};
-use reflectd::engine::Generation;
-use reflectd::reflect::{passes, scalar};
-use reflectd::statistics::{Judged, judge_quality};
-use reflectd::store::{Candidate, Exchange, Store};
+use reflectd::engine::{Class, Generation};
+use reflectd::reflect::verify::Check;
+use reflectd::reflect::{passes, question, scalar};
+use reflectd::statistics::Judged;
+use reflectd::store::{Assessment, Candidate, CandidateId, Exchange, Store};
 
+use crate::arms::reference;
 use crate::lab::Lab;
-use crate::records::{Explored, Judgements};
+use crate::records::{Explored, Judgements, Shown};
 
 /// Problems under way at once: enough to fill the engine's batch.
 const PARALLEL: usize = 8;
@@ -61,13 +65,29 @@ pub(crate) async fn exchanges(agent: &Agent, store: &Store) -> anyhow::Result<Ve
     }
 }
 
-/// The verifier's word on a stored answer.
-pub(crate) fn is_right(candidate: &Candidate) -> bool {
-    candidate.assessments.iter().any(|it| it.aspect == "verifier" && it.passes)
+/// The right answers among all, by the problems' own verifiers: what a judge was told by a verifier
+/// may be something else.
+pub(crate) fn right(
+    exchanges: &[Exchange],
+    prompts: &[PromptLine],
+) -> anyhow::Result<HashSet<CandidateId>> {
+    let mut checks = HashMap::new();
+    for line in prompts {
+        let verifier = line.verifier.as_ref().context("a problem has no verifier")?;
+        checks.insert(line.prompt.clone(), Check::new(verifier)?);
+    }
+    let mut right = HashSet::new();
+    for exchange in exchanges {
+        let check = checks.get(&question(&exchange.messages));
+        let check = check.context("an exchange is about another problem")?;
+        let answers = exchange.candidates.iter().filter(|one| check.holds(&one.text));
+        right.extend(answers.map(|candidate| candidate.id));
+    }
+    Ok(right)
 }
 
 /// What an exploration gave.
-pub(crate) fn summarize(exchanges: &[Exchange]) -> Explored {
+pub(crate) fn summarize(exchanges: &[Exchange], right: &HashSet<CandidateId>) -> Explored {
     let with_passing = |refinements: bool| {
         let any = |exchange: &&Exchange| {
             exchange
@@ -79,30 +99,66 @@ pub(crate) fn summarize(exchanges: &[Exchange]) -> Explored {
     };
     Explored {
         prompts: exchanges.len(),
-        drafts: judgements(exchanges, |candidate| candidate.parent.is_none()),
-        refinements: judgements(exchanges, |candidate| candidate.parent.is_some()),
+        drafts: judgements(exchanges, right, |candidate| candidate.parent.is_none()),
+        refinements: judgements(exchanges, right, |candidate| candidate.parent.is_some()),
         prompts_with_passing_draft: with_passing(false),
         prompts_with_passing_answer: with_passing(true),
     }
 }
 
-fn judgements(exchanges: &[Exchange], which: fn(&Candidate) -> bool) -> Judgements {
+fn judgements(
+    exchanges: &[Exchange],
+    right: &HashSet<CandidateId>,
+    which: fn(&Candidate) -> bool,
+) -> Judgements {
     let answers = exchanges.iter().flat_map(|exchange| &exchange.candidates);
     let judged: Vec<Judged> = answers
         .filter(|candidate| which(candidate))
-        .map(|candidate| Judged {
-            score: scalar(&candidate.assessments),
-            is_accepted: passes(&candidate.assessments),
-            is_right: is_right(candidate),
-        })
+        .map(|candidate| judged(&candidate.assessments, right.contains(&candidate.id)))
         .collect();
-    let quality = judge_quality(&judged);
-    Judgements {
-        answers: judged.len(),
-        right: judged.iter().filter(|one| one.is_right).count(),
-        passing: judged.iter().filter(|one| one.is_accepted).count(),
-        false_accept: quality.false_accept,
-        false_reject: quality.false_reject,
-        auc: quality.auc,
+    Judgements::new(&judged)
+}
+
+fn judged(assessments: &[Assessment], is_right: bool) -> Judged {
+    Judged { score: scalar(assessments), is_accepted: passes(assessments), is_right }
+}
+
+/// What a reference in the judge's prompt does to its word on the drafts.
+pub(crate) async fn shown(
+    lab: &Lab,
+    agent: &Agent,
+    store: &Store,
+    exchanges: &[Exchange],
+    prompts: &[PromptLine],
+) -> anyhow::Result<Shown> {
+    let right = right(exchanges, prompts)?;
+    let reflector = lab.reflector(store);
+    let references: HashMap<&str, String> = prompts
+        .iter()
+        .filter_map(|line| Some((line.prompt.as_str(), reference(line)?)))
+        .collect();
+    let mut asked = Vec::new();
+    for exchange in exchanges {
+        let question = question(&exchange.messages);
+        let reference = references.get(question.as_str()).context("a problem has no number")?;
+        for draft in exchange.candidates.iter().filter(|one| one.parent.is_none()) {
+            let (reflector, question) = (&reflector, question.clone());
+            let is_right = right.contains(&draft.id);
+            asked.push(async move {
+                let said = reflector
+                    .assess(agent, &question, &draft.text, Some(reference), None, Class::Explore)
+                    .await?;
+                anyhow::Ok((said, is_right))
+            });
+        }
     }
+    let said: Vec<(Vec<Assessment>, bool)> =
+        stream::iter(asked).buffered(4 * PARALLEL).try_collect().await?;
+    let at_bar: Vec<Judged> = said.iter().map(|(said, is_right)| judged(said, *is_right)).collect();
+    let at_half = said.iter().map(|(said, is_right)| Judged {
+        is_accepted: said.iter().all(|one| 0.5 <= one.levels[2]),
+        ..judged(said, *is_right)
+    });
+    let at_half: Vec<Judged> = at_half.collect();
+    Ok(Shown { at_bar: Judgements::new(&at_bar), at_half: Judgements::new(&at_half) })
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use reflectd::learn::gate::Verdict;
+use reflectd::statistics::{JudgeQuality, Judged, judge_quality};
 use serde::{Deserialize, Serialize};
 
 /// The steps of one setting by name.
@@ -39,6 +40,7 @@ pub(crate) struct Step {
 #[serde(tag = "step", rename_all = "snake_case")]
 pub(crate) enum Finding {
     Explored(Explored),
+    Shown(Shown),
     Trained(Trained),
     Answered(Answered),
 }
@@ -52,6 +54,15 @@ pub(crate) struct Explored {
     /// Prompts with a draft that passes, and with any answer that passes.
     pub(crate) prompts_with_passing_draft: usize,
     pub(crate) prompts_with_passing_answer: usize,
+}
+
+/// The judge's words on the drafts again, with the reference in its prompt.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Shown {
+    /// Of the agent.
+    pub(crate) at_bar: Judgements,
+    /// An aspect passes when p(+1) is a half: the reference moves all of them.
+    pub(crate) at_half: Judgements,
 }
 
 /// How a judge did.
@@ -135,6 +146,20 @@ impl From<&Verdict> for Gate {
             gain: verdict.gain,
             lower_bound: verdict.lower_bound,
             parity_error: verdict.parity_error,
+        }
+    }
+}
+
+impl Judgements {
+    pub(crate) fn new(judged: &[Judged]) -> Self {
+        let JudgeQuality { n, false_accept, false_reject, auc } = judge_quality(judged);
+        Self {
+            answers: n,
+            right: judged.iter().filter(|one| one.is_right).count(),
+            passing: judged.iter().filter(|one| one.is_accepted).count(),
+            false_accept,
+            false_reject,
+            auc,
         }
     }
 }

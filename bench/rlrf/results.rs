@@ -12,7 +12,7 @@ use reflectd::statistics::Share;
 use serde::{Deserialize, Serialize};
 
 use crate::arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, Unit, name};
-use crate::records::{Answered, Explored, Finding, Judgements, Records, Step, Trained};
+use crate::records::{Answered, Explored, Finding, Judgements, Records, Shown, Step, Trained};
 use crate::setting::Scale;
 use crate::statistics::{Difference, difference, mcnemar, pooled};
 
@@ -78,6 +78,7 @@ impl Results {
             results.compared(judge, &reader)?;
         }
         results.judges_compared(&reader)?;
+        results.shown(&reader)?;
         results.times(&reader)?;
         Ok(results)
     }
@@ -226,6 +227,27 @@ impl Results {
         each("prompts_with_passing_answer", &|one| {
             Some(one.prompts_with_passing_answer as f64 / one.prompts as f64)
         });
+        Ok(())
+    }
+
+    fn shown(&mut self, reader: &Reader<'_>) -> anyhow::Result<()> {
+        let shown: Vec<&Shown> = reader.each(Judge::Own, "shown", |finding| match finding {
+            Finding::Shown(shown) => Some(shown),
+            _ => None,
+        })?;
+        let kinds: [(&str, fn(&Shown) -> &Judgements); 2] =
+            [("at_bar", |one| &one.at_bar), ("at_half", |one| &one.at_half)];
+        for (kind, of) in kinds {
+            let mut each = |what: &str, of: &dyn Fn(&Shown) -> Option<f64>| {
+                let values: Option<Vec<f64>> = shown.iter().map(|one| of(one)).collect();
+                if let Some(values) = values {
+                    self.per_seed(&format!("own/shown/{kind}/{what}"), &values);
+                }
+            };
+            each("false_accept", &|one| of(one).false_accept);
+            each("false_reject", &|one| of(one).false_reject);
+            each("auc", &|one| of(one).auc);
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use reflectd::config::Config;
+use reflectd::config::{Agent, Config};
 use reflectd::nano::world::Split;
 use reflectd::paths::hex;
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ impl Scale {
         held_out: 1000,
         sampled: 250,
         gate: 400,
-        prompts: 400,
+        prompts: 200,
         drafts: 10,
         refinements: 20,
         is_development: false,
@@ -82,7 +82,11 @@ impl Setting {
     pub(crate) fn key(&self, config: &Config, model_sha256: &str) -> String {
         // The seeds are left out: with more of them the first ones stay what they are.
         let scale = Scale { seeds: 0, ..self.scale.clone() };
-        let agents = &config.agents;
+        let agents = config.agents.values().map(|agent| {
+            let Agent { name, system, sampling, aspects, reflection, .. } = &**agent;
+            format!("{name} {system:?} {sampling:?} {aspects:?} {reflection:?}")
+        });
+        let agents: Vec<String> = agents.collect();
         let text = format!("{scale:?} {:?} {agents:?} {model_sha256}", config.learn);
         hex(&Sha256::digest(text)[..6])
     }

@@ -206,6 +206,21 @@ fn judges(results: &Results) -> String {
             share(results.get(&format!("{at}/{passing}"))),
         ]
     });
+    let shown = ["at_bar", "at_half"].map(|bar| {
+        let get = |what: &str| results.get(&format!("own/shown/{bar}/{what}"));
+        let at = if bar == "at_bar" { "the agent's bars" } else { "bars of 0.5" };
+        vec![
+            format!("own judge, shown the reference, {at}"),
+            "drafts by M0".to_owned(),
+            NONE.to_owned(),
+            NONE.to_owned(),
+            NONE.to_owned(),
+            share(get("false_accept")),
+            share(get("false_reject")),
+            decimal(get("auc")),
+            NONE.to_owned(),
+        ]
+    });
     table(
         &[
             "judge",
@@ -218,7 +233,7 @@ fn judges(results: &Results) -> String {
             "AUC",
             "prompts with one that passes",
         ],
-        rows,
+        rows.chain(shown),
     )
 }
 

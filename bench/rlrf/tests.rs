@@ -24,10 +24,11 @@ use std::path::Path;
 use arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, Unit};
 use measure::distinct;
 use records::{Finding, Records};
-use reflectd::config::{PromptLine, Verifier};
+use reflectd::config::PromptLine;
 use reflectd::engine::Generation;
 use reflectd::nano::prompts::prompt_lines;
 use reflectd::nano::world::Split;
+use reflectd::reflect::verify::Check;
 use results::Results;
 use setting::{Scale, Setting};
 use statistics::{difference, mcnemar, pooled};
@@ -128,23 +129,33 @@ fn units_are_named_and_read_alike() {
 }
 
 #[test]
-fn only_the_reference_judge_sees_the_right_number() {
+fn no_judge_is_shown_the_right_number_and_the_reference_is_compared_without_the_form() {
     let line = prompt_lines(Split::Live, 1, 1).remove(0);
-    let Some(Verifier::Numeric { expected, .. }) = line.verifier else { panic!("{line:?}") };
-    assert_eq!(Judge::Reference.line(&line).reference, Some(format!("{expected:.0}")));
+    for judge in JUDGES {
+        assert_eq!(judge.line(&line).reference, None);
+    }
     assert_eq!(Judge::Own.line(&line), line);
     assert_eq!(Judge::Gold.line(&line), line);
+    let compared = Judge::Reference.line(&line);
+    let number = arms::reference(&line).unwrap();
+    let holds = |line: &PromptLine, answer: &str| {
+        Check::new(line.verifier.as_ref().unwrap()).unwrap().holds(answer)
+    };
+    let without_form = format!("1 + 1 = {number}");
+    assert!(holds(&compared, &without_form) && !holds(&line, &without_form));
+    assert!(!holds(&compared, &format!("#### {number}1")));
 }
 
 #[test]
-fn the_gold_judge_is_the_verifier_alone_and_the_others_never_hear_it() {
+fn the_gold_judge_is_the_verifier_alone_and_the_own_judge_never_hears_it() {
     let config = reflectd::config::load(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
     let agent = &config.agents["nano"];
     for judge in JUDGES {
         let judged = judge.agent(agent);
-        let is_gold = judge == Judge::Gold;
-        assert_eq!(0.0 < judged.reflection.verifier_weight, is_gold, "{judge:?}");
-        assert!(judged.aspects.iter().all(|rated| (0.0 < rated.weight) != is_gold), "{judge:?}");
+        let hears = 0.0 < judged.reflection.verifier_weight;
+        assert_eq!(hears, judge != Judge::Own, "{judge:?}");
+        let rates = judged.aspects.iter().all(|rated| 0.0 < rated.weight);
+        assert_eq!(rates, judge != Judge::Gold, "{judge:?}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! One training run by the product's own parts: pairs, the trainer as a supervised child, and what
 //! the gate would say of the adapter. Used by `unit`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,6 @@ use reflectd::store::{Candidate, CandidateId, Exchange, Store};
 use tokio::sync::watch;
 
 use crate::arms::{Arm, Unit, generation};
-use crate::explore::is_right;
 use crate::lab::Lab;
 use crate::records::{Gate, Pairs, Trained};
 
@@ -36,6 +35,8 @@ pub(crate) struct Run<'a> {
     /// Where the exchanges lie.
     pub(crate) store: &'a Store,
     pub(crate) exchanges: &'a [Exchange],
+    /// By the verifier, which only measures here.
+    pub(crate) right: &'a HashSet<CandidateId>,
     /// The adapter to go on from; its lane is loaded.
     pub(crate) start: Option<&'a Path>,
 }
@@ -66,7 +67,7 @@ impl Run<'_> {
             adapter: PathBuf::from(unit.to_string()).join(arm.name()).join(
                 trained.adapter.file_name().context("the adapter is a file")?,
             ),
-            pairs: against_verifier(&pairs, self.exchanges, tally),
+            pairs: against_verifier(&pairs, tally, self.exchanges, self.right),
             steps,
             best_step: trained.best_step,
             best_loss: trained.best_loss,
@@ -161,14 +162,19 @@ impl Run<'_> {
     }
 }
 
-fn against_verifier(pairs: &[Pair], exchanges: &[Exchange], tally: Tally) -> Pairs {
+fn against_verifier(
+    pairs: &[Pair],
+    tally: Tally,
+    exchanges: &[Exchange],
+    is_right: &HashSet<CandidateId>,
+) -> Pairs {
     let candidates = exchanges.iter().flat_map(|exchange| &exchange.candidates);
     let by_id: HashMap<CandidateId, &Candidate> =
         candidates.map(|candidate| (candidate.id, candidate)).collect();
     let chosen: Vec<&Candidate> = pairs.iter().map(|pair| by_id[&pair.row.chosen]).collect();
     let rejected: Vec<&Candidate> =
         pairs.iter().filter_map(|pair| Some(by_id[&pair.row.rejected?])).collect();
-    let right = |of: &[&Candidate]| of.iter().filter(|candidate| is_right(candidate)).count();
+    let right = |of: &[&Candidate]| of.iter().filter(|one| is_right.contains(&one.id)).count();
     let tokens = |of: &[&Candidate]| {
         let sum: usize = of.iter().map(|candidate| candidate.tokens.len()).sum();
         (!of.is_empty()).then(|| sum as f64 / of.len() as f64)

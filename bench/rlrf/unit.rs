@@ -9,7 +9,7 @@ use reflectd::engine::Generation;
 use reflectd::nano::prompts::prompt_lines;
 use reflectd::nano::world::Split;
 
-use crate::arms::{ARMS, Arm, EXPLORERS, Unit, generation, name};
+use crate::arms::{ARMS, Arm, EXPLORERS, Judge, Unit, generation, name};
 use crate::explore;
 use crate::lab::Lab;
 use crate::measure;
@@ -57,19 +57,29 @@ async fn explore_and_learn(
     let store = lab.store(folder.join(format!("{}.db", name(explorer)))).await?;
 
     let step = format!("{unit}/explored/{}", name(explorer));
+    let count = lab.setting.scale.prompts;
+    let prompts = prompt_lines(Split::Live, count, unit.prompt_seed(explorer));
     if lab.step(&step).is_none() {
-        let count = lab.setting.scale.prompts;
         lab.say(&format!("{unit}: {} explores {count} problems", name(explorer)));
         let began = Instant::now();
-        let prompts = prompt_lines(Split::Live, count, unit.prompt_seed(explorer));
-        let prompts = prompts.iter().map(|line| unit.judge.line(line)).collect();
-        explore::fill(lab, &agent, &store, prompts, generation(explorer)).await?;
-        let explored = explore::summarize(&explore::exchanges(&agent, &store).await?);
+        let lines = prompts.iter().map(|line| unit.judge.line(line)).collect();
+        explore::fill(lab, &agent, &store, lines, generation(explorer)).await?;
+        let exchanges = explore::exchanges(&agent, &store).await?;
+        let right = explore::right(&exchanges, &prompts)?;
+        let explored = explore::summarize(&exchanges, &right);
         lab.record(step, began, Finding::Explored(explored))?;
     }
     lab.advance();
 
     let exchanges = explore::exchanges(&agent, &store).await?;
+    let right = explore::right(&exchanges, &prompts)?;
+    let step = format!("{unit}/shown");
+    if unit.judge == Judge::Own && explorer.is_none() && lab.step(&step).is_none() {
+        lab.say(&format!("{unit}: the judge is shown the reference"));
+        let began = Instant::now();
+        let shown = explore::shown(lab, &agent, &store, &exchanges, &prompts).await?;
+        lab.record(step, began, Finding::Shown(shown))?;
+    }
     for arm in ARMS.into_iter().filter(|arm| arm.start() == explorer) {
         let step = format!("{unit}/trained/{}", arm.name());
         if lab.step(&step).is_none() {
@@ -82,6 +92,7 @@ async fn explore_and_learn(
                 agent: &agent,
                 store: &store,
                 exchanges: &exchanges,
+                right: &right,
                 start: start.as_deref(),
             };
             let trained = run.train().await?;
