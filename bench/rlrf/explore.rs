@@ -133,10 +133,8 @@ pub(crate) async fn shown(
 ) -> anyhow::Result<Shown> {
     let right = right(exchanges, prompts)?;
     let reflector = lab.reflector(store);
-    let references: HashMap<&str, String> = prompts
-        .iter()
-        .filter_map(|line| Some((line.prompt.as_str(), reference(line)?)))
-        .collect();
+    let references: HashMap<&str, String> =
+        prompts.iter().filter_map(|line| Some((line.prompt.as_str(), reference(line)?))).collect();
     let mut asked = Vec::new();
     for exchange in exchanges {
         let question = question(&exchange.messages);

@@ -88,8 +88,7 @@ impl Subject<'_> {
         let verifier = problem.verifier.as_ref().context("a problem has no verifier")?;
         let check = Check::new(verifier)?;
         let greedy = self.answer(problem, 0.0, 0).await?;
-        let samples =
-            if is_sampled { Some(self.samples(problem, &check).await?) } else { None };
+        let samples = if is_sampled { Some(self.samples(problem, &check).await?) } else { None };
         Ok(Answers {
             is_right: check.holds(&greedy.text),
             tokens: greedy.tokens.len() - greedy.from,

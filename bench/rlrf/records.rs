@@ -190,7 +190,12 @@ impl Records {
         self.steps.get(name)
     }
 
-    pub(crate) fn add(&mut self, name: String, wall_s: f64, finding: Finding) -> anyhow::Result<()> {
+    pub(crate) fn add(
+        &mut self,
+        name: String,
+        wall_s: f64,
+        finding: Finding,
+    ) -> anyhow::Result<()> {
         let step =
             Step { key: self.key.clone(), commit: self.commit.clone(), name, wall_s, finding };
         let line = serde_json::to_string(&step).context("a step is plain data")?;

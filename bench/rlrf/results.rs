@@ -163,11 +163,8 @@ impl Results {
 
     /// b - a, over all seeds and of each.
     fn differ(&mut self, name: &str, a: &[Vec<bool>], b: &[Vec<bool>]) {
-        let number = |Difference { value, lo, hi, p }| Number {
-            value,
-            range: Some((lo, hi)),
-            p: Some(p),
-        };
+        let number =
+            |Difference { value, lo, hi, p }| Number { value, range: Some((lo, hi)), p: Some(p) };
         self.set(name.to_owned(), number(difference(a, b)));
         for (seed, (a, b)) in (1..).zip(a.iter().zip(b)) {
             let one = difference(std::slice::from_ref(a), std::slice::from_ref(b));
@@ -217,6 +214,11 @@ impl Results {
             each(&format!("{kind}/answers"), &|one| Some(of(one).answers as f64));
             each(&format!("{kind}/right"), &|one| share(of(one).right, of(one).answers));
             each(&format!("{kind}/passing"), &|one| share(of(one).passing, of(one).answers));
+            each(&format!("{kind}/accepted_right"), &|one| {
+                let Judgements { right, passing, false_reject, .. } = of(one);
+                let accepted_right = *right as f64 * (1.0 - (*false_reject)?);
+                (0 < *passing).then(|| accepted_right / *passing as f64)
+            });
             each(&format!("{kind}/false_accept"), &|one| of(one).false_accept);
             each(&format!("{kind}/false_reject"), &|one| of(one).false_reject);
             each(&format!("{kind}/auc"), &|one| of(one).auc);

@@ -53,7 +53,7 @@ impl Scale {
         held_out: 1000,
         sampled: 250,
         gate: 400,
-        prompts: 200,
+        prompts: 150,
         drafts: 10,
         refinements: 20,
         is_development: false,

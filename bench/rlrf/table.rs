@@ -154,9 +154,8 @@ fn arms_compared(results: &Results) -> String {
 }
 
 fn judges_compared(results: &Results) -> String {
-    let pairs = JUDGE_COMPARISONS
-        .into_iter()
-        .flat_map(|pair| ARMS.into_iter().map(move |arm| (pair, arm)));
+    let pairs =
+        JUDGE_COMPARISONS.into_iter().flat_map(|pair| ARMS.into_iter().map(move |arm| (pair, arm)));
     let rows = pairs.map(|((first, second), arm)| {
         let at = format!("{}-{}/{}", second.name(), first.name(), arm.name());
         let what = format!("{} over {}", second.title(), first.title());
@@ -192,14 +191,18 @@ fn judges(results: &Results) -> String {
     let rows = kinds.map(|(judge, by, kind)| {
         let at = format!("{}/explored_by_{}", judge.name(), name(by));
         let get = |what: &str| results.get(&format!("{at}/{kind}/{what}"));
-        let passing =
-            if kind == "drafts" { "prompts_with_passing_draft" } else { "prompts_with_passing_answer" };
+        let passing = if kind == "drafts" {
+            "prompts_with_passing_draft"
+        } else {
+            "prompts_with_passing_answer"
+        };
         vec![
             judge.title().to_owned(),
             format!("{kind} by {}", by.map_or("M0", Arm::title)),
             format!("{:.0}", get("answers").value),
             share(get("right")),
             share(get("passing")),
+            share(get("accepted_right")),
             share(get("false_accept")),
             share(get("false_reject")),
             decimal(get("auc")),
@@ -212,6 +215,7 @@ fn judges(results: &Results) -> String {
         vec![
             format!("own judge, shown the reference, {at}"),
             "drafts by M0".to_owned(),
+            NONE.to_owned(),
             NONE.to_owned(),
             NONE.to_owned(),
             NONE.to_owned(),
@@ -228,6 +232,7 @@ fn judges(results: &Results) -> String {
             "a seed",
             "right",
             "accepted",
+            "accepted are right",
             "false accept",
             "false reject",
             "AUC",
@@ -279,7 +284,10 @@ fn times(results: &Results) -> String {
         };
         vec![judge.title().to_owned(), get("explored"), get("trained"), get("answered")]
     });
-    table(&["judge", "exploring three times", "training and gate, six times", "answering, six times"], rows)
+    table(
+        &["judge", "exploring three times", "training and gate, six times", "answering, six times"],
+        rows,
+    )
 }
 
 fn goals(results: &Results) -> String {

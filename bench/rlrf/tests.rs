@@ -83,7 +83,9 @@ fn equal_seeds_prove_no_more_than_one() {
 
 #[test]
 fn independent_seeds_prove_more_than_one() {
-    let seed = |k: usize| -> Vec<bool> { (0..1000).map(|i| (i / 7_usize.pow(k as u32)) % 2 == 0).collect() };
+    let seed = |k: usize| -> Vec<bool> {
+        (0..1000).map(|i| (i / 7_usize.pow(k as u32)) % 2 == 0).collect()
+    };
     let seeds: Vec<Vec<bool>> = (0..3).map(seed).collect();
     let one = pooled(&seeds[..1]).unwrap();
     let three = pooled(&seeds).unwrap();
@@ -191,10 +193,8 @@ fn a_line_that_a_kill_has_cut_off_is_passed_over() {
     records.add("one".into(), 1.0, finding.clone()).unwrap();
     let whole = std::fs::read_to_string(&path).unwrap();
     let cut = format!("{whole}{}", whole.trim_start().split_at(40).0);
-    reflectd::paths::write_atomic(&path, |file| {
-        std::io::Write::write_all(file, cut.as_bytes())
-    })
-    .unwrap();
+    reflectd::paths::write_atomic(&path, |file| std::io::Write::write_all(file, cut.as_bytes()))
+        .unwrap();
     let mut records = Records::open(&path, "key", "commit").unwrap();
     assert_eq!(records.get("one").unwrap().finding, finding);
     records.add("two".into(), 1.0, finding.clone()).unwrap();

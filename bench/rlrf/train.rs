@@ -56,17 +56,16 @@ impl Run<'_> {
         let (_switch, cancel) = Cancel::new();
         // Nobody chats.
         let quiet = || Duration::MAX;
-        let trained =
-            child::train(&lab.config.trainer, &job, &quiet, &mut update, cancel).await?;
+        let trained = child::train(&lab.config.trainer, &job, &quiet, &mut update, cancel).await?;
         let base = Base { path: &job.base, sha256: &job.base_sha256 };
         adapter::check(&trained.adapter, &trained.sha256, base)?;
         lab.load(arm, trained.adapter.clone()).await?;
         let verdict = self.verdict(&pairs, &trained).await.context("ask the gate")?;
         Ok(Trained {
             // Below the lab's folder, which may be moved.
-            adapter: PathBuf::from(unit.to_string()).join(arm.name()).join(
-                trained.adapter.file_name().context("the adapter is a file")?,
-            ),
+            adapter: PathBuf::from(unit.to_string())
+                .join(arm.name())
+                .join(trained.adapter.file_name().context("the adapter is a file")?),
             pairs: against_verifier(&pairs, tally, self.exchanges, self.right),
             steps,
             best_step: trained.best_step,
@@ -98,8 +97,7 @@ impl Run<'_> {
     fn job(&self, pairs: &[Pair]) -> anyhow::Result<Job> {
         let Self { lab, unit, arm, .. } = *self;
         let folder = lab.folder().join(unit.to_string()).join(arm.name());
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("create {}", folder.display()))?;
+        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         // The trainer runs in that folder, so its paths are absolute.
         let absolute = |path: &Path| {
             std::path::absolute(path).with_context(|| format!("name {}", path.display()))

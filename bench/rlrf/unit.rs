@@ -43,11 +43,7 @@ pub(crate) async fn run(lab: &mut Lab, unit: Unit) -> anyhow::Result<()> {
 }
 
 /// What one policy explores, and the arms that start from it.
-async fn explore_and_learn(
-    lab: &mut Lab,
-    unit: Unit,
-    explorer: Option<Arm>,
-) -> anyhow::Result<()> {
+async fn explore_and_learn(lab: &mut Lab, unit: Unit, explorer: Option<Arm>) -> anyhow::Result<()> {
     let agent = Arc::new(unit.judge.agent(&lab.agent));
     let start = match explorer {
         None => None,
@@ -105,8 +101,7 @@ async fn explore_and_learn(
             load(lab, unit, arm).await?;
             lab.say(&format!("{unit}: {} answers", arm.name()));
             let began = Instant::now();
-            let answered =
-                measure::answers(lab, &lab.reflector(&store), arm.generation()).await?;
+            let answered = measure::answers(lab, &lab.reflector(&store), arm.generation()).await?;
             lab.record(step, began, Finding::Answered(answered))?;
         }
         lab.advance();

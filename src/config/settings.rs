@@ -7,7 +7,9 @@ use std::thread::available_parallelism;
 use serde::Deserialize;
 
 use super::raw::{Problems, Section};
-use super::{GateConfig, LearnConfig, PairPolicy, Positives, Rejected, ServerConfig, TrainerConfig};
+use super::{
+    GateConfig, LearnConfig, PairPolicy, Positives, Rejected, ServerConfig, TrainerConfig,
+};
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
 use crate::protocol::{BaseKind, Device, Lora, Objective, Optimizer};
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{
-    Agent, AgentAspect, Aspect, GateConfig, LearnConfig, Mode, PairPolicy, Positives, Reflection, Rejected,
-    ServerConfig, TrainerConfig,
+    Agent, AgentAspect, Aspect, GateConfig, LearnConfig, Mode, PairPolicy, Positives, Reflection,
+    Rejected, ServerConfig, TrainerConfig,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
 use crate::engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
