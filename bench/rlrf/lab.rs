@@ -110,9 +110,9 @@ impl Lab {
         self.bar.set_message(what.to_owned());
     }
 
-    /// One step more is done, now or before.
-    pub(crate) fn advance(&self) {
-        self.bar.inc(1);
+    /// So many steps more are done, now or before.
+    pub(crate) fn advance(&self, steps: usize) {
+        self.bar.inc(steps as u64);
     }
 
     /// A database of its own for one exploration, so that no arm sees another's answers.

@@ -34,6 +34,7 @@ use results::Results;
 use setting::{Scale, Setting};
 
 #[derive(Debug, clap::Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 struct Arguments {
     /// Everything once and small, in minutes; nothing in the repository is written.
     #[arg(long)]

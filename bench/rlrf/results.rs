@@ -42,6 +42,9 @@ pub(crate) struct Number {
     pub(crate) p: Option<f64>,
 }
 
+/// A name, and the judgements that it stands for in a finding.
+type Kind<T> = (&'static str, fn(&T) -> &Judgements);
+
 /// Arms that are compared with each other under one judge, the second minus the first.
 pub(crate) const ARM_COMPARISONS: [(Arm, Arm); 7] = [
     (Arm::Rs, Arm::Rlrf1),
@@ -207,7 +210,7 @@ impl Results {
                 self.per_seed(&format!("{at}/{what}"), &values);
             }
         };
-        let kinds: [(&str, fn(&Explored) -> &Judgements); 2] =
+        let kinds: [Kind<Explored>; 2] =
             [("drafts", |one| &one.drafts), ("refinements", |one| &one.refinements)];
         for (kind, of) in kinds {
             let share = |part: usize, all: usize| (0 < all).then(|| part as f64 / all as f64);
@@ -237,7 +240,7 @@ impl Results {
             Finding::Shown(shown) => Some(shown),
             _ => None,
         })?;
-        let kinds: [(&str, fn(&Shown) -> &Judgements); 2] =
+        let kinds: [Kind<Shown>; 2] =
             [("at_bar", |one| &one.at_bar), ("at_half", |one| &one.at_half)];
         for (kind, of) in kinds {
             let mut each = |what: &str, of: &dyn Fn(&Shown) -> Option<f64>| {

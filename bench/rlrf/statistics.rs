@@ -1,8 +1,8 @@
 //! Tests and intervals for problems that several policies have answered. Pure. Used by `results`.
 //!
-//! One seed: exact McNemar. Several seeds answer the same problems, so their answers are not
+//! One seed: the exact test of `McNemar`. Several seeds answer the same problems, so their answers are not
 //! independent; then a problem is the unit, and its differences over seeds are summed before
-//! anything is squared (a clustered McNemar test).
+//! anything is squared (`McNemar`, clustered).
 
 use reflectd::statistics::Share;
 
@@ -48,7 +48,7 @@ pub(crate) fn difference(a: &[Vec<bool>], b: &[Vec<bool>]) -> Difference {
     let value = differences.iter().sum::<f64>() / n;
     let variance = differences.iter().map(|d| (d - value).powi(2)).sum::<f64>() / (n - 1.0);
     let half = Z * (variance / n).sqrt();
-    // Under "no difference" the mean is 0 and the squares tell the variance, as in McNemar's test.
+    // Under "no difference" the mean is 0 and the squares tell the variance, as in `McNemar`'s test.
     let squares = differences.iter().map(|d| d * d).sum::<f64>();
     let z = if squares > 0.0 { differences.iter().sum::<f64>() / squares.sqrt() } else { 0.0 };
     Difference { value, lo: value - half, hi: value + half, p: 2.0 * upper_tail(z.abs()) }
@@ -67,10 +67,19 @@ pub(crate) fn pooled(seeds: &[Vec<bool>]) -> Option<Share> {
     let p = per_problem.iter().sum::<f64>() / n;
     let variance = per_problem.iter().map(|x| (x - p).powi(2)).sum::<f64>() / (n - 1.0);
     let independent = if 0.0 < variance { p * (1.0 - p) * n / variance } else { n };
-    // Between the number of problems and that of answers, so no rounding matters.
-    let effective = independent.max(n).round() as usize;
-    let share = Share::new((p * effective as f64).round() as usize, effective)?;
+    // Between the number of problems and that of answers, so that rounding does not matter.
+    let effective = round(independent.max(n));
+    let share = Share::new(round(p * effective as f64), effective)?;
     Some(Share { value: p, ..share })
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "counts of answers, and not negative"
+)]
+fn round(count: f64) -> usize {
+    count.round() as usize
 }
 
 /// P(Z > z) of the normal distribution, z at least 0, to a relative 1e-7 (continued fraction of

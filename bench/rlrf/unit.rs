@@ -29,17 +29,29 @@ pub(crate) async fn base(lab: &mut Lab) -> anyhow::Result<()> {
         let answered = measure::answers(lab, &reflector, Generation::BASE).await?;
         lab.record("m0".to_owned(), began, Finding::Answered(answered))?;
     }
-    lab.advance();
+    lab.advance(1);
     Ok(())
 }
 
 pub(crate) async fn run(lab: &mut Lab, unit: Unit) -> anyhow::Result<()> {
     for explorer in EXPLORERS {
+        if is_done(lab, unit, explorer) {
+            lab.advance(1 + 2 * ARMS.iter().filter(|arm| arm.start() == explorer).count());
+            continue;
+        }
         explore_and_learn(lab, unit, explorer)
             .await
             .with_context(|| format!("{unit}, explored by {}", name(explorer)))?;
     }
     lab.unload().await
+}
+
+/// Whether nothing is left to do of an exploration and its arms. Then nothing is opened or loaded.
+fn is_done(lab: &Lab, unit: Unit, explorer: Option<Arm>) -> bool {
+    let arms = ARMS.into_iter().filter(|arm| arm.start() == explorer);
+    let of_arms = arms.flat_map(|arm| ["trained", "answered"].map(|step| (step, arm.name())));
+    let mut steps = std::iter::once(("explored", name(explorer))).chain(of_arms);
+    steps.all(|(step, what)| lab.step(&format!("{unit}/{step}/{what}")).is_some())
 }
 
 /// What one policy explores, and the arms that start from it.
@@ -65,7 +77,7 @@ async fn explore_and_learn(lab: &mut Lab, unit: Unit, explorer: Option<Arm>) -> 
         let explored = explore::summarize(&exchanges, &right);
         lab.record(step, began, Finding::Explored(explored))?;
     }
-    lab.advance();
+    lab.advance(1);
 
     let exchanges = explore::exchanges(&agent, &store).await?;
     let right = explore::right(&exchanges, &prompts)?;
@@ -94,7 +106,7 @@ async fn explore_and_learn(lab: &mut Lab, unit: Unit, explorer: Option<Arm>) -> 
             let trained = run.train().await?;
             lab.record(step, began, Finding::Trained(trained))?;
         }
-        lab.advance();
+        lab.advance(1);
 
         let step = format!("{unit}/answered/{}", arm.name());
         if lab.step(&step).is_none() {
@@ -104,7 +116,7 @@ async fn explore_and_learn(lab: &mut Lab, unit: Unit, explorer: Option<Arm>) -> 
             let answered = measure::answers(lab, &lab.reflector(&store), arm.generation()).await?;
             lab.record(step, began, Finding::Answered(answered))?;
         }
-        lab.advance();
+        lab.advance(1);
     }
     Ok(())
 }
