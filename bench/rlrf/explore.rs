@@ -2,7 +2,7 @@
 //! arms that start from the same policy share it, so they differ only in what they make of it.
 //! Used by `unit`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -15,7 +15,7 @@ use reflectd::store::{Assessment, Candidate, CandidateId, Exchange, Store};
 
 use crate::arms::reference;
 use crate::lab::Lab;
-use crate::records::{Explored, Judgements, Shown};
+use crate::records::{Explored, Judgements, Picked, Shown};
 
 /// Problems under way at once: enough to fill the engine's batch.
 const PARALLEL: usize = 8;
@@ -104,6 +104,31 @@ pub(crate) fn summarize(exchanges: &[Exchange], right: &HashSet<CandidateId>) ->
         prompts_with_passing_draft: with_passing(false),
         prompts_with_passing_answer: with_passing(true),
     }
+}
+
+/// Looks at the accepted answers of each problem by their texts.
+pub(crate) fn picked(exchanges: &[Exchange], right: &HashSet<CandidateId>) -> Picked {
+    let mut sum =
+        Picked { prompts: 0, texts: 0, texts_right: 0, best_right: 0, most_frequent_right: 0 };
+    for exchange in exchanges {
+        let accepted = exchange.candidates.iter().filter(|one| passes(&one.assessments));
+        // In an order, so that equals are always broken alike.
+        let mut texts: BTreeMap<&str, Vec<&Candidate>> = BTreeMap::new();
+        for candidate in accepted {
+            texts.entry(&candidate.text).or_default().push(candidate);
+        }
+        let is_right = |same: &Vec<&Candidate>| right.contains(&same[0].id);
+        let score = |same: &Vec<&Candidate>| scalar(&same[0].assessments);
+        let best = texts.values().max_by(|a, b| score(a).total_cmp(&score(b)));
+        let often =
+            texts.values().max_by(|a, b| a.len().cmp(&b.len()).then(score(a).total_cmp(&score(b))));
+        sum.prompts += usize::from(!texts.is_empty());
+        sum.texts += texts.len();
+        sum.texts_right += texts.values().filter(|same| is_right(same)).count();
+        sum.best_right += usize::from(best.is_some_and(is_right));
+        sum.most_frequent_right += usize::from(often.is_some_and(is_right));
+    }
+    sum
 }
 
 fn judgements(

@@ -41,6 +41,7 @@ pub(crate) struct Step {
 pub(crate) enum Finding {
     Explored(Explored),
     Shown(Shown),
+    Picked(Picked),
     Trained(Trained),
     Answered(Answered),
 }
@@ -54,6 +55,20 @@ pub(crate) struct Explored {
     /// Prompts with a draft that passes, and with any answer that passes.
     pub(crate) prompts_with_passing_draft: usize,
     pub(crate) prompts_with_passing_answer: usize,
+}
+
+/// Which of a problem's accepted answers is right: pairs take each text once and the best first.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Picked {
+    /// Problems with an accepted answer.
+    pub(crate) prompts: usize,
+    /// Accepted texts, each counted once a problem.
+    pub(crate) texts: usize,
+    pub(crate) texts_right: usize,
+    /// Of each problem, the accepted text with the largest scalar.
+    pub(crate) best_right: usize,
+    /// Of each problem, the accepted text that was sampled most often.
+    pub(crate) most_frequent_right: usize,
 }
 
 /// The judge's words on the drafts again, with the reference in its prompt.

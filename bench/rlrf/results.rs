@@ -12,7 +12,9 @@ use reflectd::statistics::Share;
 use serde::{Deserialize, Serialize};
 
 use crate::arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, Unit, name};
-use crate::records::{Answered, Explored, Finding, Judgements, Records, Shown, Step, Trained};
+use crate::records::{
+    Answered, Explored, Finding, Judgements, Picked, Records, Shown, Step, Trained,
+};
 use crate::setting::Scale;
 use crate::statistics::{Difference, difference, mcnemar, pooled};
 
@@ -226,6 +228,20 @@ impl Results {
             each(&format!("{kind}/false_reject"), &|one| of(one).false_reject);
             each(&format!("{kind}/auc"), &|one| of(one).auc);
         }
+        let picked = reader.picked(judge, explorer)?;
+        let mut each_picked = |what: &str, of: fn(&Picked) -> (usize, usize)| {
+            let share = |one: &&Picked| of(one).0 as f64 / of(one).1 as f64;
+            self.per_seed(&format!("{at}/{what}"), &picked.iter().map(share).collect::<Vec<_>>());
+        };
+        each_picked("texts_right", |one| (one.texts_right, one.texts));
+        each_picked("best_right", |one| (one.best_right, one.prompts));
+        each_picked("most_frequent_right", |one| (one.most_frequent_right, one.prompts));
+        let mut each = |what: &str, of: &dyn Fn(&Explored) -> Option<f64>| {
+            let values: Option<Vec<f64>> = explored.iter().map(|one| of(one)).collect();
+            if let Some(values) = values {
+                self.per_seed(&format!("{at}/{what}"), &values);
+            }
+        };
         each("prompts_with_passing_draft", &|one| {
             Some(one.prompts_with_passing_draft as f64 / one.prompts as f64)
         });
@@ -378,6 +394,13 @@ impl<'a> Reader<'a> {
     fn explored(&self, judge: Judge, by: Option<Arm>) -> anyhow::Result<Vec<&'a Explored>> {
         self.each(judge, &format!("explored/{}", name(by)), |finding| match finding {
             Finding::Explored(explored) => Some(explored),
+            _ => None,
+        })
+    }
+
+    fn picked(&self, judge: Judge, by: Option<Arm>) -> anyhow::Result<Vec<&'a Picked>> {
+        self.each(judge, &format!("picked/{}", name(by)), |finding| match finding {
+            Finding::Picked(picked) => Some(picked),
             _ => None,
         })
     }

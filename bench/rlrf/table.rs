@@ -32,6 +32,7 @@ pub(crate) fn render(results: &Results) -> String {
         ("Arms against each other", arms_compared(results)),
         ("Judges against each other", judges_compared(results)),
         ("Judges against the verifier", judges(results)),
+        ("Accepted answers by their texts, drafts and refinements", picked(results)),
         ("Pairs against the verifier", pairs(results)),
         ("Seconds of a unit (one judge, one seed)", times(results)),
         ("Goals", goals(results)),
@@ -239,6 +240,32 @@ fn judges(results: &Results) -> String {
             "prompts with one that passes",
         ],
         rows.chain(shown),
+    )
+}
+
+fn picked(results: &Results) -> String {
+    let kinds =
+        JUDGES.into_iter().flat_map(|judge| EXPLORERS.into_iter().map(move |by| (judge, by)));
+    let rows = kinds.map(|(judge, by)| {
+        let at = format!("{}/explored_by_{}", judge.name(), name(by));
+        let get = |what: &str| share(results.get(&format!("{at}/{what}")));
+        vec![
+            judge.title().to_owned(),
+            by.map_or("M0", Arm::title).to_owned(),
+            get("texts_right"),
+            get("best_right"),
+            get("most_frequent_right"),
+        ]
+    });
+    table(
+        &[
+            "judge",
+            "explored by",
+            "accepted texts that are right, each counted once",
+            "right: the accepted text with the largest scalar",
+            "right: the one that was sampled most often",
+        ],
+        rows,
     )
 }
 

@@ -25,10 +25,11 @@ use arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, Unit};
 use measure::distinct;
 use records::{Finding, Records};
 use reflectd::config::PromptLine;
-use reflectd::engine::Generation;
+use reflectd::engine::{FinishReason, Generation, Sampling};
 use reflectd::nano::prompts::prompt_lines;
 use reflectd::nano::world::Split;
 use reflectd::reflect::verify::Check;
+use reflectd::store::{Assessment, Candidate, CandidateId, Exchange, ExchangeId, Source};
 use results::Results;
 use setting::{Scale, Setting};
 use statistics::{difference, mcnemar, pooled};
@@ -105,6 +106,51 @@ fn distinct_counts_each_different_n_gram_once() {
     assert!(close(distinct(&answers, 1), 2.0 / 6.0));
     assert!(close(distinct(&answers, 2), 2.0 / 4.0));
     assert!(close(distinct(&answers, 5), 0.0));
+}
+
+#[test]
+fn what_is_sampled_often_and_what_scores_best_are_told_apart() {
+    let candidate = |id: i64, text: &str, value: f32| Candidate {
+        id: CandidateId(id),
+        parent: None,
+        generation: Generation::BASE,
+        text: text.into(),
+        tokens: Vec::new(),
+        logprobs: Vec::new(),
+        sampling: Sampling::default(),
+        finish: FinishReason::Stop,
+        critique: None,
+        assessments: vec![Assessment {
+            aspect: "arithmetic".into(),
+            rubric_version: "1".into(),
+            judge: "test".into(),
+            levels: [1.0 - value, 0.0, value],
+            mass: 1.0,
+            weight: 1.0,
+            passes: 0.7 <= value,
+        }],
+    };
+    let exchange = Exchange {
+        id: ExchangeId(1),
+        created_ms: 0,
+        agent: "nano".into(),
+        source: Source::Explore,
+        messages: Vec::new(),
+        prompt_tokens: Vec::new(),
+        reference: None,
+        verifier: None,
+        served: None,
+        candidates: vec![
+            candidate(1, "right", 0.8),
+            candidate(2, "right", 0.8),
+            candidate(3, "wrong", 0.9),
+            candidate(4, "refused", 0.1),
+        ],
+    };
+    let picked = explore::picked(&[exchange], &[CandidateId(1), CandidateId(2)].into());
+    let records::Picked { prompts, texts, texts_right, best_right, most_frequent_right } = picked;
+    assert_eq!((prompts, texts, texts_right), (1, 2, 1));
+    assert_eq!((best_right, most_frequent_right), (0, 1));
 }
 
 #[test]

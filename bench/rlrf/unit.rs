@@ -50,7 +50,8 @@ pub(crate) async fn run(lab: &mut Lab, unit: Unit) -> anyhow::Result<()> {
 fn is_done(lab: &Lab, unit: Unit, explorer: Option<Arm>) -> bool {
     let arms = ARMS.into_iter().filter(|arm| arm.start() == explorer);
     let of_arms = arms.flat_map(|arm| ["trained", "answered"].map(|step| (step, arm.name())));
-    let mut steps = std::iter::once(("explored", name(explorer))).chain(of_arms);
+    let of_explorer = ["explored", "picked"].map(|step| (step, name(explorer)));
+    let mut steps = of_explorer.into_iter().chain(of_arms);
     steps.all(|(step, what)| lab.step(&format!("{unit}/{step}/{what}")).is_some())
 }
 
@@ -81,6 +82,11 @@ async fn explore_and_learn(lab: &mut Lab, unit: Unit, explorer: Option<Arm>) -> 
 
     let exchanges = explore::exchanges(&agent, &store).await?;
     let right = explore::right(&exchanges, &prompts)?;
+    let step = format!("{unit}/picked/{}", name(explorer));
+    if lab.step(&step).is_none() {
+        let picked = explore::picked(&exchanges, &right);
+        lab.record(step, Instant::now(), Finding::Picked(picked))?;
+    }
     let step = format!("{unit}/shown");
     if unit.judge == Judge::Own && explorer.is_none() && lab.step(&step).is_none() {
         lab.say(&format!("{unit}: the judge is shown the reference"));
