@@ -16,7 +16,7 @@ use crate::records::{
     Answered, Explored, Finding, Judgements, Picked, Records, Shown, Step, Trained,
 };
 use crate::setting::Scale;
-use crate::statistics::{Difference, difference, mcnemar, pooled};
+use crate::statistics::{Difference, difference, mcnemar, pooled, shares};
 
 /// All that was found.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -71,7 +71,7 @@ impl Results {
         let reader = Reader { records, seeds: scale.seeds };
         let base = reader.base()?;
         results.base(base);
-        let base = bits(&base.greedy);
+        let base = Told::by(&vec![base; usize::try_from(scale.seeds).context("count seeds")?]);
         for judge in JUDGES {
             for explorer in EXPLORERS {
                 results.explored(judge, explorer, &reader)?;
@@ -150,14 +150,14 @@ impl Results {
         &mut self,
         judge: Judge,
         arm: Arm,
-        base: &[bool],
+        base: &Told,
         reader: &Reader<'_>,
     ) -> anyhow::Result<()> {
         let answered = reader.answered(judge, arm)?;
         let at = format!("{}/{}", judge.name(), arm.name());
-        let greedy: Vec<Vec<bool>> = answered.iter().map(|one| bits(&one.greedy)).collect();
-        self.greedy(&at, &greedy);
-        self.differ(&format!("{at}/gain"), &vec![base.to_vec(); greedy.len()], &greedy);
+        let told = Told::by(&answered);
+        self.greedy(&at, &told.greedy);
+        self.differ(&format!("{at}/gain"), base, &told);
         let described: Vec<_> = answered.iter().map(|one| described(one)).collect();
         for (place, (what, _)) in described[0].iter().enumerate() {
             let values: Vec<f64> = described.iter().map(|seed| seed[place].1).collect();
@@ -166,23 +166,32 @@ impl Results {
         Ok(())
     }
 
-    /// b - a, over all seeds and of each.
-    fn differ(&mut self, name: &str, a: &[Vec<bool>], b: &[Vec<bool>]) {
+    /// b - a, over all seeds and of each: greedily, and in the mean of the samples.
+    fn differ(&mut self, name: &str, a: &Told, b: &Told) {
         let number =
             |Difference { value, lo, hi, p }| Number { value, range: Some((lo, hi)), p: Some(p) };
-        self.set(name.to_owned(), number(difference(a, b)));
-        for (seed, (a, b)) in (1..).zip(a.iter().zip(b)) {
-            let one = difference(std::slice::from_ref(a), std::slice::from_ref(b));
-            let exact = Number { p: Some(mcnemar(a, b)), ..number(one) };
-            self.set(format!("{name}/{seed}"), exact);
+        let shares_of = |told: &Told| told.greedy.iter().map(|one| shares(one)).collect::<Vec<_>>();
+        for (what, a, b) in [
+            (name.to_owned(), &shares_of(a), &shares_of(b)),
+            (format!("{name}/at_8"), &a.samples, &b.samples),
+        ] {
+            self.set(what.clone(), number(difference(a, b)));
+            for (seed, (a, b)) in (1..).zip(a.iter().zip(b)) {
+                let one = difference(std::slice::from_ref(a), std::slice::from_ref(b));
+                self.set(format!("{what}/{seed}"), number(one));
+            }
+        }
+        for (seed, (a, b)) in (1..).zip(a.greedy.iter().zip(&b.greedy)) {
+            let name = format!("{name}/{seed}");
+            let exact = Number { p: Some(mcnemar(a, b)), ..self.get(&name) };
+            self.set(name, exact);
         }
     }
 
     fn compared(&mut self, judge: Judge, reader: &Reader<'_>) -> anyhow::Result<()> {
-        let greedy = |arm| reader.greedy(judge, arm);
         for (first, second) in ARM_COMPARISONS {
             let at = format!("{}/{}-{}", judge.name(), second.name(), first.name());
-            self.differ(&at, &greedy(first)?, &greedy(second)?);
+            self.differ(&at, &reader.told(judge, first)?, &reader.told(judge, second)?);
         }
         Ok(())
     }
@@ -191,7 +200,7 @@ impl Results {
         for (first, second) in JUDGE_COMPARISONS {
             for arm in ARMS {
                 let at = format!("{}-{}/{}", second.name(), first.name(), arm.name());
-                self.differ(&at, &reader.greedy(first, arm)?, &reader.greedy(second, arm)?);
+                self.differ(&at, &reader.told(first, arm)?, &reader.told(second, arm)?);
             }
         }
         Ok(())
@@ -333,6 +342,28 @@ impl Results {
     }
 }
 
+/// What was right, one list a seed.
+struct Told {
+    greedy: Vec<Vec<bool>>,
+    /// Shares of each sampled problem's samples.
+    samples: Vec<Vec<f64>>,
+}
+
+impl Told {
+    fn by(answered: &[&Answered]) -> Self {
+        Self {
+            greedy: answered.iter().map(|one| bits(&one.greedy)).collect(),
+            samples: answered.iter().map(|one| sampled(&one.samples)).collect(),
+        }
+    }
+}
+
+/// Digits as shares of the samples.
+fn sampled(text: &str) -> Vec<f64> {
+    let right = text.chars().filter_map(|digit| digit.to_digit(10));
+    right.map(|right| f64::from(right) / f64::from(crate::measure::SAMPLES)).collect()
+}
+
 /// 1 and 0 as truth.
 fn bits(text: &str) -> Vec<bool> {
     text.chars().map(|digit| digit == '1').collect()
@@ -340,13 +371,11 @@ fn bits(text: &str) -> Vec<bool> {
 
 /// What is reported of answers besides accuracy.
 fn described(answered: &Answered) -> Vec<(&'static str, f64)> {
-    let right: Vec<f64> =
-        answered.samples.chars().filter_map(|digit| digit.to_digit(10).map(f64::from)).collect();
+    let right = sampled(&answered.samples);
     let n = right.len() as f64;
-    let samples = f64::from(crate::measure::SAMPLES);
     let solved = right.iter().filter(|&&right| 0.0 < right).count() as f64;
     vec![
-        ("mean_at_8", right.iter().sum::<f64>() / n / samples),
+        ("mean_at_8", right.iter().sum::<f64>() / n),
         ("pass_at_8", solved / n),
         ("greedy_tokens", answered.greedy_tokens),
         ("sample_tokens", answered.sample_tokens),
@@ -419,7 +448,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn greedy(&self, judge: Judge, arm: Arm) -> anyhow::Result<Vec<Vec<bool>>> {
-        Ok(self.answered(judge, arm)?.into_iter().map(|one| bits(&one.greedy)).collect())
+    fn told(&self, judge: Judge, arm: Arm) -> anyhow::Result<Told> {
+        Ok(Told::by(&self.answered(judge, arm)?))
     }
 }

@@ -23,6 +23,11 @@ pub(crate) fn mcnemar(a: &[bool], b: &[bool]) -> f64 {
     (2.0 * tail).min(1.0)
 }
 
+/// One answer a problem as a share.
+pub(crate) fn shares(answers: &[bool]) -> Vec<f64> {
+    answers.iter().map(|&is_right| f64::from(u8::from(is_right))).collect()
+}
+
 /// A difference of accuracies over seeds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Difference {
@@ -36,10 +41,11 @@ pub(crate) struct Difference {
 /// 97.5 % quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// b - a, where both have one list a seed and all lists have the same problems in the same order.
-pub(crate) fn difference(a: &[Vec<bool>], b: &[Vec<bool>]) -> Difference {
-    let per_problem = |seeds: &[Vec<bool>], problem: usize| {
-        seeds.iter().filter(|answers| answers[problem]).count() as f64 / seeds.len() as f64
+/// b - a, where both have one list a seed and all lists have the same problems in the same order;
+/// a value is the share of a problem's answers that are right.
+pub(crate) fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> Difference {
+    let per_problem = |seeds: &[Vec<f64>], problem: usize| {
+        seeds.iter().map(|answers| answers[problem]).sum::<f64>() / seeds.len() as f64
     };
     let n_problems = a[0].len();
     let differences: Vec<f64> =

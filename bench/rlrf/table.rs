@@ -28,7 +28,10 @@ pub(crate) fn render(results: &Results) -> String {
     }
     for (title, table) in [
         ("Greedy accuracy", accuracy(results)),
-        ("Answers", answers(results)),
+        (
+            "Answers sampled at temperature 1, and their length, distance and diversity",
+            answers(results),
+        ),
         ("Arms against each other", arms_compared(results)),
         ("Judges against each other", judges_compared(results)),
         ("Judges against the verifier", judges(results)),
@@ -109,10 +112,15 @@ fn accuracy(results: &Results) -> String {
 fn answers(results: &Results) -> String {
     let row = |judge: &str, arm: &str, at: &str| {
         let get = |what: &str| results.get(&format!("{at}/{what}"));
+        let gain = results.numbers.get(&format!("{at}/gain/at_8")).map_or_else(
+            || NONE.to_owned(),
+            |&gain| format!("{} ({})", points(gain), points_interval(gain)),
+        );
         vec![
             judge.to_owned(),
             arm.to_owned(),
             share(get("mean_at_8")),
+            gain,
             share(get("pass_at_8")),
             format!("{:.1}", get("greedy_tokens").value),
             format!("{:.1}", get("sample_tokens").value),
@@ -130,6 +138,7 @@ fn answers(results: &Results) -> String {
             "judge",
             "arm",
             "mean@8",
+            "gain over M0 (95 %)",
             "pass@8",
             "tokens, greedy",
             "tokens, sampled",
@@ -165,10 +174,19 @@ fn judges_compared(results: &Results) -> String {
     table(&COMPARED, rows)
 }
 
-const COMPARED: [&str; 6] = ["under", "comparison", "difference", "95 %", "p", "each seed (p)"];
+const COMPARED: [&str; 8] = [
+    "under",
+    "comparison",
+    "difference, greedy",
+    "95 %",
+    "p",
+    "each seed (p)",
+    "difference, mean@8",
+    "p",
+];
 
 fn compared(results: &Results, under: &str, what: String, at: &str) -> Vec<String> {
-    let all = results.get(at);
+    let (greedy, sampled) = (results.get(at), results.get(&format!("{at}/at_8")));
     let each = (1..=results.scale.seeds).map(|seed| {
         let one = results.get(&format!("{at}/{seed}"));
         format!("{} ({})", points(one), p(one.p))
@@ -176,10 +194,12 @@ fn compared(results: &Results, under: &str, what: String, at: &str) -> Vec<Strin
     vec![
         under.to_owned(),
         what,
-        points(all),
-        points_interval(all),
-        p(all.p),
+        points(greedy),
+        points_interval(greedy),
+        p(greedy.p),
         each.collect::<Vec<_>>().join("; "),
+        format!("{} ({})", points(sampled), points_interval(sampled)),
+        p(sampled.p),
     ]
 }
 

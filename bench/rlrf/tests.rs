@@ -32,7 +32,7 @@ use reflectd::reflect::verify::Check;
 use reflectd::store::{Assessment, Candidate, CandidateId, Exchange, ExchangeId, Source};
 use results::Results;
 use setting::{Scale, Setting};
-use statistics::{difference, mcnemar, pooled};
+use statistics::{mcnemar, pooled, shares};
 
 /// Everything once, in seconds.
 const TINY: Scale = Scale {
@@ -45,6 +45,11 @@ const TINY: Scale = Scale {
     refinements: 4,
     is_development: false,
 };
+
+fn difference(a: &[Vec<bool>], b: &[Vec<bool>]) -> statistics::Difference {
+    let of = |seeds: &[Vec<bool>]| seeds.iter().map(|one| shares(one)).collect::<Vec<_>>();
+    statistics::difference(&of(a), &of(b))
+}
 
 fn close(a: f64, b: f64) -> bool {
     (a - b).abs() < 1e-6
