@@ -27,6 +27,7 @@ pub(crate) fn render(results: &Results) -> String {
         text.push_str("\n**On the development set: for choosing settings, not for reporting.**\n");
     }
     for (title, table) in [
+        ("Beside the paper's table", beside_the_paper(results)),
         ("Greedy accuracy", accuracy(results)),
         (
             "Answers sampled at temperature 1, and their length, distance and diversity",
@@ -56,6 +57,44 @@ fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
 /// Every judge with every arm.
 fn every<'a>() -> impl Iterator<Item = (Judge, Arm)> + 'a {
     JUDGES.into_iter().flat_map(|judge| ARMS.into_iter().map(move |arm| (judge, arm)))
+}
+
+/// The paper's GSM8K column (13 billion parameters), which is judged with a reference; `None`: it
+/// has no such row.
+const PAPER: [(Option<Arm>, &str, Option<f64>); 7] = [
+    (None, "M0", Some(41.77)),
+    (Some(Arm::Rs), "M1 RS", Some(47.84)),
+    (Some(Arm::Rlrf1), "M1 DPO", Some(47.92)),
+    (Some(Arm::Rlrf2), "M2 DPO -> DPO", Some(49.66)),
+    (Some(Arm::RsThenDpo), "M2 RS -> DPO", Some(51.02)),
+    (Some(Arm::RewardOnly), "reward-only DPO", Some(41.09)),
+    (Some(Arm::DraftsOnly), "drafts-only DPO", None),
+];
+
+fn beside_the_paper(results: &Results) -> String {
+    let base = results.get("m0/greedy").value;
+    let rows = PAPER.into_iter().map(|(arm, title, paper)| {
+        let cell = |accuracy: f64, gain: f64| match arm {
+            None => format!("{accuracy:.1}"),
+            Some(_) => format!("{accuracy:.1} ({gain:+.1})"),
+        };
+        let m0 = PAPER[0].2.unwrap_or_default();
+        let mut row = vec![
+            title.to_owned(),
+            paper.map_or_else(|| NONE.to_owned(), |paper| cell(paper, paper - m0)),
+        ];
+        for judge in JUDGES {
+            let accuracy = match arm {
+                None => base,
+                Some(arm) => results.get(&format!("{}/{}/greedy", judge.name(), arm.name())).value,
+            };
+            row.push(cell(100.0 * accuracy, 100.0 * (accuracy - base)));
+        }
+        row
+    });
+    let judges = JUDGES.map(|judge| format!("nano, {}", judge.title()));
+    let head = ["", "paper, GSM8K"].into_iter().chain(judges.iter().map(String::as_str));
+    table(&head.collect::<Vec<_>>(), rows)
 }
 
 fn accuracy(results: &Results) -> String {
@@ -122,8 +161,8 @@ fn answers(results: &Results) -> String {
             share(get("mean_at_8")),
             gain,
             share(get("pass_at_8")),
-            format!("{:.1}", get("greedy_tokens").value),
-            format!("{:.1}", get("sample_tokens").value),
+            tokens(get("greedy_tokens")),
+            tokens(get("sample_tokens")),
             format!("{:.3}", get("kl_per_token").value),
             format!("{:.3}", get("distinct_1").value),
             format!("{:.3}", get("distinct_2").value),
@@ -301,8 +340,8 @@ fn pairs(results: &Results) -> String {
             share(get("chosen_right")),
             share(get("rejected_right")),
             share(get("chosen_refined")),
-            format!("{:.1}", get("chosen_tokens").value),
-            decimal(get("rejected_tokens")),
+            tokens(get("chosen_tokens")),
+            tokens(get("rejected_tokens")),
             format!("{promoted:.0} of {}", results.scale.seeds),
             format!("{:+.3}", get("gate_gain").value),
         ]
@@ -363,6 +402,10 @@ fn share(number: Number) -> String {
 
 fn decimal(number: Number) -> String {
     if number.value.is_nan() { NONE.to_owned() } else { format!("{:.3}", number.value) }
+}
+
+fn tokens(number: Number) -> String {
+    if number.value.is_nan() { NONE.to_owned() } else { format!("{:.1}", number.value) }
 }
 
 fn interval(number: Number) -> String {
