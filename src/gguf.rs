@@ -6,9 +6,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+
+mod rewrite;
+
+pub use rewrite::Rewrite;
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
@@ -65,7 +70,8 @@ impl TensorKind {
             Self::Other(id) => id,
         }
     }
-    fn from_id(id: u32) -> Self {
+    /// Of a number in a file.
+    pub fn from_id(id: u32) -> Self {
         match id {
             0 => Self::F32,
             1 => Self::F16,
@@ -157,6 +163,8 @@ pub struct Gguf {
     path: PathBuf,
     metadata: BTreeMap<String, Value>,
     types: BTreeMap<String, StoredType>,
+    /// Where each metadata entry lies in the file, in file order: [`Rewrite`] takes them as they are.
+    spans: Vec<(String, Range<u64>)>,
     alignment: u64,
     tensors: Vec<TensorInfo>,
     data_start: u64,
@@ -205,10 +213,11 @@ impl Gguf {
         let mut header = Header { reader, position: 0, file_size, array_entries: 0 };
         header
             .parse()
-            .map(|Parsed { metadata, types, tensors, alignment, data_start }| Self {
+            .map(|Parsed { metadata, types, spans, tensors, alignment, data_start }| Self {
                 path: path.to_owned(),
                 metadata,
                 types,
+                spans,
                 alignment,
                 tensors,
                 data_start,
@@ -384,6 +393,7 @@ fn decode(kind: TensorKind, data: &[u8]) -> Vec<f32> {
 struct Parsed {
     metadata: BTreeMap<String, Value>,
     types: BTreeMap<String, StoredType>,
+    spans: Vec<(String, Range<u64>)>,
     tensors: Vec<TensorInfo>,
     alignment: u64,
     data_start: u64,
@@ -410,13 +420,16 @@ impl<R: Read> Header<R> {
         let n_metadata = self.count(MAX_ITEMS, "metadata entries")?;
         let mut metadata = BTreeMap::new();
         let mut types = BTreeMap::new();
+        let mut spans = Vec::new();
         for _ in 0..n_metadata {
+            let start = self.position;
             let key = self.string()?;
             if key.is_empty() {
                 return Err("a metadata key is empty".into());
             }
             let (stored, value) = self.value()?;
             types.insert(key.clone(), stored);
+            spans.push((key.clone(), start..self.position));
             if metadata.insert(key.clone(), value).is_some() {
                 return Err(format!("metadata key {key} appears twice"));
             }
@@ -443,7 +456,7 @@ impl<R: Read> Header<R> {
             tensors.push(tensor);
         }
         let data_start = self.position.next_multiple_of(alignment);
-        Ok(Parsed { metadata, types, tensors, alignment, data_start })
+        Ok(Parsed { metadata, types, spans, tensors, alignment, data_start })
     }
     fn tensor(&mut self) -> Result<TensorInfo, String> {
         let name = self.string()?;

@@ -14,6 +14,7 @@
 //! | [`nano`] | the embedded default: world, corpora, tokenizer |
 //! | [`config`] | YAML to checked values, hot reload |
 //! | [`prompt`] | templates; pure after load |
+//! | [`lora`] | adapters as files: GGUF, PEFT, merged, with a card |
 //! | [`engine`] | the model: one thread, one context, lanes |
 //! | [`gguf`] | reading, checking and writing GGUF files |
 //! | [`statistics`] | shares with intervals, a judge against the truth; pure |
@@ -40,6 +41,7 @@ pub mod engine;
 pub mod exit;
 pub mod gguf;
 pub mod learn;
+pub mod lora;
 pub mod nano;
 pub mod paths;
 pub mod prompt;

@@ -83,6 +83,69 @@ pub fn write_atomic(
     result
 }
 
+/// What [`write_folder`] does with a folder that is there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Existing {
+    /// It is an error.
+    Keep,
+    /// The new one takes its place in one step, and then it is removed.
+    Replace,
+}
+
+/// Makes a folder so that it is there whole or not at all, also after a power cut: `fill` writes
+/// into a temporary one beside it, every file is synced, then it gets its name. After an error
+/// nothing is left.
+pub fn write_folder<E: From<io::Error>>(
+    path: &Path,
+    existing: Existing,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or_else(|| Path::new("."));
+    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let name = name.to_string_lossy();
+    let temporary = parent.join(format!(".{name}.{}.tmp", std::process::id()));
+    fs::create_dir(&temporary)?;
+    let result = fill(&temporary).and_then(|()| {
+        for entry in fs::read_dir(&temporary)? {
+            File::open(entry?.path())?.sync_all()?;
+        }
+        File::open(&temporary)?.sync_all()?;
+        rename_folder(&temporary, path, existing)?;
+        Ok(File::open(parent)?.sync_all()?)
+    });
+    // What is left under this name: a failed attempt, or the folder that was replaced.
+    if temporary.exists()
+        && let Err(error) = fs::remove_dir_all(&temporary)
+        && result.is_ok()
+    {
+        return Err(error.into());
+    }
+    result
+}
+
+/// Afterwards `from` is gone, or is what was at `to`.
+fn rename_folder(from: &Path, to: &Path, existing: Existing) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let rename = |flags| renameat_with(CWD, from, CWD, to, flags);
+    let taken = match rename(RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::EXIST) if existing == Existing::Replace => {
+            rename(RenameFlags::EXCHANGE)
+        }
+        result => result,
+    };
+    match taken {
+        // A file system without these flags: in two steps, of which a crash may see the first.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            if existing == Existing::Replace && to.exists() {
+                fs::remove_dir_all(to)?;
+            }
+            fs::rename(from, to)
+        }
+        result => Ok(result?),
+    }
+}
+
 /// A file at one moment: another content has another one, if the clock has ticked in between.
 #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
 struct Stamp {
@@ -147,4 +210,46 @@ pub fn hex(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").expect("writing to a String cannot fail");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fill(content: &str) -> impl FnOnce(&Path) -> io::Result<()> {
+        let content = content.to_owned();
+        move |folder| {
+            let mut file = File::create(folder.join("file"))?;
+            file.write_all(content.as_bytes())
+        }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_folder_is_there_whole_or_not_at_all() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("out");
+        let failing = |folder: &Path| {
+            fill("half")(folder)?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        };
+        let error = write_folder(&path, Existing::Keep, failing).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(names(scratch.path()).is_empty());
+
+        write_folder(&path, Existing::Keep, fill("one")).unwrap();
+        let error = write_folder(&path, Existing::Keep, fill("two")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(path.join("file")).unwrap(), b"one");
+
+        write_folder(&path, Existing::Replace, failing).unwrap_err();
+        assert_eq!(fs::read(path.join("file")).unwrap(), b"one", "what was there is still there");
+        write_folder(&path, Existing::Replace, fill("two")).unwrap();
+        assert_eq!(fs::read(path.join("file")).unwrap(), b"two");
+        assert_eq!(names(scratch.path()), ["out"]);
+    }
 }

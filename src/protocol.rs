@@ -43,6 +43,8 @@ pub struct Job {
     pub context_tokens: u32,
     /// How the frozen base is held in memory.
     pub base_kind: BaseKind,
+    /// What matrices are multiplied in.
+    pub compute: Compute,
     /// Memory that the trainer may use; `None`: what is free when it starts.
     pub memory_limit_bytes: Option<u64>,
     /// CPU threads.
@@ -146,7 +148,8 @@ pub struct Optimizer {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BaseKind {
-    /// `f32` when it fits into half of the memory, else `quantized`.
+    /// Decoded when that fits into half of the memory (in bf16 when matrices are multiplied in
+    /// it, else in f32), else `quantized`.
     Auto,
     /// As in the file, shared with the server's mapping of it; a layer at a time is decoded.
     Quantized,
@@ -154,6 +157,20 @@ pub enum BaseKind {
     Bf16,
     /// Decoded once: the fastest.
     F32,
+}
+
+/// What the trainer multiplies matrices in. The adapter, its gradients, norms, the residual stream
+/// and the losses are f32 in any case.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compute {
+    /// `bf16` where the device has units for it and the model is wide enough to gain, else `f32`.
+    Auto,
+    /// The server's numbers to the last digits.
+    F32,
+    /// Half the memory of what is kept for the backward pass, and faster; log-probs move by about
+    /// as much as they do under the server's own rounding of activations.
+    Bf16,
 }
 
 /// Where the trainer computes.
@@ -312,7 +329,7 @@ pub struct Step {
     pub tokens_per_second: f64,
     /// Seconds left at this speed.
     pub eta_s: f64,
-    /// Resident memory of the trainer.
+    /// Resident memory of the trainer; on a GPU what is in use there.
     pub memory_bytes: u64,
 }
 

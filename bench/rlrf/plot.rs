@@ -1,4 +1,5 @@
-//! Accuracy by round and arm as one SVG, a panel a judge. Used by `main`.
+//! Accuracy by round and arm as one SVG: a column a judge, greedy answers above and sampled ones
+//! below. Used by `main`.
 
 use std::path::Path;
 
@@ -12,7 +13,12 @@ use plotters::style::{BLACK, Color as _, RGBColor, WHITE};
 use crate::arms::{Arm, JUDGES, Judge};
 use crate::results::{Number, Results};
 
-const SIZE: (u32, u32) = (1080, 420);
+const SIZE: (u32, u32) = (1080, 800);
+
+/// The number of a row of panels, and its axis. Bars are its ranges: 95 % intervals for greedy
+/// answers, least and most of the seeds for sampled ones.
+const ROWS: [(&str, &str); 2] =
+    [("greedy", "held-out greedy accuracy, %"), ("mean_at_8", "held-out mean@8, %")];
 
 /// Lines from M0 over round 1 to round 2, where an arm has one. Colours that are apart for most
 /// eyes; the last number moves the points of one round beside each other.
@@ -36,14 +42,21 @@ pub(crate) fn draw(path: &Path, results: &Results) -> anyhow::Result<()> {
 fn try_draw(path: &Path, results: &Results) -> Drawn {
     let area = SVGBackend::new(path, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
-    for (panel, judge) in area.split_evenly((1, JUDGES.len())).iter().zip(JUDGES) {
-        draw_panel(panel, judge, results)?;
+    let places = ROWS.into_iter().flat_map(|row| JUDGES.map(|judge| (row, judge)));
+    let panels = area.split_evenly((ROWS.len(), JUDGES.len()));
+    for (panel, (row, judge)) in panels.iter().zip(places) {
+        draw_panel(panel, row, judge, results)?;
     }
     area.present()?;
     Ok(())
 }
 
-fn draw_panel(panel: &Panel<'_>, judge: Judge, results: &Results) -> Drawn {
+fn draw_panel(
+    panel: &Panel<'_>,
+    (what, axis): (&str, &str),
+    judge: Judge,
+    results: &Results,
+) -> Drawn {
     let mut chart = ChartBuilder::on(panel)
         .caption(judge.title(), ("sans-serif", 16))
         .margin(10)
@@ -57,14 +70,14 @@ fn draw_panel(panel: &Panel<'_>, judge: Judge, results: &Results) -> Drawn {
         .x_labels(3)
         .x_label_formatter(&|round| format!("{round:.0}"))
         .x_desc("round")
-        .y_desc("held-out greedy accuracy, %")
+        .y_desc(axis)
         .draw()?;
     for (name, arms, colour, shift) in LINES {
         let of_arms = arms.iter().map(|arm| {
-            let accuracy = results.get(&format!("{}/{}/greedy", judge.name(), arm.name()));
+            let accuracy = results.get(&format!("{}/{}/{what}", judge.name(), arm.name()));
             (f64::from(arm.round()), accuracy)
         });
-        let points: Vec<(f64, Number)> = std::iter::once((0.0, results.get("m0/greedy")))
+        let points: Vec<(f64, Number)> = std::iter::once((0.0, results.get(&format!("m0/{what}"))))
             .chain(of_arms)
             .map(|(round, accuracy)| (round + shift, accuracy))
             .collect();

@@ -112,7 +112,7 @@ pub(crate) struct Gate {
     pub(crate) reason: String,
     pub(crate) gain: f64,
     pub(crate) lower_bound: f64,
-    pub(crate) parity_error: f64,
+    pub(crate) parity_error: Option<f64>,
 }
 
 /// A data set against the verifier.

@@ -302,7 +302,7 @@ impl Results {
         each("gate_gain", &|one| Some(one.verdict.gain));
         each("gate_lower_bound", &|one| Some(one.verdict.lower_bound));
         each("gate_promotes", &|one| Some(f64::from(u8::from(one.verdict.promote))));
-        each("parity_error", &|one| Some(one.verdict.parity_error));
+        each("parity_error", &|one| one.verdict.parity_error);
         for (seed, one) in (1..).zip(&trained) {
             self.verdicts.insert(format!("{at}/{seed}"), one.verdict.reason.clone());
         }

@@ -128,6 +128,7 @@ impl Run<'_> {
             max_tokens: learn.max_tokens,
             context_tokens: lab.config.engine.context_tokens,
             base_kind: trainer.base,
+            compute: trainer.compute,
             memory_limit_bytes: trainer.memory_limit_bytes,
             threads: trainer.threads,
             device: trainer.device,
@@ -155,8 +156,8 @@ impl Run<'_> {
         let arena = Arena { parts: &parts, config, run, active, candidate };
         let line = |line| Question { agent: agent.clone(), line: unit.judge.line(line) };
         let questions: Vec<_> = lab.problems.iter().take(config.prompts).map(line).collect();
-        let evidence = arena.evidence(&trained.probe, &questions, &|_| {}).await?;
-        Ok(Gate::from(&gate::judge(&evidence, config, unit.seed)))
+        let evidence = arena.evidence(trained.probe.as_deref(), &questions, &[], &|_| {}).await?;
+        Ok(Gate::from(&gate::judge(&evidence, config)))
     }
 }
 

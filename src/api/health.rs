@@ -36,6 +36,7 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         counts: parts.store.counts().await?,
         stage: parts.learner.stage().borrow().clone(),
         next_run: parts.learner.next_run().map(|time| time.to_rfc3339()),
+        guards: parts.learner.guards(),
         agents: api.config().agents.keys().cloned().collect(),
         config: parts.report.borrow().clone(),
     }))

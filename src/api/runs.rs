@@ -50,6 +50,11 @@ pub(super) async fn cancel(State(api): State<Api>) -> Result<Json<Value>, ApiErr
     Ok(Json(json!({ "cancelled": !idle })))
 }
 
+pub(super) async fn resume(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
+    api.parts.learner.resume().await?;
+    Ok(Json(json!({ "paused": api.parts.learner.guards().paused })))
+}
+
 pub(super) async fn train(
     State(api): State<Api>,
     Body(TrainBody { stream }): Body<TrainBody>,
@@ -80,7 +85,8 @@ pub(super) async fn explore(
     answer(&api, body.stream, async move { learner.explore(body.limit, split).await }).await
 }
 
-async fn answer<F>(api: &Api, stream: bool, operation: F) -> Result<Response, ApiError>
+/// The outcome of a long operation, or its stages on the way there.
+pub(super) async fn answer<F>(api: &Api, stream: bool, operation: F) -> Result<Response, ApiError>
 where
     F: Future<Output = Result<crate::learn::Ended, LearnError>> + Send + 'static,
 {

@@ -2,13 +2,14 @@
 //! line client writes and reads them. Pure data; `docs/api.md` is their description.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::{Mode, Problem, PromptLine, Verifier};
 use crate::engine::{EngineStats, FinishReason, Generation, ModelInfo};
-use crate::learn::Stage;
+use crate::learn::{Guards, Stage};
 use crate::store::{CandidateId, Counts, ExchangeId};
 
 /// Body of every error.
@@ -458,6 +459,8 @@ pub struct Status {
     pub stage: Stage,
     /// RFC 3339, when a schedule is set.
     pub next_run: Option<String>,
+    /// Why scheduled runs wait, what is watched, and the newest alarms.
+    pub guards: Guards,
     /// Names.
     pub agents: Vec<String>,
     /// The configuration.
@@ -494,6 +497,20 @@ impl Default for ExploreBody {
     fn default() -> Self {
         Self { agent: None, prompts: Vec::new(), limit: 1000, n: None, m: None, stream: false }
     }
+}
+
+/// `POST /v1/adapters/import`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportBody {
+    /// A GGUF adapter or a PEFT folder; absolute, the daemon reads it as its own user.
+    pub path: PathBuf,
+    /// The base that it is for, where its file does not say so.
+    #[serde(default)]
+    pub base_sha256: Option<String>,
+    /// Follow it as server-sent events.
+    #[serde(default)]
+    pub stream: bool,
 }
 
 /// `POST /v1/adapters/rollback`.

@@ -1,9 +1,13 @@
 //! `reflectd adapters`: the generations, and the way back. Called by `cli::run`.
 
+use std::path::PathBuf;
+
+use anyhow::Context as _;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::client::Client;
+use super::explore::run_operation;
 use super::reply::{Adapter, Adapters};
 use super::table::{Table, fields, or_none, pairs, time};
 use super::terminal;
@@ -19,7 +23,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Action {
     /// All generations; the base model is 0.
     List,
@@ -33,14 +37,28 @@ enum Action {
         /// Its number; 0 is the base model.
         generation: u32,
     },
+    /// Try an adapter that was made elsewhere: it has to win the comparison that a trained one has to
+    /// win, and is kept as a rejected run otherwise.
+    Import {
+        /// A GGUF adapter or a PEFT folder; the daemon reads it as its own user.
+        path: PathBuf,
+        /// SHA-256 of the base that it is for, where its file does not say so.
+        #[arg(long, value_name = "SHA256")]
+        base_sha256: Option<String>,
+    },
 }
 
 pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Result<Exit> {
-    let reply: Value = match arguments.action {
+    let reply: Value = match &arguments.action {
+        Action::Import { path, base_sha256 } => {
+            let path = std::path::absolute(path).context("use the path of the adapter")?;
+            let body = json!({ "path": path, "base_sha256": base_sha256, "stream": true });
+            return run_operation(client, "/v1/adapters/import", &body, arguments.json).await;
+        }
         Action::List => client.get("/v1/adapters").await?,
         Action::Show { generation } => client.get(&format!("/v1/adapters/{generation}")).await?,
         Action::Rollback { generation } => {
-            let body = json!({ "generation": Generation(generation) });
+            let body = json!({ "generation": Generation(*generation) });
             client.post("/v1/adapters/rollback", &body).await?
         }
     };
@@ -48,7 +66,8 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
         terminal::print_json(&reply)?;
         return Ok(Exit::Ok);
     }
-    terminal::print(&match arguments.action {
+    terminal::print(&match &arguments.action {
+        Action::Import { .. } => unreachable!("it has returned"),
         Action::List => list(&serde_json::from_value(reply)?),
         Action::Show { .. } => show(&serde_json::from_value(reply)?),
         Action::Rollback { generation } => format!("Generation {generation} answers now.\n"),

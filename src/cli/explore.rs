@@ -77,7 +77,11 @@ fn describe(ended: &Ended) -> String {
              aspect), {generated_tokens} tokens.\n",
             span(*wall_s)
         ),
-        Ended::Promoted { run, generation } => {
+        Ended::Promoted { run, generation, share } if *share < 1.0 => format!(
+            "Run {run} was promoted: generation {generation} answers {:.0} % of the chats for now.\n",
+            100.0 * share
+        ),
+        Ended::Promoted { run, generation, .. } => {
             format!("Run {run} was promoted: generation {generation} answers now.\n")
         }
         Ended::Rejected { run, reason } => {

@@ -1,6 +1,6 @@
 //! The command line: one file a subcommand. Everything but `serve`, `check`, `doctor`, `probe` and
-//! `demo` is only a client of the daemon's socket. The one place where an error becomes an exit code.
-//! Called by `main`; nothing else uses it.
+//! `demo` is only a client of the daemon's socket; `export` also reads the files that it names. The
+//! one place where an error becomes an exit code. Called by `main`; nothing else uses it.
 
 mod adapters;
 mod ask;
@@ -11,7 +11,9 @@ mod converse;
 mod demo;
 mod doctor;
 mod explore;
+mod export;
 mod feedback;
+mod gate;
 mod nano;
 mod probe;
 mod progress;
@@ -35,6 +37,8 @@ use crate::config::{ConfigError, Mode};
 use crate::daemon::StartError;
 use crate::engine::EngineError;
 use crate::exit::Exit;
+use crate::gguf::GgufError;
+use crate::lora::LoraError;
 use client::{Client, ClientError};
 
 /// Serves a GGUF model, reflects on its answers and fine-tunes it on this machine.
@@ -113,8 +117,13 @@ enum Command {
     Train(train::Arguments),
     /// Show the training runs.
     Runs(runs::Arguments),
-    /// Show the adapters, or go back to an earlier one.
+    /// Plan held-out comparisons.
+    #[command(subcommand)]
+    Gate(gate::Command),
+    /// Show the adapters, go back to an earlier one, or try one that was made elsewhere.
     Adapters(adapters::Arguments),
+    /// Take a generation along: as an adapter, for PEFT, or merged into a model.
+    Export(export::Arguments),
     /// Say what you think of an answer.
     Feedback(feedback::Arguments),
     /// Serve, explore, train and swap in a scratch folder, and measure what it brings.
@@ -139,6 +148,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Serve => serve::run(&places),
         Command::Check(json) => check::run(&places.root, json),
         Command::Probe(arguments) => probe::run(&arguments),
+        Command::Gate(command) => gate::run(&command),
         command => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -149,7 +159,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
     let client = places.client();
     match command {
-        Command::Serve | Command::Check(_) | Command::Probe(_) => {
+        Command::Serve | Command::Check(_) | Command::Probe(_) | Command::Gate(_) => {
             unreachable!("`run` has taken these")
         }
         Command::Doctor(arguments) => doctor::run(places, arguments).await,
@@ -160,6 +170,7 @@ async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
         Command::Train(arguments) => train::run(&client, &arguments).await,
         Command::Runs(arguments) => runs::run(&client, &arguments).await,
         Command::Adapters(arguments) => adapters::run(&client, &arguments).await,
+        Command::Export(arguments) => export::run(&client, arguments).await,
         Command::Feedback(arguments) => feedback::run(&client, &arguments).await,
         Command::Demo(arguments) => demo::run(&places.root, arguments).await,
         Command::Nano(command) => nano::run(command).await,
@@ -180,8 +191,14 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     if let Some(EngineError::Load { .. }) = error.downcast_ref() {
         return Exit::BadData;
     }
-    if error.is::<PromptFileError>() {
+    if error.is::<PromptFileError>() || error.is::<GgufError>() {
         return Exit::BadData;
+    }
+    if let Some(error) = error.downcast_ref::<LoraError>() {
+        return match error {
+            LoraError::Gguf(_) | LoraError::Refused { .. } => Exit::BadData,
+            LoraError::Read { .. } | LoraError::Write(_) => Exit::System,
+        };
     }
     match error.downcast_ref::<io::Error>() {
         // `reflectd runs | head`: the reader has seen enough.

@@ -94,6 +94,7 @@ fn view(stage: &Stage) -> Option<View> {
             total: *total,
             message: format!("{positives} answers pass"),
         },
+        Stage::Importing => View { name: "importing", done: 0, total: 1, message: String::new() },
         Stage::Pairing => View { name: "pairing", done: 0, total: 1, message: String::new() },
         Stage::Training { n_steps, step, paused, .. } => View {
             name: "training",
@@ -143,6 +144,7 @@ mod tests {
             learn::Stage::Idle,
             learn::Stage::Exploring { done: 1, total: 2, positives: 9 },
             learn::Stage::Pairing,
+            learn::Stage::Importing,
             learn::Stage::Training { run, n_steps: 10, step, paused: true },
             learn::Stage::Gating { run, done: 4, total: 5 },
         ]
@@ -151,6 +153,7 @@ mod tests {
             "idle",
             "exploring: 1/2 9 answers pass",
             "pairing: 0/1",
+            "importing: 0/1",
             "training run 7: 3/10 loss 0.500, reward accuracy 0.75, paused: somebody chats",
             "gating run 7: 4/5",
         ];
@@ -160,7 +163,12 @@ mod tests {
     #[test]
     fn every_outcome_of_the_learner_can_be_read() {
         let verdict = serde_json::json!({"gain": 0.1});
-        let ended = learn::Ended::Promoted { run: RunId(1), generation: Generation(2), verdict };
+        let ended = learn::Ended::Promoted {
+            run: RunId(1),
+            generation: Generation(2),
+            share: 1.0,
+            verdict,
+        };
         let ended: Ended = serde_json::from_value(serde_json::to_value(ended).unwrap()).unwrap();
         assert!(matches!(ended, Ended::Promoted { generation: Generation(2), .. }));
         let ended = learn::Ended::Failed { run: None, reason: "no pairs".into() };

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::engine::Generation;
 use crate::protocol::Step;
-use crate::store::{Assessment, CandidateId, ExchangeId, RunId, RunState};
+use crate::store::{Assessment, CandidateId, Event, ExchangeId, RunId, RunState, Watch};
 
 /// `{"error": ...}`.
 #[derive(Debug, Deserialize)]
@@ -86,6 +86,7 @@ pub(super) struct Run {
     pub(super) start: Generation,
     pub(super) n_pairs: usize,
     pub(super) data_sha256: String,
+    pub(super) job: Value,
     pub(super) metrics: Value,
     pub(super) generation: Option<Generation>,
 }
@@ -105,6 +106,7 @@ pub(super) struct Adapter {
     pub(super) parent: Option<Generation>,
     pub(super) created_ms: Option<i64>,
     pub(super) sha256: Option<String>,
+    pub(super) base_sha256: Option<String>,
     pub(super) path: Option<String>,
     #[serde(default)]
     pub(super) verdict: Value,
@@ -115,6 +117,7 @@ pub(super) struct Adapter {
 #[serde(tag = "stage", rename_all = "snake_case")]
 pub(super) enum Stage {
     Idle,
+    Importing,
     Exploring { done: u64, total: u64, positives: u64 },
     Pairing,
     Training { run: RunId, n_steps: u64, step: Step, paused: bool },
@@ -126,7 +129,7 @@ pub(super) enum Stage {
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub(super) enum Ended {
     Explored { prompts: u64, candidates: u64, positives: u64, generated_tokens: u64, wall_s: f64 },
-    Promoted { run: RunId, generation: Generation },
+    Promoted { run: RunId, generation: Generation, share: f64 },
     Rejected { run: RunId, reason: String },
     Failed { run: Option<RunId>, reason: String },
 }
@@ -141,8 +144,32 @@ pub(super) struct Status {
     pub(super) counts: Counts,
     pub(super) stage: Stage,
     pub(super) next_run: Option<String>,
+    pub(super) guards: Guards,
     pub(super) agents: Vec<String>,
     pub(super) config: ConfigState,
+}
+
+/// Inside [`Status`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Guards {
+    pub(super) paused: Option<String>,
+    pub(super) watch: Option<(Watch, Seen)>,
+    pub(super) alarms: Vec<Event>,
+}
+
+/// Inside [`Guards`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Seen {
+    pub(super) judged: Side,
+    pub(super) rated: Side,
+}
+
+/// Inside [`Seen`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Side {
+    pub(super) pairs: u64,
+    pub(super) before: f64,
+    pub(super) now: f64,
 }
 
 /// Inside [`Status`].
@@ -150,6 +177,7 @@ pub(super) struct Status {
 pub(super) struct Model {
     pub(super) name: String,
     pub(super) path: String,
+    pub(super) sha256: String,
     pub(super) architecture: String,
     pub(super) n_parameters: f64,
 }

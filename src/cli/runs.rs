@@ -39,8 +39,9 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
 }
 
 fn list(runs: &[Run]) -> String {
-    let mut table =
-        Table::new(["id", "started", "took", "pairs", "from", "state", "became", "reason"]);
+    let mut table = Table::new([
+        "id", "started", "took", "pairs", "from", "gain", "asked", "state", "became", "reason",
+    ]);
     for run in runs {
         table.row([
             run.id.to_string(),
@@ -48,6 +49,8 @@ fn list(runs: &[Run]) -> String {
             took(run),
             run.n_pairs.to_string(),
             run.start.to_string(),
+            gain(run),
+            asked(run),
             state(run.state).to_owned(),
             or_none(run.generation),
             run.reason.clone().unwrap_or_default(),
@@ -66,10 +69,31 @@ fn show(run: &Run) -> String {
         ("from generation", run.start.to_string()),
         ("became generation", or_none(run.generation)),
         ("pairs", run.n_pairs.to_string()),
-        ("data set", run.data_sha256.clone()),
+        // An imported adapter has learned from no data of ours.
+        ("data set", or_none(Some(&run.data_sha256).filter(|sha256| !sha256.is_empty()))),
     ];
     rows.extend(fields(&run.metrics));
     pairs(&rows)
+}
+
+/// The held-out gain with its lower bound.
+fn gain(run: &Run) -> String {
+    let gate = &run.metrics["gate"];
+    match (gate["gain"].as_f64(), gate["lower_bound"].as_f64()) {
+        (Some(gain), Some(bound)) => format!("{gain:+.3} (at least {bound:+.3})"),
+        _ => NONE.to_owned(),
+    }
+}
+
+/// Held-out prompts asked, and how many the gain that was seen would need.
+fn asked(run: &Run) -> String {
+    let gate = &run.metrics["gate"];
+    let number = |value: &Value| value.as_u64().map(|number| number.to_string());
+    let Some(asked) = number(&gate["prompts"]) else { return NONE.to_owned() };
+    match number(&gate["plan"]["prompts"]) {
+        Some(needed) => format!("{asked} (needs {needed})"),
+        None => asked,
+    }
 }
 
 fn took(run: &Run) -> String {
@@ -107,7 +131,9 @@ mod tests {
             n_pairs: 40,
             data_sha256: "ab".into(),
             job: Value::Null,
-            metrics: serde_json::json!({"loss": 0.5}),
+            metrics: serde_json::json!({
+                "gate": {"gain": 0.05, "lower_bound": -0.01, "prompts": 200, "plan": {"prompts": 651}},
+            }),
             generation: None,
         };
         serde_json::from_value(serde_json::to_value(run).unwrap()).unwrap()
@@ -117,14 +143,15 @@ mod tests {
     fn a_rejected_run_says_why() {
         let text = list(&[run()]);
         let line = text.lines().nth(1).unwrap();
-        assert!(line.ends_with("1 min 15 s     40     1  rejected       -  no gain"), "{line}");
+        let end = "1 min 15 s     40     1  +0.050 (at least -0.010)  200 (needs 651)  rejected       -  no gain";
+        assert!(line.ends_with(end), "{line}");
     }
 
     #[test]
     fn one_run_is_shown_with_its_metrics() {
         let text = show(&run());
         assert!(
-            text.contains("became generation  -\n") && text.ends_with("loss               0.5\n"),
+            text.contains("became generation  -\n") && text.contains("\"lower_bound\":-0.01"),
             "{text}"
         );
     }

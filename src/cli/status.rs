@@ -3,10 +3,11 @@
 use serde_json::Value;
 
 use super::client::Client;
-use super::reply::Status;
-use super::table::{or_none, pairs, span};
+use super::reply::{Seen, Side, Status};
+use super::table::{or_none, pairs, span, time};
 use super::{Json, progress, terminal};
 use crate::exit::Exit;
+use crate::store::{Watch, WatchState};
 
 pub(super) async fn run(client: &Client, json: Json) -> anyhow::Result<Exit> {
     if json.json {
@@ -30,16 +31,41 @@ fn render(status: &Status) -> String {
         ("KV cells", format!("{} of {}", engine.cells_used, engine.cells)),
         ("learner", progress::describe(&status.stage)),
         ("next run", or_none(status.next_run.as_ref())),
+        ("paused", or_none(status.guards.paused.as_ref())),
+        ("watch", or_none(status.guards.watch.as_ref().map(watch))),
         ("exchanges", format!("{} ({} new)", counts.exchanges, counts.new_exchanges)),
         ("candidates", format!("{} ({} assessments)", counts.candidates, counts.assessments)),
         ("feedback", counts.feedback.to_string()),
         ("runs", counts.runs.to_string()),
         ("configuration", status.config.state.replace('_', " ")),
     ];
+    for alarm in &status.guards.alarms {
+        let reason = alarm.detail["reason"].as_str().unwrap_or_default();
+        rows.push(("alarm", format!("{}: {reason}", time(alarm.created_ms))));
+    }
     for problem in &status.config.problems {
         rows.push(("", format!("{}: {}: {}", problem.file, problem.key, problem.message)));
     }
     pairs(&rows)
+}
+
+/// `generation 2 beside 1, canary with 20 % of the chats: judged 31 (0.71 -> 0.70), rated 0`.
+fn watch((watch, seen): &(Watch, Seen)) -> String {
+    let role = match watch.state {
+        WatchState::Canary => format!(", canary with {:.0} % of the chats", 100.0 * watch.share),
+        _ => String::new(),
+    };
+    let side = |side: &Side| match side.pairs {
+        0 => "0".to_owned(),
+        n => format!("{n} ({:.2} -> {:.2})", side.before, side.now),
+    };
+    format!(
+        "generation {} beside {}{role}: judged {}, rated {}",
+        watch.generation,
+        watch.parent,
+        side(&seen.judged),
+        side(&seen.rated)
+    )
 }
 
 #[cfg(test)]
@@ -51,17 +77,28 @@ mod tests {
     fn a_configuration_that_was_rolled_back_is_shown_with_its_problems() {
         let status = json!({
             "version": "0.1.0", "uptime_s": 75, "agents": ["nano"], "next_run": null,
-            "model": {"name": "nano", "path": "m.gguf", "architecture": "llama", "n_parameters": 800_000},
+            "model": {"name": "nano", "path": "m.gguf", "sha256": "ab", "architecture": "llama",
+                      "n_parameters": 800_000},
             "engine": {"active": 2, "running": 1, "queued": 0, "cells_used": 10, "cells": 4096},
             "counts": {"exchanges": 3, "candidates": 9, "assessments": 27, "feedback": 1, "runs": 2,
                        "new_exchanges": 1},
             "stage": {"stage": "idle"},
+            "guards": {"paused": "2 rounds in a row brought no gain", "alarms": [],
+                       "watch": [{"generation": 2, "parent": 1, "share": 0.2, "started_ms": 0,
+                                  "after_candidate": 9, "state": "canary", "ended_ms": null,
+                                  "reason": null},
+                                 {"judged": {"pairs": 31, "before": 0.71, "now": 0.7},
+                                  "rated": {"pairs": 0, "before": 0.0, "now": 0.0}}]},
             "config": {"state": "rolled_back",
                        "problems": [{"file": "reflectd.yaml", "key": "learn", "message": "unknown"}]},
         });
         let text = render(&serde_json::from_value(status).unwrap());
         assert!(text.contains("up for         1 min 15 s\n"), "{text}");
         assert!(text.contains("generation     2\n"), "{text}");
+        assert!(text.contains("paused         2 rounds in a row brought no gain\n"), "{text}");
+        let watch = "generation 2 beside 1, canary with 20 % of the chats: \
+                     judged 31 (0.71 -> 0.70), rated 0\n";
+        assert!(text.contains(watch), "{text}");
         assert!(text.contains("configuration  rolled back\n"), "{text}");
         assert!(text.ends_with("reflectd.yaml: learn: unknown\n"), "{text}");
     }

@@ -15,11 +15,21 @@ pub(super) struct Arguments {
     /// Stop the long operation under way (training or exploration) instead.
     #[arg(long)]
     stop: bool,
+    /// Let scheduled runs start again after a pause, without training now.
+    #[arg(long, conflicts_with = "stop")]
+    resume: bool,
 }
 
 pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Result<Exit> {
     if arguments.stop {
         let reply: Value = client.delete("/v1/runs/current").await?;
+        if arguments.json {
+            terminal::print_json(&reply)?;
+        }
+        return Ok(Exit::Ok);
+    }
+    if arguments.resume {
+        let reply: Value = client.post("/v1/runs/resume", &json!({})).await?;
         if arguments.json {
             terminal::print_json(&reply)?;
         }

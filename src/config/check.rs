@@ -149,10 +149,8 @@ impl Files<'_> {
         let prompts_file = keys.value("prompts", PathBuf::from("prompts/reflect.yaml"));
         let prompts = self.prompts(&prompts_file);
         let aspects = self.agent_aspects(name, &mut keys);
-        let held_out = keys.optional::<PathBuf>("held_out").map(|path| self.root.join(path));
-        if let Some(path) = held_out.as_ref().filter(|path| !path.is_file()) {
-            keys.problem("held_out", format!("names {}, which is not a file", path.display()));
-        }
+        let held_out = self.prompts_of(&mut keys, "held_out");
+        let general = self.prompts_of(&mut keys, "general");
         let agent = Agent {
             description: keys.value("description", String::new()),
             system: keys.optional("system"),
@@ -161,6 +159,7 @@ impl Files<'_> {
             verifier: verifier(&mut keys),
             learn: keys.value("learn", true),
             held_out,
+            general,
             aspects,
             prompts: prompts?,
             name: name.to_owned(),
@@ -178,6 +177,15 @@ impl Files<'_> {
             );
         }
         Some(model)
+    }
+
+    /// A file of prompts, if one is named.
+    fn prompts_of(&self, keys: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {
+        let path = self.root.join(keys.optional::<PathBuf>(key)?);
+        if !path.is_file() {
+            keys.problem(key, format!("names {}, which is not a file", path.display()));
+        }
+        Some(path)
     }
 
     fn prompts(&mut self, file: &Path) -> Option<Arc<PromptSet>> {

@@ -102,6 +102,8 @@ pub struct TrainerConfig {
     pub device: protocol::Device,
     /// How the frozen base is held in memory.
     pub base: protocol::BaseKind,
+    /// What matrices are multiplied in.
+    pub compute: protocol::Compute,
     /// Memory that the trainer may use; `None`: what is free.
     pub memory_limit_bytes: Option<u64>,
     /// Stop the trainer (SIGSTOP) while a chat runs, and so long after.
@@ -131,6 +133,9 @@ pub struct Agent {
     pub learn: bool,
     /// Held-out prompts (JSON lines of [`PromptLine`]) for the gate; they never enter training.
     pub held_out: Option<PathBuf>,
+    /// Prompts that are not of this agent's task, in the same form: a candidate must not answer
+    /// them worse. They never enter training either.
+    pub general: Option<PathBuf>,
 }
 
 /// An aspect with its weight in the scalar.
@@ -269,8 +274,49 @@ pub struct LearnConfig {
     pub max_tokens: usize,
     /// When a candidate is promoted.
     pub gate: GateConfig,
+    /// What happens after a promotion.
+    pub canary: CanaryConfig,
+    /// When a promotion is taken back.
+    pub watch: WatchConfig,
+    /// When scheduled runs stop, and what makes them go on.
+    pub pause: PauseConfig,
     /// Promoted generations whose files are kept.
     pub keep_generations: usize,
+}
+
+/// The share of chats that try a promoted generation before all go there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CanaryConfig {
+    /// Above 0; 1: all chats at once, no canary.
+    pub share: f64,
+    /// Ends well when so many of its chats were judged and are not worse.
+    pub chats: usize,
+    /// Ends well after so long at the latest.
+    pub duration: Duration,
+}
+
+/// The live comparison of a promoted generation with the one before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WatchConfig {
+    /// Judged or rated chats that are compared at most; 0: no watch.
+    pub chats: usize,
+    /// It ends after so long at the latest.
+    pub duration: Duration,
+    /// A mean score (0 to 1) that is lower by more than this is a drop.
+    pub margin: f64,
+    /// One-sided confidence of a drop.
+    pub confidence: f64,
+}
+
+/// When scheduled runs stop, and what makes them go on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PauseConfig {
+    /// After so many rounds in a row without gain; 0: never.
+    pub after: usize,
+    /// So many new pairs start a scheduled run all the same.
+    pub resume_pairs: usize,
+    /// As do so many new ratings or edits.
+    pub resume_feedback: usize,
 }
 
 /// How pairs are made from one prompt's candidates.
@@ -290,6 +336,8 @@ pub struct PairPolicy {
     pub rejected: Rejected,
     /// Refinements take part.
     pub use_refinements: bool,
+    /// Share of a run's pairs that earlier runs were trained on or could have been; 1: all of them.
+    pub replay: f64,
 }
 
 /// Which answers are chosen.
@@ -322,6 +370,12 @@ pub struct GateConfig {
     pub margin: f64,
     /// One-sided confidence of the bound, 0.5 to 1.
     pub confidence: f64,
+    /// Where verifiers only measure, their share of right answers may fall by at most this.
+    pub truth_margin: f64,
+    /// Prompts of the agents' general sets asked at most.
+    pub general_prompts: usize,
+    /// The mean score of the general sets may fall by at most this.
+    pub general_margin: f64,
     /// Largest mean |log-prob difference| between trainer and server on the probe.
     pub max_parity_error: f64,
     /// Mean answer length, candidate over active, lies in here.

@@ -3,15 +3,17 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::raw::{Problems, Section};
 use super::{
-    GateConfig, LearnConfig, PairPolicy, Positives, Rejected, ServerConfig, TrainerConfig,
+    CanaryConfig, GateConfig, LearnConfig, PairPolicy, PauseConfig, Positives, Rejected,
+    ServerConfig, TrainerConfig, WatchConfig,
 };
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
-use crate::protocol::{BaseKind, Device, Lora, Objective, Optimizer};
+use crate::protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
 
 /// Longest path of a Unix socket on Linux.
 const MAX_SOCKET_PATH: usize = 107;
@@ -132,6 +134,7 @@ fn trainer(root: &Path, keys: &mut Section<'_>) -> TrainerConfig {
         threads: keys.number("threads", cores, &(1..=1024)),
         device: keys.value("device", Device::Auto),
         base: keys.value("base", BaseKind::Auto),
+        compute: keys.value("compute", Compute::Auto),
         memory_limit_bytes: keys.optional_number("memory_limit_bytes", &(1 << 28..=1 << 50)),
         yield_quiet: keys.seconds("yield_quiet_s", 1.0),
     }
@@ -149,6 +152,13 @@ fn learn(keys: &mut Section<'_>) -> LearnConfig {
         validation_share: keys.number("validation_share", 0.1, &(0.0..=0.5)),
         max_tokens: keys.number("max_tokens", 2048, &(16..=1 << 20)),
         gate: gate(&mut keys.section("gate")),
+        canary: canary(&mut keys.section("canary")),
+        watch: watch(&mut keys.section("watch")),
+        pause: PauseConfig {
+            after: keys.number("pause_after", 2, &(0..=100)),
+            resume_pairs: keys.number("resume_pairs", 200, &(1..=1_000_000)),
+            resume_feedback: keys.number("resume_feedback", 20, &(1..=1_000_000)),
+        },
         keep_generations: keys.number("keep_generations", 5, &(1..=1000)),
     }
 }
@@ -187,6 +197,7 @@ fn pairs(keys: &mut Section<'_>) -> PairPolicy {
         positives: keys.value("positives", Positives::Veto),
         rejected: keys.value("rejected", Rejected::MeanMinus2Sd),
         use_refinements: keys.value("use_refinements", true),
+        replay: keys.number("replay", 0.5, &(0.0..=1.0)),
     }
 }
 
@@ -253,11 +264,35 @@ fn gate(keys: &mut Section<'_>) -> GateConfig {
         prompts: keys.number("prompts", 200, &(1..=100_000)),
         margin: keys.number("margin", 0.0, &(-1.0..=1.0)),
         confidence: keys.number("confidence", 0.95, &(0.5..=0.9999)),
+        truth_margin: keys.number("truth_margin", 0.05, &(0.0..=1.0)),
+        general_prompts: keys.number("general_prompts", 200, &(1..=100_000)),
+        general_margin: keys.number("general_margin", 0.05, &(0.0..=1.0)),
         max_parity_error: keys.number("max_parity_error", 0.05, &(0.0..=10.0)),
         length_ratio: length_ratio(keys),
         min_diversity_ratio: keys.number("min_diversity_ratio", 0.8, &(0.0..=1.0)),
         max_kl: keys.number("max_kl", 0.3, &(0.0..=100.0)),
     }
+}
+
+fn canary(keys: &mut Section<'_>) -> CanaryConfig {
+    CanaryConfig {
+        share: keys.number("share", 1.0, &(0.001..=1.0)),
+        chats: keys.number("chats", 50, &(1..=100_000)),
+        duration: hours(keys, 24.0),
+    }
+}
+
+fn watch(keys: &mut Section<'_>) -> WatchConfig {
+    WatchConfig {
+        chats: keys.number("chats", 200, &(0..=100_000)),
+        duration: hours(keys, 168.0),
+        margin: keys.number("margin", 0.05, &(0.0..=1.0)),
+        confidence: keys.number("confidence", 0.99, &(0.5..=0.9999)),
+    }
+}
+
+fn hours(keys: &mut Section<'_>, default: f64) -> Duration {
+    Duration::from_secs_f64(3600.0 * keys.number("hours", default, &(0.0..=8760.0)))
 }
 
 fn length_ratio(keys: &mut Section<'_>) -> (f64, f64) {

@@ -113,6 +113,37 @@ fn every_objective_has_keys_of_its_own() {
 }
 
 #[test]
+fn the_guards_have_careful_defaults_and_bounds() {
+    let root = Root::new();
+    let learn = root.load().unwrap().learn;
+    assert_eq!((learn.gate.truth_margin, learn.gate.general_margin), (0.05, 0.05));
+    assert_eq!((learn.canary.share, learn.watch.chats, learn.pairs.replay), (1.0, 200, 0.5));
+    assert_eq!((learn.pause.after, learn.pause.resume_pairs), (2, 200));
+    root.write(
+        "reflectd.yaml",
+        "learn: {pause_after: 0, canary: {share: 0.2, hours: 1}, watch: {chats: 0}}\n",
+    );
+    let learn = root.load().unwrap().learn;
+    assert_eq!((learn.pause.after, learn.watch.chats), (0, 0));
+    assert_eq!((learn.canary.share, learn.canary.duration), (0.2, Duration::from_hours(1)));
+    root.write(
+        "reflectd.yaml",
+        "learn: {canary: {share: 0, percent: 5}, gate: {truth_margin: 2}, pairs: {replay: -1}}\n",
+    );
+    root.write("agents/one.yaml", "model: model.gguf\naspects: [kind]\ngeneral: gone.jsonl\n");
+    let problems = root.problems();
+    for problem in [
+        "learn.canary.share: is 0; 0.001 to 1 is allowed",
+        "learn.canary.percent: is not known; allowed: share, chats, hours",
+        "learn.gate.truth_margin: is 2",
+        "learn.pairs.replay: is -1",
+        "agents/one.yaml: general: names gone.jsonl, which is not a file",
+    ] {
+        assert!(problems.contains(problem), "{problem}:\n{problems}");
+    }
+}
+
+#[test]
 fn the_nano_prompts_are_word_for_word_what_the_model_was_trained_on() {
     let config = repository().load().unwrap();
     let prompts = &config.agents["nano"].prompts;

@@ -2,7 +2,8 @@
 //! llama-cpp-sys-2, because the safe crate can neither load an adapter while a context lives nor
 //! free one. llama.cpp aborts the process on many wrong numbers, so everything is checked before
 //! it gets there. Used by the engine thread; [`quantize`] by `reflectd nano` and the benchmark,
-//! [`machine`] and [`survey`] by `reflectd doctor`, [`dequantize`] by the trainer.
+//! [`machine`] and [`survey`] by `reflectd doctor`, [`dequantize`] by the trainer, [`encode`] by
+//! `reflectd export`.
 
 #![expect(unsafe_code, reason = "llama.cpp is C++; every block says why it is sound")]
 
@@ -39,7 +40,9 @@ use process::{Device, devices, init, last_error, physical_cores, system};
 use shape::Shape;
 use vocabulary::LlamaVocabulary;
 
-pub use files::{Quantization, dequantize, quantize};
+pub use files::{
+    NotEncoded, Quantization, can_encode, dequantize, encode, quantize, type_name, type_named,
+};
 pub use inspect::{Machine, Stored, Survey, machine, survey, version};
 pub use memory::{MemoryPlan, MemoryShare};
 
@@ -365,7 +368,8 @@ fn info(
     let [begin, end, end_of_turn] = vocabulary.special();
     Ok(ModelInfo {
         name: header.string("general.name").map_or_else(stem, str::to_owned),
-        path: path.to_owned(),
+        // Whoever asks where it lies may be in another folder.
+        path: std::path::absolute(path).map_err(unreadable)?,
         sha256,
         architecture: header.string("general.architecture").unwrap_or_default().to_owned(),
         n_parameters,

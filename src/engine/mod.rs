@@ -66,6 +66,17 @@ pub enum Lane {
     Generation(Generation),
 }
 
+/// A generation that gets a share of the chats before all of them go there.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Canary {
+    /// Its lane is loaded.
+    pub generation: Generation,
+    /// Of the requests of class `Chat` and `Inline`, 0 to 1.
+    pub share: f64,
+    /// Of the choices, so that they can be repeated.
+    pub seed: u64,
+}
+
 /// How urgent a request is, most urgent first. A lower class waits while a higher one has work.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Class {
@@ -276,6 +287,8 @@ pub trait Vocabulary: Send + Sync + std::fmt::Debug {
 pub struct EngineStats {
     /// New requests go here.
     pub active: Generation,
+    /// But for a share of the chats.
+    pub canary: Option<Canary>,
     /// Loaded lanes with their running sequences.
     pub lanes: Vec<(Generation, usize)>,
     /// Requests that wait for room.
@@ -407,6 +420,7 @@ enum Command {
     Logprobs(LogprobRequest, oneshot::Sender<Result<Vec<Vec<f32>>, EngineError>>, tracing::Span),
     LoadLane(Generation, PathBuf, oneshot::Sender<Result<(), EngineError>>),
     Activate(Generation, oneshot::Sender<Result<(), EngineError>>),
+    SetCanary(Option<Canary>, oneshot::Sender<Result<(), EngineError>>),
     Retire(Generation, oneshot::Sender<Result<(), EngineError>>),
 }
 
@@ -463,8 +477,12 @@ impl Engine {
     pub async fn activate(&self, generation: Generation) -> Result<(), EngineError> {
         self.ask(None, |reply| Command::Activate(generation, reply)).await
     }
+    /// Sends a share of the chats admitted from now on to a loaded lane; `None`: no longer.
+    pub async fn set_canary(&self, canary: Option<Canary>) -> Result<(), EngineError> {
+        self.ask(None, |reply| Command::SetCanary(canary, reply)).await
+    }
     /// Takes no new requests on a lane and resolves when its last one has ended and the adapter is
-    /// freed. The active lane and the base are refused.
+    /// freed. The active lane, the canary and the base are refused.
     pub async fn retire(&self, generation: Generation) -> Result<(), EngineError> {
         self.ask(None, |reply| Command::Retire(generation, reply)).await
     }

@@ -176,7 +176,8 @@ impl<B: Backend> Loop<B> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Generate(request, reply, span) => {
-                self.enqueue(request.lane, reply, span, |door, generation, reply| {
+                let lane = self.lanes.choose(request.lane, request.class);
+                self.enqueue(lane, reply, span, |door, generation, reply| {
                     door.generate(request, generation, reply)
                 });
             }
@@ -205,6 +206,11 @@ impl<B: Backend> Loop<B> {
                 let activated = self.lanes.activate(generation);
                 self.publish(true);
                 drop(reply.send(activated));
+            }
+            Command::SetCanary(canary, reply) => {
+                let set = self.lanes.set_canary(canary);
+                self.publish(true);
+                drop(reply.send(set));
             }
             Command::Retire(generation, reply) => self.lanes.retire(generation, reply),
         }
@@ -505,6 +511,7 @@ impl<B: Backend> Loop<B> {
             jobs.iter().filter(|job| job.generation == generation).map(Job::n_running).sum()
         };
         self.stats.active = self.lanes.active();
+        self.stats.canary = self.lanes.canary();
         self.stats.lanes = self.lanes.loaded().map(|lane| (lane, running(lane))).collect();
         self.stats.running = jobs.iter().map(Job::n_running).sum();
         self.stats.queued = jobs.iter().filter(|job| job.n_running() == 0).count();

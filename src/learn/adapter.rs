@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::gguf::{Gguf, GgufError, TensorInfo, TensorKind};
 use crate::paths;
 
-/// Metadata key under which our trainer writes the SHA-256 of the base that it trained on.
-/// llama.cpp does not look: it would load the adapter of another base of equal shape.
-pub const BASE_KEY: &str = "reflectd.base_sha256";
+pub use crate::lora::BASE_KEY;
 
 /// Why a file is not loaded.
 #[derive(Debug, thiserror::Error)]

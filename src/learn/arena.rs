@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tracing::warn;
 
 use super::Parts;
-use super::gate::{self, Answered, Comparison, Evidence};
+use super::gate::{self, Answered, Available, Comparison, Evidence, GeneralTrial, Trial};
 use super::held_out::Question;
 use crate::config::GateConfig;
 use crate::engine::{Class, EngineError, Generation, Lane, LogprobRequest, Sampling, Token};
@@ -66,36 +66,84 @@ struct Outcome {
 }
 
 impl Arena<'_> {
-    /// Everything that the verdict needs. An adapter that fails parity is not asked: what it would
-    /// be judged for is not what was trained.
+    /// Everything that the verdict needs. Prompts are asked in the order given until the matter is
+    /// clear; those of `general` only when all else speaks for the candidate. An adapter that fails
+    /// parity is not asked: what it would be judged for is not what was trained. `probe`: `None` for
+    /// an adapter that was made elsewhere.
     pub async fn evidence(
         &self,
-        probe: &Path,
+        probe: Option<&Path>,
         questions: &[Question],
+        general: &[Question],
         answered: &(dyn Fn(usize) + Sync),
     ) -> Result<Evidence, ArenaError> {
-        let parity_error = self.parity(probe).await?;
+        let parity_error = match probe {
+            Some(probe) => Some(self.parity(probe).await?),
+            None => None,
+        };
+        let available = available(questions, general);
+        let mut evidence = Evidence { parity_error, available, ..Evidence::default() };
         if !gate::parity_holds(parity_error, self.config) {
-            return Ok(Evidence { parity_error, ..Evidence::default() });
+            return Ok(evidence);
         }
+        let mut trial = Trial::new(self.config, available);
+        let asked = self.ask_until(questions, |comparison, n| {
+            trial.observe(comparison);
+            answered(n);
+            trial.stopped().is_some()
+        });
+        let asked = asked.await?;
+        let log_ratios: Vec<f64> =
+            asked.iter().flat_map(|outcome| outcome.log_ratios.iter().copied()).collect();
+        evidence.kl = mean(&log_ratios);
+        evidence.comparisons = self.record(asked, false).await?;
+        if gate::judge(&evidence, self.config).promote {
+            let mut trial = GeneralTrial::new(self.config, available);
+            let asked = self.ask_until(general, |comparison, _| {
+                trial.observe(comparison);
+                trial.is_over()
+            });
+            evidence.general = self.record(asked.await?, true).await?;
+        }
+        Ok(evidence)
+    }
+
+    /// Asks in order, some at once, until `enough` says so of the outcomes so far. Those under way
+    /// are then dropped, which cancels them.
+    async fn ask_until(
+        &self,
+        questions: &[Question],
+        mut enough: impl FnMut(&Comparison, usize) -> bool,
+    ) -> Result<Vec<Outcome>, ArenaError> {
         let mut outcomes = Vec::new();
         let asked: Vec<_> = questions.iter().map(|question| self.ask(question)).collect();
-        // In the order of the questions, so that the seeded bootstrap can be repeated.
+        // In the order of the questions, so that a verdict can be repeated.
         let mut answers = stream::iter(asked).buffered(PARALLEL);
         while let Some(outcome) = answers.try_next().await? {
-            outcomes.extend(outcome);
-            answered(outcomes.len());
+            let Some(outcome) = outcome else { continue };
+            let over = enough(&outcome.comparison, outcomes.len() + 1);
+            outcomes.push(outcome);
+            if over {
+                break;
+            }
         }
+        Ok(outcomes)
+    }
+
+    /// Stores the answers and keeps what the verdict needs of them.
+    async fn record(
+        &self,
+        outcomes: Vec<Outcome>,
+        general: bool,
+    ) -> Result<Vec<Comparison>, ArenaError> {
         let mut comparisons = Vec::new();
         let mut evaluations = Vec::new();
-        let mut log_ratios = Vec::new();
         for outcome in outcomes {
             comparisons.push(outcome.comparison);
-            evaluations.extend(outcome.evaluations);
-            log_ratios.extend(outcome.log_ratios);
+            evaluations.extend(outcome.evaluations.map(|it| Evaluation { general, ..it }));
         }
         self.parts.store.add_evaluations(evaluations).await?;
-        Ok(Evidence { parity_error, kl: mean(&log_ratios), comparisons })
+        Ok(comparisons)
     }
 
     /// Mean |difference| between the trainer's log-probs of the probe and the candidate lane's.
@@ -158,14 +206,16 @@ impl Arena<'_> {
         let log_ratios = self.log_ratios(&active).await?;
         let evaluation = |is_candidate, answer: &Answer, answered: &Answered| Evaluation {
             run: self.run,
+            general: false,
             candidate: is_candidate,
+            agent: question.agent.name.clone(),
             prompt_id: question.line.id.clone(),
             text: answer.text.clone(),
             score: answered.scalar,
             verified: answered.verified,
         };
         let comparison = Comparison {
-            verifier_decides: 0.0 < question.agent.reflection.verifier_weight,
+            verifier_decides: verifier_decides(question),
             active: answered(&active, &active_said),
             candidate: answered(&candidate, &candidate_said),
         };
@@ -216,6 +266,23 @@ impl Arena<'_> {
         let request = LogprobRequest { sequences, lane, class: Class::Gate };
         Ok(self.parts.engine.logprobs(request).await?)
     }
+}
+
+fn available(questions: &[Question], general: &[Question]) -> Available {
+    let guards = |question: &&Question| {
+        let verifier = question.line.verifier.as_ref().or(question.agent.verifier.as_ref());
+        verifier.is_some() && !verifier_decides(question)
+    };
+    Available {
+        prompts: questions.len(),
+        guarded: questions.iter().filter(guards).count(),
+        general: general.len(),
+    }
+}
+
+/// Else its word is measured, and guards.
+fn verifier_decides(question: &Question) -> bool {
+    0.0 < question.agent.reflection.verifier_weight
 }
 
 fn answered(answer: &Answer, said: &[Assessment]) -> Answered {

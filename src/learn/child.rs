@@ -48,8 +48,8 @@ pub struct Trained {
     pub adapter: PathBuf,
     /// Its SHA-256.
     pub sha256: String,
-    /// Log-probs for the parity check.
-    pub probe: PathBuf,
+    /// Log-probs for the parity check; `None`: it was not trained here.
+    pub probe: Option<PathBuf>,
     /// The step whose weights were kept.
     pub best_step: usize,
     /// Its validation loss.
@@ -164,7 +164,8 @@ pub async fn train(
 /// The file that the last line names exists in the run's folder and has the hash.
 async fn check_done(trained: Trained, out: &Path) -> Result<Trained, TrainerError> {
     let lied = |reason| TrainerError::Lied { path: trained.adapter.clone(), reason };
-    if [&trained.adapter, &trained.probe].into_iter().any(|path| path.parent() != Some(out)) {
+    let files = std::iter::once(&trained.adapter).chain(&trained.probe);
+    if files.into_iter().any(|path| path.parent() != Some(out)) {
         return Err(lied(format!("adapter and probe have to be in {}", out.display())));
     }
     let path = trained.adapter.clone();
@@ -352,7 +353,7 @@ impl<'a> Supervisor<'a> {
                 self.said.done = Some(Trained {
                     adapter: adapter.clone(),
                     sha256: sha256.clone(),
-                    probe: probe.clone(),
+                    probe: Some(probe.clone()),
                     best_step: *best_step,
                     best_loss: *best_loss,
                 });

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::protocol::{BaseKind, Device, Lora, Objective, Optimizer};
+use crate::protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
 
 /// Long enough that a loaded machine does not reach it.
 const LONG: Duration = Duration::from_mins(1);
@@ -31,6 +31,7 @@ impl Run {
                 threads: 1,
                 device: Device::Cpu,
                 base: BaseKind::Auto,
+                compute: Compute::Auto,
                 memory_limit_bytes: None,
                 yield_quiet: Duration::from_secs(1),
             },
@@ -72,6 +73,7 @@ impl Run {
             max_tokens: 128,
             context_tokens: 4096,
             base_kind: BaseKind::Auto,
+            compute: Compute::Auto,
             memory_limit_bytes: None,
             threads: 1,
             device: Device::Cpu,

@@ -4,21 +4,25 @@
 //!
 //! Each held-out prompt is answered by both, so everything is paired. An answer's score lies in 0
 //! to 1: the verifier's word where the agent lets it count, else the judge's scalar. The mean gain
-//! has a lower confidence bound from a seeded bootstrap over prompts; the binary outcomes have an
-//! exact `McNemar` test beside it. Promotion needs the bound above the margin *and* length,
-//! diversity, KL and parity inside their bands.
+//! is tested by bets that may be looked at after every prompt (`bet`), so that asking stops when
+//! the matter is clear. Promotion needs all of: a gain above the margin; where verifiers only
+//! measure, what they say not worse (the judge must not lead away from the truth); the answers to
+//! the general set not worse; length, diversity, KL and parity inside their bands. Each is tested
+//! at the full confidence: since all are needed, the chance of a wrong promotion is at most that
+//! of one.
 
 use std::collections::HashSet;
 
 use serde::Serialize;
 
-use super::random::Random;
+use super::bet::{self, Bet};
 use crate::config::GateConfig;
 use crate::engine::Token;
 
-/// Fewer prompts than this prove nothing: the bootstrap of a handful is far too sure of itself.
+/// Fewer prompts than this prove nothing: a handful says too little about length and diversity.
 pub const MIN_PROMPTS: usize = 20;
-const RESAMPLES: usize = 10_000;
+/// Of the plans in a verdict.
+const POWER: f64 = 0.8;
 
 /// One answer to a held-out prompt.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,12 +52,29 @@ pub struct Comparison {
 /// All that a verdict rests on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evidence {
-    /// Mean |log-prob difference| between trainer and server on the probe.
-    pub parity_error: f64,
+    /// Mean |log-prob difference| between trainer and server on the probe; `None`: there is no
+    /// probe, because the adapter was made elsewhere.
+    pub parity_error: Option<f64>,
     /// Mean of log p(active) - log p(candidate) over the tokens of the active one's answers.
     pub kl: f64,
-    /// One a prompt.
+    /// One a prompt, in the order in which they were asked.
     pub comparisons: Vec<Comparison>,
+    /// What could have been asked.
+    pub available: Available,
+    /// Answers to prompts that are not of the task; empty: there are none, or the matter was
+    /// decided without them.
+    pub general: Vec<Comparison>,
+}
+
+/// Prompts that a gate may ask: the tests pace themselves by their number.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Available {
+    /// Held-out prompts.
+    pub prompts: usize,
+    /// Of these, prompts with a verifier that does not decide.
+    pub guarded: usize,
+    /// Prompts that are not of the task.
+    pub general: usize,
 }
 
 /// Shares of right answers by a verifier that may or may not count.
@@ -65,8 +86,51 @@ pub struct Verified {
     pub active: f64,
     /// Share that the candidate has right.
     pub candidate: f64,
-    /// One-sided exact `McNemar` p for "the candidate is not better".
+    /// Lower bound of the change, at the gate's confidence.
+    pub lower_bound: f64,
+    /// The verifiers do not decide, but guard: the bound has to be above -`gate.truth_margin`.
+    pub guards: bool,
+    /// One-sided exact `McNemar` p for "the candidate is not better", as if the number of prompts
+    /// had been fixed before.
     pub p: f64,
+}
+
+/// The answers to prompts that are not of the task.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct General {
+    /// Prompts answered.
+    pub prompts: usize,
+    /// Mean score of the active generation.
+    pub active: f64,
+    /// Mean score of the candidate.
+    pub candidate: f64,
+    /// Lower bound of the change.
+    pub lower_bound: f64,
+    /// The bound is above -`gate.general_margin`.
+    pub is_kept: bool,
+}
+
+/// How many prompts another run would need.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// The probability of seeing the gain.
+    pub power: f64,
+    /// Prompts for the gain that was seen; `None`: there was none above the margin.
+    pub prompts: Option<usize>,
+    /// The gain that the prompts at hand would show.
+    pub visible_gain: f64,
+}
+
+/// Why no more prompts were asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stopped {
+    /// All that had to be shown was shown.
+    Clear,
+    /// The rest would hardly have shown it.
+    Hopeless,
+    /// There are no more.
+    AllAsked,
 }
 
 /// Yes or no, with all numbers. A number that could not be computed is `null` in JSON.
@@ -78,7 +142,11 @@ pub struct Verdict {
     pub reason: String,
     /// Held-out prompts answered.
     pub prompts: usize,
-    /// Of these, prompts scored by their verifier; the rest by the judge.
+    /// Held-out prompts that could have been asked.
+    pub available: usize,
+    /// Why no more were asked.
+    pub stopped: Stopped,
+    /// Prompts asked that were scored by their verifier; the rest by the judge.
     pub scored_by_verifier: usize,
     /// Mean score of the active generation.
     pub active: f64,
@@ -86,7 +154,9 @@ pub struct Verdict {
     pub candidate: f64,
     /// Mean gain.
     pub gain: f64,
-    /// Its one-sided lower bound, by paired bootstrap.
+    /// Standard deviation of the gains.
+    pub sd: f64,
+    /// The gain's one-sided lower bound, which holds whenever asking stops.
     pub lower_bound: f64,
     /// Of the bound.
     pub confidence: f64,
@@ -96,10 +166,17 @@ pub struct Verdict {
     pub wins: usize,
     /// Prompts where only the active one's answer is right.
     pub losses: usize,
-    /// One-sided exact `McNemar` p of wins against losses.
+    /// One-sided exact `McNemar` p of wins against losses, as if the number of prompts had been
+    /// fixed before.
     pub p: f64,
     /// What the verifiers say, whether or not they count.
     pub verified: Option<Verified>,
+    /// The judge's score rises and the verifiers show no gain: the judge may be fooled.
+    pub gap_alarm: bool,
+    /// The general set.
+    pub general: Option<General>,
+    /// How many prompts another run would need.
+    pub plan: Plan,
     /// Mean answer length, candidate over active.
     pub length_ratio: f64,
     /// Distinct-2, candidate over active.
@@ -107,19 +184,113 @@ pub struct Verdict {
     /// See [`Evidence::kl`].
     pub kl: f64,
     /// See [`Evidence::parity_error`].
-    pub parity_error: f64,
+    pub parity_error: Option<f64>,
 }
 
-/// Whether trainer and server mean the same weights. Not a number counts as no.
-pub fn parity_holds(parity_error: f64, config: &GateConfig) -> bool {
-    parity_error <= config.max_parity_error
+/// Whether trainer and server mean the same weights. Not a number counts as no; an adapter without
+/// a probe has nothing to be compared with.
+pub fn parity_holds(parity_error: Option<f64>, config: &GateConfig) -> bool {
+    parity_error.is_none_or(|error| error <= config.max_parity_error)
+}
+
+/// The held-out comparison under way: says when enough has been asked.
+#[derive(Clone, Debug)]
+pub(super) struct Trial {
+    n: usize,
+    /// The mean gain is above the margin.
+    gain: Bet,
+    truth: Option<Truth>,
+}
+
+/// What verifiers that do not decide have to say.
+#[derive(Clone, Debug)]
+struct Truth {
+    /// It is not worse by more than the margin.
+    not_worse: Bet,
+    /// It is better. Decides nothing but the alarm; asked for, because a flat truth should not be
+    /// told from a rising one by stopping early.
+    better: Bet,
+}
+
+impl Trial {
+    /// Before the first answer.
+    pub(super) fn new(config: &GateConfig, available: Available) -> Self {
+        let bet = |mean, horizon| Bet::new(mean, config.confidence, horizon);
+        let Available { prompts, guarded, .. } = available;
+        Self {
+            n: 0,
+            gain: bet(config.margin, prompts),
+            truth: (MIN_PROMPTS <= guarded).then(|| Truth {
+                not_worse: bet(-config.truth_margin, guarded),
+                better: bet(0.0, guarded),
+            }),
+        }
+    }
+
+    /// Takes one more comparison in.
+    pub(super) fn observe(&mut self, both: &Comparison) {
+        self.n += 1;
+        self.gain.observe(gain(both));
+        if let (Some(bets), Some(change)) = (&mut self.truth, truth(both)) {
+            bets.not_worse.observe(change);
+            bets.better.observe(change);
+        }
+    }
+
+    /// Why no more need be asked; `None`: more must be.
+    pub(super) fn stopped(&self) -> Option<Stopped> {
+        let not_worse = self.truth.as_ref().map(|truth| &truth.not_worse);
+        if self.n < MIN_PROMPTS {
+            return None;
+        }
+        if self.gain.is_hopeless() || not_worse.is_some_and(Bet::is_hopeless) {
+            return Some(Stopped::Hopeless);
+        }
+        let better = self.truth.as_ref().map(|truth| &truth.better);
+        let is_clear = self.gain.is_won()
+            && not_worse.is_none_or(Bet::is_won)
+            && better.is_none_or(|better| better.is_won() || better.is_hopeless());
+        is_clear.then_some(Stopped::Clear)
+    }
+
+    /// The judge sees a gain that the verifiers do not see.
+    fn gap(&self) -> bool {
+        self.gain.is_won() && self.truth.as_ref().is_some_and(|truth| !truth.better.is_won())
+    }
+}
+
+/// The general set under way.
+#[derive(Clone, Debug)]
+pub(super) struct GeneralTrial(Bet);
+
+impl GeneralTrial {
+    /// Before the first answer.
+    pub(super) fn new(config: &GateConfig, available: Available) -> Self {
+        Self(Bet::new(-config.general_margin, config.confidence, available.general))
+    }
+    /// Takes one more comparison in.
+    pub(super) fn observe(&mut self, both: &Comparison) {
+        self.0.observe(gain(both));
+    }
+    /// No more need be asked.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.is_won() || self.0.is_hopeless()
+    }
 }
 
 /// Weighs the evidence.
-pub fn judge(evidence: &Evidence, config: &GateConfig, seed: u64) -> Verdict {
+pub fn judge(evidence: &Evidence, config: &GateConfig) -> Verdict {
     let comparisons = &evidence.comparisons;
+    let available = evidence.available;
+    let mut trial = Trial::new(config, available);
+    for both in comparisons {
+        trial.observe(both);
+    }
     let scores: Vec<(f64, f64)> = comparisons.iter().map(scores).collect();
-    let gains: Vec<f64> = scores.iter().map(|(active, candidate)| candidate - active).collect();
+    let gains: Vec<f64> = comparisons.iter().map(gain).collect();
+    let gain = mean(gains.iter().copied());
+    let sd = mean(gains.iter().map(|it| (it - gain).powi(2))).sqrt();
+    let lower_bound = bet::lower_bound(&gains, config.confidence, available.prompts);
     let (wins, losses) = discordant(comparisons.iter().map(|both| {
         let decisive = |answer: &Answered| match answer.verified {
             Some(verified) if both.verifier_decides => verified,
@@ -133,42 +304,60 @@ pub fn judge(evidence: &Evidence, config: &GateConfig, seed: u64) -> Verdict {
         promote: false,
         reason: String::new(),
         prompts: comparisons.len(),
+        available: available.prompts,
+        stopped: match trial.stopped() {
+            Some(stopped) if comparisons.len() < available.prompts => stopped,
+            _ => Stopped::AllAsked,
+        },
         scored_by_verifier: comparisons.iter().filter(|both| by_verifier(both)).count(),
         active: mean(scores.iter().map(|(active, _)| *active)),
         candidate: mean(scores.iter().map(|(_, candidate)| *candidate)),
-        gain: mean(gains.iter().copied()),
-        lower_bound: lower_bound(&gains, config.confidence, RESAMPLES, &mut Random::new(seed)),
+        gain,
+        sd,
+        lower_bound,
         confidence: config.confidence,
         margin: config.margin,
         wins,
         losses,
         p: mcnemar(wins, losses),
-        verified: verified(comparisons),
+        verified: verified(comparisons, &trial, config, available),
+        // Below a margin of 0 the test may be won without a gain.
+        gap_alarm: trial.gap() && (0.0 <= config.margin || 0.0 < lower_bound),
+        general: general(&evidence.general, config, available),
+        plan: plan(gain, sd, config, available.prompts),
         length_ratio: length(&candidate) / length(&active),
         diversity_ratio: distinct_2(&candidate) / distinct_2(&active),
         kl: evidence.kl,
         parity_error: evidence.parity_error,
     };
-    let objections = objections(&verdict, config);
+    let objections = objections(&verdict, &trial, config);
     verdict.promote = objections.is_empty();
     verdict.reason = if verdict.promote {
         format!(
-            "the gain on {} held-out prompts is {:+.3}, and at least {:+.3} with confidence {}",
-            verdict.prompts, verdict.gain, verdict.lower_bound, verdict.confidence
+            "the gain on {} of {} held-out prompts is {:+.3}, and at least {:+.3} with confidence {}",
+            verdict.prompts,
+            verdict.available,
+            verdict.gain,
+            verdict.lower_bound,
+            verdict.confidence
         )
     } else {
         objections.join("; ")
     };
+    if verdict.gap_alarm {
+        verdict.reason += "; ALARM: the judge sees a gain that the verifiers do not see";
+    }
     verdict
 }
 
 /// Every band says what is inside, so that "not a number" is outside.
-fn objections(verdict: &Verdict, config: &GateConfig) -> Vec<String> {
+fn objections(verdict: &Verdict, trial: &Trial, config: &GateConfig) -> Vec<String> {
     if !parity_holds(verdict.parity_error, config) {
         return vec![format!(
             "trainer and server disagree about the adapter: mean |log-prob difference| {:.4} is \
              above gate.max_parity_error {}",
-            verdict.parity_error, config.max_parity_error
+            verdict.parity_error.unwrap_or(f64::NAN),
+            config.max_parity_error
         )];
     }
     if verdict.prompts < MIN_PROMPTS {
@@ -178,11 +367,38 @@ fn objections(verdict: &Verdict, config: &GateConfig) -> Vec<String> {
         )];
     }
     let mut objections = Vec::new();
-    let gains = verdict.lower_bound > config.margin;
-    if !gains {
+    if !trial.gain.is_won() {
+        let prompts = verdict.plan.prompts.map_or(String::new(), |prompts| {
+            format!(" (to see it with probability {POWER}, {prompts} prompts are needed)")
+        });
         objections.push(format!(
-            "the gain is {:+.3}, but its lower bound {:+.3} is not above gate.margin {}",
-            verdict.gain, verdict.lower_bound, config.margin
+            "the gain on {} of {} held-out prompts is {:+.3}, but its lower bound {:+.3} is not \
+             above gate.margin {}{prompts}",
+            verdict.prompts, verdict.available, verdict.gain, verdict.lower_bound, config.margin
+        ));
+    }
+    if let (Some(truth), Some(verified)) = (&trial.truth, &verdict.verified)
+        && !truth.not_worse.is_won()
+    {
+        objections.push(format!(
+            "the verifiers' change on {} prompts is {:+.3}, and its lower bound {:+.3} is not above \
+             -gate.truth_margin {:+.3}",
+            verified.prompts,
+            verified.candidate - verified.active,
+            verified.lower_bound,
+            -config.truth_margin
+        ));
+    }
+    if let Some(general) = &verdict.general
+        && !general.is_kept
+    {
+        objections.push(format!(
+            "the change on {} general prompts is {:+.3}, and its lower bound {:+.3} is not above \
+             -gate.general_margin {:+.3}",
+            general.prompts,
+            general.candidate - general.active,
+            general.lower_bound,
+            -config.general_margin
         ));
     }
     let (shortest, longest) = config.length_ratio;
@@ -221,20 +437,84 @@ fn scores(both: &Comparison) -> (f64, f64) {
     (score(&both.active), score(&both.candidate))
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn verified(comparisons: &[Comparison]) -> Option<Verified> {
+/// What the candidate adds to the score of one prompt, -1 to 1.
+fn gain(both: &Comparison) -> f64 {
+    let (active, candidate) = scores(both);
+    candidate - active
+}
+
+/// What the candidate adds to the truth by a verifier that does not decide.
+fn truth(both: &Comparison) -> Option<f64> {
+    let (active, candidate) = (both.active.verified?, both.candidate.verified?);
+    let change = f64::from(u8::from(candidate)) - f64::from(u8::from(active));
+    (!both.verifier_decides).then_some(change)
+}
+
+fn verified(
+    comparisons: &[Comparison],
+    trial: &Trial,
+    config: &GateConfig,
+    available: Available,
+) -> Option<Verified> {
     let words: Vec<(bool, bool)> = comparisons
         .iter()
         .filter_map(|both| Some((both.active.verified?, both.candidate.verified?)))
         .collect();
-    let n = words.len() as f64;
+    let number = |right: bool| f64::from(u8::from(right));
+    let changes: Vec<f64> = words.iter().map(|&(a, c)| number(c) - number(a)).collect();
     let (wins, losses) = discordant(words.iter().copied());
+    let horizon = if trial.truth.is_some() { available.guarded } else { available.prompts };
     (!words.is_empty()).then(|| Verified {
         prompts: words.len(),
-        active: words.iter().filter(|(active, _)| *active).count() as f64 / n,
-        candidate: words.iter().filter(|(_, candidate)| *candidate).count() as f64 / n,
+        active: mean(words.iter().map(|&(active, _)| number(active))),
+        candidate: mean(words.iter().map(|&(_, candidate)| number(candidate))),
+        lower_bound: bet::lower_bound(&changes, config.confidence, horizon),
+        guards: trial.truth.is_some(),
         p: mcnemar(wins, losses),
     })
+}
+
+fn general(
+    comparisons: &[Comparison],
+    config: &GateConfig,
+    available: Available,
+) -> Option<General> {
+    let mut trial = GeneralTrial::new(config, available);
+    for both in comparisons {
+        trial.observe(both);
+    }
+    let scores: Vec<(f64, f64)> = comparisons.iter().map(scores).collect();
+    let changes: Vec<f64> = comparisons.iter().map(gain).collect();
+    (!scores.is_empty()).then(|| General {
+        prompts: scores.len(),
+        active: mean(scores.iter().map(|(active, _)| *active)),
+        candidate: mean(scores.iter().map(|(_, candidate)| *candidate)),
+        lower_bound: bet::lower_bound(&changes, config.confidence, available.general),
+        is_kept: trial.0.is_won(),
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn plan(gain: f64, sd: f64, config: &GateConfig, available: usize) -> Plan {
+    let z = bet::quantile(config.confidence) + bet::quantile(POWER);
+    Plan {
+        power: POWER,
+        prompts: bet::needed(gain, config.margin, sd, config.confidence, POWER)
+            .map(|prompts| prompts.max(MIN_PROMPTS)),
+        visible_gain: config.margin + z * sd / (available as f64).sqrt(),
+    }
+}
+
+/// Held-out prompts that a wished gain needs, and the standard deviation that this rests on: that of
+/// right and wrong answers of which `discordant` is the share where only one side is right.
+pub fn prompts_needed(
+    gain: f64,
+    margin: f64,
+    discordant: f64,
+    confidence: f64,
+    power: f64,
+) -> Option<usize> {
+    bet::needed(gain, margin, bet::binary_sd(gain, discordant), confidence, power)
 }
 
 /// (only the candidate, only the active one).
@@ -248,27 +528,6 @@ fn discordant(outcomes: impl Iterator<Item = (bool, bool)>) -> (usize, usize) {
 fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     let n = values.len() as f64;
     values.sum::<f64>() / n
-}
-
-/// The (1 - confidence) quantile of the mean over resamples of the prompts. Pairs are resampled
-/// whole, because an easy prompt is easy for both.
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "counts are far below 2^52, and confidence lies in 0.5 to 1"
-)]
-fn lower_bound(gains: &[f64], confidence: f64, resamples: usize, random: &mut Random) -> f64 {
-    if gains.is_empty() {
-        return f64::NAN;
-    }
-    let mut resample = || {
-        let sum: f64 = gains.iter().map(|_| gains[random.below(gains.len())]).sum();
-        sum / gains.len() as f64
-    };
-    let mut means: Vec<f64> = (0..resamples).map(|_| resample()).collect();
-    means.sort_by(f64::total_cmp);
-    means[(((1.0 - confidence) * resamples as f64) as usize).min(resamples - 1)]
 }
 
 /// P(at least `wins` heads in `wins + losses` tosses of a fair coin).

@@ -3,12 +3,16 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::learn::random::Random;
 
 fn config() -> GateConfig {
     GateConfig {
         prompts: 200,
         margin: 0.0,
         confidence: 0.95,
+        truth_margin: 0.05,
+        general_prompts: 200,
+        general_margin: 0.05,
         max_parity_error: 0.05,
         length_ratio: (0.67, 1.5),
         min_diversity_ratio: 0.8,
@@ -39,15 +43,24 @@ fn evidence(wins: usize, losses: usize, ties: usize) -> Evidence {
     let outcomes = std::iter::repeat_n((false, true), wins)
         .chain(std::iter::repeat_n((true, false), losses))
         .chain(std::iter::repeat_n((true, true), ties));
-    Evidence { parity_error: 0.01, kl: 0.1, comparisons: comparisons(outcomes) }
+    of(comparisons(outcomes))
+}
+
+/// Evidence in which all that could be asked was asked, in an order of no meaning.
+fn of(mut comparisons: Vec<Comparison>) -> Evidence {
+    Random::new(1).shuffle(&mut comparisons);
+    let prompts = comparisons.len();
+    let guarded = comparisons.iter().filter_map(truth).count();
+    let available = Available { prompts, guarded, general: 0 };
+    Evidence { parity_error: Some(0.01), kl: 0.1, comparisons, available, general: Vec::new() }
 }
 
 #[test]
 fn a_clearly_better_candidate_is_promoted_with_its_numbers() {
-    let verdict = judge(&evidence(40, 10, 150), &config(), 1);
+    let verdict = judge(&evidence(40, 10, 150), &config());
     assert!(verdict.promote, "{}", verdict.reason);
     assert!((verdict.gain - 0.15).abs() < 1e-9);
-    assert!(verdict.lower_bound > 0.05 && verdict.lower_bound < verdict.gain);
+    assert!(verdict.lower_bound > 0.0 && verdict.lower_bound < verdict.gain);
     assert_eq!((verdict.wins, verdict.losses), (40, 10));
     assert!(verdict.p < 1e-4);
     assert_eq!(verdict.scored_by_verifier, 200);
@@ -56,45 +69,209 @@ fn a_clearly_better_candidate_is_promoted_with_its_numbers() {
 #[test]
 fn the_same_evidence_gives_the_same_verdict() {
     let evidence = evidence(30, 20, 100);
-    assert_eq!(judge(&evidence, &config(), 5), judge(&evidence, &config(), 5));
+    assert_eq!(judge(&evidence, &config()), judge(&evidence, &config()));
+}
+
+/// (share promoted, mean prompts asked) of gates of at most 200 prompts that stop when they may.
+fn simulate(seed: u64, mut draw: impl FnMut(&mut Random) -> Comparison) -> (f64, f64) {
+    const RUNS: u32 = 2000;
+    let config = config();
+    let mut random = Random::new(seed);
+    let (mut promoted, mut asked) = (0, 0);
+    for _ in 0..RUNS {
+        let comparisons: Vec<Comparison> = (0..200).map(|_| draw(&mut random)).collect();
+        let mut evidence = of(comparisons);
+        let mut trial = Trial::new(&config, evidence.available);
+        let mut n = 0;
+        for both in &evidence.comparisons {
+            trial.observe(both);
+            n += 1;
+            if trial.stopped().is_some() {
+                break;
+            }
+        }
+        evidence.comparisons.truncate(n);
+        asked += u32::try_from(n).unwrap();
+        // A verdict costs more than a simulated answer; without a gain it is known.
+        promoted += u32::from(trial.gain.is_won() && judge(&evidence, &config).promote);
+    }
+    (f64::from(promoted) / f64::from(RUNS), f64::from(asked) / f64::from(RUNS))
+}
+
+fn by_verifier_alone(active: bool, candidate: bool) -> Comparison {
+    comparisons([(active, candidate)]).remove(0)
+}
+
+fn chance(random: &mut Random, percent: usize) -> bool {
+    random.below(100) < percent
+}
+
+/// The judge's word on two answers of known truth: right ones get more, with this much noise.
+fn by_judge(random: &mut Random, active: bool, candidate: bool, noise: f64) -> Comparison {
+    let mut judged = |right: bool| {
+        let luck = f64::from(u32::try_from(random.below(1000)).unwrap()) / 500.0 - 1.0;
+        let scalar = ((if right { 0.4 } else { -0.4 }) + noise * luck).clamp(-1.0, 1.0);
+        Answered { scalar, passes: scalar > 0.0, ..answered(right, 10) }
+    };
+    let (active, candidate) = (judged(active), judged(candidate));
+    Comparison { verifier_decides: false, active, candidate }
 }
 
 #[test]
-fn a_candidate_that_is_no_better_is_rarely_promoted() {
-    // Both sides are right or wrong by the same coin, so every promotion is a mistake.
-    let mut random = Random::new(11);
-    let trials = 1000;
-    let mut promoted = 0;
-    for _ in 0..trials {
-        let gains: Vec<f64> = (0..200)
-            .map(|_| {
-                let mut coin = || f64::from(u8::from(random.below(2) == 1));
-                coin() - coin()
-            })
-            .collect();
-        let bound = lower_bound(&gains, 0.95, 1000, &mut random);
-        promoted += usize::from(bound > 0.0);
+fn a_candidate_that_is_no_better_is_promoted_in_at_most_one_run_of_twenty() {
+    // The same coin on both sides: half of the prompts are discordant.
+    let coins = |random: &mut Random| by_verifier_alone(chance(random, 50), chance(random, 50));
+    // Hard and easy prompts, which are so for both.
+    let alike = |random: &mut Random| {
+        let percent = [5, 95, 50, 20][random.below(4)];
+        by_verifier_alone(chance(random, percent), chance(random, percent))
+    };
+    // Better on many prompts by a little what it is worse on few by a lot.
+    let skewed = |random: &mut Random| {
+        let mut both = by_verifier_alone(true, true);
+        both.verifier_decides = false;
+        (both.active.verified, both.candidate.verified) = (None, None);
+        both.active.scalar = 0.9;
+        both.candidate.scalar = if chance(random, 5) { -1.0 } else { 1.0 };
+        both
+    };
+    // All that speaks for the candidate is the judge's noise.
+    let noise = |random: &mut Random| {
+        let right = chance(random, 60);
+        by_judge(random, right, right, 1.0)
+    };
+    for (name, (promoted, asked)) in [
+        ("coins", simulate(11, coins)),
+        ("alike", simulate(12, alike)),
+        ("skewed", simulate(13, skewed)),
+        ("noise", simulate(14, noise)),
+    ] {
+        println!("no better, {name}: promoted {promoted:.4}, asked {asked:.1} of 200");
+        assert!(promoted <= 0.05, "{name}: {promoted}");
+        assert!(asked < 190.0, "{name}: {asked}");
     }
-    assert!(promoted <= trials * 6 / 100, "{promoted} of {trials}");
-    assert!(promoted > 0, "a gate that never errs does not promote anything either");
 }
 
 #[test]
-fn a_candidate_that_gains_ten_points_is_mostly_promoted() {
-    let mut random = Random::new(12);
-    let mut promoted = 0;
-    for _ in 0..200 {
-        // 30 % discordant, 20 % for and 10 % against: rlrf.md says 183 prompts have power 0.8.
-        let gains: Vec<f64> = (0..183)
-            .map(|_| match random.below(10) {
-                0 | 1 => 1.0,
-                2 => -1.0,
-                _ => 0.0,
-            })
-            .collect();
-        promoted += usize::from(lower_bound(&gains, 0.95, 1000, &mut random) > 0.0);
+fn a_candidate_that_gains_ten_points_is_promoted_in_four_runs_of_five() {
+    // 30 % discordant, 20 % for and 10 % against.
+    let (promoted, asked) = simulate(21, |random| match random.below(10) {
+        0 | 1 => by_verifier_alone(false, true),
+        2 => by_verifier_alone(true, false),
+        _ => by_verifier_alone(true, true),
+    });
+    println!("10 points better: promoted {promoted:.4}, asked {asked:.1} of 200");
+    assert!(promoted >= 0.8, "{promoted}");
+    assert!(asked < 170.0, "{asked}");
+    let (promoted, asked) = simulate(22, |random| match random.below(100) {
+        0..30 => by_verifier_alone(false, true),
+        30..35 => by_verifier_alone(true, false),
+        _ => by_verifier_alone(true, true),
+    });
+    println!("25 points better: promoted {promoted:.4}, asked {asked:.1} of 200");
+    assert!(promoted > 0.99 && asked < 80.0, "{promoted} {asked}");
+}
+
+#[test]
+fn a_poisoned_judge_promotes_nothing_and_the_verdict_says_why() {
+    // The candidate is better by every third prompt or worse by as many; what the judge makes of it
+    // is another matter.
+    let mut random = Random::new(31);
+    let mut verdict = |change: fn(usize) -> (bool, bool),
+                       judge_says: &dyn Fn(bool, &mut Random) -> f64| {
+        let both = |i| {
+            let (active, candidate) = change(i);
+            let mut both = by_judge(&mut random, active, candidate, 0.0);
+            for answer in [&mut both.active, &mut both.candidate] {
+                let right = answer.verified == Some(true);
+                answer.scalar = judge_says(right, &mut random);
+                answer.passes = answer.scalar > 0.0;
+            }
+            both
+        };
+        judge(&of((0..200).map(both).collect()), &config())
+    };
+    let worse: fn(usize) -> (bool, bool) = |i| (true, i % 3 != 0);
+    let better: fn(usize) -> (bool, bool) = |i| (i % 3 != 0, true);
+
+    let random_judge = verdict(worse, &|_, random| if chance(random, 50) { 0.8 } else { -0.8 });
+    assert!(!random_judge.promote && random_judge.reason.contains("gate.margin"));
+    // It likes what is wrong, so the worse candidate pleases it. The verifiers object.
+    let inverted = verdict(worse, &|right, _| if right { -0.8 } else { 0.8 });
+    assert!(inverted.lower_bound > 0.0 && !inverted.promote, "{}", inverted.reason);
+    assert!(inverted.reason.contains("gate.truth_margin"), "{}", inverted.reason);
+    assert!(inverted.gap_alarm && inverted.reason.contains("ALARM"), "{}", inverted.reason);
+    // It sees nothing, so it cannot show a gain, whatever there is.
+    for change in [worse, better] {
+        let always_yes = verdict(change, &|_, _| 1.0);
+        assert!(!always_yes.promote && always_yes.reason.contains("gate.margin"));
     }
-    assert!(promoted >= 140, "{promoted} of 200");
+    // An honest judge of the same candidates.
+    let honest = |right: bool, _: &mut Random| if right { 0.8 } else { -0.8 };
+    let honest = verdict(better, &honest);
+    assert!(honest.promote && !honest.gap_alarm, "{}", honest.reason);
+}
+
+#[test]
+fn a_gain_that_the_verifiers_do_not_see_raises_the_alarm() {
+    let mut random = Random::new(41);
+    let both = |_| {
+        let right = chance(&mut random, 70);
+        let mut both = by_judge(&mut random, right, right, 0.1);
+        both.candidate.scalar = (both.candidate.scalar + 0.3).min(1.0);
+        both
+    };
+    let verdict = judge(&of((0..200).map(both).collect()), &config());
+    // The truth has not moved at all, which is not worse.
+    assert!(verdict.promote && verdict.gap_alarm, "{}", verdict.reason);
+    assert!(verdict.verified.unwrap().guards);
+}
+
+#[test]
+fn too_few_verifiers_to_tell_do_not_guard() {
+    let mut random = Random::new(42);
+    let both = |i| {
+        let mut both = by_judge(&mut random, i % 3 != 0, true, 0.0);
+        if i >= MIN_PROMPTS - 1 {
+            (both.active.verified, both.candidate.verified) = (None, None);
+        }
+        both
+    };
+    let verdict = judge(&of((0..200).map(both).collect()), &config());
+    assert!(verdict.promote && !verdict.verified.unwrap().guards, "{}", verdict.reason);
+}
+
+#[test]
+fn what_is_lost_outside_the_task_stops_a_promotion() {
+    let with_general = |worse_on: usize| {
+        let mut evidence = evidence(60, 0, 60);
+        evidence.general = comparisons((0..100).map(|i| (true, i % 10 >= worse_on)));
+        Random::new(2).shuffle(&mut evidence.general);
+        evidence.available.general = 100;
+        judge(&evidence, &config())
+    };
+    let kept = with_general(0);
+    assert!(kept.promote && kept.general.unwrap().is_kept, "{}", kept.reason);
+    let lost = with_general(3);
+    assert!(!lost.promote && lost.reason.contains("gate.general_margin"), "{}", lost.reason);
+}
+
+#[test]
+fn an_adapter_made_elsewhere_has_no_parity_and_is_judged_by_the_rest() {
+    let mut evidence = evidence(60, 0, 60);
+    evidence.parity_error = None;
+    assert!(judge(&evidence, &config()).promote);
+}
+
+#[test]
+fn a_verdict_says_how_many_prompts_the_gain_seen_needs() {
+    let verdict = judge(&evidence(32, 22, 146), &config());
+    assert!(!verdict.promote);
+    let needed = verdict.plan.prompts.unwrap();
+    assert!((600..=700).contains(&needed), "{needed}");
+    assert!(verdict.reason.contains(&format!("{needed} prompts are needed")), "{}", verdict.reason);
+    assert!((0.08..0.1).contains(&verdict.plan.visible_gain), "{:?}", verdict.plan);
+    assert_eq!(judge(&evidence(10, 20, 100), &config()).plan.prompts, None);
 }
 
 #[test]
@@ -106,7 +283,7 @@ fn a_verifier_that_only_measures_is_reported_but_does_not_decide() {
         both.candidate.scalar = both.active.scalar;
         both.candidate.passes = both.active.passes;
     }
-    let verdict = judge(&evidence, &config(), 1);
+    let verdict = judge(&evidence, &config());
     assert!(!verdict.promote);
     assert_eq!(verdict.scored_by_verifier, 0);
     assert!((verdict.gain).abs() < 1e-12);
@@ -118,14 +295,14 @@ fn a_verifier_that_only_measures_is_reported_but_does_not_decide() {
 fn each_band_can_stop_a_promotion_and_says_so() {
     let stopped = |change: fn(&mut Evidence), word: &str| {
         let mut evidence = evidence(60, 0, 60);
-        assert!(judge(&evidence, &config(), 1).promote);
+        assert!(judge(&evidence, &config()).promote);
         change(&mut evidence);
-        let verdict = judge(&evidence, &config(), 1);
+        let verdict = judge(&evidence, &config());
         assert!(!verdict.promote);
         assert!(verdict.reason.contains(word), "{}", verdict.reason);
     };
-    stopped(|evidence| evidence.parity_error = 0.2, "max_parity_error");
-    stopped(|evidence| evidence.parity_error = f64::NAN, "max_parity_error");
+    stopped(|evidence| evidence.parity_error = Some(0.2), "max_parity_error");
+    stopped(|evidence| evidence.parity_error = Some(f64::NAN), "max_parity_error");
     stopped(|evidence| evidence.kl = 0.9, "max_kl");
     stopped(|evidence| evidence.kl = f64::NAN, "max_kl");
     stopped(|evidence| evidence.comparisons.truncate(MIN_PROMPTS - 1), "prove nothing");
@@ -153,7 +330,7 @@ fn empty_answers_are_outside_the_bands() {
     for both in &mut evidence.comparisons {
         both.candidate.tokens.clear();
     }
-    assert!(!judge(&evidence, &config(), 1).promote);
+    assert!(!judge(&evidence, &config()).promote);
 }
 
 #[test]
@@ -174,16 +351,6 @@ fn distinct_2_counts_pairs_of_neighbours() {
 
 proptest! {
     #[test]
-    fn the_bound_lies_between_the_worst_gain_and_the_best(
-        gains in prop::collection::vec(-1.0f64..1.0, 1..60), seed in any::<u64>(),
-    ) {
-        let bound = lower_bound(&gains, 0.95, 200, &mut Random::new(seed));
-        let worst = gains.iter().copied().fold(f64::INFINITY, f64::min);
-        let best = gains.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        prop_assert!(bound >= worst - 1e-9 && bound <= best + 1e-9);
-    }
-
-    #[test]
     fn more_wins_never_make_the_evidence_weaker(wins in 0usize..60, losses in 0usize..60) {
         prop_assert!(mcnemar(wins + 1, losses) <= mcnemar(wins, losses) + 1e-12);
         prop_assert!(mcnemar(wins, losses + 1) >= mcnemar(wins, losses) - 1e-12);
@@ -191,10 +358,10 @@ proptest! {
 
     #[test]
     fn swapping_the_sides_never_promotes_both(outcomes in prop::collection::vec(any::<(bool, bool)>(), 20..80)) {
-        let forward = Evidence { comparisons: comparisons(outcomes.clone()), ..Evidence::default() };
+        let forward = of(comparisons(outcomes.clone()));
         let swapped = outcomes.into_iter().map(|(a, b)| (b, a));
-        let backward = Evidence { comparisons: comparisons(swapped), ..Evidence::default() };
-        let promotes = |evidence| judge(evidence, &config(), 3).promote;
+        let backward = of(comparisons(swapped));
+        let promotes = |evidence| judge(evidence, &config()).promote;
         prop_assert!(!(promotes(&forward) && promotes(&backward)));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::random::Random;
 use crate::config::prompt_file::{self, PromptFileError};
 use crate::config::{Agent, PromptLine};
 use crate::prompt::{Message, Role};
@@ -48,13 +49,33 @@ fn fingerprint(text: &str) -> [u8; 32] {
     digest.finalize().into()
 }
 
-/// The held-out prompts of all these agents that have some.
+/// All prompts that never enter training.
+#[derive(Clone, Debug, Default)]
+pub struct Questions {
+    /// Of the agents' tasks: here a candidate has to be better.
+    pub held_out: Vec<Question>,
+    /// Not of the tasks: here it must not be worse.
+    pub general: Vec<Question>,
+}
+
+impl Questions {
+    /// Their fingerprints.
+    pub fn fingerprints(&self) -> HeldOut {
+        let questions = self.held_out.iter().chain(&self.general);
+        HeldOut::new(questions.map(|question| question.line.prompt.as_str()))
+    }
+}
+
+/// The prompts of all these agents that have some.
 pub fn load<'a>(
     agents: impl IntoIterator<Item = &'a Arc<Agent>>,
-) -> Result<Vec<Question>, PromptFileError> {
-    let mut questions = Vec::new();
+) -> Result<Questions, PromptFileError> {
+    let mut questions = Questions::default();
     for agent in agents {
-        if let Some(path) = &agent.held_out {
+        let files =
+            [(&agent.held_out, &mut questions.held_out), (&agent.general, &mut questions.general)];
+        for (path, questions) in files {
+            let Some(path) = path else { continue };
             let lines = prompt_file::read(path)?.into_iter();
             questions.extend(lines.map(|line| Question { agent: agent.clone(), line }));
         }
@@ -62,13 +83,18 @@ pub fn load<'a>(
     Ok(questions)
 }
 
-/// At most `limit` questions, the same ones in the same order every time. Ordered by a hash of
-/// their ids, because files are often sorted by kind and a prefix would ask one kind only.
-pub fn choose(mut questions: Vec<Question>, limit: usize) -> Vec<Question> {
+/// At most `limit` questions of agents that learn: the same ones every time, in an order that the
+/// seed gives. Chosen by a hash of their ids, because files are often sorted by kind and a prefix
+/// would ask one kind only; in another order each time, because asking stops when the verdict is
+/// clear and the first ones would otherwise decide every verdict.
+pub(super) fn choose(questions: &[Question], limit: usize, seed: u64) -> Vec<Question> {
+    let mut questions: Vec<Question> =
+        questions.iter().filter(|question| question.agent.learn).cloned().collect();
     questions.sort_by_cached_key(|question| {
         fingerprint(&format!("{} {}", question.line.id, question.agent.name))
     });
     questions.truncate(limit);
+    Random::new(seed).shuffle(&mut questions);
     questions
 }
 

@@ -1,24 +1,31 @@
 //! Candidates to pairs, pairs to a run, a run to a verdict, a verdict to a generation.
-//! Decisions are pure (`pairs`, `schedule`, `gate`); effects are at the edge (`child`, `promote`).
+//! Decisions are pure (`pairs`, `replay`, `schedule`, `gate`, `live`, `guards`); effects are at the edge
+//! (`arena`, `child`, `promote`).
 //! The handle is [`Learner`]. Used by `daemon` and `api`.
 
 pub mod adapter;
 pub mod arena;
+mod bet;
 pub mod child;
 mod dataset;
 mod explore;
 pub mod gate;
+mod guards;
 pub mod held_out;
+mod import;
+mod live;
 mod op_queue;
 pub mod pairs;
 mod promote;
 mod random;
+mod replay;
 mod run;
 pub mod schedule;
 mod task;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -26,6 +33,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use self::import::Source;
 use self::op_queue::{Reply, Wish};
 use crate::config::Config;
 use crate::engine::{Engine, Generation};
@@ -34,6 +42,7 @@ use crate::protocol::Step;
 use crate::reflect::Reflector;
 use crate::store::{RunId, Store, StoreError};
 
+pub use self::guards::Guards;
 pub use self::op_queue::Cancel;
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
@@ -42,6 +51,7 @@ pub struct Learner {
     commands: mpsc::Sender<Command>,
     stage: watch::Receiver<Stage>,
     next_run: watch::Receiver<Option<DateTime<Utc>>>,
+    guards: watch::Receiver<Guards>,
 }
 
 /// What learning needs of the daemon. Cheap to clone.
@@ -65,6 +75,7 @@ enum Command {
     Wish(Wish, Reply),
     Cancel(oneshot::Sender<()>),
     Rollback(Generation, oneshot::Sender<Result<(), LearnError>>),
+    Resume(oneshot::Sender<Result<(), LearnError>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -86,8 +97,9 @@ pub async fn restore(parts: &Parts) -> Generation {
 /// Starts the learning task. It ends after [`Learner::shutdown`], or when the last handle is gone.
 pub fn spawn(parts: Parts) -> (Learner, JoinHandle<()>) {
     let (commands, inbox) = mpsc::channel(QUEUE);
-    let (task, stage, next_run) = task::Task::new(parts);
-    (Learner { commands, stage, next_run }, tokio::spawn(task.run(inbox)))
+    let (task, shown) = task::Task::new(parts);
+    let task::Shown { stage, next_run, guards } = shown;
+    (Learner { commands, stage, next_run, guards }, tokio::spawn(task.run(inbox)))
 }
 
 /// What the learning task is doing, for `status`, progress bars and `/v1/runs`.
@@ -106,6 +118,8 @@ pub enum Stage {
         /// Candidates that pass every aspect so far.
         positives: usize,
     },
+    /// Reading an adapter that was made elsewhere.
+    Importing,
     /// Building pairs and the data set.
     Pairing,
     /// The trainer works.
@@ -153,6 +167,8 @@ pub enum Ended {
         run: RunId,
         /// Its number.
         generation: Generation,
+        /// Its share of the chats; below 1 it is a canary.
+        share: f64,
         /// The gate's numbers.
         verdict: serde_json::Value,
     },
@@ -200,6 +216,10 @@ impl Learner {
     pub fn next_run(&self) -> Option<DateTime<Utc>> {
         *self.next_run.borrow()
     }
+    /// Why scheduled runs wait, what is being watched, and the newest alarms.
+    pub fn guards(&self) -> Guards {
+        self.guards.borrow().clone()
+    }
     /// Fills up to `limit` stored prompts to (n, m); `None`: the agents' own numbers. Resolves when done.
     pub async fn explore(
         &self,
@@ -208,9 +228,19 @@ impl Learner {
     ) -> Result<Ended, LearnError> {
         self.ask(|reply| Command::Wish(Wish::Explore { limit, split }, reply)).await?
     }
-    /// Pairs, trains, gates, promotes. Resolves when done.
+    /// Pairs, trains, gates, promotes. Resolves when done. The owner's wish also ends a pause.
     pub async fn train(&self) -> Result<Ended, LearnError> {
         self.ask(|reply| Command::Wish(Wish::Train { min_new_pairs: 0 }, reply)).await?
+    }
+    /// Puts an adapter that was made elsewhere on trial: a GGUF or a PEFT folder. `base_sha256` is
+    /// the base that the owner says it is for. Resolves when done.
+    pub async fn import(
+        &self,
+        path: PathBuf,
+        base_sha256: Option<String>,
+    ) -> Result<Ended, LearnError> {
+        let wish = Wish::Import(Source { path, base_sha256 });
+        self.ask(|reply| Command::Wish(wish, reply)).await?
     }
     /// Stops the long operation under way, if any. Resolves when it has stopped.
     pub async fn cancel(&self) -> Result<(), LearnError> {
@@ -220,6 +250,10 @@ impl Learner {
     /// a training run is under way: it compares with what is served.
     pub async fn rollback(&self, to: Generation) -> Result<(), LearnError> {
         self.ask(|reply| Command::Rollback(to, reply)).await?
+    }
+    /// Lets scheduled runs start again after a pause.
+    pub async fn resume(&self) -> Result<(), LearnError> {
+        self.ask(Command::Resume).await?
     }
     /// Stops the operation under way and ends the task. Resolves when nothing runs any more.
     pub async fn shutdown(&self) {

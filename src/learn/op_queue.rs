@@ -3,10 +3,11 @@
 
 use tokio::sync::{oneshot, watch};
 
+use super::import::Source;
 use super::{Ended, LearnError};
 
 /// A long operation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Wish {
     /// Fill stored prompts with candidates.
     Explore {
@@ -20,18 +21,21 @@ pub(super) enum Wish {
         /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
         min_new_pairs: usize,
     },
+    /// Put an adapter that was made elsewhere on trial.
+    Import(Source),
 }
 
 impl Wish {
     /// What a client who comes too late is told.
-    fn busy(self) -> &'static str {
+    fn busy(&self) -> &'static str {
         match self {
             Self::Explore { .. } => "it explores stored prompts",
             Self::Train { .. } => "a training run is under way",
+            Self::Import(_) => "an imported adapter is on trial",
         }
     }
     /// Whether the end of `running` is what this wish asks for.
-    fn joins(self, running: Self) -> bool {
+    fn joins(&self, running: &Self) -> bool {
         match (self, running) {
             (Self::Train { .. }, Self::Train { .. }) => true,
             _ => self == running,
@@ -56,7 +60,7 @@ impl OpQueue {
                 self.running = Some((wish, reply.into_iter().collect()));
                 return true;
             }
-            Some((running, replies)) if wish.joins(*running) => replies.extend(reply),
+            Some((running, replies)) if wish.joins(running) => replies.extend(reply),
             Some((running, _)) => {
                 if let Some(reply) = reply {
                     drop(reply.send(Err(LearnError::Busy(running.busy()))));
@@ -66,8 +70,8 @@ impl OpQueue {
         false
     }
     /// What is under way.
-    pub(super) fn running(&self) -> Option<Wish> {
-        self.running.as_ref().map(|(wish, _)| *wish)
+    pub(super) fn running(&self) -> Option<&Wish> {
+        self.running.as_ref().map(|(wish, _)| wish)
     }
     /// The operation has ended: tells everyone who waits.
     pub(super) fn ended(&mut self, ended: &Ended) {
@@ -128,7 +132,7 @@ mod tests {
             assert!(!queue.ask(other, Some(reply)));
             assert!(matches!(end.try_recv().unwrap(), Err(LearnError::Busy(_))));
         }
-        assert_eq!(queue.running(), Some(EXPLORE));
+        assert_eq!(queue.running(), Some(&EXPLORE));
     }
 
     #[test]

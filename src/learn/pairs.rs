@@ -235,7 +235,7 @@ impl<'a> Pairing<'a> {
 }
 
 /// Names a prompt by its tokens: examples of one prompt stay on one side of a split.
-fn prompt_id(tokens: &[Token]) -> String {
+pub(super) fn prompt_id(tokens: &[Token]) -> String {
     let mut digest = Sha256::new();
     for token in tokens {
         digest.update(token.0.to_le_bytes());

@@ -33,6 +33,7 @@ fn policy() -> PairPolicy {
         positives: Positives::Veto,
         rejected: Rejected::Random,
         use_refinements: true,
+        replay: 1.0,
     }
 }
 

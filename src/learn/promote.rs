@@ -1,15 +1,20 @@
-//! A judged adapter becomes a generation, and back: promotion, restoring at start, rollback, and the
-//! pruning of old files. It must not judge. Used by `run` and `task`.
+//! A judged adapter becomes a generation, and back: promotion, the end of a canary or of a watch,
+//! restoring at start, rollback, and the pruning of old files. It must not judge. Used by `run` and
+//! `task`.
 //!
 //! The order is what makes `kill -9` harmless at every point:
 //! 1. The file appears at `adapters/<generation>/` (temporary file, fsync, rename). Killed before or
 //!    here: nobody refers to it, and the next promotion gets the same number and overwrites it.
 //! 2. The store records generation, active mark and run in one transaction. Killed after: the next
 //!    start finds the mark and the whole file, and serves them.
-//! 3. The engine takes new requests on the new lane, which the gate has loaded. Running requests
-//!    stay on theirs.
+//! 3. The engine takes new requests on the new lane, which the gate has loaded: all, or a share of
+//!    the chats while it is a canary. Running requests stay on theirs.
 //! 4. The old lane is retired when its last request has ended; old files go. Killed here: memory is
 //!    gone anyway, and the next run prunes.
+//!
+//! A canary that takes all chats, and a drop that takes a generation back, go the same way: one
+//! transaction in the store, then the engine. A start always brings the engine to what the store
+//! says, a canary included.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,10 +23,11 @@ use tracing::{error, info, warn};
 
 use super::adapter::{self, AdapterError};
 use super::child::Trained;
+use super::live::Outlook;
 use super::{LearnError, Parts};
-use crate::engine::{EngineError, Generation};
+use crate::engine::{Canary, EngineError, Generation};
 use crate::paths;
-use crate::store::{GenerationRow, RunId, StoreError};
+use crate::store::{GenerationRow, RunId, StoreError, Watch, WatchState};
 
 /// Run folders that are kept: data set, curves and adapter of refused runs, for the owner to look at.
 const KEEP_RUNS: usize = 16;
@@ -58,9 +64,15 @@ pub(super) struct Promotion<'a> {
     pub(super) verdict: serde_json::Value,
 }
 
-/// Makes new requests go to the new generation.
-pub(super) async fn promote(parts: &Parts, promotion: Promotion<'_>) -> Result<(), PromoteError> {
+/// Makes new requests go to the new generation, or a share of the chats while it is a canary;
+/// returns the share.
+pub(super) async fn promote(parts: &Parts, promotion: Promotion<'_>) -> Result<f64, PromoteError> {
     let Promotion { run, generation, parent, trained, verdict } = promotion;
+    let (share, is_watched) = {
+        let learn = &parts.config.borrow().learn;
+        (learn.canary.share, 0 < learn.watch.chats)
+    };
+    let is_canary = share < 1.0;
     let path = parts.state.adapter(generation.0);
     install(&trained.adapter, &path, &trained.sha256).await?;
     let row = GenerationRow {
@@ -71,28 +83,103 @@ pub(super) async fn promote(parts: &Parts, promotion: Promotion<'_>) -> Result<(
         sha256: trained.sha256.clone(),
         base_sha256: parts.engine.info().sha256.clone(),
         created_ms: chrono::Utc::now().timestamp_millis(),
-        active: true,
+        active: !is_canary,
         verdict,
     };
-    parts.store.promote(row).await?;
+    parts.store.promote(row, (is_canary || is_watched).then_some(share)).await?;
+    if is_canary {
+        if let Err(error) = parts.engine.set_canary(Some(canary(generation, share))).await {
+            parts.store.go_to(parent).await?;
+            return Err(error.into());
+        }
+        info!(generation = generation.0, run_id = %run, share, "A generation became the canary.");
+        return Ok(share);
+    }
     if let Err(error) = parts.engine.activate(generation).await {
         // The store must not name what nobody serves.
-        parts.store.set_active(parent).await?;
+        parts.store.go_to(parent).await?;
         return Err(error.into());
     }
     info!(generation = generation.0, run_id = %run, "A generation was promoted.");
     retire_later(parts, parent);
+    Ok(share)
+}
+
+/// The number is the seed: it is the same after a restart.
+fn canary(generation: Generation, share: f64) -> Canary {
+    Canary { generation, share, seed: generation.0.into() }
+}
+
+/// Does what the watch has come to. The store first: a crash between the two is mended by `restore`.
+pub(super) async fn settle(
+    parts: &Parts,
+    watch: &Watch,
+    outlook: Outlook,
+) -> Result<(), PromoteError> {
+    let Watch { generation, parent, state, .. } = *watch;
+    let is_canary = state == WatchState::Canary;
+    match outlook {
+        Outlook::Open => {}
+        Outlook::Passed(reason) => {
+            let is_watched = 0 < parts.config.borrow().learn.watch.chats;
+            let next =
+                if is_canary && is_watched { WatchState::Watching } else { WatchState::Passed };
+            info!(generation = generation.0, reason, "A generation holds up in live use.");
+            parts.store.settle_watch(generation, next, generation, reason).await?;
+            if is_canary {
+                parts.engine.activate(generation).await?;
+                parts.engine.set_canary(None).await?;
+                retire_later(parts, parent);
+            }
+        }
+        Outlook::Dropped(reason) => {
+            let reason = format!("generation {generation} was taken back: {reason}");
+            warn!(generation = generation.0, reason, "A generation is taken back.");
+            let back = if is_canary { parent } else { loaded_or_base(parts, parent).await? };
+            let state = WatchState::RolledBack;
+            parts.store.settle_watch(generation, state, back, reason).await?;
+            parts.engine.activate(back).await?;
+            parts.engine.set_canary(None).await?;
+            retire_later(parts, generation);
+        }
+    }
     Ok(())
 }
 
+/// Loads a generation to go back to; when its file is gone, it is the base.
+async fn loaded_or_base(parts: &Parts, wanted: Generation) -> Result<Generation, PromoteError> {
+    if wanted == Generation::BASE {
+        return Ok(wanted);
+    }
+    let rows = parts.store.generations().await?;
+    let Some(row) = rows.iter().find(|row| row.generation == wanted) else {
+        return Ok(Generation::BASE);
+    };
+    match load(parts, row).await {
+        Ok(()) => Ok(wanted),
+        Err(error) => {
+            warn!(generation = wanted.0, %error, "The base is served instead.");
+            Ok(Generation::BASE)
+        }
+    }
+}
+
 /// Loads and activates what the store names as active; when that cannot be, the generation before
-/// it, else the base. What is served is then what the store names.
+/// it, else the base. What is served is then what the store names. A canary goes on.
 pub(super) async fn restore(parts: &Parts) -> Result<Generation, StoreError> {
     let reason = "the daemon ended during the run".to_owned();
     for run in parts.store.fail_unfinished_runs(reason).await? {
         warn!(run_id = %run, "A run was left unfinished and is marked as failed.");
     }
     let rows = parts.store.generations().await?;
+    let served = restore_active(parts, &rows).await?;
+    if let Some(watch) = parts.store.watch_under_way().await? {
+        restore_watch(parts, &rows, &watch, served).await?;
+    }
+    Ok(served)
+}
+
+async fn restore_active(parts: &Parts, rows: &[GenerationRow]) -> Result<Generation, StoreError> {
     let Some(active) = rows.iter().find(|row| row.active) else { return Ok(Generation::BASE) };
     let before = rows.iter().find(|row| row.generation == active.parent);
     for row in [Some(active), before].into_iter().flatten() {
@@ -113,27 +200,54 @@ pub(super) async fn restore(parts: &Parts) -> Result<Generation, StoreError> {
     Ok(Generation::BASE)
 }
 
+/// A watch whose generation is not served as the store says has nothing to look at.
+async fn restore_watch(
+    parts: &Parts,
+    rows: &[GenerationRow],
+    watch: &Watch,
+    served: Generation,
+) -> Result<(), StoreError> {
+    let Watch { generation, parent, state, share, .. } = *watch;
+    let fault = match (state, rows.iter().find(|row| row.generation == generation)) {
+        (WatchState::Canary, Some(row)) if served == parent => match load(parts, row).await {
+            Ok(()) => match parts.engine.set_canary(Some(canary(generation, share))).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
+        },
+        (WatchState::Watching, _) if served == generation => return Ok(()),
+        _ => format!("generation {served} is served since a restart"),
+    };
+    warn!(generation = generation.0, error = fault, "A watch ends.");
+    parts.store.settle_watch(generation, WatchState::Ended, served, fault).await
+}
+
 /// Serves this generation from now on. The store first: a crash between the two restores the
-/// owner's wish.
+/// owner's wish. Ends a watch, and a canary: as the new active one when it is the wish.
 pub(super) async fn rollback(parts: &Parts, to: Generation) -> Result<(), LearnError> {
-    let from = parts.engine.stats().active;
-    if from == to {
+    let stats = parts.engine.stats();
+    let (from, canary) = (stats.active, stats.canary.map(|canary| canary.generation));
+    if from == to && canary.is_none() {
         return Ok(());
     }
     let refused = |error: PromoteError| LearnError::Adapter(error.to_string());
-    if to != Generation::BASE {
+    if ![Some(Generation::BASE), Some(from), canary].contains(&Some(to)) {
         let rows = parts.store.generations().await?;
         let row = rows.iter().find(|row| row.generation == to);
         let row = row.ok_or(StoreError::NotFound { what: "generation", id: to.0.into() })?;
         load(parts, row).await.map_err(refused)?;
     }
-    parts.store.set_active(to).await?;
+    parts.store.go_to(to).await?;
     if let Err(error) = parts.engine.activate(to).await {
         parts.store.set_active(from).await?;
         return Err(refused(error.into()));
     }
+    parts.engine.set_canary(None).await.map_err(|error| refused(error.into()))?;
     info!(generation = to.0, from = from.0, "The owner has gone to another generation.");
-    retire_later(parts, from);
+    for old in [Some(from), canary].into_iter().flatten().filter(|old| *old != to) {
+        retire_later(parts, old);
+    }
     Ok(())
 }
 

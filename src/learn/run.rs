@@ -16,18 +16,19 @@ use super::arena::{Arena, ArenaError};
 use super::child::{self, Trained, TrainerError, Update};
 use super::dataset::Dataset;
 use super::gate::{self, Verdict};
-use super::held_out::{self, HeldOut, Question};
+use super::held_out::{self, HeldOut, Questions};
 use super::op_queue::Cancel;
 use super::pairs::{Pair, Pairing, Tally};
 use super::promote::{self, PromoteError, Promotion, blocking};
-use super::{Ended, Parts, Stage};
+use super::{Ended, Parts, Stage, replay};
 use crate::config::Config;
 use crate::config::prompt_file::PromptFileError;
 use crate::engine::{EngineError, Generation};
+use crate::lora::LoraError;
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
-use crate::store::{self, PairRow, RunId, RunState, StoreError};
+use crate::store::{self, CandidateId, PairRow, RunId, RunState, StoreError};
 
 /// Exchanges read at once.
 const PAGE: usize = 256;
@@ -49,6 +50,8 @@ pub(super) enum RunError {
     Trainer(#[from] TrainerError),
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     #[error(transparent)]
     Arena(#[from] ArenaError),
     #[error(transparent)]
@@ -83,15 +86,17 @@ impl RunError {
 }
 
 /// A recorded run with what its steps need.
-struct Run<'a> {
-    parts: &'a Parts,
-    config: Arc<Config>,
-    stage: &'a watch::Sender<Stage>,
-    id: RunId,
+pub(super) struct Run<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) config: Arc<Config>,
+    pub(super) stage: &'a watch::Sender<Stage>,
+    pub(super) id: RunId,
     /// What is served when it starts: where training begins, the reference policy, the opponent.
-    start: Generation,
-    job: Job,
-    questions: Vec<Question>,
+    pub(super) start: Generation,
+    pub(super) job: Job,
+    /// What there is without training: an adapter that was made elsewhere.
+    pub(super) trained: Option<Trained>,
+    pub(super) questions: Questions,
 }
 
 /// From pairs to a verdict. Fewer than `min_new_pairs` that are newer than the last run's: no run.
@@ -102,11 +107,15 @@ pub(super) async fn run(
     cancel: Cancel,
 ) -> Ended {
     stage.send_replace(Stage::Pairing);
-    let run = match prepare(parts, min_new_pairs, stage).await {
-        Ok(run) => run,
-        Err(error) => return Ended::Failed { run: None, reason: error.reason() },
-    };
-    let id = run.id;
+    match prepare(parts, min_new_pairs, stage).await {
+        Ok(run) => conclude(run, cancel).await,
+        Err(error) => Ended::Failed { run: None, reason: error.reason() },
+    }
+}
+
+/// From a recorded run to its end, which is recorded too.
+pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
+    let (id, parts) = (run.id, run.parts);
     let span = tracing::info_span!("train", run_id = %id);
     let ended = match run.finish(cancel).instrument(span).await {
         Ok(ended) => ended,
@@ -135,13 +144,19 @@ async fn prepare<'a>(
         move || held_out::load(config.agents.values())
     })
     .await?;
-    let held_out = HeldOut::new(questions.iter().map(|question| question.line.prompt.as_str()));
+    let held_out = questions.fingerprints();
     let (pairs, tally) = pairs(parts, &config, &held_out).await?;
-    enough(parts, &pairs, tally, min_new_pairs).await?;
+    let seen = enough(parts, &pairs, tally, min_new_pairs).await?;
+    let earlier = parts.store.earlier_pairs(learning(&config), replay::MAX_EARLIER).await?;
+    let earlier = replay::usable(earlier, &held_out);
+    let seed = seen.map_or(0, |seen| seen.0.cast_unsigned());
+    let (pairs, replayed) = replay::mix(pairs, earlier, seen, config.learn.pairs.replay, seed);
 
     let dataset = Dataset::new(&pairs);
     let start = parts.engine.stats().active;
-    let job = job(parts, &config, start, &dataset).await?;
+    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
+    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
+    let job = job(parts, &config, start, label, dataset.seed()).await?;
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -156,9 +171,10 @@ async fn prepare<'a>(
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = pairs.len(), start = start.0, "A training run starts.");
-    let facts = json!({ "tally": tally, "version": env!("CARGO_PKG_VERSION") });
+    let facts =
+        json!({ "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
-    Ok(Run { parts, config, stage, id, start, job, questions })
+    Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
 
 /// The pairs of all stored exchanges of the agents that learn.
@@ -167,8 +183,7 @@ async fn pairs(
     config: &Config,
     held_out: &HeldOut,
 ) -> Result<(Vec<Pair>, Tally), RunError> {
-    let learning = config.agents.values().filter(|agent| agent.learn);
-    let agents: Vec<String> = learning.map(|agent| agent.name.clone()).collect();
+    let agents = learning(config);
     let learn = &config.learn;
     let vocabulary = parts.engine.vocabulary().as_ref();
     let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
@@ -185,13 +200,20 @@ async fn pairs(
     }
 }
 
-/// A pair is new when one of its candidates is younger than all that the last run learned from.
+/// The agents whose answers are learned from.
+fn learning(config: &Config) -> Vec<String> {
+    let learning = config.agents.values().filter(|agent| agent.learn);
+    learning.map(|agent| agent.name.clone()).collect()
+}
+
+/// A pair is new when one of its candidates is younger than all that the last run learned from, of
+/// which the youngest is returned.
 async fn enough(
     parts: &Parts,
     pairs: &[Pair],
     tally: Tally,
     min_new_pairs: usize,
-) -> Result<(), RunError> {
+) -> Result<Option<CandidateId>, RunError> {
     let Tally { prompts, held_out, without_chosen, without_rejected } = tally;
     let why = format!(
         "of {prompts} prompts {held_out} are held out, {without_chosen} have no answer that passes \
@@ -201,8 +223,10 @@ async fn enough(
         return Err(RunError::TooFewPairs(format!("there are no pairs: {why}; explore first")));
     }
     let runs = parts.store.runs(RECENT_RUNS).await?;
-    // What a run that broke was given is still to be learned.
-    let judged = |run: &&store::Run| matches!(run.state, RunState::Promoted | RunState::Rejected);
+    // What a run that broke was given is still to be learned; an import was given nothing.
+    let judged = |run: &&store::Run| {
+        matches!(run.state, RunState::Promoted | RunState::Rejected) && 0 < run.n_pairs
+    };
     let last = match runs.iter().find(judged) {
         Some(run) => parts.store.pairs(run.id).await?,
         None => Vec::new(),
@@ -211,17 +235,19 @@ async fn enough(
     let new = pairs.iter().filter(|pair| seen < Some(pair.newest())).count();
     if new < min_new_pairs {
         return Err(RunError::TooFewPairs(format!(
-            "{new} pairs are new since the last run, and learn.min_new_pairs is {min_new_pairs}: {why}"
+            "{new} pairs are new since the last run, and {min_new_pairs} are needed: {why}"
         )));
     }
-    Ok(())
+    Ok(seen)
 }
 
-async fn job(
+/// What the configuration makes of a run that starts now; `label` names it and its folder.
+pub(super) async fn job(
     parts: &Parts,
     config: &Config,
     start: Generation,
-    dataset: &Dataset,
+    label: String,
+    seed: u64,
 ) -> Result<Job, RunError> {
     let rows = parts.store.generations().await?;
     let adapter = rows.into_iter().find(|row| row.generation == start).map(|row| row.path);
@@ -229,8 +255,6 @@ async fn job(
     // The trainer runs in another folder, so its paths are absolute.
     let base = std::path::absolute(&info.path)
         .map_err(|source| RunError::Write { path: info.path.clone(), source })?;
-    let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
-    let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
     let out = parts.state.run(&label);
     let (learn, trainer) = (&config.learn, &config.trainer);
     Ok(Job {
@@ -248,10 +272,11 @@ async fn job(
         max_tokens: learn.max_tokens,
         context_tokens: config.engine.context_tokens,
         base_kind: trainer.base,
+        compute: trainer.compute,
         memory_limit_bytes: trainer.memory_limit_bytes,
         threads: trainer.threads,
         device: trainer.device,
-        seed: dataset.seed(),
+        seed,
     })
 }
 
@@ -261,7 +286,10 @@ impl Run<'_> {
         if let Some(reason) = self.unjudgeable() {
             return self.reject(reason, serde_json::Value::Null).await;
         }
-        let trained = self.train(cancel.clone()).await?;
+        let trained = match &self.trained {
+            Some(trained) => trained.clone(),
+            None => self.train(cancel.clone()).await?,
+        };
         self.check(&trained).await?;
         let candidate = self.parts.store.next_generation().await?;
         self.parts.engine.load_lane(candidate, trained.adapter.clone()).await?;
@@ -279,7 +307,7 @@ impl Run<'_> {
     fn unjudgeable(&self) -> Option<String> {
         let learning = self.config.agents.values().filter(|agent| agent.learn);
         let mut unjudged = learning.filter(|agent| {
-            !self.questions.iter().any(|question| question.agent.name == agent.name)
+            !self.questions.held_out.iter().any(|question| question.agent.name == agent.name)
         });
         unjudged.next().map(|agent| {
             format!(
@@ -345,6 +373,15 @@ impl Run<'_> {
             () = cancel.cancelled() => return Err(RunError::Cancelled),
         };
         let numbers = serde_json::to_value(&verdict).expect("a verdict is plain data");
+        if verdict.gap_alarm {
+            let reason = format!(
+                "run {}: the judge sees a gain of {:+.3} that the verifiers do not see",
+                self.id, verdict.gain
+            );
+            warn!(run_id = %self.id, reason, "The judge and the verifiers disagree.");
+            let detail = json!({ "run": self.id, "reason": reason });
+            self.parts.store.add_event("alarm".to_owned(), detail).await?;
+        }
         if !verdict.promote {
             return self.reject(verdict.reason, numbers).await;
         }
@@ -353,15 +390,16 @@ impl Run<'_> {
         self.parts.store.update_run(run, RunState::Gating, Some(verdict.reason), metrics).await?;
         let verdict = numbers.clone();
         let parent = self.start;
-        promote::promote(self.parts, Promotion { run, generation, parent, trained, verdict })
-            .await?;
-        Ok(Ended::Promoted { run, generation, verdict: numbers })
+        let promotion = Promotion { run, generation, parent, trained, verdict };
+        let share = promote::promote(self.parts, promotion).await?;
+        Ok(Ended::Promoted { run, generation, share, verdict: numbers })
     }
 
     async fn verdict(&self, candidate: Generation, trained: &Trained) -> Result<Verdict, RunError> {
         let config = &self.config.learn.gate;
-        let asked = self.questions.iter().filter(|question| question.agent.learn).cloned();
-        let asked = held_out::choose(asked.collect(), config.prompts);
+        let seed = self.job.seed;
+        let asked = held_out::choose(&self.questions.held_out, config.prompts, seed);
+        let general = held_out::choose(&self.questions.general, config.general_prompts, seed);
         let show = |done| {
             let total = asked.len();
             self.stage.send_replace(Stage::Gating { run: self.id, done, total });
@@ -369,8 +407,9 @@ impl Run<'_> {
         show(0);
         let arena =
             Arena { parts: self.parts, config, run: self.id, active: self.start, candidate };
-        let evidence = arena.evidence(&trained.probe, &asked, &show).await?;
-        Ok(gate::judge(&evidence, config, self.job.seed))
+        let probe = trained.probe.as_deref();
+        let evidence = arena.evidence(probe, &asked, &general, &show).await?;
+        Ok(gate::judge(&evidence, config))
     }
 
     async fn reject(&self, reason: String, verdict: serde_json::Value) -> Result<Ended, RunError> {

@@ -9,13 +9,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::guards::{self, Guards};
+use super::live::{self, Outlook, Seen};
 use super::op_queue::{Cancel, OpQueue, Wish};
 use super::run::RunError;
 use super::schedule::{Decision, Schedule};
-use super::{Command, Ended, LearnError, Parts, Stage, explore, promote, run};
+use super::{Command, Ended, LearnError, Parts, Stage, explore, import, promote, run};
+use crate::store::{RunId, StoreError, Watch};
 
 /// How often the schedule looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
+/// How often a promoted generation is compared with the one before it: chats are judged one by one.
+const LOOK: Duration = Duration::from_secs(5);
+/// Runs, watches and alarms looked at.
+const RECENT: usize = 20;
+const ALARMS: usize = 5;
 
 #[derive(Debug)]
 pub(super) struct Task {
@@ -28,6 +36,15 @@ pub(super) struct Task {
     decision: Decision,
     stage: watch::Sender<Stage>,
     next_run: watch::Sender<Option<DateTime<Utc>>>,
+    guards: watch::Sender<Guards>,
+}
+
+/// What the handle shows.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub(super) stage: watch::Receiver<Stage>,
+    pub(super) next_run: watch::Receiver<Option<DateTime<Utc>>>,
+    pub(super) guards: watch::Receiver<Guards>,
 }
 
 #[derive(Debug)]
@@ -37,13 +54,12 @@ struct Operation {
 }
 
 impl Task {
-    pub(super) fn new(
-        parts: Parts,
-    ) -> (Self, watch::Receiver<Stage>, watch::Receiver<Option<DateTime<Utc>>>) {
+    pub(super) fn new(parts: Parts) -> (Self, Shown) {
         let plan = parts.config.borrow().learn.schedule.clone();
         let schedule = Schedule::new(plan.as_ref(), Utc::now());
         let (stage, stages) = watch::channel(Stage::Idle);
         let (next_run, next_runs) = watch::channel(schedule.due());
+        let (guards, guard) = watch::channel(Guards::default());
         let task = Self {
             parts,
             queue: OpQueue::default(),
@@ -53,13 +69,16 @@ impl Task {
             decision: Decision::Never,
             stage,
             next_run,
+            guards,
         };
-        (task, stages, next_runs)
+        (task, Shown { stage: stages, next_run: next_runs, guards: guard })
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         let mut ticks = tokio::time::interval(TICK);
+        let mut looks = tokio::time::interval(LOOK);
         let mut config = self.parts.config.clone();
+        self.look(false).await;
         let last_word = loop {
             tokio::select! {
                 command = inbox.recv() => match command {
@@ -67,13 +86,18 @@ impl Task {
                     Some(command) => self.obey(command).await,
                     None => break None,
                 },
-                ended = finished(&mut self.operation) => self.ended(&ended),
+                ended = finished(&mut self.operation) => {
+                    // Before who waits is told: what they see next is how it stands.
+                    self.look(false).await;
+                    self.ended(&ended);
+                }
                 Ok(()) = config.changed() => {
                     let plan = config.borrow_and_update().learn.schedule.clone();
                     self.schedule.replan(plan.as_ref(), Utc::now());
                     self.next_run.send_replace(self.schedule.due());
                 }
                 _ = ticks.tick() => self.tick(),
+                _ = looks.tick() => self.look(true).await,
             }
         };
         self.stop();
@@ -89,10 +113,27 @@ impl Task {
     async fn obey(&mut self, command: Command) {
         // A client that has left does not want to know, so failed replies are dropped.
         match command {
+            Command::Wish(Wish::Train { .. } | Wish::Import(_), reply)
+                if self.guards.borrow().has_canary() =>
+            {
+                drop(reply.send(Err(LearnError::Busy(
+                    "the newest generation is still a canary, tried on a share of the chats; wait \
+                     for its end, or end it with `reflectd adapters rollback`",
+                ))));
+            }
             Command::Wish(wish, reply) => {
-                if self.queue.ask(wish, Some(reply)) {
+                let is_new = self.queue.ask(wish.clone(), Some(reply));
+                if is_new && matches!(wish, Wish::Train { .. }) {
+                    // The owner wants to go on.
+                    self.resume().await.unwrap_or_else(|error| warn!(%error, "Still paused."));
+                }
+                if is_new {
                     self.start(wish);
                 }
+            }
+            Command::Resume(reply) => {
+                let resumed = self.resume().await;
+                drop(reply.send(resumed.map_err(LearnError::from)));
             }
             Command::Cancel(reply) => {
                 self.stop();
@@ -104,11 +145,12 @@ impl Task {
             }
             Command::Rollback(to, reply) => {
                 let result = match self.queue.running() {
-                    Some(Wish::Train { .. }) => Err(LearnError::Busy(
-                        "a training run compares with what is served; cancel it first",
-                    )),
+                    Some(Wish::Train { .. } | Wish::Import(_)) => {
+                        Err(LearnError::Busy("a run compares with what is served; cancel it first"))
+                    }
                     _ => promote::rollback(&self.parts, to).await,
                 };
+                self.look(false).await;
                 drop(reply.send(result));
             }
             Command::Shutdown(_) => unreachable!("the loop ends with it"),
@@ -117,9 +159,11 @@ impl Task {
 
     fn tick(&mut self) {
         let quiet = Duration::from_millis(self.parts.engine.stats().quiet_ms);
+        let is_paused = self.guards.borrow().paused.is_some();
         let (idle, min_new_pairs) = {
-            let config = self.parts.config.borrow();
-            (config.learn.idle, config.learn.min_new_pairs)
+            let learn = &self.parts.config.borrow().learn;
+            let paused = if is_paused { learn.pause.resume_pairs } else { 0 };
+            (learn.idle, learn.min_new_pairs.max(paused))
         };
         let decision = self.schedule.decide(Utc::now(), quiet, idle);
         if discriminant(&decision) != discriminant(&self.decision) {
@@ -128,12 +172,109 @@ impl Task {
         self.decision = decision;
         let wish = Wish::Train { min_new_pairs };
         if decision == Decision::Start
+            && !self.guards.borrow().has_canary()
             && self.queue.running().is_none()
-            && self.queue.ask(wish, None)
+            && self.queue.ask(wish.clone(), None)
         {
             info!("A scheduled training run starts.");
             self.start(wish);
         }
+    }
+
+    /// Shows how the guards stand; with `act`, also does what the watch has come to.
+    pub(super) async fn look(&mut self, act: bool) {
+        if let Err(error) = self.try_look(act).await {
+            warn!(%error, "The guards could not be looked at.");
+        }
+    }
+
+    async fn try_look(&mut self, act: bool) -> Result<(), promote::PromoteError> {
+        let mut seen = self.seen().await?;
+        let before = self.guards.borrow().clone();
+        if act && !self.act(seen.as_ref()).await? && before.paused.is_none() {
+            // A pause begins with a run or with a settled watch alone, and there is much to read.
+            self.guards.send_replace(Guards { watch: seen, ..before });
+            return Ok(());
+        }
+        if act {
+            seen = self.seen().await?;
+        }
+        let paused = self.pause().await?;
+        if let (None, Some(reason)) = (before.paused, &paused) {
+            warn!(reason, "Scheduled runs are paused.");
+        }
+        let alarms = self.parts.store.events("alarm", ALARMS).await?;
+        self.guards.send_replace(Guards { paused, watch: seen, alarms });
+        Ok(())
+    }
+
+    /// Does what the watch has come to; true when that changed something.
+    async fn act(&self, seen: Option<&(Watch, Seen)>) -> Result<bool, promote::PromoteError> {
+        let Some((watch, seen)) = seen else { return Ok(false) };
+        match self.outlook(watch, seen) {
+            Outlook::Open => Ok(false),
+            Outlook::Dropped(_)
+                if matches!(self.queue.running(), Some(Wish::Train { .. } | Wish::Import(_))) =>
+            {
+                // It starts from what is to be taken back. The look after its end acts.
+                warn!("A run is stopped, because what it starts from does badly in live use.");
+                self.stop();
+                Ok(false)
+            }
+            outlook => {
+                promote::settle(&self.parts, watch, outlook).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// The watch under way with what it has seen.
+    async fn seen(&self) -> Result<Option<(Watch, Seen)>, StoreError> {
+        let Some(watch) = self.parts.store.watch_under_way().await? else { return Ok(None) };
+        let config = self.parts.config.borrow().learn.watch;
+        let (store, after) = (&self.parts.store, watch.after_candidate);
+        let now = store.live(watch.generation, after + 1..=i64::MAX, usize::MAX).await?;
+        let before = if watch.share < 1.0 {
+            store.live(watch.parent, after + 1..=i64::MAX, usize::MAX).await?
+        } else {
+            store.live(watch.parent, 0..=after, config.chats).await?
+        };
+        Ok(Some((watch, live::compare(&before, &now, &config))))
+    }
+
+    fn outlook(&self, watch: &Watch, seen: &Seen) -> Outlook {
+        let age_ms = Utc::now().timestamp_millis().saturating_sub(watch.started_ms);
+        let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+        let learn = &self.parts.config.borrow().learn;
+        live::outlook(seen, watch.state, age, &learn.canary, &learn.watch)
+    }
+
+    async fn pause(&self) -> Result<Option<String>, StoreError> {
+        let store = &self.parts.store;
+        let runs = store.runs(RECENT).await?;
+        let watches = store.watches(RECENT).await?;
+        let resumed = store.events("resumed", 1).await?;
+        let resumed = resumed.first().and_then(|event| event.detail.get("after_run")?.as_i64());
+        let last = runs.iter().find(|run| guards::is_round(run));
+        let n_feedback = match last {
+            Some(run) => store.feedback_since(run.started_ms).await?,
+            None => 0,
+        };
+        let config = self.parts.config.borrow().learn.pause;
+        Ok(guards::pause(&runs, &watches, resumed.map(RunId), n_feedback, &config))
+    }
+
+    /// Rounds up to now no longer count.
+    async fn resume(&mut self) -> Result<(), StoreError> {
+        if self.pause().await?.is_none() {
+            return Ok(());
+        }
+        let newest = self.parts.store.runs(1).await?.first().map(|run| run.id);
+        let detail = serde_json::json!({ "after_run": newest });
+        self.parts.store.add_event("resumed".to_owned(), detail).await?;
+        info!("Scheduled runs may start again.");
+        self.look(false).await;
+        Ok(())
     }
 
     fn start(&mut self, wish: Wish) {
@@ -187,6 +328,7 @@ async fn operate(
 ) -> Ended {
     match wish {
         Wish::Train { min_new_pairs } => run::run(parts, min_new_pairs, stage, cancel).await,
+        Wish::Import(source) => import::import(parts, source, stage, cancel).await,
         Wish::Explore { limit, split } => {
             // Dropping the exploration cancels its requests; what is stored stays.
             let explored = tokio::select! {

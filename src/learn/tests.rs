@@ -1,30 +1,36 @@
 //! Whole runs with the scripted engine, a real store and shell scripts as trainers: what is served,
-//! stored and on disk after each way to end.
+//! stored and on disk after each way to end. `guards`: what keeps the loop from getting worse.
+
+mod guards;
+
+mod imports;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
 use crate::config::{
-    Agent, AgentAspect, Aspect, GateConfig, LearnConfig, Mode, PairPolicy, Positives, Reflection,
-    Rejected, ServerConfig, TrainerConfig,
+    Agent, AgentAspect, Aspect, CanaryConfig, GateConfig, LearnConfig, Mode, PairPolicy,
+    PauseConfig, Positives, Reflection, Rejected, ServerConfig, TrainerConfig, WatchConfig,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
 use crate::engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
 use crate::gguf::{Value, Writer};
 use crate::paths::{self, write_atomic};
 use crate::prompt::{ChatTemplate, Message, PromptSet, Role};
-use crate::protocol::{BaseKind, Device, Job, Lora, Objective, Optimizer, Probe, ProbeSequence};
+use crate::protocol::{
+    BaseKind, Compute, Device, Job, Lora, Objective, Optimizer, Probe, ProbeSequence,
+};
 use crate::store::{self, Assessment, NewCandidate, NewExchange, RunState, Source, StoreThread};
 
-const HELD_OUT: usize = 24;
+const HELD_OUT: usize = 60;
 const LONG: Duration = Duration::from_mins(1);
 
 /// What judge, critic and probe say. The judge's prompt has the question in it, so these come first.
 fn judge() -> Script {
     Script::new("?")
         .on("judge right of bad", &[("-", 0.8), ("0", 0.1), ("+", 0.1)])
-        .on("judge right of good", &[("-", 0.1), ("0", 0.1), ("+", 0.8)])
+        .on("judge right of good", &[("-", 0.2), ("0", 0.1), ("+", 0.7)])
         .on("judge right of best", &[("-", 0.0), ("0", 0.1), ("+", 0.9)])
         .on("critique", &[("be right", 1.0)])
         .on("refine", &[("good", 1.0)])
@@ -264,6 +270,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             threads: 1,
             device: Device::Cpu,
             base: BaseKind::Auto,
+            compute: Compute::Auto,
             memory_limit_bytes: None,
             yield_quiet: Duration::ZERO,
         },
@@ -279,6 +286,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 positives: Positives::Veto,
                 rejected: Rejected::Random,
                 use_refinements: true,
+                replay: 1.0,
             },
             objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
             lora: Lora { rank: 2, alpha: 16.0 },
@@ -296,12 +304,18 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 prompts: HELD_OUT,
                 margin: 0.0,
                 confidence: 0.95,
+                truth_margin: 0.05,
+                general_prompts: 100,
+                general_margin: 0.1,
                 max_parity_error: 0.05,
                 length_ratio: (0.5, 2.0),
                 min_diversity_ratio: 0.5,
                 // The fake's answers are certain, so any other answer is infinitely far away.
                 max_kl: 100.0,
             },
+            canary: CanaryConfig { share: 1.0, chats: 30, duration: LONG },
+            watch: WatchConfig { chats: 100, duration: LONG, margin: 0.05, confidence: 0.99 },
+            pause: PauseConfig { after: 2, resume_pairs: 200, resume_feedback: 20 },
             keep_generations: 1,
         },
         agents: BTreeMap::from([("tester".to_owned(), Arc::new(agent(root)))]),
@@ -349,6 +363,7 @@ fn agent(root: &std::path::Path) -> Agent {
         verifier: None,
         learn: true,
         held_out: Some(root.join("held_out.jsonl")),
+        general: None,
     }
 }
 
@@ -357,11 +372,13 @@ async fn a_better_adapter_is_promoted_served_and_recorded() {
     let world = World::new(improving(), "good.sh", &[]).await;
     world.remember_some().await;
     let ended = world.train().await;
-    let Ended::Promoted { run, generation, verdict } = ended else { panic!("{ended:?}") };
+    let Ended::Promoted { run, generation, verdict, .. } = ended else { panic!("{ended:?}") };
     assert_eq!(generation, Generation(1));
     assert_eq!((world.active(), world.stored_active().await), (Generation(1), Some(1)));
-    assert_eq!(verdict["prompts"], HELD_OUT);
-    assert_eq!(verdict["wins"], HELD_OUT);
+    // Asking stops when the verdict is clear.
+    let asked = usize::try_from(verdict["prompts"].as_u64().unwrap()).unwrap();
+    assert!((gate::MIN_PROMPTS..HELD_OUT).contains(&asked), "{verdict}");
+    assert_eq!((&verdict["wins"], &verdict["stopped"]), (&verdict["prompts"], &"clear".into()));
 
     let rows = world.parts.store.generations().await.unwrap();
     assert_eq!(paths::sha256(&rows[0].path).unwrap(), rows[0].sha256);
@@ -370,7 +387,7 @@ async fn a_better_adapter_is_promoted_served_and_recorded() {
     assert_eq!(stored.generation, Some(generation));
     assert_eq!(stored.metrics["gate"]["promote"], true);
     assert_eq!(stored.metrics["step"]["step"], 3);
-    assert_eq!(world.parts.store.evaluations(run).await.unwrap().len(), 2 * HELD_OUT);
+    assert_eq!(world.parts.store.evaluations(run).await.unwrap().len(), 2 * asked);
 
     let job: Job = serde_json::from_value(stored.job).unwrap();
     assert_eq!(paths::sha256(&job.data).unwrap(), stored.data_sha256);

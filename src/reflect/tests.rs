@@ -167,6 +167,7 @@ fn agent() -> Agent {
         verifier: None,
         learn: true,
         held_out: None,
+        general: None,
     }
 }
 

@@ -7,13 +7,15 @@ use super::{Evaluation, RunId, runs};
 
 pub(super) fn insert(tx: &Transaction<'_>, evaluations: &[Evaluation]) -> Outcome<()> {
     let mut insert = tx.prepare_cached(
-        "INSERT INTO evaluations (run, candidate, prompt_id, text, score, verified)
-         VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO evaluations (run, candidate, agent, general, prompt_id, text, score, verified)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     for it in evaluations {
         insert.execute(params![
             it.run,
             it.candidate,
+            it.agent,
+            it.general,
             it.prompt_id,
             it.text,
             it.score,
@@ -30,6 +32,8 @@ pub(super) fn of(tx: &Transaction<'_>, run: RunId) -> Outcome<Vec<Evaluation>> {
         Ok(Evaluation {
             run: row.get("run")?,
             candidate: row.get("candidate")?,
+            agent: row.get("agent")?,
+            general: row.get("general")?,
             prompt_id: row.get("prompt_id")?,
             text: row.get("text")?,
             score: row.get("score")?,

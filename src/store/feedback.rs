@@ -2,7 +2,7 @@
 
 use rusqlite::{Transaction, params};
 
-use super::columns::now_ms;
+use super::columns::{Count, now_ms};
 use super::thread::Outcome;
 use super::{ExchangeId, Feedback, exchanges};
 
@@ -40,4 +40,9 @@ pub(super) fn of(tx: &Transaction<'_>, exchange: ExchangeId) -> Outcome<Vec<Feed
         })
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn since(tx: &Transaction<'_>, since_ms: i64) -> Outcome<usize> {
+    let sql = "SELECT count(*) FROM feedback WHERE created_ms > ?";
+    Ok(tx.prepare_cached(sql)?.query_row([since_ms], |row| row.get::<_, Count<_>>(0))?.0)
 }

@@ -31,7 +31,7 @@ pub(super) fn promote(tx: &Transaction<'_>, row: &GenerationRow) -> Outcome<()> 
     ])?;
     tx.prepare_cached("UPDATE runs SET generation = ? WHERE id = ?")?
         .execute(params![row.generation.0, row.run])?;
-    set_active(tx, row.generation)
+    if row.active { set_active(tx, row.generation) } else { Ok(()) }
 }
 
 pub(super) fn set_active(tx: &Transaction<'_>, generation: Generation) -> Outcome<()> {

@@ -13,14 +13,16 @@ mod schema;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod watches;
 
 use std::path::PathBuf;
 
 use crate::engine::Generation;
 
 pub use rows::{
-    Assessment, Candidate, CandidateId, Counts, Evaluation, Exchange, ExchangeId, Feedback,
-    GenerationRow, NewCandidate, NewExchange, PairRow, Parent, Run, RunId, RunState, Source,
+    Assessment, Candidate, CandidateId, Counts, EarlierPair, Evaluation, Event, Exchange,
+    ExchangeId, Feedback, GenerationRow, Live, NewCandidate, NewExchange, PairRow, Parent, Run,
+    RunId, RunState, Source, Watch, WatchState,
 };
 pub use thread::{Store, StoreThread, spawn};
 
@@ -182,13 +184,65 @@ impl Store {
     pub async fn next_generation(&self) -> Result<Generation> {
         self.read("read the largest generation", generations::next).await
     }
-    /// In one transaction: stores the generation, makes it the active one, marks its run promoted.
-    pub async fn promote(&self, row: GenerationRow) -> Result<()> {
-        self.write("promote a generation", move |tx| generations::promote(tx, &row)).await
+    /// In one transaction: stores the generation, makes it the active one if the row says so, marks
+    /// its run promoted, and opens its watch with this share of the chats (`None`: no watch).
+    pub async fn promote(&self, row: GenerationRow, share: Option<f64>) -> Result<()> {
+        self.write("promote a generation", move |tx| {
+            generations::promote(tx, &row)?;
+            match share {
+                Some(share) => watches::open(tx, row.generation, row.parent, share),
+                None => watches::close(tx, "another generation was promoted"),
+            }
+        })
+        .await
+    }
+    /// The watch that is under way.
+    pub async fn watch_under_way(&self) -> Result<Option<Watch>> {
+        self.read("read the watch", watches::under_way).await
+    }
+    /// The newest watches, newest first.
+    pub async fn watches(&self, limit: usize) -> Result<Vec<Watch>> {
+        self.read("list watches", move |tx| watches::newest(tx, limit)).await
+    }
+    /// In one transaction: moves the watch of this generation on, says who is active, and writes the
+    /// event.
+    pub async fn settle_watch(
+        &self,
+        generation: Generation,
+        state: WatchState,
+        active: Generation,
+        reason: String,
+    ) -> Result<()> {
+        self.write("settle a watch", move |tx| {
+            watches::settle(tx, generation, state, active, &reason)
+        })
+        .await
+    }
+    /// What was said of the answers that a generation gave to chats, for candidates in this range:
+    /// the newest `limit` of each kind.
+    pub async fn live(
+        &self,
+        generation: Generation,
+        candidates: std::ops::RangeInclusive<i64>,
+        limit: usize,
+    ) -> Result<Live> {
+        self.read("read live scores", move |tx| watches::live(tx, generation, candidates, limit))
+            .await
     }
     /// All generations ever promoted, oldest first (the base is not a row).
     pub async fn generations(&self) -> Result<Vec<GenerationRow>> {
         self.read("list generations", generations::all).await
+    }
+    /// In one transaction: makes a generation (0: the base) the active one in the place of whatever
+    /// was promoted, which ends the watch under way, and writes the event.
+    pub async fn go_to(&self, generation: Generation) -> Result<()> {
+        self.write("go to a generation", move |tx| {
+            generations::set_active(tx, generation)?;
+            watches::close(tx, "another generation was gone to")?;
+            let detail = serde_json::json!({ "generation": generation });
+            schema::insert_event(tx, "rollback", &detail)
+        })
+        .await
     }
     /// Makes a generation (0: the base) the active one.
     pub async fn set_active(&self, generation: Generation) -> Result<()> {
@@ -205,6 +259,23 @@ impl Store {
     /// Appends to the journal of operational events.
     pub async fn add_event(&self, kind: String, detail: serde_json::Value) -> Result<()> {
         self.write("store an event", move |tx| schema::insert_event(tx, &kind, &detail)).await
+    }
+    /// The newest events of one kind, newest first.
+    pub async fn events(&self, kind: &'static str, limit: usize) -> Result<Vec<Event>> {
+        self.read("list events", move |tx| schema::events(tx, kind, limit)).await
+    }
+    /// Ratings and edits since a time (Unix milliseconds).
+    pub async fn feedback_since(&self, since_ms: i64) -> Result<usize> {
+        self.read("count feedback", move |tx| feedback::since(tx, since_ms)).await
+    }
+    /// Different pairs of judged runs (promoted or rejected) that came from these agents, those of
+    /// the newest runs first.
+    pub async fn earlier_pairs(
+        &self,
+        agents: Vec<String>,
+        limit: usize,
+    ) -> Result<Vec<EarlierPair>> {
+        self.read("list earlier pairs", move |tx| runs::earlier_pairs(tx, &agents, limit)).await
     }
     /// Row counts.
     pub async fn counts(&self) -> Result<Counts> {

@@ -280,11 +280,87 @@ pub struct GenerationRow {
     pub verdict: serde_json::Value,
 }
 
+/// A pair of an earlier run with what a data set needs of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EarlierPair {
+    /// As it was recorded.
+    pub row: PairRow,
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// The rendered prompt.
+    pub prompt: Vec<Token>,
+    /// Tokens of the chosen answer.
+    pub chosen: Vec<Token>,
+    /// Tokens of the rejected one, if there is one.
+    pub rejected: Option<Vec<Token>>,
+}
+
+/// Where the watch over a promoted generation stands.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WatchState {
+    /// It gets a share of the chats; the one before it is still active.
+    Canary,
+    /// All chats go to it, and it is still compared.
+    Watching,
+    /// It is not worse, or nothing showed it in time.
+    Passed,
+    /// It was worse, and the one before it serves again.
+    RolledBack,
+    /// Something else took its place first.
+    Ended,
+}
+
+/// The watch over a promoted generation.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Watch {
+    /// Which one is watched.
+    pub generation: Generation,
+    /// The one before it.
+    pub parent: Generation,
+    /// Its share of the chats while it is a canary; 1: it was none.
+    pub share: f64,
+    /// Unix milliseconds.
+    pub started_ms: i64,
+    /// The newest candidate when it started.
+    pub after_candidate: i64,
+    /// Where it stands.
+    pub state: WatchState,
+    /// Unix milliseconds; `None`: it is under way.
+    pub ended_ms: Option<i64>,
+    /// Why it stands there.
+    pub reason: Option<String>,
+}
+
+/// What was said of a generation's answers to chats, oldest first, each with its agent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Live {
+    /// The judge's scalars, -1 to 1.
+    pub scores: Vec<(String, f64)>,
+    /// The owner's ratings, -1, 0 or 1.
+    pub ratings: Vec<(String, f64)>,
+}
+
+/// A line of the journal.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Event {
+    /// Unix milliseconds.
+    pub created_ms: i64,
+    /// What happened, in a word.
+    pub kind: String,
+    /// What there is to say of it.
+    pub detail: serde_json::Value,
+}
+
 /// One answer to one held-out prompt.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
     /// The run whose gate asked.
     pub run: RunId,
+    /// The agent that was asked.
+    pub agent: String,
+    /// The prompt is of the general set.
+    pub general: bool,
     /// Whether the candidate adapter answered (else the active generation).
     pub candidate: bool,
     /// Id of the held-out prompt.

@@ -3,9 +3,9 @@
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use serde_json::Value;
 
-use super::columns::{Count, Json, Word, limit, now_ms};
+use super::columns::{Count, Json, Tokens, Word, limit, now_ms};
 use super::thread::{Outcome, Refusal};
-use super::{PairRow, Run, RunId, RunState};
+use super::{EarlierPair, PairRow, Run, RunId, RunState};
 use crate::engine::Generation;
 
 const SELECT: &str =
@@ -119,6 +119,43 @@ pub(super) fn pairs(tx: &Transaction<'_>, run: RunId) -> Outcome<Vec<PairRow>> {
             chosen: row.get("chosen")?,
             rejected: row.get("rejected")?,
             margin: row.get("margin")?,
+        })
+    })?;
+    Ok(pairs.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn earlier_pairs(
+    tx: &Transaction<'_>,
+    agents: &[String],
+    at_most: usize,
+) -> Outcome<Vec<EarlierPair>> {
+    // The newest record of a pair that several runs had.
+    let sql = "SELECT pairs.exchange, pairs.chosen, pairs.rejected, pairs.margin, max(pairs.run),
+            exchanges.messages, exchanges.prompt_tokens,
+            chosen.tokens AS chosen_tokens, rejected.tokens AS rejected_tokens
+        FROM pairs
+            JOIN runs ON runs.id = pairs.run
+            JOIN exchanges ON exchanges.id = pairs.exchange
+            JOIN candidates AS chosen ON chosen.id = pairs.chosen
+            LEFT JOIN candidates AS rejected ON rejected.id = pairs.rejected
+        WHERE runs.state IN (?, ?) AND agent IN (SELECT value FROM json_each(?))
+        GROUP BY pairs.chosen, pairs.rejected
+        ORDER BY max(pairs.run) DESC, min(pairs.position) LIMIT ?";
+    let mut query = tx.prepare_cached(sql)?;
+    let values =
+        params![Word(RunState::Promoted), Word(RunState::Rejected), Json(agents), limit(at_most)];
+    let pairs = query.query_map(values, |row| {
+        Ok(EarlierPair {
+            row: PairRow {
+                exchange: row.get("exchange")?,
+                chosen: row.get("chosen")?,
+                rejected: row.get("rejected")?,
+                margin: row.get("margin")?,
+            },
+            messages: row.get::<_, Json<_>>("messages")?.0,
+            prompt: row.get::<_, Tokens<_>>("prompt_tokens")?.0,
+            chosen: row.get::<_, Tokens<_>>("chosen_tokens")?.0,
+            rejected: row.get::<_, Option<Tokens<_>>>("rejected_tokens")?.map(|it| it.0),
         })
     })?;
     Ok(pairs.collect::<rusqlite::Result<_>>()?)

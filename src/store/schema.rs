@@ -4,13 +4,13 @@
 use rusqlite::{Transaction, params};
 use rusqlite_migration::{M, Migrations};
 
-use super::Counts;
-use super::columns::{Count, Json, now_ms};
+use super::columns::{Count, Json, limit, now_ms};
 use super::thread::Outcome;
+use super::{Counts, Event};
 
 /// Version 0 (an empty file) to the newest, counted by `user_version`.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(include_str!("schema.sql"))])
+    Migrations::new(vec![M::up(include_str!("schema.sql")), M::up(include_str!("schema_gate.sql"))])
 }
 
 pub(super) fn counts(tx: &Transaction<'_>) -> Outcome<Counts> {
@@ -21,7 +21,8 @@ pub(super) fn counts(tx: &Transaction<'_>) -> Outcome<Counts> {
         (SELECT count(*) FROM feedback),
         (SELECT count(*) FROM runs),
         (SELECT count(DISTINCT exchange) FROM candidates
-            WHERE id > coalesce((SELECT last_candidate FROM runs ORDER BY id DESC LIMIT 1), 0))";
+            WHERE id > coalesce((SELECT max(last_candidate) FROM runs
+                WHERE data_sha256 <> ''), 0))";
     let counts = tx.prepare_cached(sql)?.query_row([], |row| {
         let count = |index: usize| row.get::<_, Count<_>>(index).map(|it| it.0);
         Ok(Counts {
@@ -44,4 +45,18 @@ pub(super) fn insert_event(
     tx.prepare_cached("INSERT INTO events (created_ms, kind, detail) VALUES (?, ?, ?)")?
         .execute(params![now_ms(), kind, Json(detail)])?;
     Ok(())
+}
+
+/// The newest events of one kind, newest first.
+pub(super) fn events(tx: &Transaction<'_>, kind: &str, at_most: usize) -> Outcome<Vec<Event>> {
+    let sql = "SELECT * FROM events WHERE kind = ? ORDER BY id DESC LIMIT ?";
+    let mut query = tx.prepare_cached(sql)?;
+    let events = query.query_map(params![kind, limit(at_most)], |row| {
+        Ok(Event {
+            created_ms: row.get("created_ms")?,
+            kind: row.get("kind")?,
+            detail: row.get::<_, Json<_>>("detail")?.0,
+        })
+    })?;
+    Ok(events.collect::<rusqlite::Result<_>>()?)
 }

@@ -314,8 +314,8 @@ async fn promotion_marks_generation_and_run_in_one_step() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (first, second) = (start(store, vec![]).await, start(store, vec![]).await);
     assert_eq!(store.next_generation().await.unwrap(), Generation(1));
-    store.promote(generation(1, first)).await.unwrap();
-    store.promote(generation(2, second)).await.unwrap();
+    store.promote(generation(1, first), None).await.unwrap();
+    store.promote(generation(2, second), None).await.unwrap();
     assert_eq!(store.next_generation().await.unwrap(), Generation(3));
     let old = GenerationRow { active: false, ..generation(1, first) };
     assert_eq!(store.generations().await.unwrap(), [old, generation(2, second)]);
@@ -328,12 +328,66 @@ async fn promotion_marks_generation_and_run_in_one_step() {
 async fn a_promotion_that_fails_changes_neither_run_nor_active_generation() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (first, second) = (start(store, vec![]).await, start(store, vec![]).await);
-    store.promote(generation(1, first)).await.unwrap();
-    let taken = store.promote(generation(1, second)).await;
+    store.promote(generation(1, first), None).await.unwrap();
+    let taken = store.promote(generation(1, second), None).await;
     assert!(matches!(taken, Err(StoreError::Database { .. })), "the number is taken");
-    assert!(is_missing(&store.promote(generation(2, RunId(99))).await, "run"));
+    assert!(is_missing(&store.promote(generation(2, RunId(99)), None).await, "run"));
     assert_eq!(store.run(second).await.unwrap().state, RunState::Training);
     assert_eq!(store.generations().await.unwrap(), [generation(1, first)]);
+}
+
+#[tokio::test]
+async fn a_watch_is_opened_with_its_generation_and_settled_in_one_step() {
+    let Scratch { store, .. } = &Scratch::new().await;
+    let (first, second) = (start(store, vec![]).await, start(store, vec![]).await);
+    store.promote(generation(1, first), Some(1.0)).await.unwrap();
+    // A canary is not active, and the watch before it ends.
+    let canary = GenerationRow { active: false, ..generation(2, second) };
+    store.promote(canary, Some(0.2)).await.unwrap();
+    let active = async || {
+        let all = store.generations().await.unwrap();
+        all.iter().filter(|it| it.active).map(|it| it.generation.0).collect::<Vec<_>>()
+    };
+    assert_eq!(active().await, [1]);
+    let watch = store.watch_under_way().await.unwrap().unwrap();
+    assert_eq!((watch.generation, watch.state), (Generation(2), WatchState::Canary));
+    let settle = |state| store.settle_watch(Generation(2), state, Generation(2), "holds up".into());
+    settle(WatchState::Watching).await.unwrap();
+    assert_eq!(active().await, [2]);
+    settle(WatchState::Passed).await.unwrap();
+    assert_eq!(store.watch_under_way().await.unwrap(), None);
+    assert!(is_missing(&settle(WatchState::Passed).await, "open watch"));
+    let states: Vec<_> =
+        store.watches(5).await.unwrap().into_iter().map(|watch| watch.state).collect();
+    assert_eq!(states, [WatchState::Passed, WatchState::Ended]);
+    assert_eq!(store.events("watch", 5).await.unwrap().len(), 2);
+    store.go_to(Generation(1)).await.unwrap();
+    assert_eq!(active().await, [1]);
+}
+
+#[tokio::test]
+async fn live_scores_are_those_of_served_answers_to_chats_by_generation() {
+    let Scratch { store, .. } = &Scratch::new().await;
+    let (exchange, _) = record(store, "one").await;
+    let served = store.exchange(exchange).await.unwrap().served.unwrap();
+    let thumb = |aspect: Option<&str>, rating| Feedback {
+        exchange,
+        candidate: None,
+        rating: Some(rating),
+        aspect: aspect.map(str::to_owned),
+        edit: None,
+    };
+    store.add_feedback(thumb(Some("right"), 1)).await.unwrap();
+    store.add_feedback(thumb(None, -1)).await.unwrap();
+    let by = store.exchange(exchange).await.unwrap();
+    let by = by.candidates.iter().find(|it| it.id == served).unwrap().generation;
+    let live = store.live(by, 0..=i64::MAX, 10).await.unwrap();
+    assert_eq!(live.ratings, [("one".to_owned(), -1.0)]);
+    assert!(matches!(&live.scores[..], [(_, score)] if (score - 0.6).abs() < 1e-6), "{live:?}");
+    let other = Generation(by.0 + 1);
+    assert_eq!(store.live(other, 0..=i64::MAX, 10).await.unwrap(), Live::default());
+    assert_eq!(store.live(by, served.0 + 1..=i64::MAX, 10).await.unwrap(), Live::default());
+    assert_eq!(store.feedback_since(0).await.unwrap(), 2);
 }
 
 #[tokio::test]
@@ -341,7 +395,7 @@ async fn rolling_back_activates_one_generation_or_the_base() {
     let Scratch { store, .. } = &Scratch::new().await;
     for number in 1..=2 {
         let run = start(store, vec![]).await;
-        store.promote(generation(number, run)).await.unwrap();
+        store.promote(generation(number, run), None).await.unwrap();
     }
     let active = async || {
         let all = store.generations().await.unwrap();
@@ -362,6 +416,8 @@ async fn evaluations_come_back_in_order() {
     let run = start(store, vec![]).await;
     let active = Evaluation {
         run,
+        agent: "one".into(),
+        general: false,
         candidate: false,
         prompt_id: "p1".into(),
         text: "4".into(),
@@ -369,8 +425,13 @@ async fn evaluations_come_back_in_order() {
         verified: Some(true),
     };
     let candidate = Evaluation { candidate: true, verified: None, ..active.clone() };
-    store.add_evaluations(vec![active.clone(), candidate.clone()]).await.unwrap();
-    assert_eq!(store.evaluations(run).await.unwrap(), [active, candidate]);
+    // Ids are unique in a file only.
+    let general = Evaluation { general: true, ..active.clone() };
+    let other = Evaluation { agent: "two".into(), ..active.clone() };
+    let all = [active.clone(), candidate, general, other];
+    store.add_evaluations(all.to_vec()).await.unwrap();
+    assert_eq!(store.evaluations(run).await.unwrap(), all);
+    store.add_evaluations(vec![active]).await.unwrap_err();
 }
 
 #[tokio::test]
@@ -464,7 +525,7 @@ async fn a_file_of_version_0_is_brought_up_to_date_and_stays_durable() {
     drop(empty);
     let connection = open(&path(folder.path())).unwrap();
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    assert_eq!(pragma("user_version"), Ok(1));
+    assert_eq!(pragma("user_version"), Ok(2));
     assert_eq!(pragma("synchronous"), Ok(2), "full");
     assert_eq!(pragma("foreign_keys"), Ok(1));
     schema::migrations().validate().unwrap();

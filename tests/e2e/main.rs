@@ -11,6 +11,7 @@ mod client;
 mod crash;
 mod daemon;
 mod doctor;
+mod export;
 mod hostile;
 mod learning;
 mod parity;

@@ -18,7 +18,7 @@ use reflectd::nano::tokenizer::Tokenizer;
 use reflectd::nano::world::{Answer, Habits, Problem, Split};
 use reflectd::paths;
 use reflectd::protocol::{
-    self, BaseKind, Device, Example, Job, Lora, Objective, Optimizer, Probe, TrainerEvent,
+    self, BaseKind, Compute, Device, Example, Job, Lora, Objective, Optimizer, Probe, TrainerEvent,
 };
 
 #[tokio::test]
@@ -137,6 +137,7 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
         max_tokens: 4096,
         context_tokens: CONTEXT,
         base_kind: BaseKind::Auto,
+        compute: Compute::F32,
         memory_limit_bytes: None,
         threads: 1,
         device: Device::Cpu,

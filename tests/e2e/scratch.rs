@@ -28,6 +28,7 @@ learn:
     prompts: 40
     margin: -1
     confidence: 0.5
+    truth_margin: 1
     length_ratio: [0, 100]
     min_diversity_ratio: 0
     max_kl: 100
@@ -67,6 +68,31 @@ impl Scratch {
         let settings = SETTINGS.replace("EPOCHS", &epochs.to_string());
         let path = self.root().join("reflectd.yaml");
         write_atomic(&path, |file| file.write_all(settings.as_bytes())).unwrap();
+    }
+
+    /// The same with the gate as it is when nobody sets anything.
+    pub(crate) fn train_strictly(&self, epochs: u32) {
+        let settings = SETTINGS.replace("EPOCHS", &epochs.to_string());
+        let open = settings.find("  gate:").unwrap();
+        let settings = format!("{}  gate: {{ prompts: 60 }}\n", settings.split_at(open).0);
+        let path = self.root().join("reflectd.yaml");
+        write_atomic(&path, |file| file.write_all(settings.as_bytes())).unwrap();
+    }
+
+    /// Turns every stored judgement round: what passed fails, what failed passes.
+    pub(crate) fn poison(&self) {
+        let state = StateDir::open(&self.state()).unwrap();
+        let database = rusqlite::Connection::open(state.database()).unwrap();
+        database
+            .execute_batch(
+                "CREATE TEMP TABLE good AS SELECT candidate, min(passes) AS passes
+                    FROM assessments WHERE weight > 0 GROUP BY candidate;
+                 UPDATE assessments SET (passes, p_minus, p_zero, p_plus) =
+                    (SELECT 1 - good.passes, 0.05 + 0.9 * good.passes, 0, 0.95 - 0.9 * good.passes
+                        FROM good WHERE good.candidate = assessments.candidate)
+                    WHERE weight > 0;",
+            )
+            .unwrap();
     }
 
     pub(crate) fn root(&self) -> &Path {

@@ -57,71 +57,106 @@ impl Tree {
     pub(crate) fn len(&self) -> usize {
         self.tokens.len()
     }
+    /// By rows of a width: whether a node attends to another, which it does to itself and its
+    /// ancestors. What is beyond the tree attends to itself.
+    fn fill_mask(&self, mask: &mut [bool], width: usize) {
+        for node in 0..width {
+            if let Some(&Some(parent)) = self.parents.get(node) {
+                // A parent stands before its children: its row is complete.
+                let row = parent * width;
+                mask.copy_within(row..=row + parent, node * width);
+            }
+            mask[node * width + node] = true;
+        }
+    }
 }
 
-/// Trees padded to one length, as tensors.
+/// Trees one after the other, without padding, as tensors.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// `[B, T]` token ids.
+    /// `[N]` token ids.
     pub ids: Tensor,
-    /// `[B, T]` positions.
+    /// `[N]` positions.
     pub positions: Tensor,
-    /// `[B, 1, T, T]`, true where row attends to column.
-    pub mask: Tensor,
-    /// `[N]` row of the flattened `[B * T]` that predicts a wanted token.
+    /// Trees that attend in one operation.
+    pub packs: Vec<Pack>,
+    /// `[N]` place of each token among those of all packs; `None`: there is one pack without padding.
+    pub places: Option<Tensor>,
+    /// `[M]` index of the token that predicts a wanted one.
     pub sources: Tensor,
-    /// `[N]` the wanted tokens.
+    /// `[M]` the wanted tokens.
     pub targets: Tensor,
-    /// `[N]` index of the sequence that a wanted token belongs to, counted over the whole batch.
+    /// `[M]` index of the sequence that a wanted token belongs to, counted over the whole batch.
     pub groups: Tensor,
     /// `[G]` wanted tokens of each sequence.
     pub lengths: Tensor,
 }
 
+/// Trees of about the same length, padded to one: only inside a tree does a token attend to another.
+#[derive(Debug)]
+pub(crate) struct Pack {
+    /// Trees, and tokens of each.
+    pub size: [i64; 2],
+    /// `[B T]` token at each place, padding has the batch's first.
+    pub tokens: Tensor,
+    /// `[B, T, T]`, true where row attends to column; padding attends to itself.
+    pub mask: Tensor,
+}
+
+/// Attention is computed for at most this many places a token: padding is cheaper than one more
+/// operation, but not for nothing. On a GPU nearly for nothing.
+const MAX_PLACES: [f64; 2] = [1.15, 4.0];
+/// A GPU's kernels want rows of a mask to begin at multiples of this.
+const ALIGNED: usize = 8;
+
 impl Batch {
     pub(crate) fn new(trees: &[&Tree], device: Device) -> Self {
-        let width = trees.iter().map(|tree| tree.len()).max().unwrap_or(0).max(1);
-        let n = trees.len();
-        let (mut ids, mut positions) = (vec![0i64; n * width], vec![0i64; n * width]);
-        let mut mask = vec![false; n * width * width];
+        let (mut ids, mut positions) = (Vec::new(), Vec::new());
         let (mut sources, mut targets) = (Vec::new(), Vec::new());
         let (mut groups, mut lengths) = (Vec::new(), Vec::new());
-        for (b, tree) in trees.iter().enumerate() {
-            for i in 0..width {
-                let row = (b * width + i) * width;
-                // Padding attends to itself, because a row without any column would be NaN.
-                mask[row + i] = true;
-                let Some(&token) = tree.tokens.get(i) else { continue };
-                ids[b * width + i] = token.into();
-                positions[b * width + i] = signed(tree.depths[i]);
-                if let Some(parent) = tree.parents[i] {
-                    // A parent stands before its children: its row is complete.
-                    let parent_row = (b * width + parent) * width;
-                    mask.copy_within(parent_row..=parent_row + parent, row);
-                }
-            }
+        let mut starts = Vec::new();
+        for tree in trees {
+            let start = ids.len();
+            starts.push(start);
+            ids.extend(tree.tokens.iter().map(|&token| i64::from(token)));
+            positions.extend(tree.depths.iter().map(|&depth| signed(depth)));
             for wanted in &tree.targets {
                 let group = signed(lengths.len());
                 lengths.push(signed(wanted.len()));
                 for &(node, token) in wanted {
-                    sources.push(signed(b * width + node));
+                    sources.push(signed(start + node));
                     targets.push(i64::from(token));
                     groups.push(group);
                 }
             }
         }
-        let (b, t) = (signed(n), signed(width));
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let mut places = vec![0; ids.len()];
+        let (mut packs, mut n_places) = (Vec::new(), 0);
+        for group in alike(trees, device) {
+            let pack = Pack::new(&group, trees, &starts, device);
+            for (row, &tree) in group.iter().enumerate() {
+                for node in 0..trees[tree].len() {
+                    let place = n_places + row * unsigned(pack.size[1]) + node;
+                    places[starts[tree] + node] = signed(place);
+                }
+            }
+            n_places += group.len() * unsigned(pack.size[1]);
+            packs.push(pack);
+        }
+        let is_plain = packs.len() == 1 && places.iter().copied().eq(0..signed(n_places));
         Self {
-            ids: Tensor::from_slice(&ids).view([b, t]).to_device(device),
-            positions: Tensor::from_slice(&positions).view([b, t]).to_device(device),
-            mask: Tensor::from_slice(&mask).view([b, 1, t, t]).to_device(device),
-            sources: Tensor::from_slice(&sources).to_device(device),
-            targets: Tensor::from_slice(&targets).to_device(device),
-            groups: Tensor::from_slice(&groups).to_device(device),
-            lengths: Tensor::from_slice(&lengths).to_device(device),
+            ids: tensor(&ids),
+            positions: tensor(&positions),
+            packs,
+            places: (!is_plain).then(|| tensor(&places)),
+            sources: tensor(&sources),
+            targets: tensor(&targets),
+            groups: tensor(&groups),
+            lengths: tensor(&lengths),
         }
     }
-    /// Sums `[N]` values by sequence: `[G]`.
+    /// Sums `[M]` values by sequence: `[G]`.
     pub(crate) fn sum_by_sequence(&self, values: &Tensor) -> Tensor {
         Tensor::zeros([self.lengths.size()[0]], (Kind::Float, values.device())).index_add(
             0,
@@ -129,6 +164,57 @@ impl Batch {
             values,
         )
     }
+}
+
+impl Pack {
+    fn new(group: &[usize], trees: &[&Tree], starts: &[usize], device: Device) -> Self {
+        let longest = group.iter().map(|&tree| trees[tree].len()).max().unwrap_or(0);
+        let width = longest.next_multiple_of(if device.is_cuda() { ALIGNED } else { 1 });
+        let mut tokens = vec![0; group.len() * width];
+        let mut mask = vec![false; group.len() * width * width];
+        for (row, &tree) in group.iter().enumerate() {
+            let first = row * width;
+            for node in 0..trees[tree].len() {
+                tokens[first + node] = signed(starts[tree] + node);
+            }
+            trees[tree].fill_mask(&mut mask[first * width..(first + width) * width], width);
+        }
+        let size = [signed(group.len()), signed(width)];
+        let mask = Tensor::from_slice(&mask).view([size[0], size[1], size[1]]);
+        Self {
+            size,
+            tokens: Tensor::from_slice(&tokens).to_device(device),
+            mask: mask.to_device(device),
+        }
+    }
+}
+
+/// Trees by length, in groups that need little padding.
+fn alike(trees: &[&Tree], device: Device) -> Vec<Vec<usize>> {
+    let most = MAX_PLACES[usize::from(device.is_cuda())];
+    let mut order: Vec<usize> = (0..trees.len()).collect();
+    order.sort_by_key(|&tree| std::cmp::Reverse(trees[tree].len()));
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut n_tokens = 0;
+    for tree in order {
+        n_tokens += trees[tree].len();
+        match groups.last_mut() {
+            Some(group)
+                if ((group.len() + 1) * trees[group[0]].len()) as f64 <= most * n_tokens as f64 =>
+            {
+                group.push(tree);
+            }
+            _ => {
+                groups.push(vec![tree]);
+                n_tokens = trees[tree].len();
+            }
+        }
+    }
+    groups
+}
+
+fn unsigned(n: i64) -> usize {
+    usize::try_from(n).expect("sizes are not negative")
 }
 
 fn signed(n: usize) -> i64 {
@@ -147,9 +233,29 @@ mod tests {
         assert_eq!(tree.depths, [0, 1, 2, 2]);
         assert_eq!(tree.targets, [vec![(1, 3), (2, 4)], vec![(1, 5), (3, 6)]]);
         let batch = Batch::new(&[&tree], Device::Cpu);
-        let rows =
-            Vec::<Vec<f64>>::try_from(batch.mask.view([4, 4]).to_kind(Kind::Double)).unwrap();
+        let mask = batch.packs[0].mask.squeeze_dim(0).to_kind(Kind::Double);
+        let rows = Vec::<Vec<f64>>::try_from(mask).unwrap();
         assert_eq!(rows[3], [1.0, 1.0, 0.0, 1.0]);
         assert_eq!(Vec::<i64>::try_from(&batch.groups).unwrap(), [0, 0, 1, 1]);
+        assert!(batch.places.is_none(), "one tree is not moved");
+    }
+
+    #[test]
+    fn trees_of_about_the_same_length_are_padded_to_one() {
+        let tree = |n: i32| {
+            let tokens = (0..=n).collect::<Vec<_>>();
+            Tree::new(&[Sequence { tokens, from: 1 }])
+        };
+        let trees = [3, 20, 19, 4].map(tree);
+        let batch = Batch::new(&trees.iter().collect::<Vec<_>>(), Device::Cpu);
+        let sizes: Vec<_> = batch.packs.iter().map(|pack| pack.size).collect();
+        assert_eq!(sizes, [[2, 20], [2, 4]]);
+        // Through its place every token finds itself again, and padding attends to itself alone.
+        let tokens: Vec<_> = batch.packs.iter().map(|pack| pack.tokens.shallow_clone()).collect();
+        let found = Tensor::cat(&tokens, 0).index_select(0, batch.places.as_ref().unwrap());
+        assert_eq!(Vec::<i64>::try_from(found).unwrap(), (0..46).collect::<Vec<_>>());
+        let padding = batch.packs[0].mask.select(0, 1).select(0, 19).to_kind(Kind::Int64);
+        let padding = Vec::<i64>::try_from(padding).unwrap();
+        assert_eq!((padding.iter().sum::<i64>(), padding[19]), (1, 1));
     }
 }

@@ -32,11 +32,19 @@ impl Lora {
         }
         Self { pairs, rank, alpha }
     }
-    /// The adapter's share of one layer's output.
-    pub(crate) fn delta(&self, name: &str, x: &Tensor) -> Option<Tensor> {
-        let (a, b) = self.pairs.get(name)?;
+    /// Outputs of layers that have the input x `[N, in]` in common, with the adapter's share. It is
+    /// computed in the kind of x; the parameters stay f32.
+    pub(crate) fn add(&self, names: &[String], x: &Tensor, outputs: Vec<Tensor>) -> Vec<Tensor> {
+        let pairs: Vec<_> = names.iter().map(|name| &self.pairs[name]).collect();
+        let a: Vec<&Tensor> = pairs.iter().map(|(a, _)| a).collect();
+        let a = Tensor::cat(&a, 0).to_kind(x.kind()); // [layers r, in]
         let scale = self.alpha / self.rank as f64;
-        Some(x.matmul(&a.transpose(0, 1)).matmul(&b.transpose(0, 1)) * scale)
+        let inner = x.matmul(&a.transpose(0, 1)) * scale;
+        let inner = inner.split(i64::try_from(self.rank).expect("a rank is small"), 1);
+        let with_share = |((output, inner), (_, b)): ((Tensor, Tensor), &&(Tensor, Tensor))| {
+            output.addmm(&inner, &b.to_kind(x.kind()).transpose(0, 1))
+        };
+        outputs.into_iter().zip(inner).zip(&pairs).map(with_share).collect()
     }
     /// All tensors, in a fixed order.
     pub(crate) fn parameters(&self) -> Vec<Tensor> {

@@ -160,7 +160,8 @@ fn initialise(options: &Options, n_vocab: usize) -> Model {
     weights.insert("output_norm".to_owned(), Tensor::ones([width], place));
     let shape = Shape::llama(sizes, 1e-5, 10000.0);
     let weights = Weights::held(weights, Device::Cpu);
-    let mut model = Model { shape, weights, lora: None, device: Device::Cpu };
+    let mut model =
+        Model { shape, weights, lora: None, device: Device::Cpu, compute: Number::Float };
     grow(&mut model, options.layers);
     model
 }

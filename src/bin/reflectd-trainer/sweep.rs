@@ -1,5 +1,5 @@
-//! One forward and one backward pass. Between trunk and head the graph is cut, so that the head can
-//! be computed in slices. With `recompute` the trunk keeps only what enters each block and computes
+//! One forward and one backward pass. Between trunk and head the graph is cut, because the head is
+//! computed in slices and brings its own gradient. With `recompute` the trunk keeps only what enters each block and computes
 //! the block again when its gradient is wanted (gradient checkpointing, Chen et al.,
 //! arXiv 1604.06174): the graph of one block is in memory, and with it the decoded weights of one
 //! block. Used by `train` and `optimize`.
@@ -19,7 +19,7 @@ enum Trunk {
 }
 
 /// Adds the gradients of a loss to those of the adapter. `loss` gets the log-probs of the batch's
-/// wanted tokens, `[N]`, and gives one number.
+/// wanted tokens, `[M]`, and gives one number.
 pub(crate) fn gradients(
     model: &Model,
     batch: &Batch,
@@ -69,10 +69,10 @@ fn through_head(
 ) -> Tensor {
     let hidden = last.detach().set_requires_grad(true);
     let rows = model.predicting_rows(&hidden, batch);
-    let scored = head::logprobs(model, &rows.detach(), &batch.targets);
-    let logprobs = scored.logprobs.detach().set_requires_grad(true);
+    let scored = head::scored(model, &rows.detach(), &batch.targets);
+    let logprobs = scored.logprobs.set_requires_grad(true);
     loss(&logprobs).backward();
-    let of_rows = head::backward(model, &rows.detach(), &batch.targets, &scored, &logprobs.grad());
+    let of_rows = scored.gradients * logprobs.grad().unsqueeze(1);
     (rows * of_rows).sum(Kind::Float).backward();
     hidden.grad()
 }

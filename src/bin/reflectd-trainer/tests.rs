@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use reflectd::nano::tokenizer::Tokenizer;
 use reflectd::protocol::{
-    BaseKind, Device as Wanted, Example, Job, Lora as LoraShape, Objective, Optimizer,
+    BaseKind, Compute, Device as Wanted, Example, Job, Lora as LoraShape, Objective, Optimizer,
     TrainerEvent, VERSION,
 };
 use tch::{Device, Kind, Tensor};
@@ -63,7 +63,7 @@ fn tiny() -> Model {
         }
     }
     let weights = Weights::held(tensors, Device::Cpu);
-    Model { shape, weights, lora: None, device: Device::Cpu }
+    Model { shape, weights, lora: None, device: Device::Cpu, compute: Kind::Float }
 }
 
 fn saved(folder: &Path) -> PathBuf {
@@ -122,6 +122,7 @@ fn job(folder: &Path) -> Job {
         max_tokens: 64,
         context_tokens: 64,
         base_kind: BaseKind::F32,
+        compute: Compute::F32,
         memory_limit_bytes: None,
         threads: 1,
         device: Wanted::Cpu,

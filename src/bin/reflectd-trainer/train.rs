@@ -12,14 +12,15 @@ use reflectd::protocol::{Job, Objective, Probe, ProbeSequence, Step, TrainerEven
 use reflectd::{paths, protocol};
 use tch::{Device, Tensor};
 
+use crate::arch::Shape;
 use crate::batch::{Batch, Sequence, Tree};
 use crate::data::{self, Packed};
 use crate::lora::Lora;
 use crate::model::Model;
 use crate::optimizer::{AdamW, learning_rate};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Manner, Plan};
 use crate::step::{self, Unfinished};
-use crate::{base, export, weights};
+use crate::{base, cuda, export, weights};
 
 /// Validations of one run, evenly spread; the best one's weights are exported.
 const VALIDATIONS: usize = 4;
@@ -112,7 +113,7 @@ pub(crate) fn run(
             metrics.epoch = step as f64 * job.optimizer.epochs as f64 / n_steps as f64;
             metrics.tokens_per_second = n_tokens as f64 / seconds;
             metrics.eta_s = seconds / step as f64 * (n_steps - step) as f64;
-            metrics.memory_bytes = resident_bytes();
+            metrics.memory_bytes = memory_in_use(device);
             emit(&TrainerEvent::Step(metrics));
             if step == n_steps || step.is_multiple_of(n_steps.div_ceil(VALIDATIONS)) {
                 // Without a validation set the last weights are kept.
@@ -162,14 +163,7 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
     );
     tch::set_num_threads(i32::try_from(job.threads.clamp(1, 1024))?);
     tch::manual_seed(job.seed.cast_signed());
-    let memory = plan::memory_bytes(job.memory_limit_bytes);
-    let file = base::BaseFile::open(&job.base)?;
-    let mut model = weights::load(
-        &job.base,
-        plan::base_kind(job.base_kind, &file, memory),
-        job.context_tokens,
-        device,
-    )?;
+    let mut model = load(job, device)?;
     model.lora = Some(match &job.start {
         Some(path) => export::load(path, &sha256, &model.shape, job.lora.rank, device)?,
         None => Lora::new(&model.shape, job.lora.rank, job.lora.alpha, device),
@@ -177,12 +171,29 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
     let sizes = model.shape.sizes;
     let (examples, n_too_long) = data::read(job, sizes.n_vocab, sizes.n_ctx)?;
     let longest = examples.iter().map(|example| example.tree.len()).max().unwrap_or(0);
-    let left = match job.memory_limit_bytes {
-        Some(limit) => limit.saturating_sub(resident_bytes()),
-        None => plan::memory_bytes(None),
+    let limit = job.memory_limit_bytes.map(|limit| limit.saturating_sub(resident_bytes()));
+    let left = plan::memory_bytes(device, limit);
+    let manner = Manner {
+        shape: &model.shape,
+        compute: model.compute,
+        device,
+        weights_are_transient: model.weights.are_transient(model.compute),
     };
-    let plan = Plan::new(&model.shape, model.weights.are_transient(), longest, left);
+    let plan = Plan::new(manner, longest, left);
     Ok(Prepared { model, examples, n_too_long, plan })
+}
+
+/// The base as it is held and computed with.
+fn load(job: &Job, device: Device) -> anyhow::Result<Model> {
+    let memory = plan::memory_bytes(device, job.memory_limit_bytes);
+    let file = base::BaseFile::open(&job.base)?;
+    let width = Shape::read(&file, job.context_tokens)?.sizes.n_embd;
+    let compute = plan::compute(job.compute, device, width);
+    let kind = plan::base_kind(job.base_kind, compute, &file, memory);
+    let mut model = weights::load(&job.base, kind, job.context_tokens, device)?;
+    model.compute = compute;
+    model.stack_matrices();
+    Ok(model)
 }
 
 /// One optimizer step over a batch.
@@ -266,6 +277,14 @@ fn write_probe(path: &Path, model: &Model, probed: &[Sequence]) -> anyhow::Resul
     let text = serde_json::to_string(&Probe { sequences })?;
     paths::write_atomic(path, |out| out.write_all(text.as_bytes()))
         .with_context(|| format!("write {}", path.display()))
+}
+
+/// Of the GPU, or of this process.
+fn memory_in_use(device: Device) -> u64 {
+    match device {
+        Device::Cuda(_) => cuda::memory().map_or(0, |[free, total]| total - free),
+        _ => resident_bytes(),
+    }
 }
 
 /// Resident memory of this process; 0 where /proc does not say.

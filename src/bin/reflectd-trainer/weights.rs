@@ -29,6 +29,8 @@ enum Weight {
 #[derive(Debug)]
 pub(crate) struct Weights {
     tensors: HashMap<String, Weight>,
+    /// Matrices that are multiplied by the same input, one above the other, by the first one's name.
+    stacks: HashMap<String, Tensor>,
     device: Device,
 }
 
@@ -36,41 +38,75 @@ impl Weights {
     /// Weights that are numbers already.
     pub(crate) fn held(tensors: HashMap<String, Tensor>, device: Device) -> Self {
         let tensors = tensors.into_iter().map(|(name, tensor)| (name, Weight::Held(tensor)));
-        Self { tensors: tensors.collect(), device }
+        Self { tensors: tensors.collect(), stacks: HashMap::new(), device }
     }
     /// Whether there is such a tensor.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
-    /// Whether what autograd keeps of a layer includes weights that were decoded for it alone.
-    pub(crate) fn are_transient(&self) -> bool {
+    /// Whether what autograd keeps of a layer includes weights that were decoded or converted for
+    /// it alone, when matrices are multiplied in this kind.
+    pub(crate) fn are_transient(&self, compute: Kind) -> bool {
         self.tensors.values().any(|weight| match weight {
-            Weight::Held(tensor) => tensor.kind() != Kind::Float,
+            Weight::Held(tensor) => tensor.dim() == 2 && tensor.kind() != compute,
             Weight::Stored(_) => true,
         })
     }
+    /// Lays matrices that share their input one above the other, once for all passes.
+    pub(crate) fn stack(&mut self, names: &[String]) {
+        let held = names.iter().map(|name| match self.weight(name) {
+            Weight::Held(tensor) => Some(tensor),
+            Weight::Stored(_) => None,
+        });
+        let Some(held) = held.collect::<Option<Vec<_>>>() else { return };
+        let stack = Tensor::cat(&held, 0);
+        let sizes: Vec<i64> = held.iter().map(|tensor| tensor.size()[0]).collect();
+        for (name, part) in names.iter().zip(stack.split_with_sizes(sizes, 0)) {
+            self.insert(name.clone(), part);
+        }
+        self.stacks.insert(names[0].clone(), stack);
+    }
+    /// Matrices one above the other, and the rows of each.
+    pub(crate) fn stacked(&self, names: &[String], kind: Kind) -> (Tensor, Vec<i64>) {
+        let rows = |name: &String| match self.weight(name) {
+            Weight::Held(tensor) => tensor.size()[0],
+            Weight::Stored(stored) => stored.shape[0],
+        };
+        let sizes = names.iter().map(rows).collect();
+        if let Some(stack) = self.stacks.get(&names[0]) {
+            return (stack.to_kind(kind), sizes);
+        }
+        if let [name] = names {
+            return (self.get_as(name, kind), sizes);
+        }
+        let parts: Vec<Tensor> = names.iter().map(|name| self.get_as(name, kind)).collect();
+        (Tensor::cat(&parts, 0), sizes)
+    }
     /// A tensor in f32.
     pub(crate) fn get(&self, name: &str) -> Tensor {
+        self.get_as(name, Kind::Float)
+    }
+    fn get_as(&self, name: &str, kind: Kind) -> Tensor {
         match self.weight(name) {
-            Weight::Held(tensor) => tensor.to_kind(Kind::Float),
-            Weight::Stored(stored) => readable(stored.read(self.device)),
+            Weight::Held(tensor) => tensor.to_kind(kind),
+            Weight::Stored(stored) => readable(stored.read(self.device)).to_kind(kind),
         }
     }
     /// A tensor in f32 if it is there.
     pub(crate) fn find(&self, name: &str) -> Option<Tensor> {
         self.has(name).then(|| self.get(name))
     }
-    /// Rows `from..from + n` of a matrix, in f32.
-    pub(crate) fn rows(&self, name: &str, from: i64, n: i64) -> Tensor {
+    /// Rows `from..from + n` of a matrix.
+    pub(crate) fn rows(&self, name: &str, from: i64, n: i64, kind: Kind) -> Tensor {
         match self.weight(name) {
-            Weight::Held(tensor) => tensor.narrow(0, from, n).to_kind(Kind::Float),
+            Weight::Held(tensor) => tensor.narrow(0, from, n).to_kind(kind),
             Weight::Stored(stored) => {
                 let index = |n: i64| usize::try_from(n).expect("rows are counted from zero");
-                readable(stored.read_rows(index(from), index(n), self.device))
+                readable(stored.read_rows(index(from), index(n), self.device)).to_kind(kind)
             }
         }
     }
-    /// The rows with these indices, `ids` of any shape.
+    /// The rows with these indices, in f32.
     pub(crate) fn look_up(&self, name: &str, ids: &Tensor) -> Tensor {
         let stored = match self.weight(name) {
             Weight::Held(tensor) => {
@@ -79,7 +115,7 @@ impl Weights {
             Weight::Stored(stored) => stored,
         };
         // Each row is read once, however often its token occurs.
-        let (unique, places, _) = ids.view([-1]).unique_dim(0, true, true, false);
+        let (unique, places, _) = ids.unique_dim(0, true, true, false);
         let unique = Vec::<i64>::try_from(unique).expect("ids are a vector of integers");
         let rows: Vec<Tensor> = unique
             .iter()
@@ -88,8 +124,7 @@ impl Weights {
                 readable(stored.read_rows(id, 1, self.device))
             })
             .collect();
-        let size = [ids.size(), vec![-1]].concat();
-        Tensor::cat(&rows, 0).index_select(0, &places).view(&size[..])
+        Tensor::cat(&rows, 0).index_select(0, &places)
     }
     /// All tensors that are numbers, by name.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&String, &Tensor)> {
@@ -138,8 +173,8 @@ pub(crate) fn load(
             ensure!(stored.shape == size, "tensor {name} is {:?}, expected {size:?}", stored.shape);
             tensors.insert(name, hold(stored, kind, device)?);
         }
-        let weights = Weights { tensors, device };
-        Ok(Model { shape, weights, lora: None, device })
+        let weights = Weights { tensors, stacks: HashMap::new(), device };
+        Ok(Model { shape, weights, lora: None, device, compute: Kind::Float })
     };
     read().with_context(|| path.display().to_string())
 }

@@ -236,7 +236,7 @@ mod tests {
                 measured(1, &[false, true, true, true]),
             ],
             rounds: vec![
-                round(Ended::Promoted { run: RunId(1), generation: Generation(1) }),
+                round(Ended::Promoted { run: RunId(1), generation: Generation(1), share: 1.0 }),
                 round(Ended::Rejected { run: RunId(2), reason: "no gain".into() }),
             ],
             judge: JudgeQuality {

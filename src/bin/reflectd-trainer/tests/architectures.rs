@@ -23,8 +23,8 @@ fn sequences() -> Vec<Sequence> {
     vec![sequence(&one), sequence(&other)]
 }
 
-fn batch() -> Batch {
-    Batch::new(&[&Tree::new(&sequences())], Device::Cpu)
+fn batch(device: Device) -> Batch {
+    Batch::new(&[&Tree::new(&sequences())], device)
 }
 
 fn load(path: &Path, kind: BaseKind) -> Model {
@@ -33,14 +33,22 @@ fn load(path: &Path, kind: BaseKind) -> Model {
 
 /// A model with an adapter that does something.
 fn adapted(path: &Path, kind: BaseKind) -> Model {
+    adapted_on(path, kind, Kind::Float, Device::Cpu)
+}
+
+fn adapted_on(path: &Path, kind: BaseKind, compute: Kind, device: Device) -> Model {
+    let mut model = weights::load(path, kind, CONTEXT, device).unwrap();
+    model.compute = compute;
+    model.stack_matrices();
+    // Drawn on the processor, so that they are the same everywhere.
     tch::manual_seed(4);
-    let mut model = load(path, kind);
     let lora = Lora::new(&model.shape, 4, 8.0, Device::Cpu);
-    for (_, b) in lora.pairs.values() {
-        let mut b = b.shallow_clone();
-        tch::no_grad(|| b.copy_(&(b.randn_like() * 0.05)));
-    }
-    model.lora = Some(lora);
+    let pairs = lora.pairs.into_iter().map(|(name, (a, b))| {
+        let b = b.randn_like() * 0.05;
+        let leaf = |tensor: Tensor| tensor.detach().to_device(device).set_requires_grad(true);
+        (name, (leaf(a), leaf(b)))
+    });
+    model.lora = Some(Lora { pairs: pairs.collect(), rank: lora.rank, alpha: lora.alpha });
     model
 }
 
@@ -51,14 +59,29 @@ fn parameters(model: &Model) -> Vec<Tensor> {
 /// Gradients of a loss that weighs every log-prob differently.
 fn gradients(model: &Model, recompute: bool) -> Vec<Tensor> {
     parameters(model).iter_mut().for_each(Tensor::zero_grad);
-    let batch = batch();
+    let batch = batch(model.device);
     sweep::gradients(model, &batch, recompute, weighted);
-    parameters(model).iter().map(|parameter| parameter.grad().copy()).collect()
+    let gradient = |parameter: &Tensor| parameter.grad().copy().to_device(Device::Cpu);
+    parameters(model).iter().map(gradient).collect()
+}
+
+/// Log-probs, and all gradients as one vector.
+fn computed(model: &Model) -> [Tensor; 2] {
+    let gradients = gradients(model, false);
+    let gradients: Vec<Tensor> = gradients.iter().map(|gradient| gradient.view([-1])).collect();
+    let logprobs = model.logprobs(&batch(model.device)).to_device(Device::Cpu);
+    [logprobs, Tensor::cat(&gradients, 0)]
+}
+
+/// Largest difference of the log-probs, and the sine of the angle between the gradients.
+fn apart(one: &[Tensor; 2], other: &[Tensor; 2]) -> [f64; 2] {
+    let cosine = Tensor::cosine_similarity(&one[1], &other[1], 0, 1e-12).double_value(&[]);
+    [largest(&(&one[0] - &other[0])), (1.0 - cosine * cosine).max(0.0).sqrt()]
 }
 
 fn weighted(logprobs: &Tensor) -> Tensor {
     let n = logprobs.size()[0];
-    let weights = Tensor::arange(n, (Kind::Float, Device::Cpu)) * 0.1 - 0.5;
+    let weights = Tensor::arange(n, (Kind::Float, logprobs.device())) * 0.1 - 0.5;
     (logprobs * weights).sum(Kind::Float)
 }
 
@@ -109,7 +132,7 @@ fn gradients_are_those_of_the_loss_however_they_are_computed() {
                 }
             };
             move_by(step);
-            let loss = weighted(&model.logprobs(&batch())).double_value(&[]);
+            let loss = weighted(&model.logprobs(&batch(Device::Cpu))).double_value(&[]);
             move_by(-step);
             loss
         };
@@ -118,6 +141,50 @@ fn gradients_are_those_of_the_loss_however_they_are_computed() {
             (difference - expected).abs() < 2e-2 * expected.abs().max(1.0),
             "{name}: {difference} {expected}"
         );
+    }
+}
+
+#[test]
+fn sixteen_bits_round_but_lead_the_same_way() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ARCHITECTURES {
+        let path = folder.path().join(name);
+        write_model(name, 1, &path);
+        let exact = computed(&adapted(&path, BaseKind::F32));
+        let rounded = adapted_on(&path, BaseKind::Bf16, Kind::BFloat16, Device::Cpu);
+        let [logprobs, gradients] = apart(&exact, &computed(&rounded));
+        println!("{name} in bf16: log-probs {logprobs:.4}, gradients {gradients:.4}");
+        // A server that rounds activations to 8 bits is 0.13 away on such models.
+        assert!(logprobs < 0.15 && gradients < 0.2, "{name}: {logprobs} {gradients}");
+    }
+}
+
+#[test]
+fn a_gpu_computes_what_the_processor_does() {
+    let _alone = alone();
+    let device = crate::cuda::device(reflectd::protocol::Device::Auto).unwrap();
+    if device == Device::Cpu {
+        println!("there is no GPU here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in ARCHITECTURES {
+        let path = folder.path().join(name);
+        write_model(name, 1, &path);
+        let here = computed(&adapted(&path, BaseKind::F32));
+        for (kind, compute, bounds) in [
+            (BaseKind::F32, Kind::Float, [1e-3, 1e-3]),
+            (BaseKind::Quantized, Kind::Float, [1e-3, 1e-3]),
+            (BaseKind::Bf16, Kind::BFloat16, [0.15, 0.2]),
+        ] {
+            let there = computed(&adapted_on(&path, kind, compute, device));
+            let [logprobs, gradients] = apart(&here, &there);
+            println!(
+                "{name}, {kind:?} in {compute:?}: log-probs {logprobs:.2e}, gradients {gradients:.2e}"
+            );
+            assert!(logprobs < bounds[0] && gradients < bounds[1], "{name} {kind:?}");
+        }
     }
 }
 
