@@ -11,6 +11,7 @@ mod chats;
 mod client;
 mod daemon;
 mod drafts;
+mod explore;
 mod growth;
 mod http;
 mod inside;
@@ -45,8 +46,8 @@ use setting::Setting;
 use texts::Texts;
 
 /// In the order of the table.
-const WORKLOADS: [&str; 7] =
-    ["chats", "drafts", "reflection", "refinement", "overhead", "swap", "growth"];
+const WORKLOADS: [&str; 8] =
+    ["chats", "drafts", "reflection", "refinement", "overhead", "explore", "swap", "growth"];
 
 #[derive(Debug, clap::Parser)]
 struct Arguments {
@@ -133,6 +134,7 @@ async fn measure(workload: &str, setting: &Setting, texts: &mut Texts) -> anyhow
         "reflection" => reflection::run(setting, texts).await,
         "refinement" => refinement::run(setting, texts).await,
         "overhead" => overhead::run(setting, texts).await,
+        "explore" => explore::run(setting, texts).await,
         "swap" => swap::run(setting, texts).await,
         "growth" => growth::run(setting, texts).await,
         other => anyhow::bail!("{other} is no workload"),

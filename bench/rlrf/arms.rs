@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use reflectd::config::{Agent, PairPolicy, Positives, PromptLine, Rejected, Verifier};
+use reflectd::config::{Agent, PairPolicy, Positives, PromptLine, Rejected, StopEarly, Verifier};
 use reflectd::engine::Generation;
 use reflectd::protocol::Objective;
 
@@ -74,6 +74,8 @@ impl Judge {
     /// The agent whose answers this judge judges.
     pub(crate) fn agent(self, agent: &Agent) -> Agent {
         let mut agent = agent.clone();
+        // All n + m answers of every problem, as in the paper.
+        agent.reflection.stop_early = StopEarly { enough: 0, give_up: 0 };
         agent.reflection.verifier_weight = match self {
             Self::Own => 0.0,
             Self::Reference | Self::Gold => 1.0,

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reflectd::config::{Agent, PromptLine};
 use reflectd::engine::{Class, Generation};
+use reflectd::reflect::pursue::Aim;
 use reflectd::reflect::verify::Check;
 use reflectd::reflect::{passes, question, scalar};
 use reflectd::statistics::Judged;
@@ -34,16 +35,15 @@ pub(crate) async fn fill(
     let reflector = lab.reflector(store);
     let (n, m) = (lab.setting.scale.drafts, lab.setting.scale.refinements);
     let known = store.exchanges(None, prompts.len()).await?.len();
-    let n_prompts = prompts.len();
     for line in prompts.into_iter().skip(known) {
         reflector.remember(agent, line).await?;
     }
-    let names = vec![agent.name.clone()];
-    let todo = store.explorable(names, n, m, n_prompts).await?;
+    let todo = store.explorable(agent.name.clone(), n, m, policy).await?;
     lab.engine.activate(policy).await?;
-    let fills = todo.into_iter().map(|exchange| {
+    let aim = Aim { drafts: n, refinements: m, stop_early: agent.reflection.stop_early };
+    let fills = todo.into_iter().map(|filled| {
         let reflector = &reflector;
-        async move { reflector.explore(agent, exchange, n, m).await.map(drop) }
+        async move { reflector.explore(agent, filled.exchange, aim, &|_| {}).await.map(drop) }
     });
     let filled = stream::iter(fills.collect::<Vec<_>>()).buffer_unordered(PARALLEL);
     filled.try_collect::<()>().await.context("explore a problem")?;

@@ -29,7 +29,7 @@ use reflectd::engine::{FinishReason, Generation, Sampling};
 use reflectd::nano::prompts::prompt_lines;
 use reflectd::nano::world::Split;
 use reflectd::reflect::verify::Check;
-use reflectd::store::{Assessment, Candidate, CandidateId, Exchange, ExchangeId, Source};
+use reflectd::store::{Assessment, Author, Candidate, CandidateId, Exchange, ExchangeId, Source};
 use results::Results;
 use setting::{Scale, Setting};
 use statistics::{mcnemar, pooled, shares};
@@ -117,6 +117,7 @@ fn distinct_counts_each_different_n_gram_once() {
 fn what_is_sampled_often_and_what_scores_best_are_told_apart() {
     let candidate = |id: i64, text: &str, value: f32| Candidate {
         id: CandidateId(id),
+        author: Author::Model,
         parent: None,
         generation: Generation::BASE,
         text: text.into(),
@@ -145,6 +146,7 @@ fn what_is_sampled_often_and_what_scores_best_are_told_apart() {
         reference: None,
         verifier: None,
         served: None,
+        feedback: Vec::new(),
         candidates: vec![
             candidate(1, "right", 0.8),
             candidate(2, "right", 0.8),

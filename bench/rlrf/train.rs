@@ -170,7 +170,8 @@ fn against_verifier(
     let candidates = exchanges.iter().flat_map(|exchange| &exchange.candidates);
     let by_id: HashMap<CandidateId, &Candidate> =
         candidates.map(|candidate| (candidate.id, candidate)).collect();
-    let chosen: Vec<&Candidate> = pairs.iter().map(|pair| by_id[&pair.row.chosen]).collect();
+    let chosen: Vec<&Candidate> =
+        pairs.iter().filter_map(|pair| Some(by_id[&pair.row.chosen?])).collect();
     let rejected: Vec<&Candidate> =
         pairs.iter().filter_map(|pair| Some(by_id[&pair.row.rejected?])).collect();
     let right = |of: &[&Candidate]| of.iter().filter(|one| is_right.contains(&one.id)).count();

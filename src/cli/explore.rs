@@ -72,9 +72,19 @@ fn exit(ended: &Ended) -> Exit {
 /// The outcome of a long operation in one line.
 fn describe(ended: &Ended) -> String {
     match ended {
-        Ended::Explored { prompts, candidates, positives, generated_tokens, wall_s } => format!(
-            "Explored {prompts} prompts in {}: {candidates} new answers ({positives} pass every \
-             aspect), {generated_tokens} tokens.\n",
+        Ended::Explored {
+            prompts,
+            candidates,
+            positives,
+            generated_tokens,
+            enough,
+            given_up,
+            positives_per_1000_tokens,
+            wall_s,
+        } => format!(
+            "Explored {prompts} prompts in {} ({enough} had enough good and bad answers early, \
+             {given_up} were given up): {candidates} new answers, {positives} pass every aspect; \
+             {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n",
             span(*wall_s)
         ),
         Ended::Promoted { run, generation, share } if *share < 1.0 => format!(

@@ -88,11 +88,20 @@ struct View {
 fn view(stage: &Stage) -> Option<View> {
     Some(match stage {
         Stage::Idle => return None,
-        Stage::Exploring { done, total, positives } => View {
+        Stage::Exploring {
+            done,
+            total,
+            positives,
+            generated_tokens,
+            positives_per_1000_tokens,
+        } => View {
             name: "exploring",
             done: *done,
             total: *total,
-            message: format!("{positives} answers pass"),
+            message: format!(
+                "{positives} answers pass, {positives_per_1000_tokens:.2} for every 1,000 of \
+                     {generated_tokens} tokens"
+            ),
         },
         Stage::Importing => View { name: "importing", done: 0, total: 1, message: String::new() },
         Stage::Pairing => View { name: "pairing", done: 0, total: 1, message: String::new() },
@@ -142,7 +151,13 @@ mod tests {
         let run = RunId(7);
         let shown = [
             learn::Stage::Idle,
-            learn::Stage::Exploring { done: 1, total: 2, positives: 9 },
+            learn::Stage::Exploring {
+                done: 1,
+                total: 2,
+                positives: 9,
+                generated_tokens: 4500,
+                positives_per_1000_tokens: 2.0,
+            },
             learn::Stage::Pairing,
             learn::Stage::Importing,
             learn::Stage::Training { run, n_steps: 10, step, paused: true },
@@ -151,7 +166,7 @@ mod tests {
         .map(|stage| describe(&reread(&stage)));
         let expected = [
             "idle",
-            "exploring: 1/2 9 answers pass",
+            "exploring: 1/2 9 answers pass, 2.00 for every 1,000 of 4500 tokens",
             "pairing: 0/1",
             "importing: 0/1",
             "training run 7: 3/10 loss 0.500, reward accuracy 0.75, paused: somebody chats",
@@ -181,7 +196,14 @@ mod tests {
         let mut stage_bar = StageBar::default();
         stage_bar.show(&Stage::Idle);
         assert!(stage_bar.current.is_none());
-        stage_bar.show(&Stage::Exploring { done: 1, total: 2, positives: 0 });
+        let (generated_tokens, positives_per_1000_tokens) = (0, 0.0);
+        stage_bar.show(&Stage::Exploring {
+            done: 1,
+            total: 2,
+            positives: 0,
+            generated_tokens,
+            positives_per_1000_tokens,
+        });
         stage_bar.show(&Stage::Pairing);
         let (kind, bar) = stage_bar.current.as_ref().unwrap();
         assert_eq!(*kind, std::mem::discriminant(&Stage::Pairing));

@@ -199,8 +199,19 @@ pub struct Reflection {
     pub tokens: u32,
     /// (n, m) that exploration fills up to.
     pub explore: (u32, u32),
+    /// When exploration leaves a prompt before.
+    pub stop_early: StopEarly,
     /// Weight of a verifier's level in the scalar and, above 0, in the veto; 0 only measures.
     pub verifier_weight: f64,
+}
+
+/// When exploration leaves a prompt before all its drafts and refinements are made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StopEarly {
+    /// It has so many answers that pass and so many that do not; 0: never.
+    pub enough: u32,
+    /// So many answers of one generation were judged and none passes; 0: never.
+    pub give_up: u32,
 }
 
 /// Checks an answer without a model.
@@ -338,6 +349,10 @@ pub struct PairPolicy {
     pub use_refinements: bool,
     /// Share of a run's pairs that earlier runs were trained on or could have been; 1: all of them.
     pub replay: f64,
+    /// `kto`: the larger of the two sides, good and bad answers, over the smaller at most.
+    pub max_imbalance: f64,
+    /// `grpo`: answers of one prompt at most; the newest count.
+    pub max_group: usize,
 }
 
 /// Which answers are chosen.

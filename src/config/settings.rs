@@ -198,11 +198,13 @@ fn pairs(keys: &mut Section<'_>) -> PairPolicy {
         rejected: keys.value("rejected", Rejected::MeanMinus2Sd),
         use_refinements: keys.value("use_refinements", true),
         replay: keys.number("replay", 0.5, &(0.0..=1.0)),
+        max_imbalance: keys.number("max_imbalance", 4.0, &(1.0..=1000.0)),
+        max_group: keys.number("max_group", 16, &(2..=64)),
     }
 }
 
 fn objective(keys: &mut Section<'_>) -> Objective {
-    const NAMES: &str = "dpo, dpo_norm, robust_dpo, ipo, simpo, kto or sft";
+    const NAMES: &str = "dpo, dpo_norm, robust_dpo, ipo, simpo, kto, sft or grpo";
     let name = keys.value("name", "dpo".to_owned());
     let mut weight = |key, default| keys.number(key, default, &(0.0..=1000.0));
     match name.as_str() {
@@ -223,6 +225,11 @@ fn objective(keys: &mut Section<'_>) -> Objective {
             let undesirable_weight = weight("undesirable_weight", 1.0);
             Objective::Kto { beta: beta(keys, 0.1), desirable_weight, undesirable_weight }
         }
+        "grpo" => Objective::Grpo {
+            beta: keys.number("beta", 0.04, &(0.0..=1000.0)),
+            epsilon: keys.number("epsilon", 0.2, &(0.001..=0.999)),
+            importance_cap: keys.number("importance_cap", 2.0, &(0.01..=1000.0)),
+        },
         other => {
             let objective = Objective::Dpo { beta: beta(keys, 0.1), nll: nll(keys) };
             if other != "dpo" {

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
 
@@ -193,11 +194,23 @@ impl Backend for Llama {
     }
 
     fn decode(&mut self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
+        let never = AtomicBool::new(false);
+        self.decode_unless(batch, &never).map(drop)
+    }
+
+    fn decode_unless(
+        &mut self,
+        batch: &[Entry<'_>],
+        signal: &AtomicBool,
+    ) -> Result<bool, EngineError> {
         self.batch.fill(batch, &self.limits, self.info.n_vocab)?;
+        let interruption = self.context.interrupted_by(signal);
         // SAFETY: the context lives, and `fill` has checked sizes, tokens and sequence ids.
         let code = unsafe { sys::llama_decode(self.context.0.as_ptr(), self.batch.raw) };
+        drop(interruption);
         match code {
-            0 => Ok(()),
+            0 => Ok(true),
+            2 => Ok(false),
             1 => Err(EngineError::Failed("the KV cache has no room for a batch".to_owned())),
             code => {
                 let reason = last_error("no reason given");

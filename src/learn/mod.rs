@@ -5,15 +5,18 @@
 
 pub mod adapter;
 pub mod arena;
+mod balance;
 mod bet;
 pub mod child;
 mod dataset;
 mod explore;
 pub mod gate;
+mod groups;
 mod guards;
 pub mod held_out;
 mod import;
 mod live;
+mod material;
 mod op_queue;
 pub mod pairs;
 mod promote;
@@ -24,6 +27,7 @@ pub mod schedule;
 mod task;
 #[cfg(test)]
 mod tests;
+mod worth;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,14 +46,22 @@ use crate::protocol::Step;
 use crate::reflect::Reflector;
 use crate::store::{RunId, Store, StoreError};
 
+pub use self::explore::Harvest;
 pub use self::guards::Guards;
-pub use self::op_queue::Cancel;
+pub use self::op_queue::{Cancel, Exploration};
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
 #[derive(Clone, Debug)]
 pub struct Learner {
     commands: mpsc::Sender<Command>,
+    news: News,
+}
+
+/// What the learning task lets everybody see.
+#[derive(Clone, Debug)]
+struct News {
     stage: watch::Receiver<Stage>,
+    harvest: watch::Receiver<Harvest>,
     next_run: watch::Receiver<Option<DateTime<Utc>>>,
     guards: watch::Receiver<Guards>,
 }
@@ -97,9 +109,8 @@ pub async fn restore(parts: &Parts) -> Generation {
 /// Starts the learning task. It ends after [`Learner::shutdown`], or when the last handle is gone.
 pub fn spawn(parts: Parts) -> (Learner, JoinHandle<()>) {
     let (commands, inbox) = mpsc::channel(QUEUE);
-    let (task, shown) = task::Task::new(parts);
-    let task::Shown { stage, next_run, guards } = shown;
-    (Learner { commands, stage, next_run, guards }, tokio::spawn(task.run(inbox)))
+    let (task, news) = task::Task::new(parts);
+    (Learner { commands, news }, tokio::spawn(task.run(inbox)))
 }
 
 /// What the learning task is doing, for `status`, progress bars and `/v1/runs`.
@@ -117,6 +128,10 @@ pub enum Stage {
         total: usize,
         /// Candidates that pass every aspect so far.
         positives: usize,
+        /// Tokens generated so far.
+        generated_tokens: usize,
+        /// The yield so far.
+        positives_per_1000_tokens: f64,
     },
     /// Reading an adapter that was made elsewhere.
     Importing,
@@ -150,14 +165,11 @@ pub enum Stage {
 pub enum Ended {
     /// Exploration: what came of it.
     Explored {
-        /// Prompts touched.
-        prompts: usize,
-        /// New candidates.
-        candidates: usize,
-        /// Candidates that pass every aspect.
-        positives: usize,
-        /// Tokens generated.
-        generated_tokens: usize,
+        /// The counts.
+        #[serde(flatten)]
+        harvest: Harvest,
+        /// The yield.
+        positives_per_1000_tokens: f64,
         /// Seconds.
         wall_s: f64,
     },
@@ -210,23 +222,23 @@ pub enum LearnError {
 impl Learner {
     /// What it is doing now; a watch channel, so that clients can follow.
     pub fn stage(&self) -> watch::Receiver<Stage> {
-        self.stage.clone()
+        self.news.stage.clone()
+    }
+    /// What exploration has brought since the daemon started.
+    pub fn harvest(&self) -> Harvest {
+        *self.news.harvest.borrow()
     }
     /// When the next scheduled run is due.
     pub fn next_run(&self) -> Option<DateTime<Utc>> {
-        *self.next_run.borrow()
+        *self.news.next_run.borrow()
     }
     /// Why scheduled runs wait, what is being watched, and the newest alarms.
     pub fn guards(&self) -> Guards {
-        self.guards.borrow().clone()
+        self.news.guards.borrow().clone()
     }
-    /// Fills up to `limit` stored prompts to (n, m); `None`: the agents' own numbers. Resolves when done.
-    pub async fn explore(
-        &self,
-        limit: usize,
-        split: Option<(u32, u32)>,
-    ) -> Result<Ended, LearnError> {
-        self.ask(|reply| Command::Wish(Wish::Explore { limit, split }, reply)).await?
+    /// Fills stored prompts with candidates. Resolves when done.
+    pub async fn explore(&self, wish: Exploration) -> Result<Ended, LearnError> {
+        self.ask(|reply| Command::Wish(Wish::Explore(wish), reply)).await?
     }
     /// Pairs, trains, gates, promotes. Resolves when done. The owner's wish also ends a pause.
     pub async fn train(&self) -> Result<Ended, LearnError> {

@@ -6,16 +6,22 @@ use tokio::sync::{oneshot, watch};
 use super::import::Source;
 use super::{Ended, LearnError};
 
+/// Which stored prompts to fill, and how far.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Exploration {
+    /// Whose; `None`: those of all agents that learn.
+    pub agent: Option<String>,
+    /// Prompts at most.
+    pub limit: usize,
+    /// (n, m); `None`: the agents' own numbers.
+    pub split: Option<(u32, u32)>,
+}
+
 /// A long operation.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Wish {
     /// Fill stored prompts with candidates.
-    Explore {
-        /// Prompts at most.
-        limit: usize,
-        /// (n, m); `None`: the agents' own numbers.
-        split: Option<(u32, u32)>,
-    },
+    Explore(Exploration),
     /// Pair, train, gate, promote.
     Train {
         /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
@@ -29,7 +35,7 @@ impl Wish {
     /// What a client who comes too late is told.
     fn busy(&self) -> &'static str {
         match self {
-            Self::Explore { .. } => "it explores stored prompts",
+            Self::Explore(_) => "it explores stored prompts",
             Self::Train { .. } => "a training run is under way",
             Self::Import(_) => "an imported adapter is on trial",
         }
@@ -107,7 +113,9 @@ mod tests {
         Ended::Failed { run: None, reason: "over".into() }
     }
 
-    const EXPLORE: Wish = Wish::Explore { limit: 10, split: None };
+    fn explore(limit: usize) -> Wish {
+        Wish::Explore(Exploration { agent: None, limit, split: None })
+    }
 
     #[test]
     fn an_equal_wish_joins_and_both_get_the_end() {
@@ -126,19 +134,19 @@ mod tests {
     #[test]
     fn another_wish_is_told_what_is_under_way() {
         let mut queue = OpQueue::default();
-        assert!(queue.ask(EXPLORE, None));
-        for other in [Wish::Train { min_new_pairs: 0 }, Wish::Explore { limit: 11, split: None }] {
+        assert!(queue.ask(explore(10), None));
+        for other in [Wish::Train { min_new_pairs: 0 }, explore(11)] {
             let (reply, mut end) = oneshot::channel();
             assert!(!queue.ask(other, Some(reply)));
             assert!(matches!(end.try_recv().unwrap(), Err(LearnError::Busy(_))));
         }
-        assert_eq!(queue.running(), Some(&EXPLORE));
+        assert_eq!(queue.running(), Some(&explore(10)));
     }
 
     #[test]
     fn after_the_end_the_next_wish_starts() {
         let mut queue = OpQueue::default();
-        assert!(queue.ask(EXPLORE, None));
+        assert!(queue.ask(explore(10), None));
         queue.ended(&ended());
         assert!(queue.ask(Wish::Train { min_new_pairs: 0 }, None));
     }

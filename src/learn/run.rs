@@ -14,13 +14,13 @@ use tracing::{Instrument as _, info, warn};
 use super::adapter::{self, AdapterError};
 use super::arena::{Arena, ArenaError};
 use super::child::{self, Trained, TrainerError, Update};
-use super::dataset::Dataset;
 use super::gate::{self, Verdict};
-use super::held_out::{self, HeldOut, Questions};
+use super::held_out::{self, Questions};
+use super::material::{self, Material};
 use super::op_queue::Cancel;
-use super::pairs::{Pair, Pairing, Tally};
+use super::pairs::Tally;
 use super::promote::{self, PromoteError, Promotion, blocking};
-use super::{Ended, Parts, Stage, replay};
+use super::{Ended, Parts, Stage};
 use crate::config::Config;
 use crate::config::prompt_file::PromptFileError;
 use crate::engine::{EngineError, Generation};
@@ -28,12 +28,7 @@ use crate::lora::LoraError;
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
-use crate::store::{self, CandidateId, PairRow, RunId, RunState, StoreError};
-
-/// Exchanges read at once.
-const PAGE: usize = 256;
-/// Runs among which the last one that was judged is looked for.
-const RECENT_RUNS: usize = 100;
+use crate::store::{RunId, RunState, StoreError};
 
 /// Why a run or an exploration broke.
 #[derive(Debug, thiserror::Error)]
@@ -145,18 +140,14 @@ async fn prepare<'a>(
     })
     .await?;
     let held_out = questions.fingerprints();
-    let (pairs, tally) = pairs(parts, &config, &held_out).await?;
-    let seen = enough(parts, &pairs, tally, min_new_pairs).await?;
-    let earlier = parts.store.earlier_pairs(learning(&config), replay::MAX_EARLIER).await?;
-    let earlier = replay::usable(earlier, &held_out);
-    let seed = seen.map_or(0, |seen| seen.0.cast_unsigned());
-    let (pairs, replayed) = replay::mix(pairs, earlier, seen, config.learn.pairs.replay, seed);
+    let Material { dataset, rows, n_new, tally, replayed, objective } =
+        material::collect(parts, &config, &held_out).await?;
+    enough(rows.len(), n_new, tally, min_new_pairs)?;
 
-    let dataset = Dataset::new(&pairs);
     let start = parts.engine.stats().active;
     let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
     let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
-    let job = job(parts, &config, start, label, dataset.seed()).await?;
+    let job = Job { objective, ..job(parts, &config, start, label, dataset.seed()).await? };
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -167,78 +158,37 @@ async fn prepare<'a>(
         write().map(|()| dataset).map_err(|source| RunError::Write { path, source })
     })
     .await?;
-    let rows: Vec<PairRow> = pairs.iter().map(|pair| pair.row).collect();
+    let n_pairs = rows.len();
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
-    info!(run_id = %id, pairs = pairs.len(), start = start.0, "A training run starts.");
+    info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
     let facts =
         json!({ "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
     Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
 
-/// The pairs of all stored exchanges of the agents that learn.
-async fn pairs(
-    parts: &Parts,
-    config: &Config,
-    held_out: &HeldOut,
-) -> Result<(Vec<Pair>, Tally), RunError> {
-    let agents = learning(config);
-    let learn = &config.learn;
-    let vocabulary = parts.engine.vocabulary().as_ref();
-    let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
-    let mut after = None;
-    loop {
-        let page = parts.store.learnable(agents.clone(), after, PAGE).await?;
-        for exchange in &page {
-            pairing.add(exchange);
-        }
-        after = page.last().map(|exchange| exchange.id);
-        if page.len() < PAGE {
-            return Ok(pairing.finish());
-        }
-    }
-}
-
-/// The agents whose answers are learned from.
-fn learning(config: &Config) -> Vec<String> {
-    let learning = config.agents.values().filter(|agent| agent.learn);
-    learning.map(|agent| agent.name.clone()).collect()
-}
-
-/// A pair is new when one of its candidates is younger than all that the last run learned from, of
-/// which the youngest is returned.
-async fn enough(
-    parts: &Parts,
-    pairs: &[Pair],
+/// Refuses a run that has nothing to learn from, or too little that is new.
+fn enough(
+    n_pairs: usize,
+    n_new: usize,
     tally: Tally,
     min_new_pairs: usize,
-) -> Result<Option<CandidateId>, RunError> {
-    let Tally { prompts, held_out, without_chosen, without_rejected } = tally;
+) -> Result<(), RunError> {
+    let Tally { prompts, held_out, without_chosen, without_rejected, .. } = tally;
     let why = format!(
         "of {prompts} prompts {held_out} are held out, {without_chosen} have no answer that passes \
          every aspect, {without_rejected} have none to reject"
     );
-    if pairs.is_empty() {
+    if n_pairs == 0 {
         return Err(RunError::TooFewPairs(format!("there are no pairs: {why}; explore first")));
     }
-    let runs = parts.store.runs(RECENT_RUNS).await?;
-    // What a run that broke was given is still to be learned; an import was given nothing.
-    let judged = |run: &&store::Run| {
-        matches!(run.state, RunState::Promoted | RunState::Rejected) && 0 < run.n_pairs
-    };
-    let last = match runs.iter().find(judged) {
-        Some(run) => parts.store.pairs(run.id).await?,
-        None => Vec::new(),
-    };
-    let seen = last.iter().map(|row| row.rejected.max(Some(row.chosen))).max().flatten();
-    let new = pairs.iter().filter(|pair| seen < Some(pair.newest())).count();
-    if new < min_new_pairs {
+    if n_new < min_new_pairs {
         return Err(RunError::TooFewPairs(format!(
-            "{new} pairs are new since the last run, and {min_new_pairs} are needed: {why}"
+            "{n_new} pairs are new since the last run, and {min_new_pairs} are needed: {why}"
         )));
     }
-    Ok(seen)
+    Ok(())
 }
 
 /// What the configuration makes of a run that starts now; `label` names it and its folder.

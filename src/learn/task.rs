@@ -9,12 +9,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::explore::{Harvest, Tellers};
 use super::guards::{self, Guards};
 use super::live::{self, Outlook, Seen};
 use super::op_queue::{Cancel, OpQueue, Wish};
 use super::run::RunError;
 use super::schedule::{Decision, Schedule};
-use super::{Command, Ended, LearnError, Parts, Stage, explore, import, promote, run};
+use super::{Command, Ended, LearnError, News, Parts, Stage, explore, import, promote, run};
 use crate::store::{RunId, StoreError, Watch};
 
 /// How often the schedule looks at the clock.
@@ -35,16 +36,9 @@ pub(super) struct Task {
     schedule: Schedule,
     decision: Decision,
     stage: watch::Sender<Stage>,
+    harvest: watch::Sender<Harvest>,
     next_run: watch::Sender<Option<DateTime<Utc>>>,
     guards: watch::Sender<Guards>,
-}
-
-/// What the handle shows.
-#[derive(Debug)]
-pub(super) struct Shown {
-    pub(super) stage: watch::Receiver<Stage>,
-    pub(super) next_run: watch::Receiver<Option<DateTime<Utc>>>,
-    pub(super) guards: watch::Receiver<Guards>,
 }
 
 #[derive(Debug)]
@@ -54,10 +48,11 @@ struct Operation {
 }
 
 impl Task {
-    pub(super) fn new(parts: Parts) -> (Self, Shown) {
+    pub(super) fn new(parts: Parts) -> (Self, News) {
         let plan = parts.config.borrow().learn.schedule.clone();
         let schedule = Schedule::new(plan.as_ref(), Utc::now());
         let (stage, stages) = watch::channel(Stage::Idle);
+        let (harvest, harvests) = watch::channel(Harvest::default());
         let (next_run, next_runs) = watch::channel(schedule.due());
         let (guards, guard) = watch::channel(Guards::default());
         let task = Self {
@@ -68,10 +63,12 @@ impl Task {
             schedule,
             decision: Decision::Never,
             stage,
+            harvest,
             next_run,
             guards,
         };
-        (task, Shown { stage: stages, next_run: next_runs, guards: guard })
+        let news = News { stage: stages, harvest: harvests, next_run: next_runs, guards: guard };
+        (task, news)
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
@@ -280,7 +277,11 @@ impl Task {
     fn start(&mut self, wish: Wish) {
         let (cancel, sign) = Cancel::new();
         let (parts, stage) = (self.parts.clone(), self.stage.clone());
-        let handle = tokio::spawn(async move { operate(&parts, wish, &stage, sign).await });
+        let harvest = self.harvest.clone();
+        let handle = tokio::spawn(async move {
+            let tellers = Tellers { stage: &stage, total: &harvest };
+            operate(&parts, wish, tellers, sign).await
+        });
         self.operation = Some(Operation { cancel, handle });
     }
 
@@ -320,19 +321,16 @@ async fn finished(operation: &mut Option<Operation>) -> Ended {
     })
 }
 
-async fn operate(
-    parts: &Parts,
-    wish: Wish,
-    stage: &watch::Sender<Stage>,
-    mut cancel: Cancel,
-) -> Ended {
+async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Cancel) -> Ended {
     match wish {
-        Wish::Train { min_new_pairs } => run::run(parts, min_new_pairs, stage, cancel).await,
-        Wish::Import(source) => import::import(parts, source, stage, cancel).await,
-        Wish::Explore { limit, split } => {
+        Wish::Train { min_new_pairs } => {
+            run::run(parts, min_new_pairs, tellers.stage, cancel).await
+        }
+        Wish::Import(source) => import::import(parts, source, tellers.stage, cancel).await,
+        Wish::Explore(wish) => {
             // Dropping the exploration cancels its requests; what is stored stays.
             let explored = tokio::select! {
-                explored = explore::explore(parts, limit, split, stage) => explored,
+                explored = explore::explore(parts, &wish, tellers) => explored,
                 () = cancel.cancelled() => Err(RunError::Cancelled),
             };
             explored.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })

@@ -15,7 +15,7 @@ use crate::store::Assessment;
 use super::verify::{self, Check, VerifierError};
 
 /// The aspect name of a verifier's assessments.
-const VERIFIER: &str = "verifier";
+pub const VERIFIER: &str = "verifier";
 
 /// Weighted mean of the aspects' values, -1 to 1. Aspects of weight 0 do not count; 0 when none
 /// does.

@@ -1,11 +1,13 @@
 //! Tables `runs` and `pairs`: what was trained on what, and how it ended.
 
+use std::collections::HashSet;
+
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use serde_json::Value;
 
 use super::columns::{Count, Json, Tokens, Word, limit, now_ms};
 use super::thread::{Outcome, Refusal};
-use super::{EarlierPair, PairRow, Run, RunId, RunState};
+use super::{CandidateId, EarlierPair, PairRow, Run, RunId, RunState};
 use crate::engine::Generation;
 
 const SELECT: &str =
@@ -19,8 +21,10 @@ pub(super) fn insert(
     pairs: &[PairRow],
 ) -> Outcome<RunId> {
     tx.prepare_cached(
-        "INSERT INTO runs (started_ms, state, start, data_sha256, job, metrics, last_candidate)
-         VALUES (?, ?, ?, ?, ?, '{}', (SELECT coalesce(max(id), 0) FROM candidates))",
+        "INSERT INTO runs (started_ms, state, start, data_sha256, job, metrics, last_candidate,
+            last_feedback)
+         VALUES (?, ?, ?, ?, ?, '{}', (SELECT coalesce(max(id), 0) FROM candidates),
+            (SELECT coalesce(max(id), 0) FROM feedback))",
     )?
     .execute(params![now_ms(), Word(RunState::Training), start.0, data_sha256, Json(job)])?;
     let id = RunId(tx.last_insert_rowid());
@@ -159,6 +163,18 @@ pub(super) fn earlier_pairs(
         })
     })?;
     Ok(pairs.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn learned(
+    tx: &Transaction<'_>,
+) -> Outcome<HashSet<(Option<CandidateId>, Option<CandidateId>)>> {
+    let mut query = tx.prepare_cached(
+        "SELECT DISTINCT chosen, rejected FROM pairs JOIN runs ON runs.id = pairs.run
+         WHERE state IN (?, ?)",
+    )?;
+    let states = params![Word(RunState::Promoted), Word(RunState::Rejected)];
+    let learned = query.query_map(states, |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(learned.collect::<rusqlite::Result<_>>()?)
 }
 
 pub(super) fn fail_unfinished(tx: &Transaction<'_>, reason: &str) -> Outcome<Vec<RunId>> {

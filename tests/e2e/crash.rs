@@ -19,7 +19,7 @@ const LONG: u32 = 100;
 const PROMPTS: usize = 24;
 
 #[tokio::test]
-async fn kill_9_while_it_explores_loses_nothing_that_was_stored() {
+async fn kill_9_while_it_explores_loses_nothing_that_was_stored_and_it_goes_on_there() {
     let daemon = Daemon::start(Scratch::new()).await;
     let (_, _stream) = daemon
         .follow_until("/v1/explore", exploration(PROMPTS, 3), |event| {
@@ -38,6 +38,18 @@ async fn kill_9_while_it_explores_loses_nothing_that_was_stored() {
     // What is left over is explored by the next wish.
     let rest = daemon.post("/v1/explore", &json!({ "limit": 2, "n": 4, "m": 2 })).await;
     assert_eq!((&rest["outcome"], &rest["prompts"]), (&json!("explored"), &json!(2)), "{rest}");
+    let all = json!({ "limit": PROMPTS, "n": 4, "m": 2 });
+    daemon.post("/v1/explore", &all).await;
+    let found = daemon.get("/v1/reflections?limit=1000").await;
+    for exchange in found["data"].as_array().unwrap().iter().filter(|it| it["source"] == "explore")
+    {
+        let candidates = exchange["candidates"].as_array().unwrap();
+        let drafts = candidates.iter().filter(|it| it["parent"].is_null()).count();
+        assert_eq!(drafts, 4, "what was there is neither lost nor made again: {exchange}");
+        assert!(candidates.len() <= 6, "{exchange}");
+    }
+    let nothing = daemon.post("/v1/explore", &all).await;
+    assert_eq!((&nothing["prompts"], &nothing["candidates"]), (&json!(0), &json!(0)), "{nothing}");
     daemon.stop().await;
 }
 

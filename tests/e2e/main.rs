@@ -14,6 +14,7 @@ mod doctor;
 mod export;
 mod hostile;
 mod learning;
+mod objectives;
 mod parity;
 mod programs;
 mod random_model;
