@@ -47,6 +47,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "prompt",
             "lora",
             "engine",
+            "gguf",
             "statistics",
         ],
     ),

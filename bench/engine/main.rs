@@ -16,6 +16,8 @@ mod growth;
 mod http;
 mod inside;
 mod machine;
+#[path = "../markers.rs"]
+mod markers;
 mod model;
 mod overhead;
 mod peer;
@@ -116,7 +118,8 @@ async fn main() -> anyhow::Result<()> {
     let table = table::render(&results, &WORKLOADS);
     println!("{table}");
     if !setting.is_quick {
-        table::insert(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/PERFORMANCE.md"), &table)?;
+        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/PERFORMANCE.md");
+        markers::insert(&document, "engine", &table)?;
         for (name, curve) in &results.curves {
             plot::draw(&folder.join(format!("{name}.svg")), curve)?;
         }

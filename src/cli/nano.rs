@@ -1,23 +1,22 @@
 //! `reflectd nano`: the making of the embedded model, but for its training (`reflectd-trainer pretrain`): its prompt
 //! files, its quantization, and the measurement of what the base model can do. Called by `cli::run`.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use fastrand::Rng;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
 use super::progress;
 use super::terminal::{print, print_json};
-use crate::config::{PromptLine, Verifier, load_prompts, prompt_file};
+use crate::config::{load_prompts, prompt_file};
 use crate::engine::{
     self, Class, Engine, EngineConfig, FlashAttention, GenerateRequest, Generation, KvCache, Lane,
     Piece, Sampling, ScoreRequest, TextPart, Token,
 };
 use crate::exit::Exit;
 use crate::nano::corpus::CHAT_TEMPLATE;
+use crate::nano::prompts::{problems, prompt_lines};
 use crate::nano::world::{ASPECTS, Problem, Split};
 use crate::prompt::{AspectView, ChatTemplate, Message, PromptSet, Role};
 use crate::statistics::{Judged, Share, judge_quality};
@@ -86,34 +85,6 @@ pub(super) async fn run(command: Command) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Ok)
-}
-
-/// Different problems of one set with their verifiers.
-pub(super) fn prompt_lines(split: Split, count: usize, seed: u64) -> Vec<PromptLine> {
-    let set = if split == Split::Live { "live" } else { "held-out" };
-    let line = |(number, problem): (usize, Problem)| {
-        let answer = i32::try_from(problem.answer).expect("the world has small numbers only");
-        PromptLine {
-            id: format!("{set}-{seed}-{number}"),
-            prompt: problem.question,
-            reference: None,
-            verifier: Some(Verifier::Numeric {
-                expected: answer.into(),
-                tolerance: 0.0,
-                marker: Some("####".to_owned()),
-            }),
-        }
-    };
-    problems(split, count, seed).into_iter().enumerate().map(line).collect()
-}
-
-fn problems(split: Split, count: usize, seed: u64) -> Vec<Problem> {
-    let mut rng = Rng::with_seed(seed);
-    let mut seen = HashSet::new();
-    std::iter::repeat_with(|| Problem::sample(&mut rng, split))
-        .filter(|problem| seen.insert(problem.question.clone()))
-        .take(count)
-        .collect()
 }
 
 /// Problems at once: enough to fill the engine's batch.

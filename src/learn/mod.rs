@@ -4,7 +4,7 @@
 //! The handle is [`Learner`]. Used by `daemon` and `api`.
 
 pub mod adapter;
-mod arena;
+pub mod arena;
 mod balance;
 mod bet;
 pub mod child;

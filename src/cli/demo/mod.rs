@@ -17,12 +17,12 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::Client;
-use super::nano::prompt_lines;
 use super::progress::{StageBar, follow};
 use super::reply::{Ended, Run, Stage};
 use super::terminal::{print, print_json, remark};
 use crate::config::PromptLine;
 use crate::exit::Exit;
+use crate::nano::prompts::prompt_lines;
 use crate::nano::world::Split;
 use crate::statistics;
 use daemon_process::DaemonProcess;
