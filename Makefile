@@ -15,7 +15,7 @@ LIB   := $(DESTDIR)$(PREFIX)/lib/reflectd
 SHARE := $(DESTDIR)$(PREFIX)/share/reflectd
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd
 
-.PHONY: demo test bench-engine bench-trainer setup build lint install clean
+.PHONY: demo test bench-engine bench-rlrf bench-trainer setup build lint install clean
 .NOTPARALLEL:
 
 # The whole loop on the embedded model, twice. `make demo ARGS=--json` prints for machines.
@@ -30,6 +30,11 @@ test: setup lint
 # Against llama-server where LLAMA_SERVER names its program; ARGS="--only chats --rounds 9", "--quick".
 bench-engine: setup
 	cargo bench --bench engine -- $(ARGS)
+
+# The method proved on the nano model, about an hour; interrupted, it goes on where it was.
+# ARGS=--quick for minutes, ARGS=--render for tables and plot out of results.json alone.
+bench-rlrf: setup
+	cargo bench --bench rlrf -- $(ARGS)
 
 # Against TRL and PEFT where TRL_PYTHON names a Python that has them; ARGS="--device cuda".
 bench-trainer: setup

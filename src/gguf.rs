@@ -3,6 +3,8 @@
 //! Used by the trainer (weights, export), by `learn` (checks an adapter before llama.cpp sees it)
 //! and by the nano model's making.
 
+mod parts;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -13,6 +15,7 @@ use half::{bf16, f16};
 
 mod rewrite;
 
+pub use parts::{Parts, model_files, model_sha256, model_size};
 pub use rewrite::Rewrite;
 
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -25,7 +28,6 @@ const MAX_ITEMS: u64 = 1 << 16;
 const MAX_STRING: u64 = 1 << 24;
 const MAX_ARRAY_ENTRIES: u64 = 1 << 23;
 const MAX_HEADER: u64 = 1 << 28;
-const MAX_PARTS: u64 = 1000;
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
@@ -149,6 +151,8 @@ pub struct StoredType {
 }
 
 impl StoredType {
+    /// `uint16`.
+    pub const U16: u32 = 2;
     /// `int32`.
     pub const I32: u32 = 5;
     /// `float32`.
@@ -243,42 +247,6 @@ impl Gguf {
     /// Every tensor's data starts at a multiple of this.
     pub fn alignment(&self) -> u64 {
         self.alignment
-    }
-    /// Opens a model that may be split into several files (`x-00001-of-00003.gguf` ...); of those
-    /// the first is named. Its metadata is the model's.
-    pub fn open_parts(path: &Path) -> Result<Vec<Self>, GgufError> {
-        let first = Self::open(path)?;
-        let n_parts = first.unsigned("split.count").unwrap_or(1).max(1);
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let end = format!("-00001-of-{n_parts:05}.gguf");
-        let stem = match name.strip_suffix(&end) {
-            _ if n_parts == 1 => return Ok(vec![first]),
-            Some(stem) if n_parts <= MAX_PARTS => stem.to_owned(),
-            _ => {
-                let reason =
-                    format!("it is the first of {n_parts} parts, so its name ends with {end}");
-                return Err(first.malformed(reason));
-            }
-        };
-        let expected = first.unsigned("split.tensors.count");
-        let mut parts = vec![first];
-        for number in 2..=n_parts {
-            let name = format!("{stem}-{number:05}-of-{n_parts:05}.gguf");
-            let part = Self::open(&path.with_file_name(name))?;
-            let is_it = (part.unsigned("split.no"), part.unsigned("split.count"))
-                == (Some(number - 1), Some(n_parts));
-            if !is_it {
-                return Err(part.malformed(format!("it is not part {number} of {n_parts}")));
-            }
-            parts.push(part);
-        }
-        let found: usize = parts.iter().map(|part| part.tensors.len()).sum();
-        match expected {
-            Some(expected) if expected != found as u64 => {
-                Err(parts[0].malformed(format!("all parts have {found} of {expected} tensors")))
-            }
-            _ => Ok(parts),
-        }
     }
     /// A metadata value.
     pub fn metadata(&self, key: &str) -> Option<&Value> {
@@ -683,32 +651,6 @@ mod tests {
         assert_eq!(one.shape, [3, 2]);
         assert_eq!(file.read_f32(one).unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0, -6.0]);
         assert_eq!(file.read_f32(file.tensor("two").unwrap()).unwrap(), [7.5]);
-    }
-
-    #[test]
-    fn a_split_model_needs_all_of_its_parts() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |number: u64| folder.path().join(format!("m-{number:05}-of-00002.gguf"));
-        let write = |number: u64, says: u64, path: &Path| {
-            let mut writer = Writer::default();
-            writer.metadata("split.no", Value::Unsigned(says));
-            writer.metadata("split.count", Value::Unsigned(2));
-            writer.metadata("split.tensors.count", Value::Unsigned(2));
-            writer.tensor(&format!("t{number}"), &[1], vec![1.0]);
-            writer.write(path).unwrap();
-        };
-        write(1, 0, &path(1));
-        assert!(matches!(Gguf::open_parts(&path(1)), Err(GgufError::Io { .. })));
-        write(2, 0, &path(2));
-        let error = Gguf::open_parts(&path(1)).unwrap_err().to_string();
-        assert!(error.contains("not part 2 of 2"), "{error}");
-        write(2, 1, &path(2));
-        let parts = Gguf::open_parts(&path(1)).unwrap();
-        assert!(parts.len() == 2 && parts[1].tensor("t2").is_some());
-        let renamed = folder.path().join("m.gguf");
-        write(1, 0, &renamed);
-        let error = Gguf::open_parts(&renamed).unwrap_err().to_string();
-        assert!(error.contains("ends with -00001-of-00002.gguf"), "{error}");
     }
 
     #[test]

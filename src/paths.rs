@@ -53,6 +53,10 @@ impl StateDir {
     pub fn run(&self, run: &str) -> PathBuf {
         self.runs().join(run)
     }
+    /// Log-probs of reference policies, a file a policy.
+    pub fn references(&self) -> PathBuf {
+        self.root.join("references")
+    }
     /// The adapter of a promoted generation.
     pub fn adapter(&self, generation: u32) -> PathBuf {
         self.root.join("adapters").join(generation.to_string()).join("adapter.gguf")

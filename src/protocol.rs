@@ -1,6 +1,7 @@
 //! What the daemon and the trainer say to each other: one [`Job`] as the first JSON line on the
 //! trainer's standard input, [`TrainerEvent`]s as JSON lines on its standard output.
-//! End of standard input means that the daemon has gone: the trainer stops.
+//! End of standard input means that the daemon has gone: the trainer stops. `reflectd-trainer survey`
+//! takes a [`SurveyJob`] instead and answers with one [`TrainingSurvey`].
 //! Documented in `docs/trainer-protocol.md`. Pure data; used by `learn` and by `reflectd-trainer`.
 
 use std::path::PathBuf;
@@ -8,7 +9,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a line changes its meaning; a trainer refuses a job of another version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
+
+/// Name of the file in [`Job::out`] from which an interrupted run goes on.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// One training run.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -27,8 +31,11 @@ pub struct Job {
     pub start: Option<PathBuf>,
     /// Data set: [`Example`]s as JSON lines.
     pub data: PathBuf,
-    /// Where `adapter.gguf` and `probe.json` appear.
+    /// Where `adapter.gguf` and `probe.json` appear, and [`CHECKPOINT`] before them. A run goes on
+    /// from the checkpoint that it finds here, if that is one of the same job.
     pub out: PathBuf,
+    /// Where log-probs of reference policies are kept from run to run; `None`: they are not.
+    pub reference_cache: Option<PathBuf>,
     /// What is minimised.
     pub objective: Objective,
     /// Shape of the adapter.
@@ -37,6 +44,10 @@ pub struct Job {
     pub optimizer: Optimizer,
     /// Share of prompts kept aside to choose among checkpoints, 0 to 0.5.
     pub validation_share: f64,
+    /// Checkpoints that are validated, evenly spread over the run; the best one is exported.
+    pub validations: usize,
+    /// Seconds after which the state of the run is written down again; 0: after every step.
+    pub checkpoint_s: f64,
     /// Longest sequence in tokens; longer examples are left out and counted.
     pub max_tokens: usize,
     /// The server's context in tokens: some models choose their rotary factors by it.
@@ -53,6 +64,28 @@ pub struct Job {
     pub device: Device,
     /// Of every random choice.
     pub seed: u64,
+}
+
+impl Job {
+    /// The job without that which only says where and with what means it is computed. Jobs that are
+    /// equal so, and whose files are, give the same adapter (but for rounding).
+    #[must_use]
+    pub fn essence(&self) -> Self {
+        Self {
+            run: String::new(),
+            base: PathBuf::new(),
+            start: self.start.as_ref().map(|_| PathBuf::new()),
+            data: PathBuf::new(),
+            out: PathBuf::new(),
+            reference_cache: None,
+            checkpoint_s: 0.0,
+            base_kind: BaseKind::Auto,
+            memory_limit_bytes: None,
+            threads: 0,
+            device: Device::Auto,
+            ..self.clone()
+        }
+    }
 }
 
 /// The loss, with its settings. Formulas and sources: `objective.rs` of the trainer.
@@ -251,14 +284,29 @@ pub enum TrainerEvent {
         /// Examples in all.
         total: usize,
     },
+    /// The run goes on from its checkpoint.
+    Resumed {
+        /// The steps that were done before.
+        step: usize,
+    },
     /// One optimizer step.
     Step(Step),
+    /// The state of the run is written, synced and renamed.
+    Checkpoint {
+        /// After this step.
+        step: usize,
+    },
     /// Validation loss of a checkpoint.
     Validation {
         /// After this step.
         step: usize,
         /// Mean loss.
         loss: f64,
+    },
+    /// Something has not worked, but the run goes on.
+    Warning {
+        /// What, and what that means.
+        message: String,
     },
     /// The adapter is written, synced and renamed. The last line of a run that succeeded.
     Done {
@@ -325,9 +373,9 @@ pub struct Step {
     /// `grpo`: share of tokens whose ratio does not count any more.
     #[serde(default, rename = "clip_ratio/region_mean")]
     pub clip_ratio: f64,
-    /// Tokens a second since the last step.
+    /// Tokens a second since the process began its steps, without the time for which it was stopped.
     pub tokens_per_second: f64,
-    /// Seconds left at this speed.
+    /// Seconds left at this speed, validations included.
     pub eta_s: f64,
     /// Resident memory of the trainer; on a GPU what is in use there.
     pub memory_bytes: u64,
@@ -350,4 +398,129 @@ pub struct ProbeSequence {
     pub from: usize,
     /// Log-probs of `tokens[from..]`.
     pub logprobs: Vec<f32>,
+}
+
+/// Asks what training on a model would take; nothing is trained and nothing is written.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SurveyJob {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The GGUF to look at.
+    pub base: PathBuf,
+    /// Shape of the adapter.
+    pub lora: Lora,
+    /// Pairs a step.
+    pub batch_pairs: usize,
+    /// The longest sequence that memory is planned for, in tokens.
+    pub max_tokens: usize,
+    /// The pairs that time is measured with.
+    pub pair: PairLength,
+    /// As in [`Job`].
+    pub context_tokens: u32,
+    /// As in [`Job`].
+    pub base_kind: BaseKind,
+    /// As in [`Job`].
+    pub compute: Compute,
+    /// As in [`Job`].
+    pub memory_limit_bytes: Option<u64>,
+    /// As in [`Job`].
+    pub threads: usize,
+    /// As in [`Job`].
+    pub device: Device,
+}
+
+/// Tokens of a pair: of its prompt, and of each of its two answers.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairLength {
+    /// Of the prompt.
+    pub prompt: usize,
+    /// Of one answer.
+    pub answer: usize,
+}
+
+/// What was found out.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TrainingSurvey {
+    /// Why the model is not trained: the feature that is missing. `None`: it can be.
+    pub refusal: Option<String>,
+    /// `cpu` or `cuda:0`.
+    pub device: String,
+    /// Bytes of a GPU's memory, free and all.
+    pub device_memory: Option<[u64; 2]>,
+    /// Threads that computed.
+    pub threads: usize,
+    /// `None` for a model that is not trained.
+    pub memory: Option<TrainingMemory>,
+    /// `None` for a model that is not trained, or when `speed_fault` says why there is none.
+    pub speed: Option<TrainingSpeed>,
+    /// Why nothing was measured.
+    pub speed_fault: Option<String>,
+}
+
+/// Memory by the way of holding the base.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TrainingMemory {
+    /// What there is, or what the trainer may use.
+    pub available_bytes: u64,
+    /// The longest pair that is planned for.
+    pub longest: PairLength,
+    /// What matrices are multiplied in: `f32` or `bf16`.
+    pub compute: Compute,
+    /// What a run would take.
+    pub taken: BaseKind,
+    /// `f32`, `bf16` and `quantized`.
+    pub ways: Vec<BaseWay>,
+}
+
+/// One way of holding the base.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct BaseWay {
+    /// Which.
+    pub base: BaseKind,
+    /// What is held of the base; a quantized one stays in the file, which the server maps too.
+    pub base_bytes: u64,
+    /// The adapter, its gradients, the optimizer's state and the best checkpoint.
+    pub adapter_bytes: u64,
+    /// One pass over a part of a batch, by the trainer's estimate.
+    pub pass_bytes: u64,
+    /// All of it is there.
+    pub fits: bool,
+    /// Tokens of a pass.
+    pub pass_tokens: usize,
+    /// Blocks are computed again in the backward pass.
+    pub recompute: bool,
+}
+
+impl BaseWay {
+    /// All of it.
+    pub fn total_bytes(&self) -> u64 {
+        [self.base_bytes, self.adapter_bytes, self.pass_bytes]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+}
+
+/// How long pairs take, from passes that were really computed.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+pub struct TrainingSpeed {
+    /// Lengths of the pairs.
+    pub pair: PairLength,
+    /// How the base was held.
+    pub base: BaseKind,
+    /// Seconds for the reference log-probs of 1,000 pairs, once a run.
+    pub reference_s: f64,
+    /// Seconds for the optimizer steps over 1,000 pairs, once an epoch.
+    pub epoch_s: f64,
+    /// Tokens a second of those steps; what both answers share is counted once.
+    pub tokens_per_second: f64,
+    /// Blocks of the model that were computed.
+    pub measured_blocks: i64,
+    /// Blocks that it has.
+    pub n_blocks: i64,
+    /// Lengths of the pairs that were computed.
+    pub measured_pair: PairLength,
+    /// Pairs in one measured pass.
+    pub measured_pairs: usize,
 }

@@ -26,7 +26,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("safetensors", &["lora/peft.rs", "lora/peft_tests.rs"]),
     ("rusqlite_migration", &["store/"]),
     ("serde_yaml", &["config/raw.rs"]),
-    ("signal_hook", &["signals.rs"]),
+    ("signal_hook", &["signals.rs", "bin/reflectd-trainer/"]),
     ("tch", &["bin/reflectd-trainer/"]),
 ];
 

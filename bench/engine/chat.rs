@@ -15,6 +15,15 @@ const PATH: &str = "/v1/chat/completions";
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chat {
     pub(crate) first_token: Duration,
+    /// All of it.
+    pub(crate) whole: Duration,
+}
+
+impl Chat {
+    /// After the first token.
+    pub(crate) fn tokens_per_second(self) -> f64 {
+        f64::from(ANSWER - 1) / (self.whole - self.first_token).as_secs_f64()
+    }
 }
 
 /// The body of a chat. Both sides sample from the whole distribution: `samplers` takes the peer's
@@ -49,7 +58,8 @@ pub(crate) async fn stream(endpoint: &Endpoint, question: &str) -> anyhow::Resul
     }
     let generated = generated.context("a stream did not report its usage")?;
     ensure!(generated == u64::from(ANSWER), "a chat has {generated} tokens");
-    Ok(Chat { first_token: first_token.context("a chat had no text")? })
+    let first_token = first_token.context("a chat had no text")?;
+    Ok(Chat { first_token, whole: began.elapsed() })
 }
 
 /// `n` answers to one prompt in one request.

@@ -35,6 +35,11 @@ impl Endpoint {
         serde_json::from_slice(&bytes).with_context(|| format!("the reply to POST {path}"))
     }
 
+    pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<()> {
+        self.send("DELETE", path, Bytes::new()).await?.into_body().collect().await?;
+        Ok(())
+    }
+
     /// Asks for a reply in events.
     pub(crate) async fn stream(&self, path: &str, body: &Value) -> anyhow::Result<Events> {
         let response = self.send("POST", path, body.to_string().into()).await?;

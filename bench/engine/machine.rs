@@ -39,7 +39,7 @@ pub(crate) async fn commit() -> anyhow::Result<String> {
         anyhow::Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let commit = git(&["rev-parse", "--short=10", "HEAD"]).await?;
-    let code = ["status", "--porcelain", "--", "src", "prompts", "Cargo.lock", "bench/engine/*.rs"];
+    let code = ["status", "--porcelain", "--", "src", "prompts", "Cargo.lock", "bench/*.rs"];
     let is_changed = !git(&code).await?.is_empty();
     Ok(if is_changed { format!("{commit}+") } else { commit })
 }

@@ -11,10 +11,13 @@ mod chats;
 mod client;
 mod daemon;
 mod drafts;
+mod explore;
 mod growth;
 mod http;
 mod inside;
 mod machine;
+#[path = "../markers.rs"]
+mod markers;
 mod model;
 mod overhead;
 mod peer;
@@ -43,8 +46,8 @@ use setting::Setting;
 use texts::Texts;
 
 /// In the order of the table.
-const WORKLOADS: [&str; 7] =
-    ["chats", "drafts", "reflection", "refinement", "overhead", "swap", "growth"];
+const WORKLOADS: [&str; 8] =
+    ["chats", "drafts", "reflection", "refinement", "overhead", "explore", "swap", "growth"];
 
 #[derive(Debug, clap::Parser)]
 struct Arguments {
@@ -115,7 +118,8 @@ async fn main() -> anyhow::Result<()> {
     let table = table::render(&results, &WORKLOADS);
     println!("{table}");
     if !setting.is_quick {
-        table::insert(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/PERFORMANCE.md"), &table)?;
+        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/PERFORMANCE.md");
+        markers::insert(&document, "engine", &table)?;
         for (name, curve) in &results.curves {
             plot::draw(&folder.join(format!("{name}.svg")), curve)?;
         }
@@ -130,6 +134,7 @@ async fn measure(workload: &str, setting: &Setting, texts: &mut Texts) -> anyhow
         "reflection" => reflection::run(setting, texts).await,
         "refinement" => refinement::run(setting, texts).await,
         "overhead" => overhead::run(setting, texts).await,
+        "explore" => explore::run(setting, texts).await,
         "swap" => swap::run(setting, texts).await,
         "growth" => growth::run(setting, texts).await,
         other => anyhow::bail!("{other} is no workload"),

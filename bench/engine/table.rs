@@ -1,18 +1,8 @@
-//! Results as a Markdown table, and its place between two markers of a document. Pure but for the
-//! one file. Used by `main`.
+//! Results as a Markdown table. Pure. Used by `main`.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io::Write as _;
-use std::path::Path;
-
-use anyhow::Context as _;
-use reflectd::paths::write_atomic;
 
 use crate::results::{Figure, Goal, Results};
-
-pub(crate) const BEGIN: &str = "<!-- bench/engine begins -->";
-pub(crate) const END: &str = "<!-- bench/engine ends -->";
 
 /// One row a figure, in the order of the workloads.
 pub(crate) fn render(results: &Results, workloads: &[&str]) -> String {
@@ -60,20 +50,4 @@ fn number(value: f64) -> String {
         size if 10.0 <= size => format!("{value:.1}"),
         _ => format!("{value:.2}"),
     }
-}
-
-/// Puts text between the document's markers.
-pub(crate) fn insert(document: &Path, text: &str) -> anyhow::Result<()> {
-    let old =
-        fs::read_to_string(document).with_context(|| format!("read {}", document.display()))?;
-    let new = between(&old, text)
-        .with_context(|| format!("{} lacks the markers {BEGIN} and {END}", document.display()))?;
-    write_atomic(document, |file| file.write_all(new.as_bytes()))
-        .with_context(|| format!("write {}", document.display()))
-}
-
-pub(crate) fn between(document: &str, text: &str) -> Option<String> {
-    let (before, rest) = document.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{}\n{END}{after}", text.trim_end()))
 }

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "the parts are used by the benchmark, which is another program")]
 
 mod http;
+#[path = "../markers.rs"]
+mod markers;
 mod process;
 mod results;
 mod statistics;
@@ -13,9 +15,10 @@ use std::collections::HashSet;
 
 use proptest::prelude::*;
 
+use markers::{between, markers};
 use results::{Better, Figure, Findings, Goal, Measured, Results};
 use statistics::{median, range, ratios};
-use table::{BEGIN, END, between, row};
+use table::row;
 use vocabulary::{CONTROL, SIZE, SPACE, Vocabulary, word};
 
 #[test]
@@ -190,9 +193,10 @@ fn a_missed_goal_is_seen() {
 
 #[test]
 fn only_what_stands_between_the_markers_changes() {
-    let document = format!("a\n{BEGIN}\nold\n{END}\nb\n");
-    let once = between(&document, "new\n").unwrap();
-    assert_eq!(once, format!("a\n{BEGIN}\nnew\n{END}\nb\n"));
-    assert_eq!(between(&once, "new").unwrap(), once);
-    assert_eq!(between("no markers", "new"), None);
+    let (begin, end) = markers("engine");
+    let document = format!("a\n{begin}\nold\n{end}\nb\n");
+    let once = between(&document, "engine", "new\n").unwrap();
+    assert_eq!(once, format!("a\n{begin}\nnew\n{end}\nb\n"));
+    assert_eq!(between(&once, "engine", "new").unwrap(), once);
+    assert_eq!(between(&once, "other", "new"), None);
 }

@@ -21,7 +21,8 @@ use anyhow::{Context as _, ensure};
 use clap::Parser as _;
 use reflectd::paths;
 use reflectd::protocol::{
-    BaseKind, Compute, Device, Job, Lora, Objective, Optimizer, Step, TrainerEvent, VERSION,
+    BaseKind, CHECKPOINT, Compute, Device, Job, Lora, Objective, Optimizer, Step, TrainerEvent,
+    VERSION,
 };
 use serde_json::{Value, json};
 
@@ -164,10 +165,13 @@ fn ours(setting: &Setting<'_>) -> anyhow::Result<Measured> {
         start: Some(setting.start.clone()),
         data: setting.data.clone(),
         out: setting.out.clone(),
+        reference_cache: None,
         objective: Objective::Dpo { beta: BETA, nll: 0.0 },
         lora: LORA,
         optimizer: optimizer(setting),
         validation_share: 0.0,
+        validations: 1,
+        checkpoint_s: 86_400.0,
         max_tokens: 2048,
         context_tokens: 2048,
         base_kind: BaseKind::Auto,
@@ -177,6 +181,8 @@ fn ours(setting: &Setting<'_>) -> anyhow::Result<Measured> {
         device: serde_json::from_value::<Device>(json!(arguments.device))?,
         seed: 1,
     };
+    // From the run before, which would go on.
+    drop(std::fs::remove_file(setting.out.join(CHECKPOINT)));
     let command = Command::new(&arguments.trainer);
     let on_gpu = arguments.device == "cuda";
     let seen = side::run(command, &serde_json::to_string(&job)?, on_gpu)?;

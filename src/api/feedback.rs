@@ -1,4 +1,5 @@
-//! `POST /v1/feedback`: the owner's word on an answer, by receipt.
+//! `POST /v1/feedback`: the owner's word on an answer, by receipt. An edit becomes an answer of its
+//! own; what the words mean for training is `learn`'s business.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,17 +8,33 @@ use serde_json::{Value, json};
 use super::Api;
 use super::error::ApiError;
 use super::read::Body;
-use crate::store::Feedback;
+use crate::config::Agent;
+use crate::store::{CandidateId, Exchange, Feedback};
 
 pub(super) async fn store(
     State(api): State<Api>,
     Body(feedback): Body<Feedback>,
 ) -> Result<Json<Value>, ApiError> {
     check(&feedback)?;
-    api.parts.store.add_feedback(feedback).await?;
-    Ok(Json(json!({ "stored": true })))
+    let exchange = api.parts.store.exchange(feedback.exchange).await?;
+    let agent = api.config().agents.get(&exchange.agent).cloned();
+    let candidate = about(&exchange, &feedback)?;
+    check_aspect(agent.as_deref(), &feedback)?;
+    let feedback = Feedback { candidate: Some(candidate), ..feedback };
+    let Some(text) = feedback.edit.as_deref().map(str::trim) else {
+        api.parts.store.add_feedback(feedback).await?;
+        return Ok(Json(json!({ "stored": true })));
+    };
+    let agent = agent.ok_or_else(|| {
+        let message = format!("agent {} is not configured any more", exchange.agent);
+        ApiError::invalid("exchange", message)
+    })?;
+    let edit = api.parts.reflector.edited(&agent, &exchange, candidate, text).await?;
+    let id = api.parts.store.add_edit(feedback, edit).await?;
+    Ok(Json(json!({ "stored": true, "edit": id })))
 }
 
+/// What can be told from the words alone.
 fn check(feedback: &Feedback) -> Result<(), ApiError> {
     match feedback {
         Feedback { rating: Some(rating), .. } if !(-1..=1).contains(rating) => {
@@ -29,8 +46,33 @@ fn check(feedback: &Feedback) -> Result<(), ApiError> {
         Feedback { rating: None, aspect: Some(_), .. } => {
             Err(ApiError::invalid("aspect", "an aspect needs a rating"))
         }
+        Feedback { edit: Some(edit), .. } if edit.trim().is_empty() => {
+            Err(ApiError::invalid("edit", "an edit is the whole better answer and is not empty"))
+        }
         _ => Ok(()),
     }
+}
+
+/// Which answer is spoken of: the one that is named, or the one that was served.
+fn about(exchange: &Exchange, feedback: &Feedback) -> Result<CandidateId, ApiError> {
+    let candidate = feedback.candidate.or(exchange.served).ok_or_else(|| {
+        ApiError::invalid("candidate", "no answer of this exchange was served: name a candidate")
+    })?;
+    let is_there = exchange.candidates.iter().any(|it| it.id == candidate);
+    is_there.then_some(candidate).ok_or_else(|| {
+        ApiError::NotFound(format!("exchange {} has no candidate {candidate}", exchange.id))
+    })
+}
+
+/// A misspelled aspect would be stored and never count.
+fn check_aspect(agent: Option<&Agent>, feedback: &Feedback) -> Result<(), ApiError> {
+    let (Some(agent), Some(aspect)) = (agent, &feedback.aspect) else { return Ok(()) };
+    let names: Vec<&str> = agent.aspects.iter().map(|it| it.aspect.name.as_str()).collect();
+    if names.contains(&aspect.as_str()) {
+        return Ok(());
+    }
+    let message = format!("agent {} has the aspects {}", agent.name, names.join(", "));
+    Err(ApiError::invalid("aspect", message))
 }
 
 #[cfg(test)]
@@ -50,6 +92,7 @@ mod tests {
         assert!(check(&nothing).is_err());
         assert!(check(&Feedback { rating: Some(2), ..nothing.clone() }).is_err());
         assert!(check(&Feedback { rating: Some(-1), ..nothing.clone() }).is_ok());
+        assert!(check(&Feedback { edit: Some(" \n".into()), ..nothing.clone() }).is_err());
         let edit = Feedback { edit: Some("4".into()), ..nothing };
         assert!(check(&edit).is_ok());
         assert!(check(&Feedback { aspect: Some("insight".into()), ..edit }).is_err());

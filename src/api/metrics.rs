@@ -1,5 +1,5 @@
-//! `GET /metrics`: what Prometheus scrapes. Counters of the interface live here; the engine's
-//! numbers are read when somebody asks.
+//! `GET /metrics`: what Prometheus scrapes. Counters of the interface live here; the numbers of the
+//! engine and of exploration are read when somebody asks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::Api;
 use super::error::ApiError;
 use crate::engine::Engine;
+use crate::learn::{Harvest, Learner};
 use crate::reflect::{CallCounts, Reflector};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -42,7 +43,7 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new(engine: &Engine, reflector: &Reflector) -> Self {
+    pub(super) fn new(engine: &Engine, reflector: &Reflector, learner: &Learner) -> Self {
         let mut registry = Registry::with_prefix("reflectd");
         let requests = Family::default();
         registry.register("http_requests", "Requests by route and status", requests.clone());
@@ -71,6 +72,7 @@ impl Metrics {
             registry.register_collector(Box::new(EngineNumbers("judge_engine", judge.clone())));
         }
         registry.register_collector(Box::new(EndpointNumbers(reflector.clone())));
+        registry.register_collector(Box::new(ExploreNumbers(learner.clone())));
         Self { registry, requests, admission, answer, dropped_reflections }
     }
 
@@ -99,6 +101,32 @@ pub(super) async fn scrape(State(api): State<Api>) -> Result<impl IntoResponse, 
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))
 }
 
+#[derive(Debug)]
+struct ExploreNumbers(Learner);
+
+impl Collector for ExploreNumbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let harvest = self.0.harvest();
+        let Harvest { prompts, candidates, positives, generated_tokens, enough, given_up } =
+            harvest;
+        for (name, help, value) in [
+            ("explore_prompts", "Prompts that exploration has left", prompts),
+            ("explore_candidates", "Answers of exploration", candidates),
+            ("explore_positives", "Of these, answers that pass every aspect", positives),
+            ("explore_generated_tokens", "Tokens that exploration has sampled", generated_tokens),
+            ("explore_enough", "Prompts left early with enough of good and bad", enough),
+            ("explore_given_up", "Prompts given up because nothing passes", given_up),
+        ] {
+            let counter = ConstCounter::new(u64::try_from(value).unwrap_or(u64::MAX));
+            let kind = counter.metric_type();
+            counter.encode(encoder.encode_descriptor(name, help, None, kind)?)?;
+        }
+        let gauge = ConstGauge::new(harvest.positives_per_1000_tokens());
+        let (name, help) = ("explore_positives_per_1000_tokens", "The yield since the start");
+        gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+    }
+}
+
 /// An engine's numbers, by what their names begin with.
 #[derive(Debug)]
 struct EngineNumbers(&'static str, Engine);
@@ -109,6 +137,11 @@ impl Collector for EngineNumbers {
         let stats = engine.stats();
         let counters = [
             ("steps", "Decode calls", stats.steps),
+            (
+                "interrupted_steps",
+                "Steps of idle work broken off for somebody who came",
+                stats.interrupted_steps,
+            ),
             ("prompt_tokens", "Prompt tokens evaluated", stats.prompt_tokens),
             ("cached_tokens", "Prompt tokens whose KV was there", stats.cached_tokens),
             ("generated_tokens", "Tokens sampled", stats.generated_tokens),

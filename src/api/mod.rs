@@ -95,7 +95,7 @@ struct Api {
 /// Serves until `phase` leaves [`Phase::Serving`] and the last connection has ended.
 pub fn spawn(listener: UnixListener, parts: Parts) -> JoinHandle<io::Result<()>> {
     let mut phase = parts.phase.clone();
-    let metrics = Arc::new(Metrics::new(&parts.engine, &parts.reflector));
+    let metrics = Arc::new(Metrics::new(&parts.engine, &parts.reflector, &parts.learner));
     let api = Api {
         chats: Arc::new(AtomicUsize::new(0)),
         later: Later::spawn(&parts, Arc::clone(&metrics)),

@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::follow::follow;
 use super::read::{Asked, At, Body};
 use super::wire::{ExploreBody, List, TrainBody};
-use crate::learn::{LearnError, Stage};
+use crate::learn::{Exploration, LearnError};
 use crate::store::{Run, RunId};
 
 /// Runs carry their whole job; a page is bounded whatever a client asks.
@@ -45,9 +45,8 @@ pub(super) async fn show(State(api): State<Api>, At(id): At<RunId>) -> Result<Js
 }
 
 pub(super) async fn cancel(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
-    let idle = matches!(*api.parts.learner.stage().borrow(), Stage::Idle);
-    api.parts.learner.cancel().await?;
-    Ok(Json(json!({ "cancelled": !idle })))
+    let cancelled = api.parts.learner.cancel().await?;
+    Ok(Json(json!({ "cancelled": cancelled })))
 }
 
 pub(super) async fn resume(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
@@ -82,7 +81,9 @@ pub(super) async fn explore(
         api.parts.reflector.remember(&agent, prompt).await?;
     }
     let learner = api.parts.learner.clone();
-    answer(&api, body.stream, async move { learner.explore(body.limit, split).await }).await
+    let agent = body.agent.map(|_| agent.name.clone());
+    let wish = Exploration { agent, limit: body.limit, split };
+    answer(&api, body.stream, async move { learner.explore(wish).await }).await
 }
 
 /// The outcome of a long operation, or its stages on the way there.

@@ -117,8 +117,8 @@ impl Session<'_> {
                 self.question.messages.clear();
                 self.last = None;
             }
-            Line::Rate(rating) => self.feedback(Some(rating), None).await?,
-            Line::Edit(text) => self.feedback(None, Some(text)).await?,
+            Line::Rate(rating, aspect) => self.feedback(Some(rating), aspect, None).await?,
+            Line::Edit(text) => self.feedback(None, None, Some(text)).await?,
             Line::Why => self.why().await?,
         }
         Ok(())
@@ -174,9 +174,14 @@ impl Session<'_> {
         self.client.get(&format!("/v1/reflections/{exchange}")).await
     }
 
-    async fn feedback(&self, rating: Option<i8>, edit: Option<String>) -> anyhow::Result<()> {
+    async fn feedback(
+        &self,
+        rating: Option<i8>,
+        aspect: Option<String>,
+        edit: Option<String>,
+    ) -> anyhow::Result<()> {
         let Some(exchange) = self.last else { return Ok(remark(NO_ANSWER)?) };
-        let feedback = Feedback { exchange, candidate: None, rating, aspect: None, edit };
+        let feedback = Feedback { exchange, candidate: None, rating, aspect, edit };
         let _: serde_json::Value = self.client.post("/v1/feedback", &feedback).await?;
         Ok(remark("Stored.\n")?)
     }

@@ -1,6 +1,9 @@
 //! `reflectd doctor`: what this machine would serve with and what stands in the way of it, found out
-//! with the code that the daemon starts with; or the same about one model file. It changes nothing
-//! and needs no daemon. Called by `cli::run`.
+//! with the code that the daemon starts with, and whether and how fast the model can be trained, as
+//! the trainer says; or the same about one model file. It changes nothing and needs no daemon.
+//! Called by `cli::run`.
+
+mod training;
 
 mod beside;
 
@@ -10,9 +13,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use self::beside::Beside;
+use self::training::Training;
 use super::table::{Table, pairs};
 use super::{Places, terminal};
-use crate::config::{self, Config, Problem};
+use crate::config::{self, Config, Defaults, Problem};
 use crate::engine::llama::{self, Machine, MemoryPlan, MemoryShare, Survey};
 use crate::engine::{EngineConfig, EngineError, probe};
 use crate::exit::Exit;
@@ -23,6 +27,8 @@ use crate::prompt::ChatTemplate;
 pub(super) struct Arguments {
     /// Look at this GGUF instead of the configured one.
     model: Option<PathBuf>,
+    #[command(flatten)]
+    training: training::Wishes,
     /// Print JSON for machines.
     #[arg(long)]
     json: bool,
@@ -39,6 +45,7 @@ struct Report {
     model: Option<Model>,
     judges: Vec<Beside>,
     trainer: Option<Trainer>,
+    training: Option<Training>,
 }
 
 /// The configured engine, with what the machine decides filled in.
@@ -72,9 +79,9 @@ struct Trainer {
 }
 
 pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result<Exit> {
-    let Arguments { model, json } = arguments;
+    let Arguments { model, training, json } = arguments;
     let is_about_file = model.is_some();
-    let report = examine(&places.root, model).await;
+    let report = examine(&places.root, model, &training).await;
     let exit = match &report {
         Report { ready: true, .. } => Exit::Ok,
         Report { machine: None, .. } => Exit::Internal,
@@ -89,16 +96,18 @@ pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result
     Ok(exit)
 }
 
-async fn examine(root: &Path, model: Option<PathBuf>) -> Report {
+async fn examine(root: &Path, model: Option<PathBuf>, wishes: &training::Wishes) -> Report {
     let mut problems = Vec::new();
     let machine = llama::machine()
         .map_err(|error| problems.push(problem(Path::new("llama.cpp"), error.to_string())))
         .ok();
     let config = config::load(root);
     let is_about_file = model.is_some();
-    let mut engine = match (&config, &model) {
-        (Ok(config), _) => config.engine.clone(),
-        (Err(_), _) => config::default_engine(),
+    let Defaults { mut engine, trainer: trainer_settings, learn } = match &config {
+        Ok(Config { engine, trainer, learn, .. }) => {
+            Defaults { engine: engine.clone(), trainer: trainer.clone(), learn: learn.clone() }
+        }
+        Err(_) => config::defaults(),
     };
     if let Some(model) = model {
         engine.model = model;
@@ -114,6 +123,12 @@ async fn examine(root: &Path, model: Option<PathBuf>) -> Report {
         }
         _ => (Vec::new(), None),
     };
+    let can_be_asked = trainer.as_ref().is_none_or(|trainer| trainer.fault.is_none());
+    let training = if model.is_some() && can_be_asked {
+        Some(training::look_at(&engine, &trainer_settings, &learn, wishes).await)
+    } else {
+        None
+    };
     Report {
         ready: problems.is_empty(),
         engine: decided(&engine, machine.as_ref(), model.as_ref()),
@@ -122,6 +137,7 @@ async fn examine(root: &Path, model: Option<PathBuf>) -> Report {
         model,
         judges,
         trainer,
+        training,
     }
 }
 
@@ -214,7 +230,7 @@ async fn look_at_trainer(config: &Config) -> Trainer {
 }
 
 fn render(report: &Report) -> String {
-    let Report { ready, problems, machine, engine, model, judges, trainer } = report;
+    let Report { ready, problems, machine, engine, model, judges, trainer, training } = report;
     let mut rows = Vec::new();
     if let Some(machine) = machine {
         rows.push(("llama.cpp", machine.version.clone()));
@@ -247,7 +263,11 @@ fn render(report: &Report) -> String {
         let name = survey.name.clone().unwrap_or_default();
         rows.push(("architecture", format!("{} {name}", survey.architecture).trim().to_owned()));
         let millions = survey.n_parameters as f64 / 1e6;
-        rows.push(("parameters", format!("{millions:.1} million")));
+        let files = match survey.n_files {
+            1 => String::new(),
+            n => format!(" in {n} files"),
+        };
+        rows.push(("parameters", format!("{millions:.1} million{files}")));
         rows.push(("chat template", chat_template.clone()));
         rows.push(("servable", if *servable { "yes" } else { "no" }.to_owned()));
         text = tables(survey);
@@ -263,6 +283,11 @@ fn render(report: &Report) -> String {
         ));
         rows.push(("trainer device", json!(device).as_str().unwrap_or_default().to_owned()));
     }
+    let tables = training.as_ref().and_then(|training| {
+        rows.extend(training.rows());
+        training.table()
+    });
+    let text = tables.map_or(text.clone(), |table| format!("{text}\n{table}"));
     let mut text = pairs(&rows) + &text;
     for problem in problems {
         text = format!("{text}\n{problem}\n");

@@ -66,15 +66,26 @@ pub(super) async fn run_operation(
 
 /// Only an operation that broke is a failure: a gate that says no has done its work.
 fn exit(ended: &Ended) -> Exit {
-    if matches!(ended, Ended::Failed { .. }) { Exit::Failed } else { Exit::Ok }
+    let is_broken = matches!(ended, Ended::Failed { .. } | Ended::Interrupted { .. });
+    if is_broken { Exit::Failed } else { Exit::Ok }
 }
 
 /// The outcome of a long operation in one line.
 fn describe(ended: &Ended) -> String {
     match ended {
-        Ended::Explored { prompts, candidates, positives, generated_tokens, wall_s } => format!(
-            "Explored {prompts} prompts in {}: {candidates} new answers ({positives} pass every \
-             aspect), {generated_tokens} tokens.\n",
+        Ended::Explored {
+            prompts,
+            candidates,
+            positives,
+            generated_tokens,
+            enough,
+            given_up,
+            positives_per_1000_tokens,
+            wall_s,
+        } => format!(
+            "Explored {prompts} prompts in {} ({enough} had enough good and bad answers early, \
+             {given_up} were given up): {candidates} new answers, {positives} pass every aspect; \
+             {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n",
             span(*wall_s)
         ),
         Ended::Calibrated { reports } => reports.iter().map(judge::show).collect(),
@@ -92,6 +103,9 @@ fn describe(ended: &Ended) -> String {
         }
         Ended::Rejected { run, reason } => {
             format!("Run {run} was not promoted, the weights stay as they are: {reason}\n")
+        }
+        Ended::Interrupted { run, reason } => {
+            format!("Run {run} was interrupted and goes on later: {reason}\n")
         }
         Ended::Failed { run: Some(run), reason } => format!("Run {run} failed: {reason}\n"),
         Ended::Failed { run: None, reason } => format!("Nothing was done: {reason}\n"),

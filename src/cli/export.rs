@@ -22,7 +22,7 @@ use super::terminal;
 use crate::engine::Generation;
 use crate::engine::llama::type_named;
 use crate::exit::Exit;
-use crate::gguf::{Gguf, TensorKind, Value};
+use crate::gguf::{self, Gguf, Parts, TensorKind, Value};
 use crate::lora::card::{Card, Content, remark};
 use crate::lora::merge::{Merge, Written};
 use crate::lora::{Adapter, LoraError, peft};
@@ -224,7 +224,7 @@ impl Export {
         })?;
         ensure!(found == *adapter_sha256, "the adapter {} was changed", path.display());
         let adapter = Adapter::read(path)?;
-        let base = Gguf::open_parts(Path::new(&model.path))?;
+        let base = Parts::open(Path::new(&model.path))?;
         let existing = if self.arguments.force { Existing::Replace } else { Existing::Keep };
         let mut written = Vec::new();
         paths::write_folder(&self.out, existing, |folder| {
@@ -235,16 +235,21 @@ impl Export {
                     Content::Gguf
                 }
                 Format::Peft => {
-                    peft::write(&adapter, &base[0], self.base_model(&base[0]).as_deref(), folder)?;
+                    peft::write(
+                        &adapter,
+                        base.header(),
+                        self.base_model(base.header()).as_deref(),
+                        folder,
+                    )?;
                     Content::Peft
                 }
                 Format::Merged => {
                     let file = format!("{}.gguf", self.origin.stem());
-                    written = self.merge(&base, &adapter, &folder.join(&file))?;
+                    written = self.merge(base.files(), &adapter, &folder.join(&file))?;
                     Content::Merged { file, written: written.clone() }
                 }
             };
-            let card = self.card(content, &adapter, &base[0]).render();
+            let card = self.card(content, &adapter, base.header()).render();
             File::create_new(folder.join(CARD))?.write_all(card.as_bytes())?;
             Ok::<(), LoraError>(())
         })?;
@@ -260,8 +265,7 @@ impl Export {
         let Origin { model, generation, adapter_sha256, .. } = &self.origin;
         // The base is read in whole now; what the daemon serves is what was read at its start.
         let base_path = Path::new(&model.path);
-        let read = |source| LoraError::Read { path: base_path.to_owned(), source };
-        if paths::sha256(base_path).map_err(read)? != model.sha256 {
+        if gguf::model_sha256(base_path)? != model.sha256 {
             let reason = "it is not the file any more that the daemon serves".to_owned();
             return Err(LoraError::Refused { path: base_path.to_owned(), reason });
         }

@@ -10,6 +10,7 @@ mod client;
 mod converse;
 mod demo;
 mod doctor;
+mod editor;
 mod explore;
 mod export;
 mod feedback;

@@ -11,13 +11,14 @@ use serde_json::{Value, json};
 
 use super::progress;
 use super::terminal::{print, print_json};
-use crate::config::{ProbeLine, PromptLine, Verifier, load_prompts, prompt_file};
+use crate::config::{ProbeLine, load_prompts, prompt_file};
 use crate::engine::{
     self, Class, Engine, EngineConfig, FlashAttention, GenerateRequest, Generation, KvCache, Lane,
     Piece, Sampling, ScoreRequest, TextPart, Token,
 };
 use crate::exit::Exit;
 use crate::nano::corpus::CHAT_TEMPLATE;
+use crate::nano::prompts::{problems, prompt_lines};
 use crate::nano::world::{ASPECTS, Answer, Habits, Problem, Split, judge};
 use crate::prompt::{AspectView, ChatTemplate, Message, PromptSet, Role};
 use crate::statistics::{Judged, Share, judge_quality};
@@ -104,34 +105,6 @@ pub(super) async fn run(command: Command) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Ok)
-}
-
-/// Different problems of one set with their verifiers.
-pub(super) fn prompt_lines(split: Split, count: usize, seed: u64) -> Vec<PromptLine> {
-    let set = if split == Split::Live { "live" } else { "held-out" };
-    let line = |(number, problem): (usize, Problem)| {
-        let answer = i32::try_from(problem.answer).expect("the world has small numbers only");
-        PromptLine {
-            id: format!("{set}-{seed}-{number}"),
-            prompt: problem.question,
-            reference: None,
-            verifier: Some(Verifier::Numeric {
-                expected: answer.into(),
-                tolerance: 0.0,
-                marker: Some("####".to_owned()),
-            }),
-        }
-    };
-    problems(split, count, seed).into_iter().enumerate().map(line).collect()
-}
-
-fn problems(split: Split, count: usize, seed: u64) -> Vec<Problem> {
-    let mut rng = Rng::with_seed(seed);
-    let mut seen = HashSet::new();
-    std::iter::repeat_with(|| Problem::sample(&mut rng, split))
-        .filter(|problem| seen.insert(problem.question.clone()))
-        .take(count)
-        .collect()
 }
 
 /// One answer by the teacher and one by somebody who errs in every way, to problems that nobody was

@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::reply::{Ended, Stage};
+use super::table::span;
 use crate::learn::JudgeTask;
+use crate::protocol::Step;
 
 /// How a long operation ended.
 #[derive(Debug)]
@@ -89,11 +91,20 @@ struct View {
 fn view(stage: &Stage) -> Option<View> {
     Some(match stage {
         Stage::Idle => return None,
-        Stage::Exploring { done, total, positives } => View {
+        Stage::Exploring {
+            done,
+            total,
+            positives,
+            generated_tokens,
+            positives_per_1000_tokens,
+        } => View {
             name: "exploring",
             done: *done,
             total: *total,
-            message: format!("{positives} answers pass"),
+            message: format!(
+                "{positives} answers pass, {positives_per_1000_tokens:.2} for every 1,000 of \
+                     {generated_tokens} tokens"
+            ),
         },
         Stage::Importing => View { name: "importing", done: 0, total: 1, message: String::new() },
         Stage::Pairing => View { name: "pairing", done: 0, total: 1, message: String::new() },
@@ -101,12 +112,7 @@ fn view(stage: &Stage) -> Option<View> {
             name: "training",
             done: u64::try_from(step.step).unwrap_or(u64::MAX),
             total: *n_steps,
-            message: format!(
-                "loss {:.3}, reward accuracy {:.2}{}",
-                step.loss,
-                step.rewards_accuracies,
-                if *paused { ", paused: somebody chats" } else { "" }
-            ),
+            message: training(step, *paused),
         },
         Stage::Gating { done, total, .. } => {
             View { name: "gating", done: *done, total: *total, message: String::new() }
@@ -122,7 +128,26 @@ fn view(stage: &Stage) -> Option<View> {
     })
 }
 
-/// One line for `status`.
+fn training(step: &Step, paused: bool) -> String {
+    let mut words = Vec::new();
+    // Before the first step there is nothing to tell.
+    if 0.0 < step.tokens_per_second {
+        words.push(format!(
+            "loss {:.3}, reward accuracy {:.2}, {:.0} tokens/s, {} left, {} MiB",
+            step.loss,
+            step.rewards_accuracies,
+            step.tokens_per_second,
+            span(step.eta_s),
+            step.memory_bytes.div_ceil(1 << 20)
+        ));
+    }
+    if paused {
+        words.push("paused: somebody chats".to_owned());
+    }
+    words.join(", ")
+}
+
+/// One line for `status`, and for the run that is under way.
 pub(super) fn describe(stage: &Stage) -> String {
     let Some(View { name, done, total, message }) = view(stage) else { return "idle".to_owned() };
     let run = match stage {
@@ -137,7 +162,6 @@ mod tests {
     use super::*;
     use crate::engine::Generation;
     use crate::learn;
-    use crate::protocol::Step;
     use crate::store::RunId;
 
     /// What the daemon writes is what this program reads.
@@ -147,24 +171,41 @@ mod tests {
 
     #[test]
     fn every_stage_of_the_learner_can_be_shown() {
-        let step = Step { step: 3, loss: 0.5, rewards_accuracies: 0.75, ..Step::default() };
+        let step = Step {
+            step: 3,
+            loss: 0.5,
+            rewards_accuracies: 0.75,
+            tokens_per_second: 1234.4,
+            eta_s: 75.0,
+            memory_bytes: 3 << 30,
+            ..Step::default()
+        };
         let run = RunId(7);
         let shown = [
             learn::Stage::Idle,
-            learn::Stage::Exploring { done: 1, total: 2, positives: 9 },
+            learn::Stage::Exploring {
+                done: 1,
+                total: 2,
+                positives: 9,
+                generated_tokens: 4500,
+                positives_per_1000_tokens: 2.0,
+            },
             learn::Stage::Pairing,
             learn::Stage::Importing,
             learn::Stage::Training { run, n_steps: 10, step, paused: true },
+            learn::Stage::Training { run, n_steps: 10, step: Step::default(), paused: false },
             learn::Stage::Gating { run, done: 4, total: 5 },
             learn::Stage::Judging { task: JudgeTask::Attack, done: 6, total: 7 },
         ]
         .map(|stage| describe(&reread(&stage)));
         let expected = [
             "idle",
-            "exploring: 1/2 9 answers pass",
+            "exploring: 1/2 9 answers pass, 2.00 for every 1,000 of 4500 tokens",
             "pairing: 0/1",
             "importing: 0/1",
-            "training run 7: 3/10 loss 0.500, reward accuracy 0.75, paused: somebody chats",
+            "training run 7: 3/10 loss 0.500, reward accuracy 0.75, 1234 tokens/s, 1 min 15 s left, \
+             3072 MiB, paused: somebody chats",
+            "training run 7: 0/10",
             "gating run 7: 4/5",
             "attacking the judge: 6/7",
         ];
@@ -192,7 +233,14 @@ mod tests {
         let mut stage_bar = StageBar::default();
         stage_bar.show(&Stage::Idle);
         assert!(stage_bar.current.is_none());
-        stage_bar.show(&Stage::Exploring { done: 1, total: 2, positives: 0 });
+        let (generated_tokens, positives_per_1000_tokens) = (0, 0.0);
+        stage_bar.show(&Stage::Exploring {
+            done: 1,
+            total: 2,
+            positives: 0,
+            generated_tokens,
+            positives_per_1000_tokens,
+        });
         stage_bar.show(&Stage::Pairing);
         let (kind, bar) = stage_bar.current.as_ref().unwrap();
         assert_eq!(*kind, std::mem::discriminant(&Stage::Pairing));

@@ -120,24 +120,74 @@ pub(super) struct Adapter {
 pub(super) enum Stage {
     Idle,
     Importing,
-    Exploring { done: u64, total: u64, positives: u64 },
+    Exploring {
+        done: u64,
+        total: u64,
+        positives: u64,
+        generated_tokens: u64,
+        positives_per_1000_tokens: f64,
+    },
     Pairing,
-    Training { run: RunId, n_steps: u64, step: Step, paused: bool },
-    Gating { run: RunId, done: u64, total: u64 },
-    Judging { task: JudgeTask, done: u64, total: u64 },
+    Training {
+        run: RunId,
+        n_steps: u64,
+        step: Step,
+        paused: bool,
+    },
+    Gating {
+        run: RunId,
+        done: u64,
+        total: u64,
+    },
+    Judging {
+        task: JudgeTask,
+        done: u64,
+        total: u64,
+    },
 }
 
 /// How a long operation ended.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub(super) enum Ended {
-    Explored { prompts: u64, candidates: u64, positives: u64, generated_tokens: u64, wall_s: f64 },
-    Calibrated { reports: Vec<Report> },
-    Attacked { reports: Vec<AttackReport> },
-    Rescored { exchanges: u64, candidates: u64, wall_s: f64 },
-    Promoted { run: RunId, generation: Generation, share: f64 },
-    Rejected { run: RunId, reason: String },
-    Failed { run: Option<RunId>, reason: String },
+    Explored {
+        prompts: u64,
+        candidates: u64,
+        positives: u64,
+        generated_tokens: u64,
+        enough: u64,
+        given_up: u64,
+        positives_per_1000_tokens: f64,
+        wall_s: f64,
+    },
+    Calibrated {
+        reports: Vec<Report>,
+    },
+    Attacked {
+        reports: Vec<AttackReport>,
+    },
+    Rescored {
+        exchanges: u64,
+        candidates: u64,
+        wall_s: f64,
+    },
+    Promoted {
+        run: RunId,
+        generation: Generation,
+        share: f64,
+    },
+    Rejected {
+        run: RunId,
+        reason: String,
+    },
+    Interrupted {
+        run: RunId,
+        reason: String,
+    },
+    Failed {
+        run: Option<RunId>,
+        reason: String,
+    },
 }
 
 /// `GET /v1/status`, as far as the table shows it.

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::client::Client;
-use super::reply::{List, Run};
+use super::reply::{List, Run, Stage};
 use super::table::{NONE, Table, fields, or_none, pairs, span, time};
-use super::terminal;
+use super::{progress, terminal};
 use crate::exit::Exit;
 use crate::store::RunState;
 
@@ -33,14 +34,31 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
     } else if arguments.id.is_some() {
         terminal::print(&show(&client.get(&path).await?))?;
     } else {
-        terminal::print(&list(&client.get::<List<Run>>(&path).await?.data))?;
+        let runs = client.get::<List<Run>>(&path).await?.data;
+        let Now { stage } = client.get("/v1/status").await?;
+        terminal::print(&list(&runs, &stage))?;
     }
     Ok(Exit::Ok)
 }
 
-fn list(runs: &[Run]) -> String {
+/// `GET /v1/status`, as far as the list shows it.
+#[derive(Debug, Deserialize)]
+struct Now {
+    stage: Stage,
+}
+
+fn list(runs: &[Run], stage: &Stage) -> String {
     let mut table = Table::new([
-        "id", "started", "took", "pairs", "from", "gain", "asked", "state", "became", "reason",
+        "id",
+        "started",
+        "took",
+        "pairs",
+        "from",
+        "gain",
+        "asked",
+        "state",
+        "became",
+        "why, or how far",
     ]);
     for run in runs {
         table.row([
@@ -53,7 +71,14 @@ fn list(runs: &[Run]) -> String {
             asked(run),
             state(run.state).to_owned(),
             or_none(run.generation),
-            run.reason.clone().unwrap_or_default(),
+            match stage {
+                Stage::Training { run: id, .. } | Stage::Gating { run: id, .. }
+                    if *id == run.id =>
+                {
+                    progress::describe(stage)
+                }
+                _ => run.reason.clone().unwrap_or_default(),
+            },
         ]);
     }
     table.render()
@@ -107,6 +132,7 @@ fn state(state: RunState) -> &'static str {
     match state {
         RunState::Training => "training",
         RunState::Gating => "gating",
+        RunState::Interrupted => "interrupted",
         RunState::Promoted => "promoted",
         RunState::Rejected => "rejected",
         RunState::Failed => "failed",
@@ -141,10 +167,17 @@ mod tests {
 
     #[test]
     fn a_rejected_run_says_why() {
-        let text = list(&[run()]);
+        let text = list(&[run()], &Stage::Idle);
         let line = text.lines().nth(1).unwrap();
         let end = "1 min 15 s     40     1  +0.050 (at least -0.010)  200 (needs 651)  rejected       -  no gain";
         assert!(line.ends_with(end), "{line}");
+    }
+
+    #[test]
+    fn the_run_under_way_says_how_far_it_is() {
+        let under_way = Run { state: RunState::Gating, ended_ms: None, ..run() };
+        let text = list(&[under_way], &Stage::Gating { run: RunId(3), done: 4, total: 5 });
+        assert!(text.ends_with("  gating       -  gating run 3: 4/5\n"), "{text}");
     }
 
     #[test]

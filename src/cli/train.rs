@@ -12,7 +12,8 @@ pub(super) struct Arguments {
     /// Print the outcome as JSON.
     #[arg(long)]
     json: bool,
-    /// Stop the long operation under way (training or exploration) instead.
+    /// Stop the long operation under way (training or exploration), or give up the interrupted run
+    /// that waits, instead.
     #[arg(long)]
     stop: bool,
     /// Let scheduled runs start again after a pause, without training now.

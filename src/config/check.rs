@@ -15,8 +15,8 @@ use super::judge::{aspect_choice, judge, scalar};
 use super::raw::{Problems, Section};
 use super::settings::Settings;
 use super::{
-    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising, Reflection,
-    ScalarConfig, Verifier,
+    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising,
+    Reflection, ScalarConfig, StopEarly, Verifier,
 };
 use crate::engine::{EngineConfig, Sampling};
 use crate::paths;
@@ -379,9 +379,7 @@ fn sampling(keys: &mut Section<'_>, engine: &EngineConfig) -> Sampling {
 }
 
 fn reflection(keys: &mut Section<'_>) -> Reflection {
-    let explore = |mut keys: Section<'_>| {
-        (keys.number("drafts", 10, &(1..=64)), keys.number("refinements", 20, &(0..=64)))
-    };
+    let mut explore = keys.section("explore");
     Reflection {
         mode: keys.value("mode", Mode::Background),
         drafts: keys.number("drafts", 4, &(1..=64)),
@@ -393,7 +391,14 @@ fn reflection(keys: &mut Section<'_>) -> Reflection {
         critique_tokens: keys.number("critique_tokens", 200, &(1..=4096)),
         latency: keys.seconds("latency_s", 20.0).max(Duration::from_millis(1)),
         tokens: keys.number("tokens", 8192, &(1..=10_000_000)),
-        explore: explore(keys.section("explore")),
+        explore: (
+            explore.number("drafts", 10, &(1..=64)),
+            explore.number("refinements", 20, &(0..=64)),
+        ),
+        stop_early: StopEarly {
+            enough: explore.number("enough", 2, &(0..=64)),
+            give_up: explore.number("give_up", 20, &(0..=128)),
+        },
         verifier_weight: keys.number("verifier_weight", 1.0, &(0.0..=1000.0)),
     }
 }

@@ -25,7 +25,7 @@ use crate::protocol;
 
 pub use check::{load, load_prompts};
 pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
-pub use settings::default_engine;
+pub use settings::{Defaults, defaults};
 
 /// Everything that the YAML files say, checked.
 #[derive(Clone, Debug)]
@@ -114,6 +114,8 @@ pub struct TrainerConfig {
     pub compute: protocol::Compute,
     /// Memory that the trainer may use; `None`: what is free.
     pub memory_limit_bytes: Option<u64>,
+    /// See [`protocol::Job::checkpoint_s`].
+    pub checkpoint: Duration,
     /// Stop the trainer (SIGSTOP) while a chat runs, and so long after.
     pub yield_quiet: Duration,
 }
@@ -232,6 +234,8 @@ pub struct Reflection {
     pub tokens: u32,
     /// (n, m) that exploration fills up to.
     pub explore: (u32, u32),
+    /// When exploration leaves a prompt before.
+    pub stop_early: StopEarly,
     /// Weight of a verifier's level in the scalar and, above 0, in the veto; 0 only measures.
     pub verifier_weight: f64,
 }
@@ -244,6 +248,15 @@ pub enum Promising {
     BestFaulty,
     /// The one with the largest scalar of all (the paper).
     Best,
+}
+
+/// When exploration leaves a prompt before all its drafts and refinements are made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StopEarly {
+    /// It has so many answers that pass and so many that do not; 0: never.
+    pub enough: u32,
+    /// So many answers of one generation were judged and none passes; 0: never.
+    pub give_up: u32,
 }
 
 /// Checks an answer without a model.
@@ -341,6 +354,8 @@ pub struct LearnConfig {
     pub idle: Duration,
     /// How pairs are made.
     pub pairs: PairPolicy,
+    /// Where a run starts, which is also its reference policy.
+    pub start: Start,
     /// What is minimised.
     pub objective: protocol::Objective,
     /// Shape of the adapter.
@@ -349,6 +364,8 @@ pub struct LearnConfig {
     pub optimizer: protocol::Optimizer,
     /// See [`protocol::Job::validation_share`].
     pub validation_share: f64,
+    /// See [`protocol::Job::validations`].
+    pub validations: usize,
     /// See [`protocol::Job::max_tokens`].
     pub max_tokens: usize,
     /// When a candidate is promoted.
@@ -398,6 +415,16 @@ pub struct PauseConfig {
     pub resume_feedback: usize,
 }
 
+/// Where a run starts. It is compared with what is served in either case.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// From the adapter that is served, if one is.
+    Adapter,
+    /// From the base: everything is learned again from all pairs that are kept.
+    Base,
+}
+
 /// How pairs are made from one prompt's candidates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PairPolicy {
@@ -409,15 +436,32 @@ pub struct PairPolicy {
     pub max_length_ratio: f64,
     /// A refinement is not paired with its parent when their texts are this alike (0 to 1).
     pub max_parent_similarity: f64,
+    /// Which answers are chosen.
+    pub positives: Positives,
     /// How the rejected answer is picked.
     pub rejected: Rejected,
     /// Refinements take part.
     pub use_refinements: bool,
     /// Share of a run's pairs that earlier runs were trained on or could have been; 1: all of them.
     pub replay: f64,
+    /// `kto`: the larger of the two sides, good and bad answers, over the smaller at most.
+    pub max_imbalance: f64,
+    /// `grpo`: answers of one prompt at most; the newest count.
+    pub max_group: usize,
 }
 
-/// How the rejected answer is picked among those that fail an aspect.
+/// Which answers are chosen.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positives {
+    /// Those that pass every aspect; one that fails an aspect is rejected.
+    Veto,
+    /// Those with the largest scalars, whatever their aspects say; one with a lower scalar is
+    /// rejected. That is what a reward alone can tell (the paper's reward-only arm).
+    Best,
+}
+
+/// How the rejected answer is picked among those that may be.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rejected {

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use super::judge::judge;
 use super::raw::{Problems, Section};
 use super::{
-    CanaryConfig, GateConfig, JudgeConfig, LearnConfig, PairPolicy, PauseConfig, Rejected,
-    ServerConfig, TrainerConfig, TrustConfig, WatchConfig,
+    CanaryConfig, GateConfig, JudgeConfig, LearnConfig, PairPolicy, PauseConfig, Positives,
+    Rejected, ServerConfig, Start, TrainerConfig, TrustConfig, WatchConfig,
 };
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
 use crate::protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
@@ -46,10 +46,23 @@ impl Settings {
     }
 }
 
-/// What the engine is when nobody sets anything.
-pub fn default_engine() -> EngineConfig {
+/// What there is when nobody sets anything.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    /// Without a model.
+    pub engine: EngineConfig,
+    /// Beside this program.
+    pub trainer: TrainerConfig,
+    /// Without a schedule.
+    pub learn: LearnConfig,
+}
+
+/// See [`Defaults`].
+pub fn defaults() -> Defaults {
     let problems = Problems::default();
-    engine(&mut Section::empty(Path::new("reflectd.yaml"), &problems))
+    let mut file = Section::empty(Path::new("reflectd.yaml"), &problems);
+    let Settings { engine, trainer, learn, .. } = Settings::check(Path::new(""), &mut file);
+    Defaults { engine, trainer, learn }
 }
 
 fn engine(keys: &mut Section<'_>) -> EngineConfig {
@@ -142,6 +155,7 @@ fn trainer(root: &Path, keys: &mut Section<'_>) -> TrainerConfig {
         base: keys.value("base", BaseKind::Auto),
         compute: keys.value("compute", Compute::Auto),
         memory_limit_bytes: keys.optional_number("memory_limit_bytes", &(1 << 28..=1 << 50)),
+        checkpoint: keys.seconds("checkpoint_s", 120.0),
         yield_quiet: keys.seconds("yield_quiet_s", 1.0),
     }
 }
@@ -152,10 +166,12 @@ fn learn(keys: &mut Section<'_>) -> LearnConfig {
         min_new_pairs: keys.number("min_new_pairs", 50, &(1..=1_000_000)),
         idle: keys.seconds("idle_s", 300.0),
         pairs: pairs(&mut keys.section("pairs")),
+        start: keys.value("continue", Start::Adapter),
         objective: objective(&mut keys.section("objective")),
         lora: lora(&mut keys.section("lora")),
         optimizer: optimizer(&mut keys.section("optimizer")),
         validation_share: keys.number("validation_share", 0.1, &(0.0..=0.5)),
+        validations: keys.number("validations", 4, &(1..=1000)),
         max_tokens: keys.number("max_tokens", 2048, &(16..=1 << 20)),
         gate: gate(&mut keys.section("gate")),
         canary: canary(&mut keys.section("canary")),
@@ -210,14 +226,17 @@ fn pairs(keys: &mut Section<'_>) -> PairPolicy {
         min_margin: keys.number("min_margin", 0.2, &(0.0..=2.0)),
         max_length_ratio: keys.number("max_length_ratio", 1.5, &(1.0..=100.0)),
         max_parent_similarity: keys.number("max_parent_similarity", 0.9, &(0.0..=1.0)),
+        positives: keys.value("positives", Positives::Veto),
         rejected: keys.value("rejected", Rejected::MeanMinus2Sd),
         use_refinements: keys.value("use_refinements", true),
         replay: keys.number("replay", 0.5, &(0.0..=1.0)),
+        max_imbalance: keys.number("max_imbalance", 4.0, &(1.0..=1000.0)),
+        max_group: keys.number("max_group", 16, &(2..=64)),
     }
 }
 
 fn objective(keys: &mut Section<'_>) -> Objective {
-    const NAMES: &str = "dpo, dpo_norm, robust_dpo, ipo, simpo, kto or sft";
+    const NAMES: &str = "dpo, dpo_norm, robust_dpo, ipo, simpo, kto, sft or grpo";
     let name = keys.value("name", "dpo".to_owned());
     let mut weight = |key, default| keys.number(key, default, &(0.0..=1000.0));
     match name.as_str() {
@@ -238,6 +257,11 @@ fn objective(keys: &mut Section<'_>) -> Objective {
             let undesirable_weight = weight("undesirable_weight", 1.0);
             Objective::Kto { beta: beta(keys, 0.1), desirable_weight, undesirable_weight }
         }
+        "grpo" => Objective::Grpo {
+            beta: keys.number("beta", 0.04, &(0.0..=1000.0)),
+            epsilon: keys.number("epsilon", 0.2, &(0.001..=0.999)),
+            importance_cap: keys.number("importance_cap", 2.0, &(0.01..=1000.0)),
+        },
         other => {
             let objective = Objective::Dpo { beta: beta(keys, 0.1), nll: nll(keys) };
             if other != "dpo" {

@@ -99,6 +99,10 @@ fn every_objective_has_keys_of_its_own() {
             "name: kto, undesirable_weight: 1.5",
             Objective::Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.5 },
         ),
+        (
+            "name: grpo, beta: 0, importance_cap: 3",
+            Objective::Grpo { beta: 0.0, epsilon: 0.2, importance_cap: 3.0 },
+        ),
     ] {
         assert_eq!(objective(keys).unwrap(), expected, "{keys}");
     }
@@ -107,6 +111,8 @@ fn every_objective_has_keys_of_its_own() {
         ("name: robust_dpo, label_smoothing: 0.5", "label_smoothing"),
         ("name: ipo, nll: 1", "nll"),
         ("name: sft, beta: 1", "beta"),
+        ("name: grpo, epsilon: 1", "epsilon"),
+        ("name: grpo, nll: 1", "nll"),
     ] {
         objective(keys).expect_err(keys);
         assert!(root.problems().contains(problem), "{keys}: {}", root.problems());
@@ -176,6 +182,31 @@ fn the_guards_have_careful_defaults_and_bounds() {
         "agents/one.yaml: general: names gone.jsonl, which is not a file",
     ] {
         assert!(problems.contains(problem), "{problem}:\n{problems}");
+    }
+}
+
+#[test]
+fn exploration_stops_early_and_data_are_balanced_unless_told_otherwise() {
+    let root = Root::new();
+    let config = root.load().unwrap();
+    let reflection = &config.agents["one"].reflection;
+    assert_eq!(reflection.explore, (10, 20));
+    assert_eq!(reflection.stop_early, StopEarly { enough: 2, give_up: 20 });
+    assert_eq!(config.learn.pairs.max_group, 16);
+    let agent = |explore: &str| {
+        let agent = "model: model.gguf\naspects: [kind]\nreflection: { explore: {";
+        root.write("agents/one.yaml", &format!("{agent}{explore}}} }}\n"));
+    };
+    agent("drafts: 3, enough: 0, give_up: 7");
+    let config = root.load().unwrap();
+    let reflection = &config.agents["one"].reflection;
+    assert_eq!((reflection.explore, reflection.stop_early.enough), ((3, 20), 0));
+    assert_eq!(reflection.stop_early.give_up, 7);
+    agent("enough: 65, give_up: 129");
+    root.write("reflectd.yaml", "learn: { pairs: { max_imbalance: 0.5, max_group: 1 } }\n");
+    let problems = root.problems();
+    for key in ["explore.enough", "explore.give_up", "pairs.max_imbalance", "pairs.max_group"] {
+        assert!(problems.contains(key), "{key}: {problems}");
     }
 }
 

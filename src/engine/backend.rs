@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::{EngineError, Generation, ModelInfo, Token, Vocabulary};
 
@@ -47,6 +48,14 @@ pub trait Backend {
     /// Evaluates a batch under the selected weights. After an error the KV of the batch's
     /// sequences is in doubt: they must be truncated to 0.
     fn decode(&mut self, batch: &[Entry<'_>]) -> Result<(), EngineError>;
+    /// The same, unless `signal` is or becomes true: then it gives up as soon as it can, and the
+    /// answer is false. The KV of the batch's sequences is then in doubt beyond what it was. A
+    /// backend that cannot be interrupted does its work.
+    fn decode_unless(
+        &mut self,
+        batch: &[Entry<'_>],
+        signal: &AtomicBool,
+    ) -> Result<bool, EngineError>;
     /// The logits after entry `index` of the last batch, which must have asked for them.
     fn logits(&self, index: usize) -> Result<&[f32], EngineError>;
     /// Makes the empty sequence `to` share the first `n` cells of `from`.

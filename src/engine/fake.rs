@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::backend::{Backend, Entry, Limits, SequenceId};
@@ -187,6 +188,45 @@ impl Fake {
     }
 }
 
+impl Fake {
+    /// What every step takes.
+    fn begin(&self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
+        self.check(batch)?;
+        if !self.script.step_delay.is_zero() {
+            std::thread::sleep(self.script.step_delay);
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
+        self.rows.clear();
+        for entry in batch {
+            let generation = self.selected;
+            self.n_evaluated += 1;
+            let cell = Cell { id: self.n_evaluated, token: entry.token, generation };
+            for id in entry.sequences {
+                let sequence = &mut self.sequences[id.0];
+                if sequence.len() != entry.position {
+                    return Err(EngineError::Failed(format!("a gap at {}", entry.position)));
+                }
+                if sequence.iter().any(|cell| cell.generation != generation) {
+                    return Err(EngineError::Failed("a sequence mixes generations".to_owned()));
+                }
+                sequence.push(cell);
+            }
+            let first = entry.sequences.first().expect("every token belongs to a sequence");
+            let history: Vec<Token> =
+                self.sequences[first.0].iter().map(|cell| cell.token).collect();
+            self.rows.push(entry.logits.then(|| self.script.logits(generation, &history)));
+        }
+        let cells: BTreeSet<u64> = self.sequences.iter().flatten().map(|cell| cell.id).collect();
+        if cells.len() > self.script.limits.cells {
+            return Err(EngineError::Failed(format!("{} cells are in use", cells.len())));
+        }
+        Ok(())
+    }
+}
+
 impl Backend for Fake {
     fn info(&self) -> ModelInfo {
         ModelInfo {
@@ -214,36 +254,22 @@ impl Backend for Fake {
         self.script.limits
     }
 
+    /// An interruption leaves half of the batch behind.
+    fn decode_unless(
+        &mut self,
+        batch: &[Entry<'_>],
+        signal: &AtomicBool,
+    ) -> Result<bool, EngineError> {
+        self.begin(batch)?;
+        let is_whole = !signal.load(Ordering::Relaxed);
+        let (half, _) = batch.split_at(batch.len() / 2);
+        self.evaluate(if is_whole { batch } else { half })?;
+        Ok(is_whole)
+    }
+
     fn decode(&mut self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
-        self.check(batch)?;
-        if !self.script.step_delay.is_zero() {
-            std::thread::sleep(self.script.step_delay);
-        }
-        self.rows.clear();
-        for entry in batch {
-            let generation = self.selected;
-            self.n_evaluated += 1;
-            let cell = Cell { id: self.n_evaluated, token: entry.token, generation };
-            for id in entry.sequences {
-                let sequence = &mut self.sequences[id.0];
-                if sequence.len() != entry.position {
-                    return Err(EngineError::Failed(format!("a gap at {}", entry.position)));
-                }
-                if sequence.iter().any(|cell| cell.generation != generation) {
-                    return Err(EngineError::Failed("a sequence mixes generations".to_owned()));
-                }
-                sequence.push(cell);
-            }
-            let first = entry.sequences.first().expect("every token belongs to a sequence");
-            let history: Vec<Token> =
-                self.sequences[first.0].iter().map(|cell| cell.token).collect();
-            self.rows.push(entry.logits.then(|| self.script.logits(generation, &history)));
-        }
-        let cells: BTreeSet<u64> = self.sequences.iter().flatten().map(|cell| cell.id).collect();
-        if cells.len() > self.script.limits.cells {
-            return Err(EngineError::Failed(format!("{} cells are in use", cells.len())));
-        }
-        Ok(())
+        self.begin(batch)?;
+        self.evaluate(batch)
     }
 
     fn logits(&self, index: usize) -> Result<&[f32], EngineError> {

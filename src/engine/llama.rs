@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
 
@@ -30,17 +31,17 @@ use super::backend::{Backend, Entry, Limits, SequenceId};
 use super::{
     EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, Vocabulary,
 };
-use crate::gguf::Gguf;
-use crate::paths;
+use crate::gguf::{Gguf, Parts, model_sha256, model_size};
 use adapter::{Adapter, Shapes};
 use check::check_model;
 use context::{Batch, Computing, Context};
-use files::{c_path, load_error, open};
+use files::{c_path, load_error, open_model};
 use memory::Demand;
 use process::{Device, devices, init, last_error, physical_cores, system};
 use shape::Shape;
 use vocabulary::LlamaVocabulary;
 
+pub(super) use files::unreadable;
 pub use files::{
     NotEncoded, Quantization, can_encode, dequantize, encode, quantize, type_name, type_named,
 };
@@ -92,23 +93,23 @@ impl Llama {
     ) -> Result<Self, EngineError> {
         init()?;
         let path = config.model.as_path();
-        let header = open(path)?;
-        let Loaded { model, limits, computing } = load(config, &header, mapped, |limits| limits)?;
+        let parts = open_model(path)?;
+        let header = parts.header();
+        let Loaded { model, limits, computing } = load(config, &parts, mapped, |limits| limits)?;
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
         let vocabulary = Arc::new(LlamaVocabulary::new(
             Arc::clone(&model),
             header.string("tokenizer.chat_template").unwrap_or_default(),
         ));
-        let info = info(path, sha256, &header, &model, &vocabulary, limits.cells)?;
+        let info = info(path, sha256, header, &model, &vocabulary, limits.cells)?;
         if info.max_sequence < limits.cells {
             let (longest, pool) = (info.max_sequence, limits.cells);
             tracing::info!(longest, pool, "One sequence ends where the model's training ended.");
         }
-        let tensors = header.tensors().iter();
         Ok(Self {
             info,
-            shapes: tensors.map(|it| (it.name.clone(), it.shape.clone())).collect(),
+            shapes: parts.tensors().map(|it| (it.name.clone(), it.shape.clone())).collect(),
             batch: Batch::new(&limits),
             adapters: BTreeMap::new(),
             selected: Generation::BASE,
@@ -131,16 +132,16 @@ struct Loaded {
 /// Checks a file, plans its memory and loads it. `lower`: what of the limits its use needs.
 fn load(
     config: &EngineConfig,
-    header: &Gguf,
+    parts: &Parts,
     mapped: u64,
     lower: impl FnOnce(Limits) -> Limits,
 ) -> Result<Loaded, EngineError> {
     let path = config.model.as_path();
     let refused = |reason: String| load_error(path, reason);
-    let shape = check_model(header).map_err(refused)?;
-    let n_vocab = vocabulary_size(header);
+    let shape = check_model(parts).map_err(refused)?;
+    let n_vocab = vocabulary_size(parts.header());
     let devices = devices();
-    let mut demand = demand(config, header, &shape, &devices).map_err(refused)?;
+    let mut demand = demand(config, parts, &shape, &devices).map_err(refused)?;
     demand.limits = lower(demand.limits);
     let limits = demand.limits;
     let mut plan = demand.plan(config.gpu_layers, &devices).map_err(refused)?;
@@ -171,20 +172,20 @@ fn load(
 }
 
 fn hash(path: &Path) -> Result<String, EngineError> {
-    paths::sha256(path).map_err(|error| load_error(path, error.to_string()))
+    model_sha256(path).map_err(|error| unreadable(path, &error))
 }
 
-/// What serving this file would take.
+/// What serving this model would take.
 fn demand<'a>(
     config: &EngineConfig,
-    header: &'a Gguf,
+    parts: &'a Parts,
     shape: &'a Shape,
     devices: &[Device],
 ) -> Result<Demand<'a>, String> {
-    let n_vocab = vocabulary_size(header);
+    let n_vocab = vocabulary_size(parts.header());
     let attention = flash_attention(config, devices);
     Ok(Demand {
-        header,
+        parts,
         shape,
         n_vocab: n_vocab as u64,
         limits: limits(config, n_vocab)?,
@@ -239,11 +240,23 @@ impl Backend for Llama {
     }
 
     fn decode(&mut self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
+        let never = AtomicBool::new(false);
+        self.decode_unless(batch, &never).map(drop)
+    }
+
+    fn decode_unless(
+        &mut self,
+        batch: &[Entry<'_>],
+        signal: &AtomicBool,
+    ) -> Result<bool, EngineError> {
         self.batch.fill(batch, &self.limits, self.info.n_vocab)?;
+        let interruption = self.context.interrupted_by(signal);
         // SAFETY: the context lives, and `fill` has checked sizes, tokens and sequence ids.
         let code = unsafe { sys::llama_decode(self.context.0.as_ptr(), self.batch.raw) };
+        drop(interruption);
         match code {
-            0 => Ok(()),
+            0 => Ok(true),
+            2 => Ok(false),
             1 => Err(EngineError::Failed("the KV cache has no room for a batch".to_owned())),
             code => {
                 let reason = last_error("no reason given");
@@ -409,17 +422,16 @@ fn info(
     // SAFETY: the model lives.
     let (n_parameters, trained) =
         unsafe { (sys::llama_model_n_params(raw), sys::llama_model_n_ctx_train(raw)) };
-    let unreadable = |error: std::io::Error| load_error(path, error.to_string());
     let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let [begin, end, end_of_turn] = vocabulary.special();
     Ok(ModelInfo {
         name: header.string("general.name").map_or_else(stem, str::to_owned),
         // Whoever asks where it lies may be in another folder.
-        path: std::path::absolute(path).map_err(unreadable)?,
+        path: std::path::absolute(path).map_err(|error| load_error(path, error.to_string()))?,
         sha256,
         architecture: header.string("general.architecture").unwrap_or_default().to_owned(),
         n_parameters,
-        size_bytes: std::fs::metadata(path).map_err(unreadable)?.len(),
+        size_bytes: model_size(path).map_err(|error| unreadable(path, &error))?,
         n_vocab: model.n_vocab(),
         max_sequence: cells.min(count(trained)),
         chat_template: header.string("tokenizer.chat_template").map(str::to_owned),

@@ -28,6 +28,7 @@ mod thread;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -307,6 +308,8 @@ pub struct EngineStats {
     pub parked_bytes: usize,
     /// Decode calls so far.
     pub steps: u64,
+    /// Steps of idle work that were broken off because somebody came.
+    pub interrupted_steps: u64,
     /// Prompt tokens evaluated so far.
     pub prompt_tokens: u64,
     /// Prompt tokens that were not evaluated because their KV was shared or cached.
@@ -381,6 +384,9 @@ struct Shared {
     info: ModelInfo,
     vocabulary: Arc<dyn Vocabulary>,
     pulse: std::sync::Mutex<Pulse>,
+    /// Somebody who is waited for has sent a request that the thread has not taken yet: a step of
+    /// idle work ends early.
+    is_urgent: AtomicBool,
 }
 
 /// The thread's last sign of life.
@@ -512,6 +518,7 @@ impl Engine {
                 mpsc::error::TrySendError::Full(_) => overloaded(),
                 mpsc::error::TrySendError::Closed(_) => EngineError::Stopped,
             })?;
+            self.shared.is_urgent.store(true, Ordering::Relaxed);
         } else {
             self.commands.send(command).await.map_err(|_| EngineError::Stopped)?;
         }

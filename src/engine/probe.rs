@@ -18,7 +18,7 @@ use super::llama::{self, Llama};
 use super::{
     EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, TextPart, Token,
 };
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, GgufError, model_sha256, model_size};
 use crate::paths;
 
 /// Raised when a probe tries more than it did.
@@ -48,14 +48,17 @@ impl Prober {
 
     /// Tries a model, unless it is known. Returns its SHA-256.
     pub async fn model(&self, model: &Path) -> Result<String, EngineError> {
-        let sha256 = hash(model).await?;
+        let sha256 = hash(model, model_sha256).await?;
         self.try_once(model, &sha256, None).await?;
         Ok(sha256)
     }
 
     /// Tries an adapter on the served model, unless the two are known together.
     pub async fn adapter(&self, base: &ModelInfo, adapter: &Path) -> Result<(), EngineError> {
-        let sha256 = hash(adapter).await?;
+        let unsplit = |path: &Path| {
+            paths::sha256(path).map_err(|source| GgufError::Io { path: path.to_owned(), source })
+        };
+        let sha256 = hash(adapter, unsplit).await?;
         self.try_once(&base.path, &base.sha256, Some((adapter, &sha256))).await
     }
 
@@ -96,7 +99,6 @@ pub async fn probe(
     let path = adapter.unwrap_or(model);
     let refused = |reason| EngineError::Load { path: path.to_owned(), reason };
     let files = [Some(model), adapter];
-    let size = |file: &Path| std::fs::metadata(file).map_or(0, |it| it.len());
     let bytes: u64 = files.into_iter().flatten().map(size).sum();
     let patience = PATIENCE + Duration::from_secs(bytes / SLOWEST_READ);
     let child = Command::new(program)
@@ -141,17 +143,25 @@ pub async fn probe(
     })
 }
 
-async fn hash(path: &Path) -> Result<String, EngineError> {
+async fn hash(
+    path: &Path,
+    of: impl FnOnce(&Path) -> Result<String, GgufError> + Send + 'static,
+) -> Result<String, EngineError> {
     let file = path.to_owned();
-    let hashed = tokio::task::spawn_blocking(move || paths::sha256(&file)).await;
-    let refused = |reason| EngineError::Load { path: path.to_owned(), reason };
-    hashed.map_err(|error| refused(error.to_string()))?.map_err(|error| refused(error.to_string()))
+    let hashed = tokio::task::spawn_blocking(move || of(&file)).await;
+    let hashed = hashed.map_err(|error| EngineError::Failed(error.to_string()))?;
+    hashed.map_err(|error| llama::unreadable(path, &error))
+}
+
+/// Bytes of a file, or of all files of a model; nothing of one that cannot be read, which is told
+/// by who loads it.
+fn size(path: &Path) -> u64 {
+    model_size(path).unwrap_or(0)
 }
 
 /// The child's side: loads the files as the daemon would, on the processor and with a small
 /// context, and computes a prompt and a step under each of the weights.
 pub fn run(model: &Path, adapter: Option<&Path>) -> Result<(), EngineError> {
-    let size = |file: &Path| std::fs::metadata(file).map_or(0, |it| it.len());
     limit_this_process(2 * (size(model) + adapter.map_or(0, size)) + ALLOWANCE);
     let config = EngineConfig {
         model: model.to_owned(),

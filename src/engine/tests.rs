@@ -265,6 +265,21 @@ async fn a_chat_takes_the_cells_of_idle_work_which_then_goes_on_unharmed() {
 }
 
 #[tokio::test]
+async fn a_step_of_idle_work_ends_when_a_chat_comes_and_is_done_again_unharmed() {
+    let long = "x".repeat(LONG);
+    let script = Script::new("now").on("long", &[(&long, 1.0)]);
+    let (engine, _thread) = engine(script.step_delay(Duration::from_millis(2))).await;
+    let idle = prompt(&engine, &format!("{} long", "y".repeat(LONG)));
+    let explore = GenerateRequest { class: Class::Explore, ..request(idle) };
+    let explore = engine.generate(explore).await.unwrap();
+    while engine.stats().interrupted_steps < 3 {
+        assert_eq!(ask(&engine, "chat").await, "now");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(read(explore, 1).await.texts, [long]);
+}
+
+#[tokio::test]
 async fn a_stop_string_ends_the_answer_before_it() {
     let (engine, _thread) = engine(Script::new("one\n\ntwo")).await;
     let stop = vec!["\n\n".to_owned(), "zzz".to_owned()];

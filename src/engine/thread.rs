@@ -2,6 +2,7 @@
 //! backend; nothing here is async and nothing else touches the model. Started by `daemon` through
 //! [`spawn`], and by tests through [`spawn_with`] with a fake.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -155,7 +156,12 @@ impl<B: Backend> Loop<B> {
         let pulse = Mutex::new(Pulse::new(stats.clone()));
         Self {
             door: Door::new(&info),
-            shared: Arc::new(Shared { info, vocabulary: Arc::clone(&vocabulary), pulse }),
+            shared: Arc::new(Shared {
+                info,
+                vocabulary: Arc::clone(&vocabulary),
+                pulse,
+                is_urgent: AtomicBool::new(false),
+            }),
             vocabulary,
             lanes: Lanes::new(),
             kv: Kv::new(limits.cells, limits.sequences),
@@ -193,6 +199,8 @@ impl<B: Backend> Loop<B> {
     /// Takes all commands; waits for one when there is nothing else to do. False when the last
     /// handle is gone.
     fn receive(&mut self) -> bool {
+        // Before they are taken: who comes from now on sets it again.
+        self.shared.is_urgent.store(false, Ordering::Relaxed);
         if self.jobs.is_empty() {
             self.seat.rest();
             self.publish(false);
@@ -403,6 +411,11 @@ impl<B: Backend> Loop<B> {
         let begun = Instant::now();
         let decoded = self.decode(&plan, &segments);
         self.seat.leave();
+        if let Ok(false) = decoded {
+            // It is planned again when nobody more urgent has work.
+            self.stats.interrupted_steps += 1;
+            return true;
+        }
         if let Err(error) = decoded {
             tracing::error!(%error, "Step failed.");
             let mut failed: Vec<usize> = plan.slices.iter().map(|slice| slice.work).collect();
@@ -437,7 +450,8 @@ impl<B: Backend> Loop<B> {
         done
     }
 
-    fn decode(&mut self, plan: &Plan, segments: &[Vec<Segment>]) -> Result<(), EngineError> {
+    /// False: somebody more urgent has come, and nothing was evaluated.
+    fn decode(&mut self, plan: &Plan, segments: &[Vec<Segment>]) -> Result<bool, EngineError> {
         self.backend.select(plan.generation)?;
         // Tokens that branches share go to all their sequences at once: no copy is needed.
         let parts: Vec<(Vec<SequenceId>, Vec<super::Token>)> = plan
@@ -461,11 +475,23 @@ impl<B: Backend> Loop<B> {
                 logits: silent <= i,
             }));
         }
-        self.backend.decode(&batch)?;
-        for (ids, tokens) in &parts {
-            self.kv.append(ids, tokens);
+        let is_urgent = plan.slices.iter().any(|slice| self.jobs[slice.work].is_urgent());
+        let is_whole = if is_urgent {
+            self.backend.decode(&batch).map(|()| true)
+        } else {
+            self.backend.decode_unless(&batch, &self.shared.is_urgent)
+        }?;
+        if is_whole {
+            for (ids, tokens) in &parts {
+                self.kv.append(ids, tokens);
+            }
+            return Ok(true);
         }
-        Ok(())
+        // What was done before the interruption would be there twice.
+        for &id in parts.iter().flat_map(|(ids, _)| ids) {
+            self.backend.truncate(id, self.kv.len(id));
+        }
+        Ok(false)
     }
 
     /// Hands the rows of logits to their branches; a request that cannot use its row fails alone.

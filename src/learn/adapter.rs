@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::gguf::{Gguf, GgufError, TensorInfo, TensorKind};
+use crate::gguf::{Gguf, GgufError, Parts, TensorInfo, TensorKind};
 use crate::paths;
 
 pub use crate::lora::BASE_KEY;
@@ -46,8 +46,8 @@ pub fn check(path: &Path, sha256: &str, base: Base<'_>) -> Result<(), AdapterErr
     check_hash(path, sha256)?;
     let adapter = Gguf::open(path)?;
     let unfit = |reason| AdapterError::Unfit { path: path.to_owned(), reason };
-    let parts = Gguf::open_parts(base.path)?;
-    check_header(&adapter, &parts[0], base.sha256).map_err(unfit)?;
+    let parts = Parts::open(base.path)?;
+    check_header(&adapter, parts.header(), base.sha256).map_err(unfit)?;
     check_pairs(&adapter, &parts).map_err(unfit)?;
     for tensor in adapter.tensors() {
         if !adapter.read_f32(tensor)?.iter().all(|value| value.is_finite()) {
@@ -88,7 +88,7 @@ fn check_header(adapter: &Gguf, base: &Gguf, base_sha256: &str) -> Result<(), St
     }
 }
 
-fn check_pairs(adapter: &Gguf, base: &[Gguf]) -> Result<(), String> {
+fn check_pairs(adapter: &Gguf, base: &Parts) -> Result<(), String> {
     if adapter.tensors().is_empty() {
         return Err("it has no tensors".into());
     }
@@ -103,7 +103,7 @@ fn check_pairs(adapter: &Gguf, base: &[Gguf]) -> Result<(), String> {
             (None, None) => return Err(format!("{name} ends neither in .lora_a nor in .lora_b")),
         };
         let other = adapter.tensor(&other).ok_or_else(|| format!("{other} is missing"))?;
-        let target = base.iter().find_map(|part| part.tensor(stem));
+        let target = base.tensor(stem);
         let target = target.ok_or_else(|| format!("the model has no tensor {stem}"))?;
         let (a, b) = if name.ends_with(".lora_a") { (tensor, other) } else { (other, tensor) };
         if !shapes_fit(a, b, target) {

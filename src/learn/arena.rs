@@ -1,5 +1,6 @@
 //! The gate's effects: the parity probe, and both generations' answers to the held-out prompts with
-//! what the judge and the verifiers say. It must not decide (`gate` does). Used by `run`.
+//! what the judge and the verifiers say. It must not decide (`gate` does). Used by `run` and by the
+//! experiment in `bench/rlrf`.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ const PARALLEL: usize = 4;
 
 /// Why there is no evidence.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ArenaError {
+pub enum ArenaError {
     /// The engine refused.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -43,12 +44,17 @@ pub(super) enum ArenaError {
 
 /// The two generations that are compared. Both lanes are loaded.
 #[derive(Debug)]
-pub(super) struct Arena<'a> {
-    pub(super) parts: &'a Parts,
-    pub(super) config: &'a GateConfig,
-    pub(super) run: RunId,
-    pub(super) active: Generation,
-    pub(super) candidate: Generation,
+pub struct Arena<'a> {
+    /// The engine, the judge, the store.
+    pub parts: &'a Parts,
+    /// How many prompts, and the bands.
+    pub config: &'a GateConfig,
+    /// Whose evaluations are stored.
+    pub run: RunId,
+    /// What is served.
+    pub active: Generation,
+    /// What wants to be served.
+    pub candidate: Generation,
 }
 
 /// What one prompt adds to the evidence.
@@ -64,7 +70,7 @@ impl Arena<'_> {
     /// clear; those of `general` only when all else speaks for the candidate. An adapter that fails
     /// parity is not asked: what it would be judged for is not what was trained. `probe`: `None` for
     /// an adapter that was made elsewhere.
-    pub(super) async fn evidence(
+    pub async fn evidence(
         &self,
         probe: Option<&Path>,
         questions: &[Question],

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::op_queue::Cancel;
+use super::op_queue::{Cancel, Stop};
 use crate::config::TrainerConfig;
 use crate::exit::Exit;
 use crate::paths;
@@ -117,8 +117,8 @@ pub enum TrainerError {
         reason: String,
     },
     /// The owner or the end of the daemon stopped it.
-    #[error("cancelled")]
-    Cancelled,
+    #[error("{0}")]
+    Cancelled(Stop),
 }
 
 /// The program beside this one, or what `trainer.command` names.
@@ -162,7 +162,7 @@ pub async fn train(
 }
 
 /// The file that the last line names exists in the run's folder and has the hash.
-async fn check_done(trained: Trained, out: &Path) -> Result<Trained, TrainerError> {
+pub(super) async fn check_done(trained: Trained, out: &Path) -> Result<Trained, TrainerError> {
     let lied = |reason| TrainerError::Lied { path: trained.adapter.clone(), reason };
     let files = std::iter::once(&trained.adapter).chain(&trained.probe);
     if files.into_iter().any(|path| path.parent() != Some(out)) {
@@ -312,7 +312,7 @@ impl<'a> Supervisor<'a> {
             tokio::select! {
                 status = child.wait() => break status,
                 Some(line) = self.lines.recv() => self.hear(line, update),
-                () = cancel.cancelled(), if working => self.end(TrainerError::Cancelled),
+                stop = cancel.cancelled(), if working => self.end(TrainerError::Cancelled(stop)),
                 _ = ticks.tick() => self.tick(quiet(), update),
             }
         };
@@ -363,9 +363,12 @@ impl<'a> Supervisor<'a> {
                 self.said.failed = Some(message.clone());
                 self.expect_the_end();
             }
+            TrainerEvent::Warning { message } => warn!(reason = message, "The trainer warns."),
             TrainerEvent::Started { .. }
             | TrainerEvent::Reference { .. }
+            | TrainerEvent::Resumed { .. }
             | TrainerEvent::Step(_)
+            | TrainerEvent::Checkpoint { .. }
             | TrainerEvent::Validation { .. } => {}
         }
         update(Update::Event(event));

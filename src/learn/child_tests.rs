@@ -33,6 +33,7 @@ impl Run {
                 base: BaseKind::Auto,
                 compute: Compute::Auto,
                 memory_limit_bytes: None,
+                checkpoint: LONG,
                 yield_quiet: Duration::from_secs(1),
             },
             updates: Mutex::default(),
@@ -59,6 +60,7 @@ impl Run {
             start: None,
             data: self.out().join("data.jsonl"),
             out: self.out().to_owned(),
+            reference_cache: None,
             objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
             lora: Lora { rank: 4, alpha: 8.0 },
             optimizer: Optimizer {
@@ -70,6 +72,8 @@ impl Run {
                 weight_decay: 0.0,
             },
             validation_share: 0.0,
+            validations: 4,
+            checkpoint_s: 60.0,
             max_tokens: 128,
             context_tokens: 4096,
             base_kind: BaseKind::Auto,
@@ -83,7 +87,7 @@ impl Run {
     /// Runs; `heard` may cancel or change the quiet time at an update.
     async fn train(
         &self,
-        heard: impl Fn(&Self, &Update, &tokio::sync::watch::Sender<bool>) + Send + Sync,
+        heard: impl Fn(&Self, &Update, &tokio::sync::watch::Sender<Option<Stop>>) + Send + Sync,
     ) -> Result<Trained, TrainerError> {
         let (switch, cancel) = Cancel::new();
         let quiet = || Duration::from_millis(self.quiet_ms.load(Ordering::Relaxed));
@@ -157,12 +161,12 @@ async fn a_trainer_that_ignores_sigterm_is_killed_and_reaped() {
     let error = run
         .train(|_, update, switch| {
             if matches!(update, Update::Event(TrainerEvent::Started { .. })) {
-                switch.send_replace(true);
+                switch.send_replace(Some(Stop::Owner));
             }
         })
         .await
         .unwrap_err();
-    assert!(matches!(error, TrainerError::Cancelled), "{error}");
+    assert!(matches!(error, TrainerError::Cancelled(Stop::Owner)), "{error}");
     assert!(!run.is_alive());
 }
 
@@ -252,13 +256,13 @@ async fn a_stopped_trainer_can_be_cancelled() {
         .train(|run, update, switch| match update {
             Update::Event(TrainerEvent::Step(_)) => run.quiet_ms.store(0, Ordering::Relaxed),
             Update::Paused(true) => {
-                switch.send_replace(true);
+                switch.send_replace(Some(Stop::Owner));
             }
             _ => {}
         })
         .await
         .unwrap_err();
-    assert!(matches!(error, TrainerError::Cancelled), "{error}");
+    assert!(matches!(error, TrainerError::Cancelled(Stop::Owner)), "{error}");
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
-//! Pairs to the file that the trainer reads: one [`Example`](crate::protocol::Example) a line.
-//! It must not choose: what is in the file was decided by `pairs`. Used by `run`.
+//! The file that the trainer reads: one [`Example`](crate::protocol::Example) or
+//! [`Group`](crate::protocol::Group) a line. It must not choose: what is in the file was decided by
+//! `pairs` and `groups`. Used by `material` and `run`.
 
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::pairs::Pair;
 use crate::paths::{self, hex};
 
 /// A data set that is not on disk yet. Its hash names the run's folder, so it is known first.
@@ -18,11 +19,11 @@ pub(super) struct Dataset {
 }
 
 impl Dataset {
-    /// The pairs in their order.
-    pub(super) fn new(pairs: &[Pair]) -> Self {
+    /// The examples in their order.
+    pub(super) fn new(examples: impl IntoIterator<Item = impl Serialize>) -> Self {
         let mut lines = Vec::new();
-        for pair in pairs {
-            serde_json::to_writer(&mut lines, &pair.example)
+        for example in examples {
+            serde_json::to_writer(&mut lines, &example)
                 .expect("an example is numbers and text, and a Vec takes all bytes");
             lines.push(b'\n');
         }
@@ -49,26 +50,17 @@ impl Dataset {
 mod tests {
     use super::*;
     use crate::protocol::Example;
-    use crate::store::{CandidateId, ExchangeId, PairRow};
 
     #[test]
     fn the_file_holds_the_examples_in_order_and_its_hash_is_known_before() {
-        let pair = |chosen: i32, rejected: Option<i32>| Pair {
-            row: PairRow {
-                exchange: ExchangeId(1),
-                chosen: CandidateId(1),
-                rejected: None,
-                margin: 0.0,
-            },
-            example: Example {
-                prompt_id: "p".into(),
-                prompt: vec![1],
-                chosen: vec![chosen],
-                rejected: rejected.map(|token| vec![token]),
-            },
+        let example = |chosen: i32, rejected: Option<i32>| Example {
+            prompt_id: "p".into(),
+            prompt: vec![1],
+            chosen: vec![chosen],
+            rejected: rejected.map(|token| vec![token]),
         };
-        let pairs = [pair(2, Some(3)), pair(4, None)];
-        let dataset = Dataset::new(&pairs);
+        let examples = [example(2, Some(3)), example(4, None)];
+        let dataset = Dataset::new(&examples);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data.jsonl");
         dataset.write(&path).unwrap();
@@ -76,7 +68,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let read: Vec<Example> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(read, pairs.map(|pair| pair.example));
+        assert_eq!(read, examples);
         u32::try_from(dataset.seed()).expect("the seed has 32 bits");
     }
 }

@@ -1,54 +1,109 @@
 //! Exploration: fills stored prompts with drafts and refinements while nobody waits. What is made of
-//! a prompt is `reflect`'s business; this walks over the prompts. Used by `task`.
+//! a prompt is `reflect`'s business; this walks over the prompts. It keeps no state of its own: which
+//! prompts are left over is read from the store, so that a wish after a stop, a crash or a kill goes
+//! on where the last one was. Used by `task`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::op_queue::Exploration;
 use super::run::RunError;
 use super::{Ended, Parts, Stage};
-use crate::config::Agent;
+use crate::config::{Agent, Promising};
 use crate::engine::EngineError;
+use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{Explored, ReflectError};
-use crate::store::ExchangeId;
+use crate::store::{ExchangeId, Filled};
 
 /// Prompts under way at once: their drafts fill the batch, and a chat still finds room.
 const PARALLEL: usize = 4;
 
-/// Up to `limit` prompts of the agents that learn. `split`: (n, m) instead of the agents' own.
+/// What exploration has brought, since it began or since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Harvest {
+    /// Prompts that were left, for whatever reason.
+    pub prompts: usize,
+    /// New candidates.
+    pub candidates: usize,
+    /// Candidates that were judged and pass every aspect.
+    pub positives: usize,
+    /// Tokens generated.
+    pub generated_tokens: usize,
+    /// Prompts left early, with enough of good and bad answers.
+    pub enough: usize,
+    /// Prompts given up, because nothing passes.
+    pub given_up: usize,
+}
+
+impl Harvest {
+    fn add(&mut self, news: &Explored) {
+        self.candidates += news.drafts + news.refinements;
+        self.positives += news.positives;
+        self.generated_tokens += news.generated_tokens;
+    }
+    fn leave(&mut self, reason: Option<Reason>) {
+        self.prompts += 1;
+        self.enough += usize::from(reason == Some(Reason::Enough));
+        self.given_up += usize::from(reason == Some(Reason::Hopeless));
+    }
+    /// The yield: positives for each 1,000 generated tokens.
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    pub fn positives_per_1000_tokens(&self) -> f64 {
+        self.positives as f64 * 1000.0 / self.generated_tokens.max(1) as f64
+    }
+}
+
+/// Who is told what exploration brings.
+#[derive(Debug)]
+pub(super) struct Tellers<'a> {
+    /// What the learner is doing.
+    pub(super) stage: &'a watch::Sender<Stage>,
+    /// Since the daemon started.
+    pub(super) total: &'a watch::Sender<Harvest>,
+}
+
+/// Explores as wished.
 pub(super) async fn explore(
     parts: &Parts,
-    limit: usize,
-    split: Option<(u32, u32)>,
-    stage: &watch::Sender<Stage>,
+    wish: &Exploration,
+    tellers: Tellers<'_>,
 ) -> Result<Ended, RunError> {
     let began = Instant::now();
-    let todo = wanted(parts, limit, split).await?;
+    let todo = wanted(parts, wish).await?;
     let total = todo.len();
-    let show = |done, positives| {
-        stage.send_replace(Stage::Exploring { done, total, positives });
+    let harvest = Mutex::new(Harvest::default());
+    let change = &|change: &dyn Fn(&mut Harvest)| {
+        let mut harvest = harvest.lock().expect("nobody panics while holding the harvest");
+        change(&mut harvest);
+        tellers.total.send_modify(change);
+        tellers.stage.send_replace(Stage::Exploring {
+            done: harvest.prompts,
+            total,
+            positives: harvest.positives,
+            generated_tokens: harvest.generated_tokens,
+            positives_per_1000_tokens: harvest.positives_per_1000_tokens(),
+        });
     };
-    show(0, 0);
-    let mut done = 0;
-    let mut sum = Explored::default();
-    let fills: Vec<_> = todo.into_iter().map(|todo| fill(parts, todo)).collect();
-    let mut explored = stream::iter(fills).buffer_unordered(PARALLEL);
-    while let Some(one) = explored.try_next().await? {
-        done += 1;
-        sum.drafts += one.drafts;
-        sum.refinements += one.refinements;
-        sum.positives += one.positives;
-        sum.generated_tokens += one.generated_tokens;
-        show(done, sum.positives);
-    }
+    change(&|_| {});
+    let fills: Vec<_> = todo
+        .into_iter()
+        .map(|todo| async move {
+            let told = |news: Explored| change(&|harvest| harvest.add(&news));
+            let explored = fill(parts, todo, &told).await?;
+            change(&|harvest| harvest.leave(explored.left));
+            Ok::<(), ReflectError>(())
+        })
+        .collect();
+    stream::iter(fills).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
+    let harvest = harvest.into_inner().expect("nobody panics while holding the harvest");
     Ok(Ended::Explored {
-        prompts: done,
-        candidates: sum.drafts + sum.refinements,
-        positives: sum.positives,
-        generated_tokens: sum.generated_tokens,
+        positives_per_1000_tokens: harvest.positives_per_1000_tokens(),
+        harvest,
         wall_s: began.elapsed().as_secs_f64(),
     })
 }
@@ -57,36 +112,47 @@ pub(super) async fn explore(
 struct Todo {
     agent: Arc<Agent>,
     exchange: ExchangeId,
-    drafts: u32,
-    refinements: u32,
+    aim: Aim,
 }
 
-async fn wanted(
-    parts: &Parts,
-    limit: usize,
-    split: Option<(u32, u32)>,
-) -> Result<Vec<Todo>, RunError> {
+/// The prompts that are worth exploring, fewest answers first. Those that an earlier exploration
+/// left for good do not count.
+async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError> {
     let config = parts.config.borrow().clone();
+    let generation = parts.engine.stats().active;
+    let is_wanted = |agent: &&Arc<Agent>| match &wish.agent {
+        Some(name) => agent.name == *name,
+        None => agent.learn,
+    };
     let mut todo = Vec::new();
-    for agent in config.agents.values().filter(|agent| agent.learn) {
-        let (drafts, refinements) = split.unwrap_or(agent.reflection.explore);
-        let room = limit - todo.len();
-        let names = vec![agent.name.clone()];
-        let exchanges = parts.store.explorable(names, drafts, refinements, room).await?;
-        todo.extend(exchanges.into_iter().take(room).map(|exchange| Todo {
-            agent: agent.clone(),
-            exchange,
-            drafts,
-            refinements,
-        }));
+    for agent in config.agents.values().filter(is_wanted) {
+        let (drafts, refinements) = wish.split.unwrap_or(agent.reflection.explore);
+        let aim = Aim { drafts, refinements, stop_early: agent.reflection.stop_early };
+        let name = agent.name.clone();
+        let filled = parts.store.explorable(name, drafts, refinements, generation).await?;
+        // Where the best draft is revised whatever its levels are, any draft may be it.
+        let filled: Vec<_> = filled
+            .into_iter()
+            .map(|it| match agent.reflection.promising {
+                Promising::BestFaulty => it,
+                Promising::Best => Filled { faulty_drafts: it.drafts, ..it },
+            })
+            .collect();
+        let worth = filled.iter().filter(|it| !matches!(pursue::next(&aim, it), Next::Leave(_)));
+        let exchanges = worth.map(|filled| filled.exchange).take(wish.limit - todo.len());
+        todo.extend(exchanges.map(|exchange| Todo { agent: agent.clone(), exchange, aim }));
     }
     Ok(todo)
 }
 
-/// A prompt that no longer fits, or whose lane went away during a swap, yields nothing.
-async fn fill(parts: &Parts, todo: Todo) -> Result<Explored, ReflectError> {
-    let Todo { agent, exchange, drafts, refinements } = todo;
-    match parts.reflector.explore(&agent, exchange, drafts, refinements).await {
+/// A prompt that no longer fits, or whose lane went away during a swap, yields nothing more.
+async fn fill(
+    parts: &Parts,
+    todo: Todo,
+    told: &(dyn Fn(Explored) + Sync),
+) -> Result<Explored, ReflectError> {
+    let Todo { agent, exchange, aim } = todo;
+    match parts.reflector.explore(&agent, exchange, aim, told).await {
         Err(ReflectError::Engine(
             error @ (EngineError::TooLong { .. } | EngineError::NoLane(_)),
         )) => {

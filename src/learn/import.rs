@@ -15,7 +15,7 @@ use super::op_queue::Cancel;
 use super::promote::blocking;
 use super::run::{self, Run, RunError};
 use super::{Ended, Parts, Stage};
-use crate::gguf::Gguf;
+use crate::gguf;
 use crate::lora::{Adapter, LoraError, peft};
 use crate::paths;
 use crate::store::RunState;
@@ -111,9 +111,9 @@ struct Converted {
 
 /// Reads whatever it is and writes `adapter.gguf` into a new folder.
 fn convert(source: &Source, base: adapter::Base<'_>, out: &Path) -> Result<Converted, RunError> {
-    let parts = Gguf::open_parts(base.path).map_err(LoraError::from)?;
+    let parts = gguf::Parts::open(base.path).map_err(LoraError::from)?;
     let mut adapter = if source.path.is_dir() {
-        peft::read(&source.path, &parts[0])?
+        peft::read(&source.path, parts.header())?
     } else {
         Adapter::read(&source.path)?
     };

@@ -4,29 +4,35 @@
 //! The handle is [`Learner`]. Used by `daemon` and `api`.
 
 pub mod adapter;
-mod arena;
+pub mod arena;
+mod balance;
 mod bet;
 pub mod child;
 mod dataset;
 mod explore;
 pub mod gate;
+mod groups;
 mod guards;
 pub mod held_out;
 mod import;
 mod judge;
 mod live;
+mod material;
 mod op_queue;
 pub mod pairs;
 mod promote;
 mod random;
 mod replay;
+mod resume;
 mod run;
 pub mod schedule;
+pub mod survey;
 mod task;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod trust_tests;
+mod worth;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,14 +52,22 @@ use crate::reflect::Reflector;
 use crate::store::{RunId, Store, StoreError};
 use crate::trust::{self, Attack, AttackReport};
 
+pub use self::explore::Harvest;
 pub use self::guards::Guards;
-pub use self::op_queue::Cancel;
+pub use self::op_queue::{Cancel, Exploration, Stop};
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
 #[derive(Clone, Debug)]
 pub struct Learner {
     commands: mpsc::Sender<Command>,
+    news: News,
+}
+
+/// What the learning task lets everybody see.
+#[derive(Clone, Debug)]
+struct News {
     stage: watch::Receiver<Stage>,
+    harvest: watch::Receiver<Harvest>,
     next_run: watch::Receiver<Option<DateTime<Utc>>>,
     guards: watch::Receiver<Guards>,
 }
@@ -77,7 +91,7 @@ pub struct Parts {
 #[derive(Debug)]
 enum Command {
     Wish(Wish, Reply),
-    Cancel(oneshot::Sender<()>),
+    Cancel(oneshot::Sender<bool>),
     Rollback(Generation, oneshot::Sender<Result<(), LearnError>>),
     Resume(oneshot::Sender<Result<(), LearnError>>),
     Shutdown(oneshot::Sender<()>),
@@ -101,9 +115,8 @@ pub async fn restore(parts: &Parts) -> Generation {
 /// Starts the learning task. It ends after [`Learner::shutdown`], or when the last handle is gone.
 pub fn spawn(parts: Parts) -> (Learner, JoinHandle<()>) {
     let (commands, inbox) = mpsc::channel(QUEUE);
-    let (task, shown) = task::Task::new(parts);
-    let task::Shown { stage, next_run, guards } = shown;
-    (Learner { commands, stage, next_run, guards }, tokio::spawn(task.run(inbox)))
+    let (task, news) = task::Task::new(parts);
+    (Learner { commands, news }, tokio::spawn(task.run(inbox)))
 }
 
 /// What the learning task is doing, for `status`, progress bars and `/v1/runs`.
@@ -121,6 +134,10 @@ pub enum Stage {
         total: usize,
         /// Candidates that pass every aspect so far.
         positives: usize,
+        /// Tokens generated so far.
+        generated_tokens: usize,
+        /// The yield so far.
+        positives_per_1000_tokens: f64,
     },
     /// Reading an adapter that was made elsewhere.
     Importing,
@@ -175,14 +192,11 @@ pub enum JudgeTask {
 pub enum Ended {
     /// Exploration: what came of it.
     Explored {
-        /// Prompts touched.
-        prompts: usize,
-        /// New candidates.
-        candidates: usize,
-        /// Candidates that pass every aspect.
-        positives: usize,
-        /// Tokens generated.
-        generated_tokens: usize,
+        /// The counts.
+        #[serde(flatten)]
+        harvest: Harvest,
+        /// The yield.
+        positives_per_1000_tokens: f64,
         /// Seconds.
         wall_s: f64,
     },
@@ -224,6 +238,13 @@ pub enum Ended {
         reason: String,
         /// The gate's numbers.
         verdict: serde_json::Value,
+    },
+    /// It was stopped and goes on later; serving is not touched.
+    Interrupted {
+        /// Which run.
+        run: RunId,
+        /// Why.
+        reason: String,
     },
     /// It broke; serving is not touched.
     Failed {
@@ -270,23 +291,23 @@ pub enum LearnError {
 impl Learner {
     /// What it is doing now; a watch channel, so that clients can follow.
     pub fn stage(&self) -> watch::Receiver<Stage> {
-        self.stage.clone()
+        self.news.stage.clone()
+    }
+    /// What exploration has brought since the daemon started.
+    pub fn harvest(&self) -> Harvest {
+        *self.news.harvest.borrow()
     }
     /// When the next scheduled run is due.
     pub fn next_run(&self) -> Option<DateTime<Utc>> {
-        *self.next_run.borrow()
+        *self.news.next_run.borrow()
     }
     /// Why scheduled runs wait, what is being watched, and the newest alarms.
     pub fn guards(&self) -> Guards {
-        self.guards.borrow().clone()
+        self.news.guards.borrow().clone()
     }
-    /// Fills up to `limit` stored prompts to (n, m); `None`: the agents' own numbers. Resolves when done.
-    pub async fn explore(
-        &self,
-        limit: usize,
-        split: Option<(u32, u32)>,
-    ) -> Result<Ended, LearnError> {
-        self.ask(|reply| Command::Wish(Wish::Explore { limit, split }, reply)).await?
+    /// Fills stored prompts with candidates. Resolves when done.
+    pub async fn explore(&self, wish: Exploration) -> Result<Ended, LearnError> {
+        self.ask(|reply| Command::Wish(Wish::Explore(wish), reply)).await?
     }
     /// Pairs, trains, gates, promotes. Resolves when done. The owner's wish also ends a pause.
     pub async fn train(&self) -> Result<Ended, LearnError> {
@@ -313,8 +334,9 @@ impl Learner {
         let wish = Wish::Import(Source { path, base_sha256 });
         self.ask(|reply| Command::Wish(wish, reply)).await?
     }
-    /// Stops the long operation under way, if any. Resolves when it has stopped.
-    pub async fn cancel(&self) -> Result<(), LearnError> {
+    /// Stops the long operation under way, or gives up the interrupted run that waits. Resolves when
+    /// it has stopped; false: there was neither.
+    pub async fn cancel(&self) -> Result<bool, LearnError> {
         self.ask(Command::Cancel).await
     }
     /// Serves this generation from now on (0: the base), without dropping a request. Refused while

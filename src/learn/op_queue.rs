@@ -9,16 +9,22 @@ use super::import::Source;
 use super::{Ended, JudgeTask, LearnError};
 use crate::trust::Attack;
 
+/// Which stored prompts to fill, and how far.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Exploration {
+    /// Whose; `None`: those of all agents that learn.
+    pub agent: Option<String>,
+    /// Prompts at most.
+    pub limit: usize,
+    /// (n, m); `None`: the agents' own numbers.
+    pub split: Option<(u32, u32)>,
+}
+
 /// A long operation.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Wish {
     /// Fill stored prompts with candidates.
-    Explore {
-        /// Prompts at most.
-        limit: usize,
-        /// (n, m); `None`: the agents' own numbers.
-        split: Option<(u32, u32)>,
-    },
+    Explore(Exploration),
     /// Pair, train, gate, promote.
     Train {
         /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
@@ -35,6 +41,8 @@ pub(super) enum Wish {
         /// What to attack with.
         attacks: Arc<Vec<Attack>>,
     },
+    /// Go on with the run that was interrupted, if it still makes sense.
+    Resume,
     /// Put an adapter that was made elsewhere on trial.
     Import(Source),
 }
@@ -43,8 +51,8 @@ impl Wish {
     /// What a client who comes too late is told.
     fn busy(&self) -> &'static str {
         match self {
-            Self::Explore { .. } => "it explores stored prompts",
-            Self::Train { .. } => "a training run is under way",
+            Self::Explore(_) => "it explores stored prompts",
+            Self::Train { .. } | Self::Resume => "a training run is under way",
             Self::Judge { .. } => "it measures the judge",
             Self::Import(_) => "an imported adapter is on trial",
         }
@@ -52,7 +60,7 @@ impl Wish {
     /// Whether the end of `running` is what this wish asks for.
     fn joins(&self, running: &Self) -> bool {
         match (self, running) {
-            (Self::Train { .. }, Self::Train { .. }) => true,
+            (Self::Train { .. } | Self::Resume, Self::Train { .. } | Self::Resume) => true,
             _ => self == running,
         }
     }
@@ -97,20 +105,39 @@ impl OpQueue {
     }
 }
 
+/// Why an operation has to stop.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stop {
+    /// The owner does not want it any more.
+    Owner,
+    /// The daemon ends: a training run goes on later.
+    Shutdown,
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Owner => "cancelled",
+            Self::Shutdown => "the daemon was stopped",
+        })
+    }
+}
+
 /// Tells an operation to stop. Cloneable; dropping the other side stops it too.
 #[derive(Clone, Debug)]
-pub struct Cancel(watch::Receiver<bool>);
+pub struct Cancel(watch::Receiver<Option<Stop>>);
 
 impl Cancel {
     /// The switch and its sign.
-    pub fn new() -> (watch::Sender<bool>, Self) {
-        let (switch, sign) = watch::channel(false);
+    pub fn new() -> (watch::Sender<Option<Stop>>, Self) {
+        let (switch, sign) = watch::channel(None);
         (switch, Self(sign))
     }
     /// Resolves when the operation has to stop.
-    pub async fn cancelled(&mut self) {
+    pub async fn cancelled(&mut self) -> Stop {
+        let stop = self.0.wait_for(Option::is_some).await.ok().and_then(|stop| *stop);
         // An error means that the learning task has gone, which is a reason to stop as well.
-        drop(self.0.wait_for(|stop| *stop).await);
+        stop.unwrap_or(Stop::Shutdown)
     }
 }
 
@@ -122,7 +149,19 @@ mod tests {
         Ended::Failed { run: None, reason: "over".into() }
     }
 
-    const EXPLORE: Wish = Wish::Explore { limit: 10, split: None };
+    #[test]
+    fn who_asks_for_training_joins_a_run_that_goes_on() {
+        let mut queue = OpQueue::default();
+        assert!(queue.ask(Wish::Resume, None));
+        let (reply, mut end) = oneshot::channel();
+        assert!(!queue.ask(Wish::Train { min_new_pairs: 0 }, Some(reply)));
+        queue.ended(&ended());
+        assert!(matches!(end.try_recv().unwrap(), Ok(Ended::Failed { .. })));
+    }
+
+    fn explore(limit: usize) -> Wish {
+        Wish::Explore(Exploration { agent: None, limit, split: None })
+    }
 
     #[test]
     fn an_equal_wish_joins_and_both_get_the_end() {
@@ -141,19 +180,19 @@ mod tests {
     #[test]
     fn another_wish_is_told_what_is_under_way() {
         let mut queue = OpQueue::default();
-        assert!(queue.ask(EXPLORE, None));
-        for other in [Wish::Train { min_new_pairs: 0 }, Wish::Explore { limit: 11, split: None }] {
+        assert!(queue.ask(explore(10), None));
+        for other in [Wish::Train { min_new_pairs: 0 }, explore(11)] {
             let (reply, mut end) = oneshot::channel();
             assert!(!queue.ask(other, Some(reply)));
             assert!(matches!(end.try_recv().unwrap(), Err(LearnError::Busy(_))));
         }
-        assert_eq!(queue.running(), Some(&EXPLORE));
+        assert_eq!(queue.running(), Some(&explore(10)));
     }
 
     #[test]
     fn after_the_end_the_next_wish_starts() {
         let mut queue = OpQueue::default();
-        assert!(queue.ask(EXPLORE, None));
+        assert!(queue.ask(explore(10), None));
         queue.ended(&ended());
         assert!(queue.ask(Wish::Train { min_new_pairs: 0 }, None));
     }

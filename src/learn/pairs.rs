@@ -1,37 +1,44 @@
 //! Candidates to training pairs. Pure: exchanges and a policy in, pairs out; the same input gives
-//! the same pairs. It must not read files or the store. Used by `run` and the benchmarks.
+//! the same pairs. It must not read files or the store. Used by `material` and the benchmarks.
 //!
 //! The chosen answer passes every aspect (a veto, because small judges say yes too often) and has
-//! the largest scalars; the rejected one fails at least one aspect. A refinement is trained as a
-//! *direct* answer to the prompt. Owner's edits will enter [`Pairing::add`] as positives.
+//! the largest scalars; the rejected one fails at least one aspect. With `positives: best` the
+//! scalar alone decides. A refinement is trained as a *direct* answer to the prompt. What the owner
+//! has said of an answer outranks the judge (`worth`), comes first and is never cut by a cap.
+//!
+//! `sft` wants chosen answers alone. `kto` wants single answers, good ones and bad ones: there a
+//! prompt whose answers are all good or all bad, which gives no pair, is of use too.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::held_out::HeldOut;
 use super::random::Random;
-use crate::config::{PairPolicy, Rejected};
+use super::worth::{self, Answer};
+use crate::config::{PairPolicy, Positives, Rejected};
 use crate::engine::{FinishReason, Token, Vocabulary};
 use crate::paths::hex;
 use crate::protocol::{Example, Objective};
-use crate::reflect;
-use crate::store::{Assessment, Candidate, CandidateId, Exchange, PairRow, Standard};
+use crate::store::{Candidate, Exchange, PairRow};
 
-/// One pair: as it is recorded and as it is trained on.
+/// One pair, or a single answer: as it is recorded and as it is trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pair {
     /// Where it comes from.
     pub row: PairRow,
     /// The line of the data set.
     pub example: Example,
+    /// The owner has spoken of an answer in it.
+    pub by_owner: bool,
 }
 
 impl Pair {
-    /// The newest candidate in it.
-    pub fn newest(&self) -> CandidateId {
-        self.row.rejected.map_or(self.row.chosen, |rejected| rejected.max(self.row.chosen))
+    /// Which sides it has: chosen, rejected.
+    pub(super) fn sides(&self) -> (bool, bool) {
+        (self.row.chosen.is_some(), self.row.rejected.is_some())
     }
 }
 
@@ -42,18 +49,23 @@ pub struct Tally {
     pub prompts: usize,
     /// Left out because they are held out.
     pub held_out: usize,
-    /// No complete answer passes every aspect.
+    /// No complete answer passes every aspect (`best`: there is no complete answer).
     pub without_chosen: usize,
-    /// No answer fails an aspect and fits a chosen one in margin, length and likeness.
+    /// No answer may be rejected and fits a chosen one in margin, length and likeness. `grpo`: the
+    /// answers are fewer than two, or worth the same.
     pub without_rejected: usize,
+    /// `kto`: prompts that give no pair, and whose answers are used nevertheless.
+    pub alone: usize,
+    /// `grpo`: answers that were sampled otherwise than at temperature 1 from the whole
+    /// distribution.
+    pub tempered: usize,
 }
 
 /// Collects the pairs of one data set, one exchange after the other.
 #[derive(Debug)]
 pub struct Pairing<'a> {
     policy: &'a PairPolicy,
-    /// `sft` trains on the chosen answers alone.
-    supervised: bool,
+    shape: Shape,
     held_out: &'a HeldOut,
     vocabulary: &'a dyn Vocabulary,
     pairs: Vec<Pair>,
@@ -62,12 +74,19 @@ pub struct Pairing<'a> {
     tally: Tally,
 }
 
-/// A candidate that may take part.
-#[derive(Clone, Copy)]
-struct Scored<'a> {
-    candidate: &'a Candidate,
-    scalar: f64,
+/// What an objective wants of a prompt.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    /// A chosen answer and a rejected one.
+    Pairs,
+    /// Chosen answers alone (`sft`).
+    Chosen,
+    /// Good and bad answers, each alone (`kto`).
+    Singles,
 }
+
+/// Chosen and rejected; at least one is there.
+type Sides<'e> = (Option<Answer<'e>>, Option<Answer<'e>>);
 
 impl<'a> Pairing<'a> {
     /// Starts an empty data set.
@@ -79,7 +98,11 @@ impl<'a> Pairing<'a> {
     ) -> Self {
         Self {
             policy,
-            supervised: matches!(objective, Objective::Sft),
+            shape: match objective {
+                Objective::Sft => Shape::Chosen,
+                Objective::Kto { .. } => Shape::Singles,
+                _ => Shape::Pairs,
+            },
             held_out,
             vocabulary,
             pairs: Vec::new(),
@@ -95,45 +118,62 @@ impl<'a> Pairing<'a> {
             self.tally.held_out += 1;
             return;
         }
-        let candidates = self.candidates(exchange);
-        let chosen = self.chosen(&candidates);
-        if chosen.is_empty() {
+        let answers = self.answers(exchange);
+        let chosen = self.chosen(&answers);
+        let rejected = self.rejected(exchange, &answers);
+        let is_alone = chosen.is_empty() != rejected.is_empty();
+        if chosen.is_empty() && !matches!((self.shape, is_alone), (Shape::Singles, true)) {
             self.tally.without_chosen += 1;
             return;
         }
-        let matched = if self.supervised {
-            chosen.into_iter().map(|chosen| (chosen, None)).collect()
-        } else {
-            self.matched(chosen, self.rejected(exchange, &candidates))
+        let found = match self.shape {
+            Shape::Pairs => self.matched(chosen, rejected),
+            Shape::Chosen => chosen.into_iter().map(|chosen| (Some(chosen), None)).collect(),
+            Shape::Singles => {
+                self.tally.alone += usize::from(is_alone);
+                let good: HashSet<_> = chosen.iter().map(|answer| answer.candidate.id).collect();
+                // By the scalar alone an answer may be both: the best, and lower than another.
+                let bad = rejected.into_iter().filter(|it| !good.contains(&it.candidate.id));
+                let good = chosen.into_iter().map(|chosen| (Some(chosen), None));
+                good.chain(bad.map(|rejected| (None, Some(rejected)))).collect()
+            }
         };
-        if matched.is_empty() {
+        if found.is_empty() {
             self.tally.without_rejected += 1;
-            return;
         }
         let prompt_id = prompt_id(&exchange.prompt_tokens);
-        let earlier = self.per_prompt.entry(prompt_id.clone()).or_default();
-        for (chosen, rejected) in matched {
-            if earlier.len() == self.policy.per_prompt {
-                break;
-            }
-            let example = Example {
-                prompt_id: prompt_id.clone(),
-                prompt: ids(&exchange.prompt_tokens),
-                chosen: ids(&chosen.candidate.tokens),
-                rejected: rejected.map(|rejected| ids(&rejected.candidate.tokens)),
-            };
-            if earlier.iter().any(|&index| self.pairs[index].example == example) {
-                continue;
-            }
-            let row = PairRow {
-                exchange: exchange.id,
-                chosen: chosen.candidate.id,
-                rejected: rejected.map(|rejected| rejected.candidate.id),
-                margin: rejected.map_or(0.0, |rejected| chosen.scalar - rejected.scalar),
-            };
-            earlier.push(self.pairs.len());
-            self.pairs.push(Pair { row, example });
+        for sides in found {
+            self.keep(exchange, &prompt_id, sides);
         }
+    }
+
+    /// Takes a pair in, unless the prompt has it already or has enough of its kind.
+    fn keep(&mut self, exchange: &Exchange, prompt_id: &str, (chosen, rejected): Sides<'_>) {
+        let id = |answer: Option<Answer<'_>>| answer.map(|answer| answer.candidate.id);
+        let tokens = |answer: Option<Answer<'_>>| answer.map(|it| ids(&it.candidate.tokens));
+        let pair = Pair {
+            row: PairRow {
+                exchange: exchange.id,
+                chosen: id(chosen),
+                rejected: id(rejected),
+                margin: chosen.zip(rejected).map_or(0.0, |(c, r)| c.scalar - r.scalar),
+            },
+            example: Example {
+                prompt_id: prompt_id.to_owned(),
+                prompt: ids(&exchange.prompt_tokens),
+                chosen: tokens(chosen).unwrap_or_default(),
+                rejected: tokens(rejected),
+            },
+            by_owner: chosen.into_iter().chain(rejected).any(|answer| answer.by_owner),
+        };
+        let earlier = self.per_prompt.entry(prompt_id.to_owned()).or_default();
+        let of_its_kind = earlier.iter().filter(|&&it| self.pairs[it].sides() == pair.sides());
+        let is_full = self.policy.per_prompt <= of_its_kind.count() && !pair.by_owner;
+        if is_full || earlier.iter().any(|&it| self.pairs[it].example == pair.example) {
+            return;
+        }
+        earlier.push(self.pairs.len());
+        self.pairs.push(pair);
     }
 
     /// The pairs in the order of their exchanges, and what became of the prompts.
@@ -141,70 +181,89 @@ impl<'a> Pairing<'a> {
         (self.pairs, self.tally)
     }
 
-    /// Judged answers, each text once, in the order of their making. Only what the same judge has
-    /// judged by the same rubrics as the newest one: scores of two versions are not compared.
-    fn candidates<'e>(&self, exchange: &'e Exchange) -> Vec<Scored<'e>> {
+    /// Judged answers, each text once, in the order of their making.
+    fn answers<'e>(&self, exchange: &'e Exchange) -> Vec<Answer<'e>> {
+        let may_take_part = |answer: &Answer<'_>| {
+            let is_own_answer = answer.candidate.parent.is_none() || answer.is_edit();
+            !answer.candidate.tokens.is_empty() && (self.policy.use_refinements || is_own_answer)
+        };
+        let mut answers = worth::answers(exchange);
+        answers.retain(may_take_part);
+        // What the owner says of a text holds for every answer with that text; an edit is newer than
+        // what it edits.
+        let spoken_of = answers.iter().filter(|answer| answer.by_owner);
+        let spoken_of: HashMap<_, _> =
+            spoken_of.map(|answer| (&answer.candidate.tokens, answer.candidate.id)).collect();
         let mut texts = HashSet::new();
-        let newest = exchange.candidates.iter().rev().map(standards).find(|it| !it.is_empty());
-        exchange
-            .candidates
-            .iter()
-            .filter(|candidate| Some(standards(candidate)) == newest)
-            .filter(|candidate| self.policy.use_refinements || candidate.parent.is_none())
-            .filter(|candidate| !candidate.tokens.is_empty())
-            .filter(|candidate| candidate.assessments.iter().any(|a| a.weight > 0.0))
-            .filter(|candidate| texts.insert(&candidate.tokens))
-            .map(|candidate| Scored { candidate, scalar: reflect::scalar(&candidate.assessments) })
-            .filter(|scored| scored.scalar.is_finite())
-            .collect()
+        answers.retain(|Answer { candidate, .. }| match spoken_of.get(&candidate.tokens) {
+            Some(id) => candidate.id == *id,
+            None => texts.insert(&candidate.tokens),
+        });
+        answers
     }
 
-    /// Complete answers that pass every aspect, best first. An answer that was cut off or has no
-    /// end token would teach the model not to stop.
-    fn chosen<'e>(&self, candidates: &[Scored<'e>]) -> Vec<Scored<'e>> {
-        let mut chosen: Vec<_> = candidates
-            .iter()
-            .copied()
-            .filter(|Scored { candidate, .. }| {
-                candidate.finish == FinishReason::Stop
-                    && candidate.tokens.last().is_some_and(|&token| self.vocabulary.is_end(token))
-                    && reflect::passes(&candidate.assessments)
-            })
-            .collect();
+    /// Complete answers that may be chosen: the owner's edits, what the owner praises, then the
+    /// best. An answer that was cut off or has no end token would teach the model not to stop.
+    fn chosen<'e>(&self, answers: &[Answer<'e>]) -> Vec<Answer<'e>> {
+        let may_be = |answer: &&Answer<'_>| {
+            is_complete(answer.candidate, self.vocabulary)
+                && match self.policy.positives {
+                    Positives::Veto => answer.is_good,
+                    Positives::Best => answer.is_good || !answer.by_owner,
+                }
+        };
+        let mut chosen: Vec<_> = answers.iter().filter(may_be).copied().collect();
         chosen.sort_by(|a, b| {
-            b.scalar.total_cmp(&a.scalar).then(a.candidate.id.cmp(&b.candidate.id))
+            let rank = |answer: &Answer<'_>| Reverse((answer.is_edit(), answer.by_owner));
+            rank(a)
+                .cmp(&rank(b))
+                .then(b.scalar.total_cmp(&a.scalar))
+                .then(a.candidate.id.cmp(&b.candidate.id))
         });
+        if self.policy.positives == Positives::Best {
+            // The best and not merely the better: every answer is better than some other.
+            chosen.truncate(self.policy.per_prompt);
+        }
         chosen
     }
 
-    /// Answers that fail an aspect, in the order in which they are taken.
-    fn rejected<'e>(&self, exchange: &Exchange, candidates: &[Scored<'e>]) -> Vec<Scored<'e>> {
-        let fails = |scored: &&Scored<'_>| !reflect::passes(&scored.candidate.assessments);
-        let mut rejected: Vec<_> = candidates.iter().filter(fails).copied().collect();
+    /// Answers that may be rejected, in the order in which they are taken: first what the owner
+    /// refuses.
+    fn rejected<'e>(&self, exchange: &Exchange, answers: &[Answer<'e>]) -> Vec<Answer<'e>> {
+        let may_be = |answer: &&Answer<'_>| match self.policy.positives {
+            Positives::Veto => !answer.is_good,
+            // `fits` asks for a lower scalar.
+            Positives::Best => !answer.is_good || !answer.by_owner,
+        };
+        let mut rejected: Vec<_> = answers.iter().filter(may_be).copied().collect();
         match self.policy.rejected {
             Rejected::Random => {
                 Random::new(exchange.id.0.cast_unsigned()).shuffle(&mut rejected);
             }
             Rejected::MeanMinus2Sd => {
-                let target = mean_minus_2_sd(candidates);
+                let target = mean_minus_2_sd(answers);
                 rejected.sort_by(|a, b| {
                     (a.scalar - target).abs().total_cmp(&(b.scalar - target).abs())
                 });
             }
         }
+        rejected.sort_by_key(|answer| !answer.by_owner);
         rejected
     }
 
-    /// One rejected answer for each chosen one, none used twice.
+    /// One rejected answer for each chosen one, none used twice; for an edit what it edits.
     fn matched<'e>(
         &self,
-        chosen: Vec<Scored<'e>>,
-        mut rejected: Vec<Scored<'e>>,
-    ) -> Vec<(Scored<'e>, Option<Scored<'e>>)> {
+        chosen: Vec<Answer<'e>>,
+        mut rejected: Vec<Answer<'e>>,
+    ) -> Vec<Sides<'e>> {
         let mut matched = Vec::new();
         for chosen in chosen {
-            if let Some(index) = rejected.iter().position(|rejected| self.fits(chosen, *rejected)) {
-                matched.push((chosen, Some(rejected.remove(index))));
+            let fits = |rejected: &Answer<'_>| self.fits(chosen, *rejected);
+            let edited = |rejected: &Answer<'_>| is_edit_of(chosen, *rejected);
+            let index = rejected.iter().position(|it| edited(it) && fits(it));
+            if let Some(index) = index.or_else(|| rejected.iter().position(fits)) {
+                matched.push((Some(chosen), Some(rejected.remove(index))));
             }
             if matched.len() == self.policy.per_prompt {
                 break;
@@ -213,22 +272,28 @@ impl<'a> Pairing<'a> {
         matched
     }
 
-    fn fits(&self, chosen: Scored<'_>, rejected: Scored<'_>) -> bool {
+    fn fits(&self, chosen: Answer<'_>, rejected: Answer<'_>) -> bool {
         let (a, b) = (chosen.candidate, rejected.candidate);
         let kin = a.parent == Some(b.id) || b.parent == Some(a.id);
-        chosen.scalar - rejected.scalar >= self.policy.min_margin
-            && length_ratio(&a.tokens, &b.tokens) <= self.policy.max_length_ratio
+        let margin = chosen.scalar - rejected.scalar;
+        0.0 < margin
+            && self.policy.min_margin <= margin
+            // The rule keeps a judge's taste for long answers out. The owner means the length.
+            && (is_edit_of(chosen, rejected)
+                || length_ratio(&a.tokens, &b.tokens) <= self.policy.max_length_ratio)
             // Nearly the same text on both sides pushes down what it should push up.
             && !(kin && similarity(&a.tokens, &b.tokens) > self.policy.max_parent_similarity)
     }
 }
 
-/// What counts in a candidate's scalar is judged by these: a reward model's number too, which has no
-/// weight.
-fn standards(candidate: &Candidate) -> BTreeSet<Standard> {
-    let counts = |said: &&Assessment| said.weight > 0.0 || said.aspect == reflect::REWARD;
-    let counting = candidate.assessments.iter().filter(counts);
-    counting.map(Assessment::standard).collect()
+fn is_edit_of(edit: Answer<'_>, original: Answer<'_>) -> bool {
+    edit.is_edit() && edit.candidate.parent == Some(original.candidate.id)
+}
+
+/// Whether the model ended the answer by itself.
+pub(super) fn is_complete(candidate: &Candidate, vocabulary: &dyn Vocabulary) -> bool {
+    let ends = |&token: &Token| vocabulary.is_end(token);
+    candidate.finish == FinishReason::Stop && candidate.tokens.last().is_some_and(ends)
 }
 
 /// Names a prompt by its tokens: examples of one prompt stay on one side of a split.
@@ -240,15 +305,15 @@ pub(super) fn prompt_id(tokens: &[Token]) -> String {
     hex(&digest.finalize()[..8])
 }
 
-fn ids(tokens: &[Token]) -> Vec<i32> {
+pub(super) fn ids(tokens: &[Token]) -> Vec<i32> {
     tokens.iter().map(|token| token.0).collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn mean_minus_2_sd(candidates: &[Scored<'_>]) -> f64 {
-    let n = candidates.len() as f64;
-    let mean = candidates.iter().map(|scored| scored.scalar).sum::<f64>() / n;
-    let squares = candidates.iter().map(|scored| (scored.scalar - mean).powi(2)).sum::<f64>();
+fn mean_minus_2_sd(answers: &[Answer<'_>]) -> f64 {
+    let n = answers.len() as f64;
+    let mean = answers.iter().map(|answer| answer.scalar).sum::<f64>() / n;
+    let squares = answers.iter().map(|answer| (answer.scalar - mean).powi(2)).sum::<f64>();
     mean - 2.0 * (squares / n).sqrt()
 }
 
@@ -276,4 +341,4 @@ fn similarity(a: &[Token], b: &[Token]) -> f64 {
 
 #[cfg(test)]
 #[path = "pairs_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -5,12 +5,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::engine::{Generation, Sampling, TextPart};
 use crate::prompt::{Message, Role};
-use crate::store::{Assessment, ExchangeId, Source};
+use crate::reflect;
+use crate::store::{Assessment, Author, CandidateId, ExchangeId, Feedback, Source};
 
-const END: Token = Token(0);
+pub(in crate::learn) const END: Token = Token(0);
 
 #[derive(Debug)]
-struct Words;
+pub(in crate::learn) struct Words;
 
 impl Vocabulary for Words {
     fn tokenize(&self, _: &[TextPart]) -> Vec<Token> {
@@ -24,20 +25,23 @@ impl Vocabulary for Words {
     }
 }
 
-fn policy() -> PairPolicy {
+pub(in crate::learn) fn policy() -> PairPolicy {
     PairPolicy {
         per_prompt: 2,
         min_margin: 0.1,
         max_length_ratio: 1.5,
         max_parent_similarity: 0.8,
+        positives: Positives::Veto,
         rejected: Rejected::Random,
         use_refinements: true,
         replay: 1.0,
+        max_imbalance: 4.0,
+        max_group: 16,
     }
 }
 
 /// One aspect with this value (-1 to 1).
-fn assessment(value: f32, passes: bool) -> Assessment {
+pub(in crate::learn) fn assessment(value: f32, passes: bool) -> Assessment {
     Assessment {
         aspect: "correct".into(),
         rubric_version: "1".into(),
@@ -50,11 +54,12 @@ fn assessment(value: f32, passes: bool) -> Assessment {
 }
 
 /// A draft that ends well; `tokens` get the end token.
-fn candidate(id: i64, tokens: &[i32], value: f32, passes: bool) -> Candidate {
+pub(in crate::learn) fn candidate(id: i64, tokens: &[i32], value: f32, passes: bool) -> Candidate {
     let mut tokens: Vec<Token> = tokens.iter().copied().map(Token).collect();
     tokens.push(END);
     Candidate {
         id: CandidateId(id),
+        author: Author::Model,
         parent: None,
         generation: Generation::BASE,
         text: String::new(),
@@ -67,7 +72,7 @@ fn candidate(id: i64, tokens: &[i32], value: f32, passes: bool) -> Candidate {
     }
 }
 
-fn exchange(id: i64, prompt: &str, candidates: Vec<Candidate>) -> Exchange {
+pub(in crate::learn) fn exchange(id: i64, prompt: &str, candidates: Vec<Candidate>) -> Exchange {
     Exchange {
         id: ExchangeId(id),
         created_ms: 0,
@@ -80,6 +85,7 @@ fn exchange(id: i64, prompt: &str, candidates: Vec<Candidate>) -> Exchange {
         aspect_choice: None,
         served: None,
         candidates,
+        feedback: Vec::new(),
     }
 }
 
@@ -95,7 +101,8 @@ fn paired(policy: &PairPolicy, objective: Objective, exchanges: &[Exchange]) -> 
 }
 
 fn chosen_and_rejected(pairs: &[Pair]) -> Vec<(i64, Option<i64>)> {
-    pairs.iter().map(|pair| (pair.row.chosen.0, pair.row.rejected.map(|id| id.0))).collect()
+    let sides = |pair: &Pair| (pair.row.chosen.unwrap().0, pair.row.rejected.map(|id| id.0));
+    pairs.iter().map(sides).collect()
 }
 
 #[test]
@@ -133,6 +140,27 @@ fn answers_that_two_versions_have_judged_are_not_compared() {
     old_worst.assessments[0].judge = "another".into();
     let (pairs, tally) = paired(&policy(), DPO, &[exchange(1, "p", vec![old_worst, new_good])]);
     assert_eq!((pairs.len(), tally.without_rejected), (0, 1));
+}
+
+#[test]
+fn by_scalar_alone_the_best_is_chosen_whatever_its_aspects_say() {
+    let one = exchange(
+        1,
+        "p",
+        vec![
+            candidate(1, &[5, 6, 7], 0.5, true),
+            candidate(2, &[5, 6, 8], 0.9, false),
+            candidate(3, &[5, 6, 9], 0.9, false),
+        ],
+    );
+    let best = PairPolicy { positives: Positives::Best, per_prompt: 1, ..policy() };
+    let (pairs, _) = paired(&best, DPO, std::slice::from_ref(&one));
+    // Its equal is not worse than it.
+    assert_eq!(chosen_and_rejected(&pairs), [(2, Some(1))]);
+    let (pairs, _) = paired(&best, Objective::Sft, std::slice::from_ref(&one));
+    assert_eq!(chosen_and_rejected(&pairs), [(2, None)]);
+    let (pairs, _) = paired(&policy(), DPO, &[one]);
+    assert_eq!(pairs, [], "the veto finds no answer that passes and is better");
 }
 
 #[test]
@@ -228,6 +256,138 @@ fn likeness_is_one_minus_the_normalized_edit_distance() {
     assert!(alike(&[], &[3]).abs() < 1e-12);
 }
 
+/// Which single answers are used: good ones and bad ones.
+fn singles(pairs: &[Pair]) -> (Vec<i64>, Vec<i64>) {
+    let ids = |side: fn(&Pair) -> Option<CandidateId>| {
+        pairs.iter().filter_map(side).map(|id| id.0).collect()
+    };
+    assert!(pairs.iter().all(|pair| pair.sides().0 != pair.sides().1));
+    (ids(|pair| pair.row.chosen), ids(|pair| pair.row.rejected))
+}
+
+const KTO: Objective = Objective::Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.0 };
+
+#[test]
+fn kto_learns_from_prompts_whose_answers_are_all_good_or_all_bad() {
+    let all = |from: i32, value, passes| -> Vec<Candidate> {
+        (from..from + 3).map(|id| candidate(id.into(), &[id], value, passes)).collect()
+    };
+    let mixed = vec![candidate(7, &[7], 0.9, true), candidate(8, &[8, 8, 8, 8], 0.85, false)];
+    let exchanges = [
+        exchange(1, "good", all(1, 0.9, true)),
+        exchange(2, "bad", all(4, -0.9, false)),
+        exchange(3, "mixed", mixed),
+        exchange(4, "silent", Vec::new()),
+    ];
+    let (pairs, tally) = paired(&policy(), KTO, &exchanges);
+    // At most two of a side of a prompt; neither margin nor length ties single answers together.
+    assert_eq!(singles(&pairs).0, [1, 2, 7]);
+    assert_eq!(singles(&pairs).1.len(), 3);
+    assert_eq!((tally.alone, tally.without_chosen, tally.without_rejected), (2, 1, 0));
+    assert_eq!(pairs[0].example.chosen, [1, 0]);
+    assert_eq!(pairs[0].example.rejected, None);
+    let bad = pairs.iter().find(|pair| pair.row.rejected == Some(CandidateId(8))).unwrap();
+    assert_eq!((&bad.example.chosen, &bad.example.rejected), (&vec![], &Some(vec![8, 8, 8, 8, 0])));
+    // Where pairs are wanted these prompts give nothing.
+    assert_eq!(paired(&policy(), DPO, &exchanges).0, []);
+}
+
+#[test]
+fn by_the_scalar_alone_no_answer_is_good_and_bad_at_once() {
+    let answers = [1, 2, 3].map(|id| candidate(id.into(), &[id], 0.1, true)).to_vec();
+    let policy = PairPolicy { positives: Positives::Best, per_prompt: 2, ..policy() };
+    let (pairs, _) = paired(&policy, KTO, &[exchange(1, "p", answers)]);
+    assert_eq!(singles(&pairs), (vec![1, 2], vec![3]));
+}
+
+pub(in crate::learn) fn word(candidate: i64, rating: Option<i8>) -> Feedback {
+    Feedback {
+        exchange: ExchangeId(1),
+        candidate: Some(CandidateId(candidate)),
+        rating,
+        aspect: None,
+        edit: None,
+    }
+}
+
+/// The owner's own version of an answer, and the word that it came with.
+pub(in crate::learn) fn edit(id: i64, parent: i64, tokens: &[i32]) -> (Candidate, Feedback) {
+    let author = Author::Owner;
+    let assessments = Vec::new();
+    let parent_id = Some(CandidateId(parent));
+    let edit =
+        Candidate { author, parent: parent_id, assessments, ..candidate(id, tokens, 0.0, true) };
+    (edit, Feedback { edit: Some("better".into()), ..word(parent, None) })
+}
+
+#[test]
+fn the_owners_thumbs_turn_a_pair_round() {
+    let mut one = exchange(
+        1,
+        "p",
+        vec![candidate(1, &[5, 6, 7], -0.5, false), candidate(2, &[5, 6, 8], 0.9, true)],
+    );
+    assert_eq!(chosen_and_rejected(&paired(&policy(), DPO, &[one.clone()]).0), [(2, Some(1))]);
+    one.feedback = vec![word(1, Some(1)), word(2, Some(-1))];
+    let (pairs, _) = paired(&policy(), DPO, &[one]);
+    assert_eq!(chosen_and_rejected(&pairs), [(1, Some(2))]);
+    assert!(pairs[0].by_owner && (pairs[0].row.margin - 2.0).abs() < 1e-9, "{pairs:?}");
+}
+
+#[test]
+fn an_edit_is_chosen_against_what_it_edits_however_short_it_is() {
+    let long: Vec<i32> = (1..40).collect();
+    let other = candidate(2, &[9, 9, 9], -0.9, false);
+    let (edit_of_long, said) = edit(3, 1, &[7, 8]);
+    let mut one = exchange(1, "p", vec![candidate(1, &long, 0.9, true), other, edit_of_long]);
+    one.feedback = vec![said];
+    let policy = PairPolicy { use_refinements: false, ..policy() };
+    let (pairs, _) = paired(&policy, DPO, std::slice::from_ref(&one));
+    assert_eq!(chosen_and_rejected(&pairs), [(3, Some(1))]);
+    // A model's refinement of that length is refused: there the rule keeps a taste for length out.
+    one.candidates[2].author = Author::Model;
+    one.feedback.clear();
+    assert!(!chosen_and_rejected(&paired(&policy, DPO, &[one]).0).contains(&(3, Some(1))));
+}
+
+#[test]
+fn an_edit_that_changes_next_to_nothing_is_no_pair_with_its_original_but_with_others() {
+    let original: Vec<i32> = (1..20).collect();
+    let mut edited = original.clone();
+    edited[3] = 99;
+    let other: Vec<i32> = (21..40).collect();
+    let (edit_of_first, said) = edit(3, 1, &edited);
+    let mut one = exchange(
+        1,
+        "p",
+        vec![candidate(1, &original, 0.9, true), candidate(2, &other, -0.9, false), edit_of_first],
+    );
+    one.feedback = vec![said.clone()];
+    assert_eq!(chosen_and_rejected(&paired(&policy(), DPO, &[one.clone()]).0), [(3, Some(2))]);
+    // The very same text is a good answer and nothing else.
+    one.candidates[2].tokens = one.candidates[0].tokens.clone();
+    assert_eq!(chosen_and_rejected(&paired(&policy(), DPO, &[one.clone()]).0), [(3, Some(2))]);
+    assert_eq!(singles(&paired(&policy(), KTO, &[one]).0), (vec![3], vec![2]));
+}
+
+#[test]
+fn the_owners_word_is_not_cut_by_a_cap_and_a_held_out_prompt_is_never_learned_from() {
+    let answers = |from: i64, token: i32| {
+        vec![
+            candidate(from, &[token, 6, 7], -0.5, false),
+            candidate(from + 1, &[token, 6, 8], 0.9, true),
+        ]
+    };
+    let mut third = exchange(3, "p", answers(5, 3));
+    third.feedback = vec![word(5, Some(1)), word(6, Some(-1))];
+    let policy = PairPolicy { per_prompt: 1, ..policy() };
+    let all = [exchange(1, "p", answers(1, 1)), exchange(2, "p", answers(3, 2)), third.clone()];
+    assert_eq!(chosen_and_rejected(&paired(&policy, DPO, &all).0), [(2, Some(1)), (5, Some(6))]);
+    third.messages[0].content = "held  OUT".into();
+    let (pairs, tally) = paired(&policy, DPO, &[third]);
+    assert_eq!((pairs, tally.held_out), (vec![], 1));
+}
+
 fn any_candidate() -> impl Strategy<Value = Candidate> {
     let tokens = prop::collection::vec(1i32..4, 0..6);
     (tokens, -1.0f32..1.0, any::<bool>(), any::<bool>(), any::<bool>(), prop::option::of(1i64..6))
@@ -265,11 +425,13 @@ proptest! {
     #[test]
     fn every_pair_keeps_every_rule(
         exchanges in any_exchanges(),
+        positives in prop::sample::select(vec![Positives::Veto, Positives::Best]),
         rejected in prop::sample::select(vec![Rejected::Random, Rejected::MeanMinus2Sd]),
         supervised in any::<bool>(),
         per_prompt in 1usize..4,
     ) {
-        let policy = PairPolicy { per_prompt, rejected, ..policy() };
+        let policy = PairPolicy { per_prompt, positives, rejected, ..policy() };
+        let is_vetoed = positives == Positives::Veto;
         let objective = if supervised { Objective::Sft } else { DPO };
         let (pairs, tally) = paired(&policy, objective, &exchanges);
         prop_assert_eq!(&paired(&policy, objective, &exchanges).0, &pairs);
@@ -286,16 +448,16 @@ proptest! {
             let count = per.entry(&exchange.messages[0].content).or_insert(0);
             *count += 1;
             prop_assert!(*count <= per_prompt);
-            let chosen = find(pair, pair.row.chosen);
-            prop_assert!(reflect::passes(&chosen.assessments));
+            let chosen = find(pair, pair.row.chosen.unwrap());
+            prop_assert!(!is_vetoed || reflect::passes(&chosen.assessments));
             prop_assert_eq!(chosen.finish, FinishReason::Stop);
             prop_assert_eq!(chosen.tokens.last(), Some(&END));
             prop_assert_eq!(pair.row.rejected.is_none(), supervised);
             if let Some(id) = pair.row.rejected {
                 let rejected = find(pair, id);
                 prop_assert!(!rejected.assessments.is_empty());
-                prop_assert!(!reflect::passes(&rejected.assessments));
-                prop_assert!(pair.row.margin >= policy.min_margin);
+                prop_assert!(!is_vetoed || !reflect::passes(&rejected.assessments));
+                prop_assert!(0.0 < pair.row.margin && policy.min_margin <= pair.row.margin);
                 prop_assert!(chosen.tokens != rejected.tokens);
                 prop_assert!(
                     length_ratio(&chosen.tokens, &rejected.tokens) <= policy.max_length_ratio

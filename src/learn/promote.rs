@@ -29,6 +29,8 @@ use crate::engine::{Canary, EngineError, Generation};
 use crate::paths;
 use crate::store::{GenerationRow, RunId, StoreError, Watch, WatchState};
 
+/// Files of reference log-probs that are kept: that of the served generation, and of those around it.
+const KEEP_REFERENCES: usize = 4;
 /// Run folders that are kept: data set, curves and adapter of refused runs, for the owner to look at.
 const KEEP_RUNS: usize = 16;
 
@@ -168,8 +170,8 @@ async fn loaded_or_base(parts: &Parts, wanted: Generation) -> Result<Generation,
 /// it, else the base. What is served is then what the store names. A canary goes on.
 pub(super) async fn restore(parts: &Parts) -> Result<Generation, StoreError> {
     let reason = "the daemon ended during the run".to_owned();
-    for run in parts.store.fail_unfinished_runs(reason).await? {
-        warn!(run_id = %run, "A run was left unfinished and is marked as failed.");
+    for run in parts.store.interrupt_unfinished_runs(reason).await? {
+        warn!(run_id = %run, "A run was left unfinished; it goes on when the engine is quiet.");
     }
     let rows = parts.store.generations().await?;
     let served = restore_active(parts, &rows).await?;
@@ -324,7 +326,7 @@ pub(super) async fn prune(parts: &Parts) {
         .into_iter()
         .filter_map(|generation| Some(parts.state.adapter(generation.0).parent()?.to_owned()))
         .collect();
-    let runs = parts.state.runs();
+    let (runs, references) = (parts.state.runs(), parts.state.references());
     blocking(move || {
         folders.extend(old_runs(&runs));
         for folder in folders.iter().filter(|folder| folder.exists()) {
@@ -333,6 +335,11 @@ pub(super) async fn prune(parts: &Parts) {
                 Err(error) => {
                     warn!(folder = %folder.display(), %error, "An old folder was not removed.");
                 }
+            }
+        }
+        for file in old_references(&references) {
+            if let Err(error) = std::fs::remove_file(&file) {
+                warn!(file = %file.display(), %error, "Old log-probs were not removed.");
             }
         }
     })
@@ -346,6 +353,19 @@ fn old_runs(runs: &Path) -> Vec<PathBuf> {
     folders.sort_unstable();
     folders.truncate(folders.len().saturating_sub(KEEP_RUNS));
     folders
+}
+
+/// All but those that were written last.
+fn old_references(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let written = |entry: io::Result<std::fs::DirEntry>| {
+        let entry = entry.ok()?;
+        Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
+    };
+    let mut files: Vec<_> = entries.filter_map(written).collect();
+    files.sort_unstable();
+    files.truncate(files.len().saturating_sub(KEEP_REFERENCES));
+    files.into_iter().map(|(_, path)| path).collect()
 }
 
 /// All but the newest `keep`, and never what is served or what a rollback goes back to.
@@ -400,6 +420,19 @@ mod tests {
         let old = old_runs(folder.path());
         assert_eq!(old.len(), 20 - KEEP_RUNS);
         assert!(old.iter().all(|path| path.to_string_lossy().contains("2026111")));
+    }
+
+    #[test]
+    fn the_reference_log_probs_that_were_written_last_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |i: u64| folder.path().join(format!("{i}.safetensors"));
+        for i in 0..6 {
+            paths::write_atomic(&path(i), |_| Ok(())).unwrap();
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(100 - i);
+            std::fs::File::options().write(true).open(path(i)).unwrap().set_modified(time).unwrap();
+        }
+        assert_eq!(old_references(folder.path()), [path(5), path(4)]);
+        assert_eq!(old_references(&folder.path().join("none")), [] as [PathBuf; 0]);
     }
 
     #[test]

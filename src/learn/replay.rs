@@ -17,6 +17,9 @@ use crate::store::{CandidateId, EarlierPair};
 /// Old pairs looked at; a night's run has thousands.
 pub(super) const MAX_EARLIER: usize = 20_000;
 
+/// The chosen and the rejected answer of a pair.
+type Answers = (Option<CandidateId>, Option<CandidateId>);
+
 /// How many old pairs a data set has, for the run's record.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Serialize)]
 pub(super) struct Replayed {
@@ -40,29 +43,30 @@ pub(super) fn usable(earlier: Vec<EarlierPair>, held_out: &HeldOut) -> Vec<Pair>
                 chosen: ids(&pair.chosen),
                 rejected: pair.rejected.as_deref().map(ids),
             },
+            // It was learned from once: now it may make room.
+            by_owner: false,
         })
         .collect()
 }
 
-/// All pairs that are newer than `seen`, the newest candidate that the last run learned from, and so
-/// many old ones that they are `share` of the whole. Without new ones, and with a share of 1, all old
+/// All pairs that no run has `learned` from, and so many old ones that they are `share` of the whole. Without new ones, and with a share of 1, all old
 /// ones are used.
 pub(super) fn mix(
     pairs: Vec<Pair>,
     earlier: Vec<Pair>,
-    seen: Option<CandidateId>,
+    learned: &HashSet<Answers>,
     share: f64,
-    seed: u64,
 ) -> (Vec<Pair>, Replayed) {
     let numbered = pairs.into_iter().enumerate();
     let (mut mixed, rest): (Vec<_>, Vec<_>) =
-        numbered.partition(|(_, pair)| seen < Some(pair.newest()));
+        numbered.partition(|(_, pair)| !learned.contains(&answers(pair)));
     let n_new = mixed.len();
     let mut known: HashSet<_> = mixed.iter().map(|(_, pair)| answers(pair)).collect();
     let earlier = earlier.into_iter().map(|pair| (usize::MAX, pair));
     let mut old: Vec<_> =
         rest.into_iter().chain(earlier).filter(|(_, pair)| known.insert(answers(pair))).collect();
-    Random::new(seed).shuffle(&mut old);
+    // Another draw for every run that has learned more.
+    Random::new(learned.len() as u64).shuffle(&mut old);
     old.truncate(n_old(n_new, share));
     // In the order in which they were made, as if they had never been apart.
     mixed.append(&mut old);
@@ -71,7 +75,7 @@ pub(super) fn mix(
     (mixed.into_iter().map(|(_, pair)| pair).collect(), replayed)
 }
 
-fn answers(pair: &Pair) -> (CandidateId, Option<CandidateId>) {
+fn answers(pair: &Pair) -> Answers {
     (pair.row.chosen, pair.row.rejected)
 }
 
@@ -97,7 +101,7 @@ mod tests {
         Pair {
             row: PairRow {
                 exchange: ExchangeId(chosen),
-                chosen: CandidateId(chosen),
+                chosen: Some(CandidateId(chosen)),
                 rejected: Some(CandidateId(rejected)),
                 margin: 0.5,
             },
@@ -107,20 +111,27 @@ mod tests {
                 chosen: vec![2],
                 rejected: Some(vec![3]),
             },
+            by_owner: false,
         }
     }
 
-    fn mixed(share: f64, seed: u64) -> (Vec<Pair>, Replayed) {
-        let pairs = (0..40).map(|i| pair(2 * i, 2 * i + 1)).collect();
-        // Candidate 39 is the last that was learned from: 20 old pairs, 20 new ones.
-        mix(pairs, vec![pair(2, 3), pair(2, 1)], Some(CandidateId(39)), share, seed)
+    fn some(n: i64) -> Vec<Pair> {
+        (0..n).map(|i| pair(2 * i, 2 * i + 1)).collect()
+    }
+
+    /// 20 old pairs, 20 new ones, and two of an earlier run: one that can still be made and one that
+    /// cannot. `n_more` other pairs were learned from since.
+    fn mixed(share: f64, n_more: i64) -> (Vec<Pair>, Replayed) {
+        let more = (0..n_more).map(|i| pair(1000 + i, 2000 + i)).collect();
+        let learned = [some(20), more].concat().iter().map(answers).collect();
+        mix(some(40), vec![pair(2, 3), pair(2, 1)], &learned, share)
     }
 
     #[test]
     fn all_new_pairs_are_used_and_old_ones_up_to_their_share() {
         let (pairs, replayed) = mixed(0.2, 1);
         assert_eq!(replayed, Replayed { pairs: 25, old: 5 });
-        assert_eq!(pairs.iter().filter(|pair| pair.newest() > CandidateId(39)).count(), 20);
+        assert_eq!(pairs.iter().filter(|pair| pair.row.chosen > Some(CandidateId(39))).count(), 20);
         assert_eq!(mixed(0.0, 1).1, Replayed { pairs: 20, old: 0 });
         // 20 old ones of today, and one anchor that only an earlier run had.
         assert_eq!(mixed(1.0, 1).1, Replayed { pairs: 41, old: 21 });
@@ -128,15 +139,15 @@ mod tests {
     }
 
     #[test]
-    fn the_choice_repeats_with_its_seed() {
+    fn the_choice_repeats_until_more_was_learned() {
         assert_eq!(mixed(0.2, 1), mixed(0.2, 1));
         assert_ne!(mixed(0.2, 1), mixed(0.2, 2));
     }
 
     #[test]
     fn without_new_pairs_all_old_ones_are_used() {
-        let pairs = (0..10).map(|i| pair(2 * i, 2 * i + 1)).collect();
-        let (_, replayed) = mix(pairs, Vec::new(), Some(CandidateId(99)), 0.1, 1);
+        let learned = some(10).iter().map(answers).collect();
+        let (_, replayed) = mix(some(10), Vec::new(), &learned, 0.1);
         assert_eq!(replayed, Replayed { pairs: 10, old: 10 });
     }
 

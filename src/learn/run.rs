@@ -13,27 +13,22 @@ use tracing::{Instrument as _, info, warn};
 use super::adapter::{self, AdapterError};
 use super::arena::{Arena, ArenaError};
 use super::child::{self, Trained, TrainerError, Update};
-use super::dataset::Dataset;
 use super::gate::{self, Verdict};
-use super::held_out::{self, HeldOut, Questions};
-use super::op_queue::Cancel;
-use super::pairs::{Pair, Pairing, Tally};
+use super::held_out::{self, Questions};
+use super::material::{self, Material};
+use super::op_queue::{Cancel, Stop};
+use super::pairs::Tally;
 use super::promote::{self, PromoteError, Promotion, blocking};
-use super::{Ended, Parts, Stage, judge, replay};
-use crate::config::Config;
+use super::{Ended, Parts, Stage, judge, resume};
 use crate::config::prompt_file::PromptFileError;
+use crate::config::{Config, Start};
 use crate::engine::{EngineError, Generation};
 use crate::lora::LoraError;
 use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
-use crate::store::{self, CandidateId, PairRow, RunId, RunState, StoreError};
+use crate::store::{RunId, RunState, StoreError};
 use crate::trust::{Standing, TrustError};
-
-/// Exchanges read at once.
-const PAGE: usize = 256;
-/// Runs among which the last one that was judged is looked for.
-const RECENT_RUNS: usize = 100;
 
 /// Why a run or an exploration broke.
 #[derive(Debug, thiserror::Error)]
@@ -61,11 +56,14 @@ pub(super) enum RunError {
     /// There is nothing to train on.
     #[error("{0}")]
     TooFewPairs(String),
+    /// The interrupted run does not make sense any more.
+    #[error("no run can go on; `reflectd runs` says why")]
+    NothingToResume,
     #[error("write {path}: {source}")]
     Write { path: PathBuf, source: std::io::Error },
     /// The owner or the end of the daemon stopped it.
-    #[error("cancelled")]
-    Cancelled,
+    #[error("{0}")]
+    Cancelled(Stop),
 }
 
 impl RunError {
@@ -81,7 +79,15 @@ impl RunError {
     }
     fn state(&self) -> RunState {
         match self {
-            Self::Cancelled | Self::Trainer(TrainerError::Cancelled) => RunState::Cancelled,
+            Self::Cancelled(stop) | Self::Trainer(TrainerError::Cancelled(stop)) => match stop {
+                Stop::Owner => RunState::Cancelled,
+                Stop::Shutdown => RunState::Interrupted,
+            },
+            // Memory, which may be there next time. The system kills (9) when it runs out, and
+            // who ends all processes (15) does not mean the run.
+            Self::Trainer(
+                TrainerError::TryAgain(_) | TrainerError::Killed { signal: 9 | 15, .. },
+            ) => RunState::Interrupted,
             _ => RunState::Failed,
         }
     }
@@ -96,15 +102,17 @@ pub(super) struct Run<'a> {
     /// What is served when it starts: where training begins, the reference policy, the opponent.
     pub(super) start: Generation,
     pub(super) job: Job,
-    /// What there is without training: an adapter that was made elsewhere.
+    /// What there is without training: an adapter that was made elsewhere, or what the trainer made
+    /// before the run was interrupted.
     pub(super) trained: Option<Trained>,
     pub(super) questions: Questions,
 }
 
-/// From pairs to a verdict. Fewer than `min_new_pairs` that are newer than the last run's: no run.
+/// From pairs to a verdict, or on from where a run was interrupted. A new run needs `min_new_pairs`
+/// that are newer than the last run's; `None`: no new run.
 pub(super) async fn run(
     parts: &Parts,
-    min_new_pairs: usize,
+    min_new_pairs: Option<usize>,
     stage: &watch::Sender<Stage>,
     cancel: Cancel,
 ) -> Ended {
@@ -122,13 +130,18 @@ pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
     let ended = match run.finish(cancel).instrument(span).await {
         Ok(ended) => ended,
         Err(error) => {
-            let reason = error.reason();
-            warn!(run_id = %id, error = reason, "A training run has failed.");
-            let stored = parts.store.update_run(id, error.state(), Some(reason.clone()), json!({}));
+            let (state, reason) = (error.state(), error.reason());
+            warn!(run_id = %id, error = reason, "A training run has failed or was interrupted.");
+            let stored = parts.store.update_run(id, state, Some(reason.clone()), json!({}));
             if let Err(error) = stored.await {
                 warn!(run_id = %id, %error, "The end of the run is not recorded.");
             }
-            Ended::Failed { run: Some(id), reason }
+            if state == RunState::Interrupted {
+                Ended::Interrupted { run: id, reason }
+            } else {
+                resume::forget_checkpoint(&run.job.out).await;
+                Ended::Failed { run: Some(id), reason }
+            }
         }
     };
     promote::prune(parts).await;
@@ -137,7 +150,7 @@ pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
 
 async fn prepare<'a>(
     parts: &'a Parts,
-    min_new_pairs: usize,
+    min_new_pairs: Option<usize>,
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
@@ -149,19 +162,21 @@ async fn prepare<'a>(
         }
     })
     .await?;
+    if let Some(found) = resume::next(parts, &config).await? {
+        let resume::Waiting { id, start, job, trained } = found;
+        info!(run_id = %id, start = start.0, "An interrupted training run goes on.");
+        return Ok(Run { parts, config, stage, id, start, job, trained, questions });
+    }
+    let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
     let held_out = questions.fingerprints(probes.iter().map(String::as_str));
-    let (pairs, tally) = pairs(parts, &config, &held_out).await?;
-    let seen = enough(parts, &pairs, tally, min_new_pairs).await?;
-    let earlier = parts.store.earlier_pairs(learning(&config), replay::MAX_EARLIER).await?;
-    let earlier = replay::usable(earlier, &held_out);
-    let seed = seen.map_or(0, |seen| seen.0.cast_unsigned());
-    let (pairs, replayed) = replay::mix(pairs, earlier, seen, config.learn.pairs.replay, seed);
+    let Material { dataset, rows, n_new, tally, replayed, objective } =
+        material::collect(parts, &config, &held_out).await?;
+    enough(rows.len(), n_new, tally, min_new_pairs)?;
 
-    let dataset = Dataset::new(&pairs);
     let start = parts.engine.stats().active;
     let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
     let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
-    let job = job(parts, &config, start, label, dataset.seed()).await?;
+    let job = Job { objective, ..job(parts, &config, start, label, dataset.seed()).await? };
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -172,81 +187,37 @@ async fn prepare<'a>(
         write().map(|()| dataset).map_err(|source| RunError::Write { path, source })
     })
     .await?;
-    let rows: Vec<PairRow> = pairs.iter().map(|pair| pair.row).collect();
+    let n_pairs = rows.len();
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
-    info!(run_id = %id, pairs = pairs.len(), start = start.0, "A training run starts.");
+    info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
     let facts =
         json!({ "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
     Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
 
-/// The pairs of all stored exchanges of the agents that learn.
-async fn pairs(
-    parts: &Parts,
-    config: &Config,
-    held_out: &HeldOut,
-) -> Result<(Vec<Pair>, Tally), RunError> {
-    let agents = learning(config);
-    let learn = &config.learn;
-    let vocabulary = parts.engine.vocabulary().as_ref();
-    let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
-    let mut after = None;
-    loop {
-        let page = parts.store.learnable(agents.clone(), after, PAGE).await?;
-        for exchange in &page {
-            pairing.add(exchange);
-        }
-        after = page.last().map(|exchange| exchange.id);
-        if page.len() < PAGE {
-            return Ok(pairing.finish());
-        }
-    }
-}
-
-/// The agents whose answers are learned from.
-fn learning(config: &Config) -> Vec<String> {
-    let learning = config.agents.values().filter(|agent| agent.learn);
-    learning.map(|agent| agent.name.clone()).collect()
-}
-
-/// A pair is new when one of its candidates is younger than all that the last run learned from, of
-/// which the youngest is returned.
-async fn enough(
-    parts: &Parts,
-    pairs: &[Pair],
+/// Refuses a run that has nothing to learn from, or too little that is new.
+fn enough(
+    n_pairs: usize,
+    n_new: usize,
     tally: Tally,
     min_new_pairs: usize,
-) -> Result<Option<CandidateId>, RunError> {
-    let Tally { prompts, held_out, without_chosen, without_rejected } = tally;
+) -> Result<(), RunError> {
+    let Tally { prompts, held_out, without_chosen, without_rejected, .. } = tally;
     let why = format!(
         "of {prompts} prompts {held_out} are held out, {without_chosen} have no answer that passes \
          every aspect, {without_rejected} have none to reject"
     );
-    if pairs.is_empty() {
+    if n_pairs == 0 {
         return Err(RunError::TooFewPairs(format!("there are no pairs: {why}; explore first")));
     }
-    let runs = parts.store.runs(RECENT_RUNS).await?;
-    // What a run that broke, or was refused before its trainer started, was given is still to be
-    // learned; an import was given nothing.
-    let judged = |run: &&store::Run| {
-        matches!(run.state, RunState::Promoted | RunState::Rejected)
-            && run.metrics.get("adapter_sha256").is_some()
-            && 0 < run.n_pairs
-    };
-    let last = match runs.iter().find(judged) {
-        Some(run) => parts.store.pairs(run.id).await?,
-        None => Vec::new(),
-    };
-    let seen = last.iter().map(|row| row.rejected.max(Some(row.chosen))).max().flatten();
-    let new = pairs.iter().filter(|pair| seen < Some(pair.newest())).count();
-    if new < min_new_pairs {
+    if n_new < min_new_pairs {
         return Err(RunError::TooFewPairs(format!(
-            "{new} pairs are new since the last run, and {min_new_pairs} are needed: {why}"
+            "{n_new} pairs are new since the last run, and {min_new_pairs} are needed: {why}"
         )));
     }
-    Ok(seen)
+    Ok(())
 }
 
 /// What the configuration makes of a run that starts now; `label` names it and its folder.
@@ -257,8 +228,13 @@ pub(super) async fn job(
     label: String,
     seed: u64,
 ) -> Result<Job, RunError> {
-    let rows = parts.store.generations().await?;
-    let adapter = rows.into_iter().find(|row| row.generation == start).map(|row| row.path);
+    let adapter = match config.learn.start {
+        Start::Base => None,
+        Start::Adapter => {
+            let rows = parts.store.generations().await?;
+            rows.into_iter().find(|row| row.generation == start).map(|row| row.path)
+        }
+    };
     let info = parts.engine.info();
     // The trainer runs in another folder, so its paths are absolute.
     let base = std::path::absolute(&info.path)
@@ -273,10 +249,13 @@ pub(super) async fn job(
         start: adapter,
         data: out.join("data.jsonl"),
         out,
+        reference_cache: Some(parts.state.references()),
         objective: learn.objective,
         lora: learn.lora,
         optimizer: learn.optimizer,
         validation_share: learn.validation_share,
+        validations: learn.validations,
+        checkpoint_s: trainer.checkpoint.as_secs_f64(),
         max_tokens: learn.max_tokens,
         context_tokens: config.engine.context_tokens,
         base_kind: trainer.base,
@@ -300,7 +279,7 @@ impl Run<'_> {
                 let mut stop = cancel.clone();
                 let untrusted = tokio::select! {
                     untrusted = self.untrusted() => untrusted?,
-                    () = stop.cancelled() => return Err(RunError::Cancelled),
+                    why = stop.cancelled() => return Err(RunError::Cancelled(why)),
                 };
                 if let Some(reason) = untrusted {
                     return self.reject(reason, serde_json::Value::Null).await;
@@ -371,7 +350,12 @@ impl Run<'_> {
         let path = self.job.out.join("events.jsonl");
         let written = blocking({
             let path = path.clone();
-            move || paths::write_atomic(&path, |file| std::io::Write::write_all(file, &lines))
+            move || {
+                // What it said before it was interrupted.
+                let mut all = std::fs::read(&path).unwrap_or_default();
+                all.extend(lines);
+                paths::write_atomic(&path, |file| std::io::Write::write_all(file, &all))
+            }
         });
         written.await.map_err(|source| RunError::Write { path, source })?;
         let trained = trained?;
@@ -382,6 +366,7 @@ impl Run<'_> {
             "adapter_sha256": trained.sha256,
         });
         self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
+        resume::forget_checkpoint(&self.job.out).await;
         Ok(trained)
     }
 
@@ -403,7 +388,7 @@ impl Run<'_> {
     ) -> Result<Ended, RunError> {
         let verdict = tokio::select! {
             verdict = self.verdict(candidate, trained) => verdict?,
-            () = cancel.cancelled() => return Err(RunError::Cancelled),
+            stop = cancel.cancelled() => return Err(RunError::Cancelled(stop)),
         };
         let numbers = serde_json::to_value(&verdict).expect("a verdict is plain data");
         if verdict.gap_alarm {
@@ -473,6 +458,7 @@ impl Curves {
                 self.lines.push(b'\n');
                 match event {
                     TrainerEvent::Started { n_steps, .. } => self.n_steps = n_steps,
+                    TrainerEvent::Resumed { step } => self.step.step = step,
                     TrainerEvent::Step(step) => self.step = step,
                     _ => {}
                 }

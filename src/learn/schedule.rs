@@ -2,7 +2,8 @@
 //! a clock. Used by `task`.
 //!
 //! A run that was due while the daemon was down is not made up for: the next due time counts.
-//! A due run that finds the engine busy stays due until it is quiet.
+//! A due run that finds the engine busy stays due until it is quiet. A run that the end of the daemon
+//! interrupted goes on as soon as it is quiet, whatever the pattern says: it was due or asked for.
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub struct Schedule {
     plan: Option<(Cron, Tz)>,
     due: Option<DateTime<Utc>>,
     failures: u32,
+    interrupted: bool,
 }
 
 /// What to do now. Displays as the reason.
@@ -38,8 +40,10 @@ pub enum Decision {
         /// How long it has to be.
         idle: Duration,
     },
-    /// Start.
+    /// Start; an interrupted run goes first.
     Start,
+    /// Go on with an interrupted run, but start no new one.
+    Resume,
 }
 
 impl std::fmt::Display for Decision {
@@ -54,6 +58,7 @@ impl std::fmt::Display for Decision {
                 quiet.as_secs()
             ),
             Self::Start => write!(formatter, "a run is due"),
+            Self::Resume => write!(formatter, "an interrupted run goes on"),
         }
     }
 }
@@ -61,7 +66,7 @@ impl std::fmt::Display for Decision {
 impl Schedule {
     /// The first due time after `now`. `config` has checked the pattern.
     pub fn new(plan: Option<&(String, Tz)>, now: DateTime<Utc>) -> Self {
-        let mut schedule = Self { plan: None, due: None, failures: 0 };
+        let mut schedule = Self { plan: None, due: None, failures: 0, interrupted: false };
         schedule.replan(plan, now);
         schedule
     }
@@ -74,17 +79,24 @@ impl Schedule {
     pub fn due(&self) -> Option<DateTime<Utc>> {
         self.due
     }
+    /// A run waits to go on (true), or none does any more.
+    pub fn set_interrupted(&mut self, interrupted: bool) {
+        self.interrupted = interrupted;
+    }
     /// What to do now, given for how long no chat has run and how long it has to be.
     pub fn decide(&self, now: DateTime<Utc>, quiet: Duration, idle: Duration) -> Decision {
+        let is_due = self.due.is_some_and(|due| due <= now);
         match self.due {
+            _ if (is_due || self.interrupted) && quiet < idle => Decision::Busy { quiet, idle },
+            _ if is_due => Decision::Start,
+            _ if self.interrupted => Decision::Resume,
+            Some(due) => Decision::NotDue(due),
             None => Decision::Never,
-            Some(due) if now < due => Decision::NotDue(due),
-            Some(_) if quiet < idle => Decision::Busy { quiet, idle },
-            Some(_) => Decision::Start,
         }
     }
     /// A run (scheduled or asked for) has ended.
     pub fn ended(&mut self, now: DateTime<Utc>, failed: bool) {
+        self.interrupted = false;
         self.failures = if failed { self.failures.saturating_add(1) } else { 0 };
         self.due = self.after(now + back_off(self.failures));
     }
@@ -163,6 +175,25 @@ mod tests {
         assert_eq!(schedule.failures(), 14);
         schedule.ended(now, false);
         assert_eq!(schedule.due(), Some(at("2026-07-01T13:00:00Z")));
+    }
+
+    #[test]
+    fn an_interrupted_run_goes_on_when_it_is_quiet_whatever_the_pattern_says() {
+        let noon = at("2026-07-01T12:00:00Z");
+        for plan in [None, Some(nightly())] {
+            let mut schedule = Schedule::new(plan.as_ref(), noon);
+            schedule.set_interrupted(true);
+            schedule.replan(plan.as_ref(), noon);
+            let chatting = schedule.decide(noon, Duration::from_secs(5), IDLE);
+            assert!(matches!(chatting, Decision::Busy { .. }), "{chatting:?}");
+            assert_eq!(schedule.decide(noon, IDLE, IDLE), Decision::Resume);
+            schedule.ended(noon, false);
+            let after = schedule.decide(noon, LONG, IDLE);
+            assert!(matches!(after, Decision::Never | Decision::NotDue(_)), "{after:?}");
+        }
+        let mut schedule = Schedule::new(Some(&nightly()), noon);
+        schedule.set_interrupted(true);
+        assert_eq!(schedule.decide(at("2026-07-02T01:20:00Z"), LONG, IDLE), Decision::Start);
     }
 
     #[test]

@@ -9,12 +9,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::explore::{Harvest, Tellers};
 use super::guards::{self, Guards};
 use super::live::{self, Outlook, Seen};
-use super::op_queue::{Cancel, OpQueue, Wish};
+use super::op_queue::{Cancel, OpQueue, Stop, Wish};
 use super::run::RunError;
 use super::schedule::{Decision, Schedule};
-use super::{Command, Ended, LearnError, Parts, Stage, explore, import, judge, promote, run};
+use super::{
+    Command, Ended, LearnError, News, Parts, Stage, explore, import, judge, promote, resume, run,
+};
 use crate::store::{RunId, StoreError, Watch};
 
 /// How often the schedule looks at the clock.
@@ -31,33 +34,27 @@ pub(super) struct Task {
     queue: OpQueue,
     operation: Option<Operation>,
     /// Told when the operation under way has stopped.
-    cancelling: Vec<oneshot::Sender<()>>,
+    cancelling: Vec<oneshot::Sender<bool>>,
     schedule: Schedule,
     decision: Decision,
     stage: watch::Sender<Stage>,
+    harvest: watch::Sender<Harvest>,
     next_run: watch::Sender<Option<DateTime<Utc>>>,
     guards: watch::Sender<Guards>,
 }
 
-/// What the handle shows.
-#[derive(Debug)]
-pub(super) struct Shown {
-    pub(super) stage: watch::Receiver<Stage>,
-    pub(super) next_run: watch::Receiver<Option<DateTime<Utc>>>,
-    pub(super) guards: watch::Receiver<Guards>,
-}
-
 #[derive(Debug)]
 struct Operation {
-    cancel: watch::Sender<bool>,
+    cancel: watch::Sender<Option<Stop>>,
     handle: JoinHandle<Ended>,
 }
 
 impl Task {
-    pub(super) fn new(parts: Parts) -> (Self, Shown) {
+    pub(super) fn new(parts: Parts) -> (Self, News) {
         let plan = parts.config.borrow().learn.schedule.clone();
         let schedule = Schedule::new(plan.as_ref(), Utc::now());
         let (stage, stages) = watch::channel(Stage::Idle);
+        let (harvest, harvests) = watch::channel(Harvest::default());
         let (next_run, next_runs) = watch::channel(schedule.due());
         let (guards, guard) = watch::channel(Guards::default());
         let task = Self {
@@ -68,13 +65,19 @@ impl Task {
             schedule,
             decision: Decision::Never,
             stage,
+            harvest,
             next_run,
             guards,
         };
-        (task, Shown { stage: stages, next_run: next_runs, guards: guard })
+        let news = News { stage: stages, harvest: harvests, next_run: next_runs, guards: guard };
+        (task, news)
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        match self.parts.store.interrupted_runs().await {
+            Ok(runs) => self.schedule.set_interrupted(!runs.is_empty()),
+            Err(error) => warn!(%error, "Interrupted runs are not looked for."),
+        }
         let mut ticks = tokio::time::interval(TICK);
         let mut looks = tokio::time::interval(LOOK);
         let mut config = self.parts.config.clone();
@@ -100,7 +103,7 @@ impl Task {
                 _ = looks.tick() => self.look(true).await,
             }
         };
-        self.stop();
+        self.stop(Stop::Shutdown);
         if self.operation.is_some() {
             let ended = finished(&mut self.operation).await;
             self.ended(&ended);
@@ -136,16 +139,16 @@ impl Task {
                 drop(reply.send(resumed.map_err(LearnError::from)));
             }
             Command::Cancel(reply) => {
-                self.stop();
+                self.stop(Stop::Owner);
                 if self.operation.is_some() {
                     self.cancelling.push(reply);
                 } else {
-                    reply.send(()).ok();
+                    reply.send(self.give_up().await).ok();
                 }
             }
             Command::Rollback(to, reply) => {
                 let result = match self.queue.running() {
-                    Some(Wish::Train { .. } | Wish::Import(_)) => {
+                    Some(Wish::Train { .. } | Wish::Resume | Wish::Import(_)) => {
                         Err(LearnError::Busy("a run compares with what is served; cancel it first"))
                     }
                     _ => promote::rollback(&self.parts, to).await,
@@ -170,13 +173,16 @@ impl Task {
             debug!(%decision, "The schedule says something else.");
         }
         self.decision = decision;
-        let wish = Wish::Train { min_new_pairs };
-        if decision == Decision::Start
-            && !self.guards.borrow().has_canary()
+        let wish = match decision {
+            Decision::Start => Wish::Train { min_new_pairs },
+            Decision::Resume => Wish::Resume,
+            Decision::Never | Decision::NotDue(_) | Decision::Busy { .. } => return,
+        };
+        if !self.guards.borrow().has_canary()
             && self.queue.running().is_none()
             && self.queue.ask(wish.clone(), None)
         {
-            info!("A scheduled training run starts.");
+            info!(reason = %decision, "Training starts.");
             self.start(wish);
         }
     }
@@ -214,16 +220,31 @@ impl Task {
         match self.outlook(watch, seen) {
             Outlook::Open => Ok(false),
             Outlook::Dropped(_)
-                if matches!(self.queue.running(), Some(Wish::Train { .. } | Wish::Import(_))) =>
+                if matches!(
+                    self.queue.running(),
+                    Some(Wish::Train { .. } | Wish::Resume | Wish::Import(_))
+                ) =>
             {
                 // It starts from what is to be taken back. The look after its end acts.
                 warn!("A run is stopped, because what it starts from does badly in live use.");
-                self.stop();
+                self.stop(Stop::Owner);
                 Ok(false)
             }
             outlook => {
                 promote::settle(&self.parts, watch, outlook).await?;
                 Ok(true)
+            }
+        }
+    }
+
+    /// The owner does not want the run that waits to go on; whether there was one.
+    async fn give_up(&mut self) -> bool {
+        self.schedule.set_interrupted(false);
+        match resume::give_up(&self.parts).await {
+            Ok(n_runs) => 0 < n_runs,
+            Err(error) => {
+                warn!(%error, "An interrupted run is not given up.");
+                false
             }
         }
     }
@@ -280,21 +301,26 @@ impl Task {
     fn start(&mut self, wish: Wish) {
         let (cancel, sign) = Cancel::new();
         let (parts, stage) = (self.parts.clone(), self.stage.clone());
-        let handle = tokio::spawn(async move { operate(&parts, wish, &stage, sign).await });
+        let harvest = self.harvest.clone();
+        let handle = tokio::spawn(async move {
+            let tellers = Tellers { stage: &stage, total: &harvest };
+            operate(&parts, wish, tellers, sign).await
+        });
         self.operation = Some(Operation { cancel, handle });
     }
 
-    fn stop(&self) {
+    fn stop(&self, why: Stop) {
         if let Some(operation) = &self.operation {
-            operation.cancel.send_replace(true);
+            operation.cancel.send_replace(Some(why));
         }
     }
 
     fn ended(&mut self, ended: &Ended) {
         self.operation = None;
-        if let Some(Wish::Train { .. }) = self.queue.running() {
+        if let Some(Wish::Train { .. } | Wish::Resume) = self.queue.running() {
             // A run that never started has used nothing and says nothing about the trainer.
-            let failed = matches!(ended, Ended::Failed { run: Some(_), .. });
+            let failed =
+                matches!(ended, Ended::Failed { run: Some(_), .. } | Ended::Interrupted { .. });
             self.schedule.ended(Utc::now(), failed);
             self.next_run.send_replace(self.schedule.due());
             if failed && let Some(due) = self.schedule.due() {
@@ -306,7 +332,7 @@ impl Task {
         self.stage.send_replace(Stage::Idle);
         self.queue.ended(ended);
         for reply in self.cancelling.drain(..) {
-            reply.send(()).ok();
+            reply.send(true).ok();
         }
     }
 }
@@ -320,28 +346,26 @@ async fn finished(operation: &mut Option<Operation>) -> Ended {
     })
 }
 
-async fn operate(
-    parts: &Parts,
-    wish: Wish,
-    stage: &watch::Sender<Stage>,
-    mut cancel: Cancel,
-) -> Ended {
+async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Cancel) -> Ended {
     match wish {
-        Wish::Train { min_new_pairs } => run::run(parts, min_new_pairs, stage, cancel).await,
-        Wish::Import(source) => import::import(parts, source, stage, cancel).await,
-        Wish::Explore { limit, split } => {
+        Wish::Train { min_new_pairs } => {
+            run::run(parts, Some(min_new_pairs), tellers.stage, cancel).await
+        }
+        Wish::Resume => run::run(parts, None, tellers.stage, cancel).await,
+        Wish::Import(source) => import::import(parts, source, tellers.stage, cancel).await,
+        Wish::Explore(wish) => {
             // Dropping the exploration cancels its requests; what is stored stays.
             let explored = tokio::select! {
-                explored = explore::explore(parts, limit, split, stage) => explored,
-                () = cancel.cancelled() => Err(RunError::Cancelled),
+                explored = explore::explore(parts, &wish, tellers) => explored,
+                stop = cancel.cancelled() => Err(RunError::Cancelled(stop)),
             };
             explored.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })
         }
         Wish::Judge { task, agent, limit, attacks } => {
             let errand = judge::Errand { task, agent, limit, attacks };
             let done = tokio::select! {
-                done = judge::run(parts, &errand, stage) => done,
-                () = cancel.cancelled() => Err(RunError::Cancelled),
+                done = judge::run(parts, &errand, tellers.stage) => done,
+                stop = cancel.cancelled() => Err(RunError::Cancelled(stop)),
             };
             done.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })
         }

@@ -5,14 +5,17 @@ mod guards;
 
 mod imports;
 
+mod resume;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
 use crate::config::{
     Address, Agent, AgentAspect, Aspect, AspectChoice, CanaryConfig, EndpointConfig, GateConfig,
-    JudgeConfig, LearnConfig, Mode, PairPolicy, Pass, PauseConfig, Promising, Reflection, Rejected,
-    ScalarConfig, ServerConfig, TrainerConfig, TrustConfig, WatchConfig,
+    JudgeConfig, LearnConfig, Mode, PairPolicy, Pass, PauseConfig, Positives, Promising,
+    Reflection, Rejected, ScalarConfig, ServerConfig, Start, StopEarly, TrainerConfig, TrustConfig,
+    WatchConfig,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
 use crate::engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
@@ -20,9 +23,13 @@ use crate::gguf::{Value, Writer};
 use crate::paths::{self, write_atomic};
 use crate::prompt::{ChatTemplate, Message, PromptSet, Role};
 use crate::protocol::{
-    BaseKind, Compute, Device, Job, Lora, Objective, Optimizer, Probe, ProbeSequence,
+    BaseKind, Compute, Device, Example, Group, Job, Lora, Objective, Optimizer, Probe,
+    ProbeSequence,
 };
-use crate::store::{self, Assessment, NewCandidate, NewExchange, RunState, Source, StoreThread};
+use crate::store::{
+    self, Assessment, Author, Feedback, NewCandidate, NewExchange, Parent, RunState, Source,
+    StoreThread,
+};
 
 const HELD_OUT: usize = 60;
 const LONG: Duration = Duration::from_mins(1);
@@ -122,6 +129,10 @@ impl World {
     }
     /// A prompt with a good answer and a bad one.
     pub(super) async fn remember(&self, prompt: &str) {
+        let answers = vec![answer(prompt, " fine", true), answer(prompt, " poor", false)];
+        self.remember_answers(prompt, answers).await;
+    }
+    async fn remember_answers(&self, prompt: &str, answers: Vec<NewCandidate>) {
         let exchange = NewExchange {
             agent: "tester".into(),
             source: Source::Chat,
@@ -131,8 +142,8 @@ impl World {
             verifier: None,
             aspect_choice: None,
         };
-        let candidates = vec![answer(prompt, " fine", true), answer(prompt, " poor", false)];
-        self.parts.store.record_exchange(exchange, candidates, Some(0)).await.unwrap();
+        let served = (!answers.is_empty()).then_some(0);
+        self.parts.store.record_exchange(exchange, answers, served).await.unwrap();
     }
     pub(super) async fn remember_some(&self) {
         for i in 0..4 {
@@ -161,6 +172,11 @@ impl World {
     }
 }
 
+/// Prompts of every agent, as far as the agents say.
+fn all(limit: usize) -> Exploration {
+    Exploration { agent: None, limit, split: None }
+}
+
 pub(super) fn write(path: &std::path::Path, text: &str) {
     write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes())).unwrap();
 }
@@ -184,6 +200,7 @@ fn answer(prompt: &str, text: &str, passes: bool) -> NewCandidate {
     tokens.push(END);
     let good = if passes { 0.9 } else { 0.1 };
     NewCandidate {
+        author: Author::Model,
         parent: None,
         generation: Generation::BASE,
         text: text.to_owned(),
@@ -274,6 +291,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             base: BaseKind::Auto,
             compute: Compute::Auto,
             memory_limit_bytes: None,
+            checkpoint: LONG,
             yield_quiet: Duration::ZERO,
         },
         learn: LearnConfig {
@@ -285,10 +303,14 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 min_margin: 0.1,
                 max_length_ratio: 1.5,
                 max_parent_similarity: 0.9,
+                positives: Positives::Veto,
                 rejected: Rejected::Random,
                 use_refinements: true,
                 replay: 1.0,
+                max_imbalance: 4.0,
+                max_group: 16,
             },
+            start: Start::Adapter,
             objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
             lora: Lora { rank: 2, alpha: 16.0 },
             optimizer: Optimizer {
@@ -300,6 +322,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 weight_decay: 0.0,
             },
             validation_share: 0.0,
+            validations: 4,
             max_tokens: 128,
             gate: GateConfig {
                 prompts: HELD_OUT,
@@ -372,6 +395,7 @@ fn agent(root: &std::path::Path) -> Agent {
             latency: LONG,
             tokens: 10_000,
             explore: (3, 3),
+            stop_early: StopEarly { enough: 0, give_up: 0 },
             verifier_weight: 0.0,
         },
         verifier: None,
@@ -549,9 +573,13 @@ async fn a_crash_between_the_file_and_its_record_changes_nothing() {
     parts.store.start_run(Generation::BASE, "00".into(), record, Vec::new()).await.unwrap();
     let world = world.restarted(improving()).await;
     assert_eq!(restore(&world.parts).await, Generation::BASE);
-    assert_eq!(world.last_run().await.state, RunState::Failed);
+    let left = world.last_run().await;
+    assert_eq!(left.state, RunState::Interrupted);
     let ended = world.train().await;
     assert!(matches!(ended, Ended::Promoted { generation: Generation(1), .. }), "{ended:?}");
+    let left = world.parts.store.run(left.id).await.unwrap();
+    assert_eq!(left.state, RunState::Failed);
+    assert!(left.reason.unwrap().ends_with("another version of reflectd began it"));
 }
 
 #[tokio::test]
@@ -581,7 +609,7 @@ async fn a_run_refuses_other_wishes_joins_equal_ones_and_can_be_cancelled() {
     };
     let first = train();
     stage.wait_for(|stage| matches!(stage, Stage::Training { .. })).await.unwrap();
-    let busy = learner.explore(1, None).await.unwrap_err();
+    let busy = learner.explore(all(1)).await.unwrap_err();
     assert!(matches!(busy, LearnError::Busy(_)), "{busy}");
     let busy = learner.rollback(Generation::BASE).await.unwrap_err();
     assert!(matches!(busy, LearnError::Busy(_)), "{busy}");
@@ -610,8 +638,10 @@ async fn a_shutdown_stops_the_trainer_and_records_it() {
     learner.stage().wait_for(|stage| matches!(stage, Stage::Training { .. })).await.unwrap();
     learner.shutdown().await;
     task.await.unwrap();
-    assert!(matches!(training.await.unwrap(), Ok(Ended::Failed { .. })));
-    assert_eq!(world.last_run().await.state, RunState::Cancelled);
+    assert!(matches!(training.await.unwrap(), Ok(Ended::Interrupted { .. })));
+    let run = world.last_run().await;
+    assert_eq!((run.state, run.ended_ms), (RunState::Interrupted, None));
+    assert_eq!(run.reason.as_deref(), Some("the daemon was stopped"));
 }
 
 #[tokio::test]
@@ -619,11 +649,109 @@ async fn exploration_fills_stored_prompts_and_finds_answers_that_pass() {
     let world = World::new(improving(), "good.sh", &[]).await;
     world.remember_some().await;
     let (learner, _task) = world.learner();
-    let ended = learner.explore(3, None).await.unwrap();
-    let Ended::Explored { prompts, candidates, positives, .. } = ended else { panic!("{ended:?}") };
+    let ended = learner.explore(all(3)).await.unwrap();
+    let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+    let Harvest { prompts, candidates, positives, .. } = harvest;
     assert_eq!(prompts, 3);
+    assert_eq!(learner.harvest(), harvest);
     assert!(candidates > 0 && positives >= 3, "{candidates} candidates, {positives} pass");
     assert!(matches!(*learner.stage().borrow(), Stage::Idle));
+}
+
+/// The data set of the last run, line by line.
+async fn lines<T: serde::de::DeserializeOwned>(world: &World) -> (Job, Vec<T>) {
+    let job: Job = serde_json::from_value(world.last_run().await.job).unwrap();
+    let text = std::fs::read_to_string(&job.data).unwrap();
+    (job, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+#[tokio::test]
+async fn kto_is_given_single_answers_and_weights_that_balance_them() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    let kto =
+        |weight| Objective::Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: weight };
+    world.change(|config| config.learn.objective = kto(1.0));
+    world.remember("ask 0").await;
+    for prompt in ["ask 1", "ask 2"] {
+        world.remember_answers(prompt, vec![answer(prompt, " poor", false)]).await;
+    }
+    assert!(matches!(world.train().await, Ended::Rejected { .. }));
+    let (job, examples) = lines::<Example>(&world).await;
+    let has = |example: &Example| (!example.chosen.is_empty(), example.rejected.is_some());
+    let mut sides: Vec<_> = examples.iter().map(has).collect();
+    sides.sort_unstable();
+    assert_eq!(sides, [(false, true), (false, true), (false, true), (true, false)]);
+    assert_eq!(job.objective, kto(1.0 / 3.0));
+    assert_eq!(world.last_run().await.metrics["tally"]["alone"], 2);
+}
+
+#[tokio::test]
+async fn grpo_is_given_groups_with_their_behaviour() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    let grpo = Objective::Grpo { beta: 0.04, epsilon: 0.2, importance_cap: 2.0 };
+    world.change(|config| config.learn.objective = grpo);
+    world.remember_some().await;
+    assert!(matches!(world.train().await, Ended::Rejected { .. }));
+    let (_, groups) = lines::<Group>(&world).await;
+    assert_eq!(groups.len(), 4);
+    for Group { answers, .. } in &groups {
+        let rewards: Vec<f64> = answers.iter().map(|it| (it.reward * 10.0).round()).collect();
+        assert_eq!(rewards, [8.0, -8.0]);
+        assert!(answers.iter().all(|it| it.logprobs == vec![-1.0; it.tokens.len()]));
+    }
+    assert_eq!(world.last_run().await.n_pairs, 8, "one row an answer");
+}
+
+#[tokio::test]
+async fn a_word_of_the_owner_makes_new_pairs_of_old_answers() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    world.remember_some().await;
+    let (_switch, cancel) = Cancel::new();
+    let stage = watch::channel(Stage::Idle).0;
+    let first = run::run(&world.parts, Some(4), &stage, cancel.clone()).await;
+    assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
+    let again = run::run(&world.parts, Some(1), &stage, cancel.clone()).await;
+    assert!(matches!(again, Ended::Failed { run: None, .. }), "{again:?}");
+
+    let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
+    for (candidate, rating) in exchange.candidates.iter().zip([-1, 1]) {
+        let (exchange, candidate) = (exchange.id, Some(candidate.id));
+        let word = Feedback { exchange, candidate, rating: Some(rating), aspect: None, edit: None };
+        world.parts.store.add_feedback(word).await.unwrap();
+    }
+    let third = run::run(&world.parts, Some(1), &stage, cancel).await;
+    assert!(matches!(third, Ended::Rejected { .. }), "{third:?}");
+    let rows = world.parts.store.pairs(world.last_run().await.id).await.unwrap();
+    let turned = rows.iter().find(|row| row.exchange == exchange.id).unwrap();
+    let [fine, poor] = exchange.candidates.as_slice() else { panic!("two answers") };
+    assert_eq!((turned.chosen, turned.rejected), (Some(poor.id), Some(fine.id)));
+}
+
+#[tokio::test]
+async fn an_exploration_leaves_prompts_alone_that_need_nothing_or_that_nothing_helps() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.change_agent(|agent| agent.reflection.stop_early = StopEarly { enough: 1, give_up: 3 });
+    // Enough of both; and three that fail, with a refinement among them.
+    world.remember("ask enough").await;
+    let poor = || answer("ask hopeless", " poor", false);
+    let refined = NewCandidate { parent: Some(Parent::Index(0)), ..poor() };
+    world.remember_answers("ask hopeless", vec![poor(), poor(), refined]).await;
+    world.remember_answers("ask fresh", vec![]).await;
+    let (learner, _task) = world.learner();
+    let ended = learner.explore(all(9)).await.unwrap();
+    let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+    assert_eq!((harvest.prompts, harvest.enough, harvest.given_up), (1, 1, 0), "{harvest:?}");
+    // The base's drafts are bad, and a refinement passes.
+    assert!(0 < harvest.positives && 0 < harvest.generated_tokens, "{harvest:?}");
+    let ended = learner.explore(all(9)).await.unwrap();
+    let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+    assert_eq!((harvest.prompts, harvest.generated_tokens), (0, 0), "nothing is left");
+
+    // Another generation has tries of its own.
+    assert!(matches!(learner.train().await.unwrap(), Ended::Promoted { .. }));
+    let ended = learner.explore(all(9)).await.unwrap();
+    let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+    assert_eq!(harvest.prompts, 1, "{harvest:?}");
 }
 
 #[tokio::test]
@@ -631,7 +759,7 @@ async fn a_new_schedule_shows_when_the_next_run_is_due() {
     let world = World::new(standing(), "good.sh", &[]).await;
     let (learner, _task) = world.learner();
     assert_eq!(learner.next_run(), None);
-    let mut next_run = learner.next_run.clone();
+    let mut next_run = learner.news.next_run.clone();
     let hourly = Some(("0 * * * *".to_owned(), chrono_tz::UTC));
     world.change(|config| config.learn.schedule = hourly);
     let due = *next_run.wait_for(Option::is_some).await.unwrap();
@@ -644,12 +772,12 @@ async fn a_scheduled_run_needs_pairs_that_are_newer_than_the_last_judged_run() {
     world.remember_some().await;
     let (_switch, cancel) = Cancel::new();
     let stage = watch::channel(Stage::Idle).0;
-    let first = run::run(&world.parts, 4, &stage, cancel.clone()).await;
+    let first = run::run(&world.parts, Some(4), &stage, cancel.clone()).await;
     assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
     world.remember("ask more").await;
-    let second = run::run(&world.parts, 2, &stage, cancel.clone()).await;
+    let second = run::run(&world.parts, Some(2), &stage, cancel.clone()).await;
     let Ended::Failed { run: None, reason } = second else { panic!("{second:?}") };
     assert!(reason.contains("1 pairs are new"), "{reason}");
-    let third = run::run(&world.parts, 1, &stage, cancel).await;
+    let third = run::run(&world.parts, Some(1), &stage, cancel).await;
     assert!(matches!(third, Ended::Rejected { .. }), "{third:?}");
 }

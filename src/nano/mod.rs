@@ -3,5 +3,6 @@
 //! Pure: seeds in, text and token ids out. Used by the trainer's `pretrain`, by `demo` and tests.
 
 pub mod corpus;
+pub mod prompts;
 pub mod tokenizer;
 pub mod world;

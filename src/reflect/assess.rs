@@ -16,7 +16,7 @@ use super::judge::Scored;
 use super::verify::{self, Check, VerifierError};
 
 /// The aspect name of a verifier's assessments.
-const VERIFIER: &str = "verifier";
+pub const VERIFIER: &str = "verifier";
 
 /// The aspect name of a reward model's assessments.
 pub const REWARD: &str = "reward";

@@ -7,7 +7,7 @@ use crate::engine::{
     Engine, EngineError, FinishReason, GenerateRequest, Generation, Piece, Sampling, Token,
     TokenPiece,
 };
-use crate::store::{Assessment, NewCandidate, Parent};
+use crate::store::{Assessment, Author, NewCandidate, Parent};
 
 /// A generation under way. Dropping it cancels what is not complete.
 #[derive(Debug)]
@@ -138,6 +138,7 @@ impl Sample {
     ) -> NewCandidate {
         let (parent, critique) = revises.unzip();
         NewCandidate {
+            author: Author::Model,
             parent,
             generation: self.generation,
             text: self.text(),

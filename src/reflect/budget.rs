@@ -97,7 +97,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Mode;
+    use crate::config::{Mode, StopEarly};
 
     fn budget() -> Reflection {
         Reflection {
@@ -112,6 +112,7 @@ mod tests {
             latency: Duration::from_secs(10),
             tokens: 1000,
             explore: (10, 20),
+            stop_early: StopEarly { enough: 2, give_up: 20 },
             verifier_weight: 0.0,
         }
     }

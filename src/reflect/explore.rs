@@ -1,23 +1,25 @@
 //! Fills a stored exchange with judged drafts and refinements, in one lane and without a deadline.
-//! Nobody waits for it. Used by the [`Reflector`]'s `reflect_later` and `explore`.
+//! Nobody waits for it. It goes stage by stage (`pursue`), and what a stage has made is stored before
+//! the next begins: an exploration that is stopped or killed goes on where it was. Used by the
+//! [`Reflector`]'s `reflect_later` and `explore`.
 
-use crate::config::Agent;
+use crate::config::{Agent, Promising};
 use crate::engine::{Class, Lane, Sampling};
-use crate::store::{Exchange, ExchangeId};
+use crate::store::{Author, Exchange, ExchangeId, Filled};
 
 use super::assess::{Verification, passes};
+use super::budget::Stop;
 use super::choose::promising;
 use super::judge::Judge;
+use super::pursue::{self, Aim, Next, Reason};
 use super::session::{Cut, Entry, Halt, Origin, Policy, Session};
 use super::{Explored, ReflectError, Reflector};
 
 /// How far to fill.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Goal {
-    /// Drafts in all.
-    pub(super) drafts: u32,
-    /// Refinements in all.
-    pub(super) refinements: u32,
+    /// Answers in all.
+    pub(super) aim: Aim,
     /// Tokens of all candidates at most.
     pub(super) tokens: usize,
     /// How urgent.
@@ -29,6 +31,7 @@ pub(super) async fn fill(
     agent: &Agent,
     id: ExchangeId,
     goal: Goal,
+    told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
     let exchange = reflector.store.exchange(id).await?;
     let verification = Verification::new(agent, exchange.verifier.as_ref())?;
@@ -42,7 +45,8 @@ pub(super) async fn fill(
         stop: &[],
         top_logprobs: 0,
     };
-    let spent: usize = exchange.candidates.iter().map(|candidate| candidate.tokens.len()).sum();
+    let entries = entries(&exchange);
+    let spent: usize = entries.iter().map(|entry| entry.tokens.len()).sum();
     let mut session = Session {
         reflector,
         agent,
@@ -51,35 +55,111 @@ pub(super) async fn fill(
         cut: Cut { client: None, deadline: None },
         max_tokens: goal.tokens.saturating_sub(spent),
         generated: 0,
-        entries: entries(&exchange),
+        entries,
     };
-    let without_judge = match steps(&mut session, &exchange, goal).await {
-        // What was sampled is kept and judged another time.
-        Err(Halt::Failed(error @ ReflectError::Judge(_))) => Some(error),
-        Err(Halt::Failed(error)) => return Err(error),
-        Ok(()) | Err(Halt::Stop(_)) => None,
-    };
-
-    if let Some(choice) = session.judge.choice.take() {
-        reflector.store.set_aspect_choice(id, choice).await?;
+    let mut explored = Explored::default();
+    let mut is_cut = false;
+    loop {
+        // First of all: what was answered in a chat may never have been judged.
+        let judged = session.judge().await;
+        let news = store(&mut session, id, explored.generated_tokens).await?;
+        explored.add(news);
+        told(news);
+        is_cut |= is_cut_short(judged)?;
+        let next = if is_cut {
+            Next::Leave(Reason::Spent)
+        } else {
+            pursue::next(&goal.aim, &filled(&session, id))
+        };
+        let made = match next {
+            Next::Draft(n) => session.draft_all(exchange.prompt_tokens.clone(), n).await,
+            Next::Refine(n) => refine(&mut session, n).await,
+            Next::Leave(reason) => {
+                explored.left = Some(reason);
+                return Ok(explored);
+            }
+        };
+        // What is complete is judged and stored before the prompt is left.
+        is_cut = is_cut_short(made)?;
     }
-    for (entry, candidate) in session.entries.iter().zip(&exchange.candidates) {
-        if candidate.assessments.is_empty() && !entry.assessments.is_empty() {
-            reflector.store.add_assessments(candidate.id, entry.assessments.clone()).await?;
+}
+
+/// Whether a step ended before its work was done.
+fn is_cut_short(step: Result<(), Halt>) -> Result<bool, ReflectError> {
+    match step {
+        Ok(()) => Ok(false),
+        Err(Halt::Stop(_)) => Ok(true),
+        Err(Halt::Failed(error)) => Err(error),
+    }
+}
+
+/// Refinements of the most promising draft. The critique is greedy, so one that an earlier stage has
+/// answered would come out again.
+async fn refine(session: &mut Session<'_>, n: u32) -> Result<(), Halt> {
+    let which = session.agent.reflection.promising;
+    let parent = promising(&session.judged(), which).ok_or(Halt::Stop(Stop::NoGain))?;
+    let known = session.entries.iter().find_map(|entry| match &entry.revises {
+        Some((index, critique)) if *index == parent && !critique.is_empty() => Some(critique),
+        _ => None,
+    });
+    let critique = match known {
+        Some(critique) => critique.clone(),
+        None => session.critique(parent).await?,
+    };
+    session.refine(parent, &critique, n, None).await
+}
+
+/// Stores what is new in the session, and says what that is.
+async fn store(
+    session: &mut Session<'_>,
+    id: ExchangeId,
+    generated_before: usize,
+) -> Result<Explored, ReflectError> {
+    let mut news =
+        Explored { generated_tokens: session.generated - generated_before, ..Explored::default() };
+    for entry in &mut session.entries {
+        let Origin::Stored { id, is_judged } = &mut entry.origin else { continue };
+        if !*is_judged && !entry.assessments.is_empty() {
+            session.reflector.store.add_assessments(*id, entry.assessments.clone()).await?;
+            *is_judged = true;
+            news.positives += usize::from(passes(&entry.assessments));
         }
     }
-    let new = session.new_candidates();
-    let refinements = new.iter().filter(|candidate| candidate.parent.is_some()).count();
-    let explored = Explored {
-        drafts: new.len() - refinements,
-        refinements,
-        positives: session.entries.iter().filter(|entry| passes(&entry.assessments)).count(),
-        generated_tokens: session.generated,
-    };
-    if !new.is_empty() {
-        reflector.store.add_candidates(id, new).await?;
+    if let Some(choice) = session.judge.choice.take() {
+        session.reflector.store.set_aspect_choice(id, choice).await?;
     }
-    without_judge.map_or(Ok(explored), Err)
+    let new = session.new_candidates();
+    if new.is_empty() {
+        return Ok(news);
+    }
+    news.refinements = new.iter().filter(|candidate| candidate.parent.is_some()).count();
+    news.drafts = new.len() - news.refinements;
+    news.positives += new.iter().filter(|candidate| passes(&candidate.assessments)).count();
+    let ids = session.reflector.store.add_candidates(id, new).await?;
+    session.stored(ids);
+    Ok(news)
+}
+
+/// The session's answers in numbers.
+fn filled(session: &Session<'_>, exchange: ExchangeId) -> Filled {
+    let generation = session.reflector.engine.stats().active;
+    let count = |is_counted: &dyn Fn(&Entry) -> bool| {
+        let n = session.entries.iter().filter(|entry| is_counted(entry)).count();
+        u32::try_from(n).unwrap_or(u32::MAX)
+    };
+    let is_judged = |entry: &Entry| !entry.assessments.is_empty();
+    let fails = |entry: &Entry| is_judged(entry) && !passes(&entry.assessments);
+    let revises_best = session.agent.reflection.promising == Promising::Best;
+    let may_be_revised = |entry: &Entry| fails(entry) || revises_best && is_judged(entry);
+    Filled {
+        exchange,
+        drafts: count(&|entry| entry.revises.is_none()),
+        refinements: count(&|entry| entry.revises.is_some()),
+        positives: count(&|entry| passes(&entry.assessments)),
+        negatives: count(&fails),
+        faulty_drafts: count(&|entry| entry.revises.is_none() && may_be_revised(entry)),
+        tries: count(&|entry| is_judged(entry) && entry.generation == generation),
+    }
 }
 
 /// The aspects that the prompt's answers are judged by: those that were chosen for it, or those
@@ -92,34 +172,6 @@ pub(super) fn aspects_so_far(exchange: &Exchange) -> Vec<String> {
     judged.map(|assessment| assessment.aspect.clone()).collect()
 }
 
-/// A halt leaves what is complete in the session.
-async fn steps(session: &mut Session<'_>, exchange: &Exchange, goal: Goal) -> Result<(), Halt> {
-    let old_refinements = exchange.candidates.iter().filter(|old| old.parent.is_some()).count();
-    let old_drafts = exchange.candidates.len() - old_refinements;
-    let drafts = missing(goal.drafts, old_drafts);
-    if 0 < drafts {
-        match session.draft_all(exchange.prompt_tokens.clone(), drafts).await {
-            // The tokens are spent, but what is stored may still lack its assessments.
-            Ok(()) | Err(Halt::Stop(_)) => {}
-            Err(failed) => return Err(failed),
-        }
-    }
-    session.judge().await?;
-    let refinements = missing(goal.refinements, old_refinements);
-    if refinements == 0 {
-        return Ok(());
-    }
-    let which = session.agent.reflection.promising;
-    let Some(parent) = promising(&session.judged(), which) else { return Ok(()) };
-    let critique = session.critique(parent).await?;
-    session.refine(parent, &critique, refinements, None).await?;
-    session.judge().await
-}
-
-fn missing(goal: u32, have: usize) -> u32 {
-    goal.saturating_sub(u32::try_from(have).unwrap_or(u32::MAX))
-}
-
 /// The agent's sampling; of a greedy agent all drafts would be one and the same.
 fn exploring(agent: &Agent) -> Sampling {
     let own = agent.sampling;
@@ -128,13 +180,18 @@ fn exploring(agent: &Agent) -> Sampling {
     Sampling { temperature, seed: None, ..own }
 }
 
+/// The model's own answers: the owner's edits are neither judged nor counted.
 fn entries(exchange: &Exchange) -> Vec<Entry> {
-    let place = |id| exchange.candidates.iter().position(|candidate| candidate.id == id);
-    exchange
-        .candidates
-        .iter()
+    let own: Vec<_> =
+        exchange.candidates.iter().filter(|candidate| candidate.author == Author::Model).collect();
+    let place = |id| own.iter().position(|candidate| candidate.id == id);
+    own.iter()
         .map(|candidate| Entry {
-            origin: Origin::Stored(candidate.id),
+            origin: Origin::Stored {
+                id: candidate.id,
+                is_judged: !candidate.assessments.is_empty(),
+            },
+            generation: candidate.generation,
             revises: candidate
                 .parent
                 .and_then(place)

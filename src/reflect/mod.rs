@@ -9,9 +9,11 @@ mod batch;
 mod budget;
 mod choices;
 mod choose;
+mod edit;
 mod explore;
 mod inline;
 mod judge;
+pub mod pursue;
 mod run;
 mod session;
 #[cfg(test)]
@@ -23,7 +25,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::config::{Agent, Mode, PromptLine, Verifier};
+use crate::config::{Agent, Mode, PromptLine, StopEarly, Verifier};
 use crate::engine::reward::Reward;
 use crate::engine::{
     Class, Engine, EngineError, FinishReason, GenerateRequest, Generation, Lane, Sampling, Token,
@@ -35,8 +37,9 @@ use crate::store::{Assessment, Candidate, Exchange, ExchangeId, Source, Store, S
 use choices::Choices;
 use judge::endpoint::Calls;
 use judge::model::{RewardJudge, Second};
+use pursue::Aim;
 
-pub use assess::{REWARD, passes, question, scalar};
+pub use assess::{REWARD, VERIFIER, passes, question, scalar};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
 
 /// Everything that reflection needs of the daemon. Cheap to clone.
@@ -155,16 +158,28 @@ pub enum ReflectError {
 }
 
 /// What [`Reflector::explore`] did for one prompt.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Explored {
     /// New drafts.
     pub drafts: usize,
     /// New refinements.
     pub refinements: usize,
-    /// Candidates of this prompt that now pass every aspect.
+    /// Answers, new or not judged before, that pass every aspect.
     pub positives: usize,
-    /// Tokens generated.
+    /// Tokens generated, critiques too.
     pub generated_tokens: usize,
+    /// Why the prompt was left.
+    pub left: Option<pursue::Reason>,
+}
+
+impl Explored {
+    /// Adds what else was done.
+    pub fn add(&mut self, other: Self) {
+        self.drafts += other.drafts;
+        self.refinements += other.refinements;
+        self.positives += other.positives;
+        self.generated_tokens += other.generated_tokens;
+    }
 }
 
 impl Reflector {
@@ -235,25 +250,28 @@ impl Reflector {
     ) -> Result<Explored, ReflectError> {
         let budget = &agent.reflection;
         let goal = explore::Goal {
-            drafts: budget.drafts,
-            refinements: budget.refinements,
+            aim: Aim {
+                drafts: budget.drafts,
+                refinements: budget.refinements,
+                stop_early: StopEarly { enough: 0, give_up: 0 },
+            },
             tokens: usize::try_from(budget.tokens).unwrap_or(usize::MAX),
             class: Class::Background,
         };
-        explore::fill(self, agent, exchange, goal).await
+        explore::fill(self, agent, exchange, goal, &|_| {}).await
     }
 
-    /// Fills a stored exchange up to n drafts and m refinements, at class `Explore`.
+    /// Fills a stored exchange up to an aim, at class `Explore`. Tells what was done as soon as it
+    /// is stored; the sum is what comes back.
     pub async fn explore(
         &self,
         agent: &Agent,
         exchange: ExchangeId,
-        n: u32,
-        m: u32,
+        aim: Aim,
+        told: &(dyn Fn(Explored) + Sync),
     ) -> Result<Explored, ReflectError> {
-        let (tokens, class) = (usize::MAX, Class::Explore);
-        let goal = explore::Goal { drafts: n, refinements: m, tokens, class };
-        explore::fill(self, agent, exchange, goal).await
+        let goal = explore::Goal { aim, tokens: usize::MAX, class: Class::Explore };
+        explore::fill(self, agent, exchange, goal, told).await
     }
 
     /// Stores a prompt without answering it, for [`Reflector::explore`].

@@ -118,6 +118,7 @@ pub(super) async fn record(
     let (id, ids) = reflector.store.record_exchange(exchange, candidates.clone(), served).await?;
     let stored = ids.iter().zip(candidates).map(|(&id, new)| Candidate {
         id,
+        author: new.author,
         parent: new.parent.and_then(|parent| match parent {
             Parent::Stored(id) => Some(id),
             Parent::Index(index) => ids.get(index).copied(),

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Agent;
-use crate::engine::{Class, Engine, GenerateRequest, Lane, Sampling, Token};
+use crate::engine::{Class, Engine, GenerateRequest, Generation, Lane, Sampling, Token};
 use crate::store::{Assessment, CandidateId, NewCandidate, Parent};
 
 use super::batch::{Batch, Sample};
@@ -51,6 +51,8 @@ pub(super) struct Policy<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) origin: Origin,
+    /// The weights that wrote it.
+    pub(super) generation: Generation,
     /// Which entry it revises, and the critique that it answers.
     pub(super) revises: Option<(usize, String)>,
     pub(super) text: String,
@@ -63,8 +65,8 @@ pub(super) struct Entry {
 /// Where a candidate is.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
-    /// In the store.
-    Stored(CandidateId),
+    /// In the store, with or without its assessments.
+    Stored { id: CandidateId, is_judged: bool },
     /// Sampled now.
     Sampled(Sample),
 }
@@ -236,7 +238,7 @@ impl Session<'_> {
             .entries
             .iter()
             .map(|entry| match entry.origin {
-                Origin::Stored(id) => Parent::Stored(id),
+                Origin::Stored { id, .. } => Parent::Stored(id),
                 Origin::Sampled(_) => {
                     n_new += 1;
                     Parent::Index(n_new - 1)
@@ -254,6 +256,15 @@ impl Session<'_> {
                 Some(sample.to_candidate(revises, entry.assessments.clone()))
             })
             .collect()
+    }
+
+    /// Those entries have been stored, under these ids.
+    pub(super) fn stored(&mut self, ids: Vec<CandidateId>) {
+        let sampled = self.entries.iter_mut();
+        let sampled = sampled.filter(|entry| matches!(entry.origin, Origin::Sampled(_)));
+        for (entry, id) in sampled.zip(ids) {
+            entry.origin = Origin::Stored { id, is_judged: !entry.assessments.is_empty() };
+        }
     }
 
     /// Samples `n` answers and adds those that are complete.
@@ -288,6 +299,7 @@ impl Session<'_> {
         self.entries.extend(samples.into_iter().map(|sample| Entry {
             text: sample.text(),
             tokens: sample.tokens(),
+            generation: sample.generation,
             origin: Origin::Sampled(sample),
             revises: revises.cloned(),
             assessments: Vec::new(),

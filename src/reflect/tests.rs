@@ -11,11 +11,12 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::config::{
     AgentAspect, Aspect, AspectChoice, JudgeConfig, Pass, Promising, Reflection, ScalarConfig,
+    StopEarly,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, Fake, Script};
 use crate::engine::{self, EngineThread};
 use crate::prompt::PromptSet;
-use crate::store::{self, Exchange, StoreThread};
+use crate::store::{self, Exchange, NewCandidate, StoreThread};
 
 /// The judge's words for "bad", "so-so" and "good".
 pub(super) const BAD: &[(&str, f32)] = &[("-", 0.8), ("0", 0.1), ("+", 0.1)];
@@ -87,9 +88,18 @@ impl World {
         outcome(&self.run(task).await).clone()
     }
 
+    async fn explore(&self, id: ExchangeId, aim: Aim) -> Result<Explored, ReflectError> {
+        self.reflector.explore(&agent(), id, aim, &|_| {}).await
+    }
+
     pub(super) async fn stored(&self, outcome: &Outcome) -> Exchange {
         self.store.exchange(outcome.exchange.unwrap()).await.unwrap()
     }
+}
+
+/// All of it, without stopping early.
+pub(super) fn aim(drafts: u32, refinements: u32) -> Aim {
+    Aim { drafts, refinements, stop_early: StopEarly { enough: 0, give_up: 0 } }
 }
 
 pub(super) fn outcome(seen: &[Progress]) -> &Outcome {
@@ -182,6 +192,7 @@ pub(super) fn agent() -> Agent {
             latency: Duration::from_mins(10),
             tokens: 10_000,
             explore: (4, 4),
+            stop_early: StopEarly { enough: 0, give_up: 0 },
             verifier_weight: 1.0,
         },
         verifier: None,
@@ -482,7 +493,7 @@ async fn exploring_fills_a_remembered_prompt_up_to_its_goal() {
         verifier: Some(exact("good")),
     };
     let id = world.reflector.remember(&agent(), line).await.unwrap();
-    let explored = world.reflector.explore(&agent(), id, 12, 3).await.unwrap();
+    let explored = world.explore(id, aim(12, 3)).await.unwrap();
     assert_eq!((explored.drafts, explored.refinements), (12, 3));
     let stored = world.store.exchange(id).await.unwrap();
     assert_eq!((stored.source, stored.served), (Source::Explore, None));
@@ -501,8 +512,83 @@ async fn exploring_refines_nothing_when_every_draft_passes() {
     let outcome = world.outcome(task(agent(), Mode::Explore, "ask good")).await;
     assert_eq!(outcome.stopped, "explore");
     let id = outcome.exchange.unwrap();
-    let explored = world.reflector.explore(&agent(), id, 3, 3).await.unwrap();
+    let explored = world.explore(id, aim(3, 3)).await.unwrap();
     assert_eq!((explored.drafts, explored.refinements, explored.positives), (2, 0, 3));
+}
+
+fn stopping(drafts: u32, refinements: u32, enough: u32, give_up: u32) -> Aim {
+    Aim { stop_early: StopEarly { enough, give_up }, ..aim(drafts, refinements) }
+}
+
+async fn remembered(world: &World, prompt: &str) -> ExchangeId {
+    let (id, prompt) = ("1".to_owned(), prompt.to_owned());
+    let line = PromptLine { id, prompt, reference: None, verifier: None };
+    world.reflector.remember(&agent(), line).await.unwrap()
+}
+
+#[tokio::test]
+async fn exploring_leaves_a_prompt_that_has_enough_of_good_and_bad_answers() {
+    let world = World::new(script()).await;
+    let id = remembered(&world, "ask mixed").await;
+    let explored = world.explore(id, stopping(64, 64, 2, 0)).await.unwrap();
+    assert_eq!(explored.left, Some(pursue::Reason::Enough));
+    let stored = world.store.exchange(id).await.unwrap();
+    let positives = stored.candidates.iter().filter(|c| passes(&c.assessments)).count();
+    let negatives = stored.candidates.len() - positives;
+    assert!(2 <= positives && 2 <= negatives, "{positives} and {negatives}");
+    assert!(stored.candidates.len() < 64, "{}", stored.candidates.len());
+    let again = world.explore(id, stopping(64, 64, 2, 0)).await.unwrap();
+    assert_eq!((again.drafts, again.generated_tokens), (0, 0), "it has enough still");
+}
+
+#[tokio::test]
+async fn a_prompt_that_nothing_helps_is_given_up_and_its_critique_asked_for_once() {
+    let world = World::new(script()).await;
+    let id = remembered(&world, "ask fair").await;
+    let explored = world.explore(id, stopping(4, 64, 1, 12)).await.unwrap();
+    assert_eq!(explored.left, Some(pursue::Reason::Hopeless));
+    assert_eq!((explored.drafts, explored.refinements, explored.positives), (4, 8, 0));
+    assert_eq!(explored.generated_tokens, 12 * ("fair".len() + 1) + "be right".len() + 1);
+}
+
+#[tokio::test]
+async fn an_exploration_that_is_cut_off_goes_on_where_it_was() {
+    let world = World::new(script()).await;
+    let id = remembered(&world, "ask fair").await;
+    let (sender, mut first_stage) = mpsc::channel(64);
+    let told = |news: Explored| sender.try_send(news).unwrap();
+    let (agent, aim) = (agent(), stopping(12, 0, 1, 0));
+    tokio::select! {
+        explored = world.reflector.explore(&agent, id, aim, &told) => panic!("{explored:?}"),
+        () = async { while first_stage.recv().await.unwrap().drafts == 0 {} } => {}
+    }
+    let before = world.store.exchange(id).await.unwrap().candidates;
+    assert!((4..12).contains(&before.len()), "{}", before.len());
+    assert!(before.iter().all(|candidate| !candidate.assessments.is_empty()));
+    let rest = world.explore(id, aim).await.unwrap();
+    assert_eq!(before.len() + rest.drafts, 12);
+    let after = world.store.exchange(id).await.unwrap().candidates;
+    assert_eq!(after[..before.len()], before);
+}
+
+#[tokio::test]
+async fn an_edit_has_the_tokens_of_an_answer_that_the_model_could_have_given() {
+    let world = World::new(script()).await;
+    let outcome = world.outcome(task(agent(), Mode::Background, "ask good")).await;
+    let stored = world.stored(&outcome).await;
+    let served = &stored.candidates[0];
+    let verified = Exchange { verifier: Some(exact("bad")), ..stored.clone() };
+    let edit = world.reflector.edited(&agent(), &verified, served.id, "good").await.unwrap();
+    assert_eq!((&edit.tokens, &edit.logprobs), (&served.tokens, &served.logprobs));
+    assert_eq!(edit.parent, Some(crate::store::Parent::Stored(served.id)));
+    assert!(!edit.assessments[0].passes, "the verifier is asked at once");
+    // Nobody explores from it, and the judge does not grade it.
+    let edit = NewCandidate { assessments: Vec::new(), text: "bad".into(), ..edit };
+    world.store.add_candidates(stored.id, vec![edit]).await.unwrap();
+    let explored = world.explore(stored.id, aim(1, 4)).await.unwrap();
+    assert_eq!((explored.drafts, explored.refinements), (0, 0));
+    let edit = world.stored(&outcome).await.candidates.remove(1);
+    assert_eq!(edit.assessments, []);
 }
 
 #[tokio::test]

@@ -5,9 +5,10 @@ use rusqlite::{Transaction, params};
 use super::thread::Outcome;
 use super::{Evaluation, RunId, runs};
 
+/// A gate that was interrupted asks again: the later answers count.
 pub(super) fn insert(tx: &Transaction<'_>, evaluations: &[Evaluation]) -> Outcome<()> {
     let mut insert = tx.prepare_cached(
-        "INSERT INTO evaluations (run, candidate, agent, general, prompt_id, text, score, verified)
+        "INSERT OR REPLACE INTO evaluations (run, candidate, agent, general, prompt_id, text, score, verified)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     for it in evaluations {

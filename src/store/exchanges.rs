@@ -6,7 +6,7 @@ use super::columns::{Json, Logprobs, Tokens, Word, limit, now_ms};
 use super::thread::{Outcome, Refusal};
 use super::{
     Assessment, Candidate, CandidateId, ChosenAspects, Exchange, ExchangeId, NewCandidate,
-    NewExchange, Parent,
+    NewExchange, Parent, feedback,
 };
 use crate::engine::Generation;
 
@@ -71,13 +71,14 @@ pub(super) fn insert_candidates(
         };
         tx.prepare_cached(
             "INSERT INTO candidates
-                (exchange, created_ms, parent, generation, text, tokens, logprobs, sampling,
+                (exchange, created_ms, author, parent, generation, text, tokens, logprobs, sampling,
                  finish, critique)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             exchange,
             now_ms(),
+            Word(candidate.author),
             parent,
             candidate.generation.0,
             candidate.text,
@@ -203,6 +204,7 @@ pub(super) fn one(tx: &Transaction<'_>, id: ExchangeId) -> Outcome<Exchange> {
             .query_map([candidate.id], read_assessment)?
             .collect::<rusqlite::Result<_>>()?;
     }
+    exchange.feedback = feedback::of(tx, id)?;
     Ok(exchange)
 }
 
@@ -219,12 +221,14 @@ fn read_exchange(row: &Row<'_>) -> rusqlite::Result<Exchange> {
         aspect_choice: row.get::<_, Option<Json<_>>>("aspect_choice")?.map(|it| it.0),
         served: row.get("served")?,
         candidates: Vec::new(),
+        feedback: Vec::new(),
     })
 }
 
 fn read_candidate(row: &Row<'_>) -> rusqlite::Result<Candidate> {
     Ok(Candidate {
         id: row.get("id")?,
+        author: row.get::<_, Word<_>>("author")?.0,
         parent: row.get("parent")?,
         generation: Generation(row.get("generation")?),
         text: row.get("text")?,
@@ -266,28 +270,13 @@ pub(super) fn learnable(
     at_most: usize,
 ) -> Outcome<Vec<Exchange>> {
     let sql = "SELECT id FROM exchanges
-        WHERE agent IN (SELECT value FROM json_each(?)) AND id > ? AND 2 <= (
-            SELECT count(*) FROM candidates WHERE exchange = exchanges.id
-                AND EXISTS (SELECT 1 FROM assessments
-                    WHERE candidate = candidates.id AND is_current = 1))
+        WHERE agent IN (SELECT value FROM json_each(?)) AND id > ? AND (
+            EXISTS (SELECT 1 FROM feedback WHERE exchange = exchanges.id)
+            OR EXISTS (SELECT 1 FROM candidates JOIN assessments ON candidate = candidates.id
+                WHERE exchange = exchanges.id AND is_current = 1))
         ORDER BY id LIMIT ?";
     let after = after.unwrap_or(ExchangeId(0));
     all_of(tx, &ids(tx, sql, params![Json(agents), after, limit(at_most)])?)
-}
-
-pub(super) fn explorable(
-    tx: &Transaction<'_>,
-    agents: &[String],
-    (n, m): (u32, u32),
-    at_most: usize,
-) -> Outcome<Vec<ExchangeId>> {
-    let sql = "SELECT exchanges.id
-        FROM exchanges LEFT JOIN candidates ON candidates.exchange = exchanges.id
-        WHERE agent IN (SELECT value FROM json_each(?))
-        GROUP BY exchanges.id
-        HAVING count(candidates.id) - count(candidates.parent) < ? OR count(candidates.parent) < ?
-        ORDER BY count(candidates.id), exchanges.id LIMIT ?";
-    ids(tx, sql, params![Json(agents), n, m, limit(at_most)])
 }
 
 pub(super) fn ids(

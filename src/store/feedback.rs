@@ -28,7 +28,10 @@ pub(super) fn insert(tx: &Transaction<'_>, feedback: &Feedback) -> Outcome<()> {
 
 pub(super) fn of(tx: &Transaction<'_>, exchange: ExchangeId) -> Outcome<Vec<Feedback>> {
     exchanges::require(tx, exchange)?;
-    let sql = "SELECT * FROM feedback WHERE exchange = ? ORDER BY id";
+    let sql = "SELECT feedback.exchange, coalesce(candidate, served) AS candidate, rating, aspect,
+            edit
+        FROM feedback JOIN exchanges ON exchanges.id = feedback.exchange
+        WHERE feedback.exchange = ? ORDER BY feedback.id";
     let mut query = tx.prepare_cached(sql)?;
     let rows = query.query_map([exchange], |row| {
         Ok(Feedback {

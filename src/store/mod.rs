@@ -6,6 +6,7 @@ mod columns;
 mod evaluations;
 mod exchanges;
 mod feedback;
+mod filled;
 mod generations;
 mod rows;
 mod runs;
@@ -16,15 +17,16 @@ mod thread;
 mod trust;
 mod watches;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use crate::engine::Generation;
 
 pub use rows::{
-    Assessment, Candidate, CandidateId, ChosenAspects, Counts, EarlierPair, Evaluation, Event,
-    Exchange, ExchangeId, Feedback, GenerationRow, JudgeBar, JudgeReport, Live, NewCandidate,
-    NewExchange, PairRow, Parent, Relevance, Run, RunId, RunState, Source, Standard, Watch,
-    WatchState,
+    Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, EarlierPair, Evaluation,
+    Event, Exchange, ExchangeId, Feedback, Filled, GenerationRow, JudgeBar, JudgeReport, Live,
+    NewCandidate, NewExchange, PairRow, Parent, Relevance, Run, RunId, RunState, Source, Standard,
+    Watch, WatchState,
 };
 pub use thread::{Store, StoreThread, spawn};
 
@@ -132,8 +134,8 @@ impl Store {
     ) -> Result<Vec<Exchange>> {
         self.read("list exchanges", move |tx| exchanges::newest(tx, before, limit)).await
     }
-    /// Exchanges of these agents with at least two assessed candidates, oldest first, for pairing;
-    /// a page of `limit` after `after`. Candidates that nobody assessed are there too.
+    /// Exchanges of these agents that somebody has judged, the model or the owner, oldest first, for
+    /// pairing; a page of `limit` after `after`. Candidates that nobody assessed are there too.
     pub async fn learnable(
         &self,
         agents: Vec<String>,
@@ -145,23 +147,32 @@ impl Store {
         })
         .await
     }
-    /// Exchanges that have fewer than n drafts or m refinements of any generation, fewest
-    /// candidates first.
+    /// An agent's exchanges that have fewer than n drafts or m refinements of any generation, fewest
+    /// candidates first. Tries are those of `generation`.
     pub async fn explorable(
         &self,
-        agents: Vec<String>,
+        agent: String,
         n: u32,
         m: u32,
-        limit: usize,
-    ) -> Result<Vec<ExchangeId>> {
+        generation: Generation,
+    ) -> Result<Vec<Filled>> {
         self.read("list exchanges to explore", move |tx| {
-            exchanges::explorable(tx, &agents, (n, m), limit)
+            filled::explorable(tx, &agent, (n, m), generation)
         })
         .await
     }
     /// Stores the owner's word.
     pub async fn add_feedback(&self, feedback: Feedback) -> Result<()> {
         self.write("store feedback", move |tx| feedback::insert(tx, &feedback)).await
+    }
+    /// Stores the owner's word that has an edit, and the edit as an answer of its own.
+    pub async fn add_edit(&self, feedback: Feedback, edit: NewCandidate) -> Result<CandidateId> {
+        self.write("store an edit", move |tx| {
+            feedback::insert(tx, &feedback)?;
+            let ids = exchanges::insert_candidates(tx, feedback.exchange, &[edit])?;
+            Ok(*ids.first().expect("one candidate gives one id"))
+        })
+        .await
     }
     /// All feedback on one exchange, oldest first.
     pub async fn feedback(&self, exchange: ExchangeId) -> Result<Vec<Feedback>> {
@@ -196,14 +207,23 @@ impl Store {
     pub async fn runs(&self, limit: usize) -> Result<Vec<Run>> {
         self.read("list runs", move |tx| runs::newest(tx, limit)).await
     }
+    /// All (chosen, rejected) that a run has learned from which came to a verdict.
+    pub async fn learned(&self) -> Result<HashSet<(Option<CandidateId>, Option<CandidateId>)>> {
+        self.read("read what was learned", runs::learned).await
+    }
     /// The pairs of a run, in the order in which they were given.
     pub async fn pairs(&self, run: RunId) -> Result<Vec<PairRow>> {
         self.read("read the pairs of a run", move |tx| runs::pairs(tx, run)).await
     }
-    /// Runs that a crash left in `training` or `gating` become `failed` with this reason; returns
-    /// them.
-    pub async fn fail_unfinished_runs(&self, reason: String) -> Result<Vec<RunId>> {
-        self.write("fail unfinished runs", move |tx| runs::fail_unfinished(tx, &reason)).await
+    /// Runs that a crash left in `training` or `gating` become `interrupted` with this reason;
+    /// returns them.
+    pub async fn interrupt_unfinished_runs(&self, reason: String) -> Result<Vec<RunId>> {
+        self.write("interrupt unfinished runs", move |tx| runs::interrupt_unfinished(tx, &reason))
+            .await
+    }
+    /// Runs that wait to go on, newest first.
+    pub async fn interrupted_runs(&self) -> Result<Vec<Run>> {
+        self.read("list interrupted runs", runs::interrupted).await
     }
     /// The number that the next promoted generation gets (one more than the largest ever given).
     pub async fn next_generation(&self) -> Result<Generation> {

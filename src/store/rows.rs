@@ -56,6 +56,17 @@ pub enum Source {
     Explore,
 }
 
+/// Who wrote an answer.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Author {
+    /// The model: sampled by its generation.
+    Model,
+    /// The owner, as an edit of the parent. The log-probs are those that the generation gives to
+    /// the text; the sampling says nothing.
+    Owner,
+}
+
 /// A prompt, not yet stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewExchange {
@@ -100,6 +111,8 @@ pub struct Relevance {
 /// An answer, not yet stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewCandidate {
+    /// Who wrote it.
+    pub author: Author,
     /// Index into the same call's list, or an earlier candidate; `None`: a draft.
     pub parent: Option<Parent>,
     /// The weights that wrote it.
@@ -191,6 +204,8 @@ pub struct Exchange {
     pub served: Option<CandidateId>,
     /// In order of creation.
     pub candidates: Vec<Candidate>,
+    /// The owner's words, oldest first; each names its answer, unless none was served.
+    pub feedback: Vec<Feedback>,
 }
 
 /// A stored answer.
@@ -198,6 +213,8 @@ pub struct Exchange {
 pub struct Candidate {
     /// Its id.
     pub id: CandidateId,
+    /// Who wrote it.
+    pub author: Author,
     /// `None`: a draft.
     pub parent: Option<CandidateId>,
     /// The weights that wrote it.
@@ -218,6 +235,25 @@ pub struct Candidate {
     pub critique: Option<String>,
     /// What the judge and the verifiers said.
     pub assessments: Vec<Assessment>,
+}
+
+/// How far a stored prompt is filled, by the model's own answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Filled {
+    /// Which prompt.
+    pub exchange: ExchangeId,
+    /// Drafts.
+    pub drafts: u32,
+    /// Refinements.
+    pub refinements: u32,
+    /// Answers that pass every aspect that counts.
+    pub positives: u32,
+    /// Judged answers that do not.
+    pub negatives: u32,
+    /// Drafts among the negatives: what can be refined.
+    pub faulty_drafts: u32,
+    /// Judged answers of the generation that was asked for.
+    pub tries: u32,
 }
 
 /// The owner's word on an answer.
@@ -243,13 +279,15 @@ pub enum RunState {
     Training,
     /// The held-out comparison runs.
     Gating,
+    /// The end of the daemon, or a want such as memory, stopped it: it goes on later.
+    Interrupted,
     /// Its adapter became a generation.
     Promoted,
     /// The gate said no.
     Rejected,
     /// It broke.
     Failed,
-    /// The owner or the end of the daemon stopped it.
+    /// The owner stopped it.
     Cancelled,
 }
 
@@ -280,16 +318,17 @@ pub struct Run {
     pub generation: Option<Generation>,
 }
 
-/// A pair as it went into a run.
+/// A pair as it went into a run, or a single answer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct PairRow {
     /// The prompt.
     pub exchange: ExchangeId,
-    /// Chosen.
-    pub chosen: CandidateId,
-    /// Rejected; `None` for `sft`.
+    /// Chosen; `None`: a bad answer alone. Of a group (`grpo`), each answer that is worth at least
+    /// its group's mean.
+    pub chosen: Option<CandidateId>,
+    /// Rejected; `None`: a good answer alone.
     pub rejected: Option<CandidateId>,
-    /// Difference of the scalars.
+    /// Difference of the scalars; 0 of a single answer; of a group, to its mean.
     pub margin: f64,
 }
 
@@ -459,6 +498,6 @@ pub struct Counts {
     pub feedback: u64,
     /// Runs.
     pub runs: u64,
-    /// Exchanges with new candidates since the last run's start.
+    /// Exchanges with new candidates or new feedback since the last run's start.
     pub new_exchanges: u64,
 }

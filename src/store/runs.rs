@@ -1,11 +1,13 @@
 //! Tables `runs` and `pairs`: what was trained on what, and how it ended.
 
+use std::collections::HashSet;
+
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use serde_json::Value;
 
 use super::columns::{Count, Json, Tokens, Word, limit, now_ms};
 use super::thread::{Outcome, Refusal};
-use super::{EarlierPair, PairRow, Run, RunId, RunState};
+use super::{CandidateId, EarlierPair, PairRow, Run, RunId, RunState};
 use crate::engine::Generation;
 
 const SELECT: &str =
@@ -19,8 +21,10 @@ pub(super) fn insert(
     pairs: &[PairRow],
 ) -> Outcome<RunId> {
     tx.prepare_cached(
-        "INSERT INTO runs (started_ms, state, start, data_sha256, job, metrics, last_candidate)
-         VALUES (?, ?, ?, ?, ?, '{}', (SELECT coalesce(max(id), 0) FROM candidates))",
+        "INSERT INTO runs (started_ms, state, start, data_sha256, job, metrics, last_candidate,
+            last_feedback)
+         VALUES (?, ?, ?, ?, ?, '{}', (SELECT coalesce(max(id), 0) FROM candidates),
+            (SELECT coalesce(max(id), 0) FROM feedback))",
     )?
     .execute(params![now_ms(), Word(RunState::Training), start.0, data_sha256, Json(job)])?;
     let id = RunId(tx.last_insert_rowid());
@@ -50,11 +54,15 @@ pub(super) fn update(
 ) -> Outcome<()> {
     let run = one(tx, id)?;
     let ended_ms = is_over(state).then(|| run.ended_ms.unwrap_or_else(now_ms));
+    // An interrupted run keeps what it was doing as its state.
+    let is_interrupted = state == RunState::Interrupted;
     tx.prepare_cached(
-        "UPDATE runs SET state = ?, ended_ms = ?, reason = ?, metrics = ? WHERE id = ?",
+        "UPDATE runs SET state = coalesce(?, state), interrupted = ?, ended_ms = ?, reason = ?,
+         metrics = ? WHERE id = ?",
     )?
     .execute(params![
-        Word(state),
+        (!is_interrupted).then_some(Word(state)),
+        is_interrupted,
         ended_ms,
         reason.or(run.reason),
         Json(merged(run.metrics, metrics)),
@@ -65,7 +73,7 @@ pub(super) fn update(
 
 fn is_over(state: RunState) -> bool {
     match state {
-        RunState::Training | RunState::Gating => false,
+        RunState::Training | RunState::Gating | RunState::Interrupted => false,
         RunState::Promoted | RunState::Rejected | RunState::Failed | RunState::Cancelled => true,
     }
 }
@@ -95,11 +103,12 @@ pub(super) fn newest(tx: &Transaction<'_>, at_most: usize) -> Outcome<Vec<Run>> 
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Run> {
+    let state = row.get::<_, Word<_>>("state")?.0;
     Ok(Run {
         id: row.get("id")?,
         started_ms: row.get("started_ms")?,
         ended_ms: row.get("ended_ms")?,
-        state: row.get::<_, Word<_>>("state")?.0,
+        state: if row.get("interrupted")? { RunState::Interrupted } else { state },
         reason: row.get("reason")?,
         start: Generation(row.get("start")?),
         n_pairs: row.get::<_, Count<_>>("n_pairs")?.0,
@@ -161,17 +170,31 @@ pub(super) fn earlier_pairs(
     Ok(pairs.collect::<rusqlite::Result<_>>()?)
 }
 
-pub(super) fn fail_unfinished(tx: &Transaction<'_>, reason: &str) -> Outcome<Vec<RunId>> {
-    let mut update = tx.prepare_cached(
-        "UPDATE runs SET state = ?, ended_ms = ?, reason = ? WHERE state IN (?, ?) RETURNING id",
+pub(super) fn learned(
+    tx: &Transaction<'_>,
+) -> Outcome<HashSet<(Option<CandidateId>, Option<CandidateId>)>> {
+    let mut query = tx.prepare_cached(
+        "SELECT DISTINCT chosen, rejected FROM pairs JOIN runs ON runs.id = pairs.run
+         WHERE state IN (?1, ?2) AND (state = ?1 OR metrics ->> 'adapter_sha256' IS NOT NULL)",
     )?;
-    let values = params![
-        Word(RunState::Failed),
-        now_ms(),
-        reason,
-        Word(RunState::Training),
-        Word(RunState::Gating),
-    ];
+    let states = params![Word(RunState::Promoted), Word(RunState::Rejected)];
+    let learned = query.query_map(states, |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(learned.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn interrupt_unfinished(tx: &Transaction<'_>, reason: &str) -> Outcome<Vec<RunId>> {
+    let mut update = tx.prepare_cached(
+        "UPDATE runs SET interrupted = 1, reason = ?
+         WHERE state IN (?, ?) AND interrupted = 0 RETURNING id",
+    )?;
+    let values = params![reason, Word(RunState::Training), Word(RunState::Gating)];
     let ids = update.query_map(values, |row| row.get(0))?;
     Ok(ids.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn interrupted(tx: &Transaction<'_>) -> Outcome<Vec<Run>> {
+    let mut query =
+        tx.prepare_cached(&format!("{SELECT} WHERE interrupted = 1 ORDER BY id DESC"))?;
+    let runs = query.query_map([], read)?;
+    Ok(runs.collect::<rusqlite::Result<_>>()?)
 }

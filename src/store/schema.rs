@@ -13,6 +13,8 @@ pub(super) fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
         M::up(include_str!("schema.sql")),
         M::up(include_str!("schema_gate.sql")),
+        M::up(include_str!("schema_owner.sql")),
+        M::up(include_str!("schema_interrupted.sql")),
         M::up(include_str!("schema_aspect_choice.sql")),
         M::up(include_str!("schema_trust.sql")),
     ])
@@ -25,9 +27,13 @@ pub(super) fn counts(tx: &Transaction<'_>) -> Outcome<Counts> {
         (SELECT count(*) FROM assessments),
         (SELECT count(*) FROM feedback),
         (SELECT count(*) FROM runs),
-        (SELECT count(DISTINCT exchange) FROM candidates
+        (SELECT count(*) FROM (
+            SELECT exchange FROM candidates
             WHERE id > coalesce((SELECT max(last_candidate) FROM runs
-                WHERE data_sha256 <> ''), 0))";
+                WHERE data_sha256 <> ''), 0)
+            UNION SELECT exchange FROM feedback
+            WHERE id > coalesce((SELECT max(last_feedback) FROM runs
+                WHERE data_sha256 <> ''), 0)))";
     let counts = tx.prepare_cached(sql)?.query_row([], |row| {
         let count = |index: usize| row.get::<_, Count<_>>(index).map(|it| it.0);
         Ok(Counts {

@@ -60,6 +60,7 @@ fn prompt(agent: &str) -> NewExchange {
 
 fn answer(parent: Option<Parent>, assessments: Vec<Assessment>) -> NewCandidate {
     NewCandidate {
+        author: Author::Model,
         parent,
         generation: Generation(0),
         text: "4".into(),
@@ -134,6 +135,7 @@ async fn an_exchange_comes_back_as_it_went_in_also_after_a_restart() {
     let refinement = answer(Some(Parent::Index(0)), vec![]);
     let expected = Candidate {
         id: ids[2],
+        author: Author::Model,
         parent: Some(ids[0]),
         generation: refinement.generation,
         text: refinement.text,
@@ -225,8 +227,9 @@ async fn learnable_are_the_agents_exchanges_with_two_assessed_candidates() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (first, _) = record(store, "one").await;
     let (other, _) = record(store, "other").await;
-    let half = vec![answer(None, vec![assessment("kind")]), answer(None, vec![])];
-    let (half, ids) = store.record_exchange(prompt("one"), half, None).await.unwrap();
+    let unjudged = vec![answer(None, vec![]), answer(None, vec![])];
+    let (unjudged, ids) = store.record_exchange(prompt("one"), unjudged, None).await.unwrap();
+    let (spoken, _) = store.record_exchange(prompt("one"), vec![], None).await.unwrap();
     let learnable = async |agents: &[&str], after, limit| {
         let agents = agents.iter().map(ToString::to_string).collect();
         let page = store.learnable(agents, after, limit).await.unwrap();
@@ -238,7 +241,11 @@ async fn learnable_are_the_agents_exchanges_with_two_assessed_candidates() {
     assert_eq!(learnable(&["one", "other"], Some(first), 9).await, [other]);
     assert_eq!(learnable(&[], None, 9).await, []);
     store.add_assessments(ids[1], vec![assessment("kind")]).await.unwrap();
-    assert_eq!(learnable(&["one"], None, 9).await, [first, half]);
+    assert_eq!(learnable(&["one"], None, 9).await, [first, unjudged]);
+    let word =
+        Feedback { exchange: spoken, candidate: None, rating: Some(-1), aspect: None, edit: None };
+    store.add_feedback(word).await.unwrap();
+    assert_eq!(learnable(&["one"], None, 9).await, [first, unjudged, spoken]);
 }
 
 #[tokio::test]
@@ -246,11 +253,121 @@ async fn explorable_are_exchanges_with_too_few_drafts_or_refinements() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (full, _) = record(store, "one").await;
     let (empty, _) = store.record_exchange(prompt("one"), vec![], None).await.unwrap();
-    let explorable = async |n, m| store.explorable(vec!["one".into()], n, m, 9).await.unwrap();
+    let filled = async |n, m, generation| {
+        store.explorable("one".into(), n, m, Generation(generation)).await.unwrap()
+    };
+    let explorable = async |n, m| -> Vec<_> {
+        filled(n, m, 0).await.into_iter().map(|it| it.exchange).collect()
+    };
     assert_eq!(explorable(2, 1).await, [empty]);
     assert_eq!(explorable(2, 2).await, [empty, full], "a refinement is missing");
     assert_eq!(explorable(3, 0).await, [empty, full], "a draft is missing");
-    assert_eq!(store.explorable(vec!["two".into()], 3, 3, 9).await.unwrap(), []);
+    assert_eq!(store.explorable("two".into(), 3, 3, Generation(0)).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn how_far_a_prompt_is_filled_is_counted_without_the_owners_edits() {
+    let Scratch { store, .. } = &Scratch::new().await;
+    let fails = Assessment { passes: false, ..assessment("true") };
+    let measured = Assessment { weight: 0.0, ..fails.clone() };
+    let candidates = vec![
+        answer(None, vec![assessment("kind"), fails]),
+        answer(None, vec![assessment("kind"), measured]),
+        answer(None, vec![]),
+        NewCandidate {
+            generation: Generation(3),
+            ..answer(Some(Parent::Index(0)), vec![assessment("kind")])
+        },
+        NewCandidate { author: Author::Owner, ..answer(Some(Parent::Index(0)), vec![]) },
+    ];
+    let (exchange, _) = store.record_exchange(prompt("one"), candidates, None).await.unwrap();
+    let expected = Filled {
+        exchange,
+        drafts: 3,
+        refinements: 1,
+        positives: 2,
+        negatives: 1,
+        faulty_drafts: 1,
+        tries: 1,
+    };
+    assert_eq!(store.explorable("one".into(), 9, 9, Generation(3)).await.unwrap(), [expected]);
+}
+
+#[tokio::test]
+async fn an_edit_is_an_answer_of_the_owner_and_stored_with_its_word_or_not_at_all() {
+    let Scratch { store, .. } = &Scratch::new().await;
+    let (exchange, ids) = record(store, "one").await;
+    let said = |candidate| Feedback {
+        exchange,
+        candidate,
+        rating: None,
+        aspect: None,
+        edit: Some("four".into()),
+    };
+    let edit = |parent| NewCandidate {
+        author: Author::Owner,
+        text: "four".into(),
+        critique: None,
+        ..answer(Some(Parent::Stored(parent)), vec![])
+    };
+    let id = store.add_edit(said(Some(ids[0])), edit(ids[0])).await.unwrap();
+    let found = store.exchange(exchange).await.unwrap();
+    let stored = found.candidates.last().unwrap();
+    assert_eq!((stored.id, stored.author, stored.parent), (id, Author::Owner, Some(ids[0])));
+    assert_eq!(found.feedback, [said(Some(ids[0]))]);
+    let foreign = CandidateId(999);
+    assert!(is_missing(&store.add_edit(said(Some(ids[0])), edit(foreign)).await, "candidate"));
+    assert_eq!(store.exchange(exchange).await.unwrap(), found, "half of it is not stored either");
+}
+
+#[tokio::test]
+async fn what_runs_with_a_verdict_were_given_is_learned_and_new_words_make_an_exchange_new() {
+    let Scratch { store, .. } = &Scratch::new().await;
+    let (exchange, ids) = record(store, "one").await;
+    let pair = PairRow { exchange, chosen: Some(ids[2]), rejected: Some(ids[0]), margin: 0.75 };
+    let bad = PairRow { chosen: None, ..pair };
+    let (judged, broken) = (start(store, vec![pair]).await, start(store, vec![bad]).await);
+    store
+        .update_run(judged, RunState::Rejected, None, json!({ "adapter_sha256": "1" }))
+        .await
+        .unwrap();
+    store.update_run(broken, RunState::Failed, None, json!(null)).await.unwrap();
+    let learned = store.learned().await.unwrap();
+    assert_eq!(learned.into_iter().collect::<Vec<_>>(), [(pair.chosen, pair.rejected)]);
+
+    assert_eq!(store.counts().await.unwrap().new_exchanges, 0);
+    let thumb = Feedback { exchange, candidate: None, rating: Some(1), aspect: None, edit: None };
+    store.add_feedback(thumb).await.unwrap();
+    assert_eq!(store.counts().await.unwrap().new_exchanges, 1);
+    start(store, vec![bad]).await;
+    assert_eq!(store.counts().await.unwrap().new_exchanges, 0);
+}
+
+#[test]
+fn a_database_of_the_first_version_keeps_its_pairs() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = Connection::open(path(folder.path())).unwrap();
+    old.execute_batch(include_str!("schema.sql")).unwrap();
+    old.execute_batch(
+        "INSERT INTO exchanges VALUES (1, 0, 'one', 'chat', '[]', x'', NULL, NULL, NULL);
+         INSERT INTO candidates VALUES
+            (1, 1, 0, NULL, 0, '', x'', x'', '{}', 'stop', NULL),
+            (2, 1, 0, NULL, 0, '', x'', x'', '{}', 'stop', NULL);
+         INSERT INTO runs VALUES (1, 0, 0, 'rejected', NULL, 0, '', '{}', '{}', NULL, 2);
+         INSERT INTO pairs VALUES (1, 0, 1, 1, 2, 0.5), (1, 1, 1, 1, NULL, 0);
+         PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    drop(old);
+    let new = open(&path(folder.path())).unwrap();
+    let count = |sql: &str| new.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM pairs WHERE chosen = 1"), 2);
+    assert_eq!(count("SELECT count(*) FROM candidates WHERE author = 'model'"), 2);
+    assert_eq!(count("SELECT count(*) FROM pragma_foreign_key_check"), 0);
+    let no_side = "INSERT INTO pairs VALUES (1, 2, 1, NULL, NULL, 0)";
+    new.execute_batch(no_side).unwrap_err();
+    let foreign = "INSERT INTO pairs VALUES (1, 2, 1, NULL, 7, 0)";
+    new.execute_batch(foreign).unwrap_err();
 }
 
 #[tokio::test]
@@ -267,7 +384,9 @@ async fn feedback_comes_back_in_order() {
     };
     store.add_feedback(thumb.clone()).await.unwrap();
     store.add_feedback(edit.clone()).await.unwrap();
-    assert_eq!(store.feedback(exchange).await.unwrap(), [thumb.clone(), edit]);
+    // A word that names no answer is about the one that was served.
+    let of_served = Feedback { candidate: Some(ids[1]), ..thumb.clone() };
+    assert_eq!(store.feedback(exchange).await.unwrap(), [of_served, edit]);
     let (other, _) = record(store, "one").await;
     let foreign = Feedback { exchange: other, candidate: Some(ids[0]), ..thumb.clone() };
     assert!(is_missing(&store.add_feedback(foreign).await, "candidate"));
@@ -284,7 +403,7 @@ async fn start(store: &Store, pairs: Vec<PairRow>) -> RunId {
 async fn a_run_is_followed_from_start_to_verdict() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (exchange, ids) = record(store, "one").await;
-    let pair = PairRow { exchange, chosen: ids[2], rejected: Some(ids[0]), margin: 0.75 };
+    let pair = PairRow { exchange, chosen: Some(ids[2]), rejected: Some(ids[0]), margin: 0.75 };
     let alone = PairRow { rejected: None, ..pair };
     let id = start(store, vec![pair, alone]).await;
     assert_eq!(store.pairs(id).await.unwrap(), [pair, alone]);
@@ -304,19 +423,34 @@ async fn a_run_is_followed_from_start_to_verdict() {
 }
 
 #[tokio::test]
-async fn runs_that_a_crash_left_are_failed_with_the_reason() {
+async fn runs_that_a_crash_left_are_interrupted_and_go_on_or_end() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (training, gating, done) =
         (start(store, vec![]).await, start(store, vec![]).await, start(store, vec![]).await);
     store.update_run(gating, RunState::Gating, None, json!(null)).await.unwrap();
     store.update_run(done, RunState::Cancelled, None, json!(null)).await.unwrap();
-    let failed = store.fail_unfinished_runs("killed".into()).await.unwrap();
-    assert_eq!(failed, [training, gating]);
+    let left = store.interrupt_unfinished_runs("killed".into()).await.unwrap();
+    assert_eq!(left, [training, gating]);
     let run = store.run(gating).await.unwrap();
-    assert_eq!((run.state, run.reason.as_deref()), (RunState::Failed, Some("killed")));
-    assert!(run.ended_ms.is_some());
+    assert_eq!((run.state, run.reason.as_deref()), (RunState::Interrupted, Some("killed")));
+    assert_eq!(run.ended_ms, None);
     assert_eq!(store.run(done).await.unwrap().state, RunState::Cancelled);
-    assert_eq!(store.fail_unfinished_runs("again".into()).await.unwrap(), []);
+    assert_eq!(store.interrupt_unfinished_runs("again".into()).await.unwrap(), []);
+
+    store.update_run(training, RunState::Training, None, json!(null)).await.unwrap();
+    let ids = async || -> Vec<RunId> {
+        store.interrupted_runs().await.unwrap().into_iter().map(|run| run.id).collect()
+    };
+    assert_eq!(
+        (store.run(training).await.unwrap().state, ids().await),
+        (RunState::Training, vec![gating])
+    );
+    store.update_run(training, RunState::Interrupted, None, json!(null)).await.unwrap();
+    assert_eq!(ids().await, [gating, training]);
+    store.update_run(gating, RunState::Failed, None, json!(null)).await.unwrap();
+    let run = store.run(gating).await.unwrap();
+    assert!(run.state == RunState::Failed && run.ended_ms.is_some());
+    assert_eq!(ids().await, [training]);
 }
 
 fn generation(number: u32, run: RunId) -> GenerationRow {

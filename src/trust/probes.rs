@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::engine::{FinishReason, Sampling};
     use crate::prompt::{Message, Role};
-    use crate::store::{CandidateId, ExchangeId, Source};
+    use crate::store::{Author, CandidateId, ExchangeId, Source};
 
     fn said(aspect: &str, right: bool) -> Assessment {
         Assessment {
@@ -148,6 +148,7 @@ mod tests {
 
     fn exchange(verified: [bool; 2]) -> Exchange {
         let candidate = |id, right| Candidate {
+            author: Author::Model,
             id: CandidateId(id),
             parent: None,
             generation: Generation(3),
@@ -171,6 +172,7 @@ mod tests {
             aspect_choice: None,
             served: Some(CandidateId(1)),
             candidates: vec![candidate(1, verified[0]), candidate(2, verified[1])],
+            feedback: Vec::new(),
         }
     }
 

@@ -8,12 +8,14 @@ use llama_cpp_sys_2 as sys;
 use reflectd::engine::llama::dequantize;
 use reflectd::engine::{Generation, Lane};
 use reflectd::exit::Exit;
-use reflectd::gguf::{Gguf, Value, Writer};
+use reflectd::gguf::{Gguf, Writer, model_sha256, model_size};
+use reflectd::learn::adapter;
 use reflectd::paths;
 use reflectd::protocol::{BaseKind, Example, TrainerEvent};
 
 use super::parity::{gap, job, load, run, untrained};
 use super::random_model::{ARCHITECTURES, Linear, N_VOCAB, write, write_adapter};
+use super::split::split;
 
 /// Name, number in llama.cpp, and what may lie between trainer and server at most: its products
 /// round what goes into them to 8 bits too, the trainer's do not.
@@ -134,33 +136,38 @@ fn decode(from: &Path, to: &Path) {
     writer.write(to).unwrap();
 }
 
-#[test]
-fn a_model_in_several_files_is_the_same_model() {
+#[tokio::test]
+async fn a_model_in_several_files_is_the_same_model_to_trainer_and_server() {
     let folder = tempfile::tempdir().unwrap();
     let model = Model::new("llama", folder.path());
-    let whole = Gguf::open(&model.path).unwrap();
-    let first = folder.path().join("model-00001-of-00002.gguf");
-    let n_tensors = whole.tensors().len();
-    let number = |n: usize| Value::Unsigned(n as u64);
-    for part in 0..2 {
-        let mut writer = Writer::default();
-        if part == 0 {
-            whole.entries().iter().for_each(|(key, value)| writer.metadata(key, value.clone()));
-        }
-        writer.metadata("split.no", number(part));
-        writer.metadata("split.count", number(2));
-        writer.metadata("split.tensors.count", number(n_tensors));
-        for (_, info) in (0..).zip(whole.tensors()).filter(|(i, _)| i % 2 == part) {
-            writer.tensor(&info.name, &info.shape, whole.read_f32(info).unwrap());
-        }
-        let name = format!("model-0000{}-of-00002.gguf", part + 1);
-        writer.write(&folder.path().join(name)).unwrap();
-    }
+    let quantized = folder.path().join("q4.gguf");
+    quantize(&model.path, &quantized, sys::LLAMA_FTYPE_MOSTLY_Q4_K_M);
     let examples = examples();
     let out = |name: &str| folder.path().join(name);
-    let one = untrained(&model.path, &examples, None, BaseKind::F32, &out("one"));
-    let two = untrained(&first, &examples, None, BaseKind::F32, &out("two"));
-    assert_eq!(one.probe, two.probe);
+    for (name, whole, most) in [("F32", &model.path, 2e-3), ("Q4_K_M", &quantized, 0.3)] {
+        let first = split(whole, 3);
+        let one = untrained(whole, &examples, None, BaseKind::F32, &out(&format!("{name} one")));
+        let many = untrained(&first, &examples, None, BaseKind::Quantized, &out(name));
+        assert_eq!(one.probe.sequences[0].tokens, many.probe.sequences[0].tokens);
+        let sha256 = model_sha256(&first).unwrap();
+        let adapter_sha256 = paths::sha256(&many.adapter).unwrap();
+        let base = adapter::Base { path: &first, sha256: &sha256 };
+        adapter::check(&many.adapter, &adapter_sha256, base).unwrap();
+        let of_one = adapter::check(&one.adapter, &paths::sha256(&one.adapter).unwrap(), base);
+        assert!(of_one.unwrap_err().to_string().contains("base_sha256"), "another identity");
+
+        let (engine, thread) = load(&first).await;
+        assert_eq!(engine.info().sha256, sha256);
+        assert_eq!(engine.info().size_bytes, model_size(&first).unwrap());
+        engine.load_lane(Generation(1), many.adapter.clone()).await.unwrap();
+        for lane in [Lane::Active, Lane::Generation(Generation(1))] {
+            let what = format!("{name} in three files, {lane:?}");
+            gap(&what, &engine, lane, &many).await.assert_within(most / 4.0, most);
+            gap(&what, &engine, lane, &one).await.assert_within(most / 4.0, most);
+        }
+        drop(engine);
+        thread.join().unwrap();
+    }
 }
 
 #[test]

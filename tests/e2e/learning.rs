@@ -1,16 +1,20 @@
 //! The loop: explored prompts become pairs, an adapter, a verdict and a generation, while chats go on.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use reflectd::gguf::model_sha256;
+use reflectd::paths::write_atomic;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::chats::{chat, questions};
 use crate::daemon::Daemon;
 use crate::scratch::Scratch;
+use crate::split::split;
 
 #[tokio::test]
 async fn the_loop_once() {
@@ -58,6 +62,49 @@ fn generations(adapters: &Value) -> Vec<u64> {
     rows.iter().map(|row| row["generation"].as_u64().unwrap()).collect()
 }
 
+/// What is served, trained on, compared and swapped is the model of all its files.
+#[tokio::test]
+async fn a_model_in_several_files_goes_through_the_loop() {
+    let scratch = Scratch::explored().await;
+    let whole = scratch.root().join("agents/nano/model.gguf");
+    let first = split(&whole, 3);
+    std::fs::remove_file(&whole).unwrap();
+    let agent = scratch.root().join("agents/nano.yaml");
+    let text = std::fs::read_to_string(&agent).unwrap();
+    let name = format!("agents/nano/{}", first.file_name().unwrap().to_str().unwrap());
+    let text = text.replace("agents/nano/model.gguf", &name);
+    write_atomic(&agent, |file| file.write_all(text.as_bytes())).unwrap();
+
+    let daemon = Daemon::start(scratch).await;
+    let question = &questions(1, 2)[0];
+    let socket = daemon.scratch().socket();
+    assert_eq!(chat(&socket, question).await, 0);
+    let ended = daemon.post("/v1/runs", &json!({})).await;
+    assert_eq!(
+        (&ended["outcome"], &ended["generation"]),
+        (&json!("promoted"), &json!(1)),
+        "{ended}"
+    );
+    assert_eq!(chat(&socket, question).await, 1);
+    let adapters = daemon.get("/v1/adapters").await;
+    let identity = model_sha256(&first).unwrap();
+    assert_eq!(adapters["data"][1]["base_sha256"], json!(identity), "{adapters}");
+    let scratch = daemon.stop().await;
+
+    // Without one of its files it is not served, and which one is said.
+    let third = first.with_file_name("model-00003-of-00003.gguf");
+    std::fs::rename(&third, third.with_extension("away")).unwrap();
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_reflectd"))
+        .args(["serve", "--root"])
+        .arg(scratch.root())
+        .output()
+        .await
+        .unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{words}");
+    assert!(words.contains("model-00003-of-00003.gguf"), "{words}");
+}
+
 #[tokio::test]
 async fn pairs_that_teach_the_wrong_answers_are_trained_on_and_refused_by_the_gate() {
     let scratch = Scratch::explored().await;
@@ -71,6 +118,35 @@ async fn pairs_that_teach_the_wrong_answers_are_trained_on_and_refused_by_the_ga
     let run = daemon.get(&format!("/v1/runs/{}", ended["run"])).await;
     assert!(0 < run["n_pairs"].as_u64().unwrap() && run["metrics"]["step"].is_object(), "{run}");
     assert_eq!(chat(&daemon.scratch().socket(), &questions(1, 2)[0]).await, 0);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_chat_during_training_is_answered_while_the_trainer_stands_still() {
+    let scratch = Scratch::explored().await;
+    scratch.train_for(30);
+    let daemon = Daemon::start(scratch).await;
+    let step = |event: &Value| event["step"]["step"].as_u64().unwrap_or(0);
+    let (_, mut stream) = daemon.follow_until("/v1/runs", json!({}), |event| 0 < step(event)).await;
+    let socket = daemon.scratch().socket();
+    let chats = tokio::spawn(async move {
+        for question in questions(6, 5) {
+            assert_eq!(chat(&socket, &question).await, 0);
+        }
+    });
+    let (mut paused_at, mut went_on) = (None, false);
+    while let Some(data) = stream.event().await {
+        let Ok(event) = serde_json::from_str::<Value>(&data) else { break };
+        if event["paused"] == true {
+            paused_at = Some(step(&event));
+        }
+        went_on |= event["paused"] == false && paused_at.is_some_and(|at| at < step(&event));
+        if event["outcome"].is_string() {
+            assert_eq!(event["outcome"], "promoted", "{event}");
+        }
+    }
+    chats.await.unwrap();
+    assert!(paused_at.is_some() && went_on, "stopped at {paused_at:?}, went on: {went_on}");
     daemon.stop().await;
 }
 

@@ -4,7 +4,7 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
 use super::random_model::CONTEXT;
 use reflectd::config::load_prompts;
@@ -12,7 +12,7 @@ use reflectd::engine::{
     self, Class, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, Lane,
     LogprobRequest, Token,
 };
-use reflectd::gguf::{Gguf, Writer};
+use reflectd::gguf::{Gguf, Writer, model_sha256};
 use reflectd::nano::corpus::Corpus;
 use reflectd::nano::tokenizer::Tokenizer;
 use reflectd::nano::world::{Answer, Habits, Problem, Split};
@@ -53,7 +53,7 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
 }
 
 /// The same numbers without their packing.
-fn dequantize(from: &Path, to: &Path) {
+pub(crate) fn dequantize(from: &Path, to: &Path) {
     let source = Gguf::open(from).unwrap();
     let mut writer = Writer::default();
     for (key, value) in source.entries() {
@@ -66,7 +66,7 @@ fn dequantize(from: &Path, to: &Path) {
 }
 
 /// Right and wrong answers to a few problems, in the model's own tokens.
-fn examples(model: &Path) -> Vec<Example> {
+pub(crate) fn examples(model: &Path) -> Vec<Example> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let prompts = load_prompts(&root.join("agents/nano/prompts.yaml")).unwrap();
     let corpus = Corpus::new(&prompts).unwrap();
@@ -119,10 +119,11 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
         version: protocol::VERSION,
         run: "parity".into(),
         base: base.to_owned(),
-        base_sha256: paths::sha256(base).unwrap(),
+        base_sha256: model_sha256(base).unwrap(),
         start: None,
         data,
         out: out.to_owned(),
+        reference_cache: None,
         objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
         lora: Lora { rank: 8, alpha: 16.0 },
         optimizer: Optimizer {
@@ -134,6 +135,8 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
             weight_decay: 0.0,
         },
         validation_share: 0.0,
+        validations: 4,
+        checkpoint_s: 60.0,
         max_tokens: 4096,
         context_tokens: CONTEXT,
         base_kind: BaseKind::Auto,
@@ -145,28 +148,44 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
     }
 }
 
-/// One run of the real trainer: how it ended, and its last word.
-pub(crate) fn run(job: &Job) -> (ExitStatus, TrainerEvent) {
+/// The real trainer with its job. Its standard input stays open: the end would tell it to stop.
+pub(crate) fn start(job: &Job) -> (Child, ChildStdin) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_reflectd-trainer"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // Kept open to the end: its end would tell the trainer to stop.
     let mut stdin = child.stdin.take().unwrap();
     writeln!(stdin, "{}", serde_json::to_string(&job).unwrap()).unwrap();
+    (child, stdin)
+}
+
+/// One run of the real trainer: how it ended, and its last word.
+pub(crate) fn run(job: &Job) -> (ExitStatus, TrainerEvent) {
+    let (status, mut events) = said(job);
+    let last = events.pop().unwrap_or_else(|| panic!("it ended with {status}"));
+    (status, last)
+}
+
+/// How it ended, and all that it said.
+pub(crate) fn said(job: &Job) -> (ExitStatus, Vec<TrainerEvent>) {
+    let (child, stdin) = start(job);
     let output = child.wait_with_output().unwrap();
     drop(stdin);
     let said = String::from_utf8(output.stdout).unwrap();
-    let last = said.lines().last().unwrap_or_else(|| panic!("it ended with {}", output.status));
-    (output.status, serde_json::from_str(last).unwrap())
+    (output.status, said.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
 /// One run that succeeds.
 pub(crate) fn train(job: &Job) -> Trained {
     let (status, last) = run(job);
     assert!(status.success(), "{last:?}");
-    let TrainerEvent::Done { adapter, probe, .. } = last else { panic!("{last:?}") };
+    trained(&last)
+}
+
+/// What the last word of a run names.
+pub(crate) fn trained(last: &TrainerEvent) -> Trained {
+    let TrainerEvent::Done { adapter, probe, .. } = last.clone() else { panic!("{last:?}") };
     let probe = serde_json::from_slice(&std::fs::read(probe).unwrap()).unwrap();
     Trained { adapter, probe }
 }

@@ -1,10 +1,11 @@
 //! A small model with random weights for each architecture that the trainer knows, with every
 //! feature of that architecture present and strong enough to show when it is computed wrongly.
-//! Also an adapter on all of its linear layers. Used by `parity` and by the trainer's own tests.
+//! Also an adapter on all of its linear layers, and copies with one thing changed. Used by
+//! `architectures`, `doctor` and by the trainer's own tests.
 
 use std::path::Path;
 
-use reflectd::gguf::{Value, Writer};
+use reflectd::gguf::{Gguf, Value, Writer};
 use reflectd::nano::tokenizer::Tokenizer;
 
 /// All that the trainer knows.
@@ -67,6 +68,32 @@ pub(crate) fn write_adapter(
         writer.tensor(&format!("{name}.lora_b"), &[rank, *n_out], b);
     }
     writer.write(path).unwrap();
+}
+
+/// A copy of a model file with a metadata entry set or added.
+pub(crate) fn with_metadata(from: &Path, to: &Path, key: &str, value: &Value) {
+    let source = Gguf::open(from).unwrap();
+    let mut writer = Writer::default();
+    for (found, old) in source.entries().iter().filter(|(found, _)| *found != key) {
+        writer.metadata(found, old.clone());
+    }
+    writer.metadata(key, value.clone());
+    for info in source.tensors() {
+        writer.tensor(&info.name, &info.shape, source.read_f32(info).unwrap());
+    }
+    writer.write(to).unwrap();
+}
+
+/// A copy of a model file in which a tensor has another name.
+pub(crate) fn renamed(from: &Path, to: &Path, tensor: &str, name: &str) {
+    let source = Gguf::open(from).unwrap();
+    let mut writer = Writer::default();
+    source.entries().iter().for_each(|(key, value)| writer.metadata(key, value.clone()));
+    for info in source.tensors() {
+        let name = if info.name == tensor { name } else { &info.name };
+        writer.tensor(name, &info.shape, source.read_f32(info).unwrap());
+    }
+    writer.write(to).unwrap();
 }
 
 fn text(text: &str) -> Value {

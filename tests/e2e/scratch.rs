@@ -21,9 +21,10 @@ const PROMPTS: usize = 40;
 const SETTINGS: &str = "
 default_agent: nano
 engine: { context_tokens: 8192, max_sequences: 32, threads: 1 }
-trainer: { threads: 1, device: cpu, grace_s: 2, yield_quiet_s: 0.1 }
+trainer: { threads: 1, device: cpu, grace_s: 2, yield_quiet_s: 0.1, checkpoint_s: 0.2 }
 learn:
   optimizer: { learning_rate: 0.001, batch_pairs: 8, epochs: EPOCHS }
+  objective: { name: OBJECTIVE }
   gate:
     prompts: 40
     margin: -1
@@ -65,7 +66,13 @@ impl Scratch {
 
     /// How many times a run goes through its pairs: a run to be interrupted has to be long.
     pub(crate) fn train_for(&self, epochs: u32) {
+        self.train_by("dpo", epochs);
+    }
+
+    /// By another objective.
+    pub(crate) fn train_by(&self, objective: &str, epochs: u32) {
         let settings = SETTINGS.replace("EPOCHS", &epochs.to_string());
+        let settings = settings.replace("OBJECTIVE", objective);
         let path = self.root().join("reflectd.yaml");
         write_atomic(&path, |file| file.write_all(settings.as_bytes())).unwrap();
     }

@@ -144,8 +144,64 @@ async fn feedback_is_stored_by_receipt() {
     let stored = daemon.post("/v1/feedback", &json!({"exchange": exchange, "rating": -1})).await;
     assert_eq!(stored.json(), json!({"stored": true}));
     assert_eq!(daemon.get("/v1/status").await.json()["counts"]["feedback"], 1);
-    let refused = daemon.post("/v1/feedback", &json!({"exchange": exchange, "rating": 5})).await;
-    assert_eq!(refused.error(), (400, "invalid_value".to_owned()));
+    for refused in [
+        json!({"exchange": exchange, "rating": 5}),
+        json!({"exchange": exchange, "rating": 1, "aspect": "wit"}),
+        json!({"exchange": exchange, "edit": " "}),
+    ] {
+        let refused = daemon.post("/v1/feedback", &refused).await;
+        assert_eq!(refused.error(), (400, "invalid_value".to_owned()));
+    }
+    let foreign = json!({"exchange": exchange, "candidate": 99, "rating": 1});
+    assert_eq!(daemon.post("/v1/feedback", &foreign).await.error(), (404, "not_found".to_owned()));
+    let fine = json!({"exchange": exchange, "rating": 1, "aspect": "readability"});
+    assert_eq!(daemon.post("/v1/feedback", &fine).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_becomes_an_answer_that_ends_like_a_served_one() {
+    let daemon = TestDaemon::start(script()).await;
+    let body = daemon.chat(json!({"reflectd": {"mode": "explore"}})).await.json();
+    let exchange = &body["reflectd"]["exchange"];
+    let said = json!({"exchange": exchange, "edit": "Hello, friend.\n"});
+    let stored = daemon.post("/v1/feedback", &said).await.json();
+    let found = daemon.get(&format!("/v1/reflections/{exchange}")).await.json();
+    let [served, edit] = found["candidates"].as_array().unwrap().as_slice() else {
+        panic!("{found}")
+    };
+    assert_eq!((&edit["id"], &edit["text"]), (&stored["edit"], &json!("Hello, friend.")));
+    assert_eq!((&edit["author"], &served["author"]), (&json!("owner"), &json!("model")));
+    assert_eq!((&edit["parent"], &found["served"]), (&served["id"], &served["id"]));
+    assert_eq!(found["feedback"][0]["candidate"], served["id"], "the served one was meant");
+
+    // Longer than the model can hold: said at once, and nothing is stored.
+    let long = json!({"exchange": exchange, "edit": "x".repeat(20_000)});
+    let refused = daemon.post("/v1/feedback", &long).await;
+    assert_eq!(refused.error(), (400, "context_length_exceeded".to_owned()));
+    assert_eq!(daemon.get("/v1/status").await.json()["counts"]["feedback"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exploration_of_one_agent_leaves_the_prompts_of_others_alone() {
+    let daemon = TestDaemon::start(script()).await;
+    let twin = crate::harness::AGENT;
+    crate::harness::write(&daemon.root().join("agents/twin.yaml"), twin);
+    let settings = "default_agent: test\n";
+    crate::harness::write(&daemon.root().join("reflectd.yaml"), settings);
+    let daemon = daemon.restart(script()).await;
+    let prompts = |id: &str| json!([{"id": id, "prompt": format!("{id}?")}]);
+    let body = |agent: &str, prompts: Value| json!({"agent": agent, "prompts": prompts, "limit": 0, "n": 2, "m": 0});
+    for agent in ["test", "twin"] {
+        daemon.post("/v1/explore", &body(agent, prompts(agent))).await;
+    }
+    let mut wish = body("twin", json!([]));
+    wish["limit"] = 9.into();
+    let ended = daemon.post("/v1/explore", &wish).await.json();
+    assert_eq!((&ended["prompts"], &ended["candidates"]), (&json!(1), &json!(2)), "{ended}");
+    let found = daemon.get("/v1/reflections").await.json();
+    let explored = found["data"].as_array().unwrap().iter();
+    let explored = explored.filter(|it| !it["candidates"].as_array().unwrap().is_empty());
+    assert_eq!(explored.map(|it| it["agent"].clone()).collect::<Vec<_>>(), [json!("twin")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,6 +226,14 @@ async fn exploration_stores_new_prompts_and_is_followed_to_its_end() {
     assert!(stages.iter().all(|event| event["stage"].is_string()), "{stages:?}");
     assert_eq!(last["outcome"], "explored");
     assert_eq!(last["prompts"], 2);
+    let positives = last["positives"].as_f64().unwrap();
+    let tokens = last["generated_tokens"].as_f64().unwrap();
+    let per_1000 = last["positives_per_1000_tokens"].as_f64().unwrap();
+    assert!((per_1000 - 1000.0 * positives / tokens).abs() < 1e-9 && 0.0 < per_1000, "{last}");
+    let metrics = daemon.get("/metrics").await.body;
+    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    let expected = format!("reflectd_explore_generated_tokens_total {tokens}");
+    assert!(metrics.lines().any(|line| line == expected), "{metrics}");
     assert_eq!(daemon.get("/v1/status").await.json()["counts"]["candidates"], 4);
 }
 

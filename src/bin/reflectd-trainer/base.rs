@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 use reflectd::engine::llama::dequantize;
-use reflectd::gguf::{Gguf, TensorInfo, TensorKind};
+use reflectd::gguf::{Gguf, Parts, TensorInfo, TensorKind};
 use tch::{Device, Tensor};
 
 /// Values that one thread decodes at least: below it, starting threads costs more than it brings.
@@ -31,7 +31,7 @@ impl BaseFile {
             let file = file.with_context(|| format!("open {}", part.path().display()))?;
             Ok((part, Arc::new(file)))
         };
-        Ok(Self { parts: Gguf::open_parts(path)?.into_iter().map(open).collect::<Result<_, _>>()? })
+        Ok(Self { parts: Parts::open(path)?.into_iter().map(open).collect::<Result<_, _>>()? })
     }
 
     /// Where the metadata is.

@@ -23,6 +23,11 @@ pub(crate) fn device(wanted: Wanted) -> anyhow::Result<Device> {
     }
 }
 
+/// What a device is called in events.
+pub(crate) fn name(device: Device) -> &'static str {
+    if device == Device::Cpu { "cpu" } else { "cuda:0" }
+}
+
 /// Free and total bytes of the current GPU; `None` without one.
 pub(crate) fn memory() -> Option<[u64; 2]> {
     if !Cuda::is_available() {

@@ -4,13 +4,16 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::{self, BufRead, BufReader, Read as _};
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use reflectd::protocol::{Example, Group, Job, Objective};
 
 use crate::batch::{Sequence, Tree};
+
+/// A line holds a group of answers as long as `max_tokens` may be; what is longer is no data set.
+pub(crate) const MAX_LINE_BYTES: usize = 64 << 20;
 
 /// One example, packed.
 #[derive(Debug)]
@@ -38,13 +41,14 @@ pub(crate) enum Kind {
 /// The answer to another prompt: what the policy says of it estimates its distance to the reference.
 #[derive(Debug)]
 pub(crate) struct Stranger {
+    pub sequence: Sequence,
     pub tree: Tree,
     /// Summed log-probs of the reference; set once.
     pub reference: f64,
 }
 
 impl Packed {
-    fn new(prompt_id: String, prompt: &[i32], answers: &[&[i32]], kind: Kind) -> Self {
+    pub(crate) fn new(prompt_id: String, prompt: &[i32], answers: &[&[i32]], kind: Kind) -> Self {
         let from = prompt.len();
         let sequence = |answer: &&[i32]| Sequence { tokens: [prompt, answer].concat(), from };
         let sequences: Vec<Sequence> = answers.iter().map(sequence).collect();
@@ -67,9 +71,13 @@ pub(crate) fn read(job: &Job, n_vocab: i64, n_ctx: i64) -> anyhow::Result<(Vec<P
     let file = File::open(&job.data).with_context(|| format!("open {path}"))?;
     let limit = job.max_tokens.min(usize::try_from(n_ctx)?);
     let (mut examples, mut n_too_long) = (Vec::new(), 0);
-    for (number, line) in (1..).zip(BufReader::new(file).lines()) {
-        let line = line.with_context(|| format!("read {path}"))?;
+    let mut reader = BufReader::new(file);
+    let mut line = Vec::new();
+    for number in 1.. {
         let place = || format!("{path}, line {number}");
+        if !next_line(&mut reader, &mut line).with_context(place)? {
+            break;
+        }
         let found = match job.objective {
             Objective::Grpo { .. } => group(&line),
             objective => pair(&line, objective),
@@ -99,8 +107,23 @@ pub(crate) fn read(job: &Job, n_vocab: i64, n_ctx: i64) -> anyhow::Result<(Vec<P
     Ok((examples, n_too_long))
 }
 
-fn pair(line: &str, objective: Objective) -> anyhow::Result<Vec<Packed>> {
-    let Example { prompt_id, prompt, chosen, rejected } = serde_json::from_str(line)?;
+/// The next line without its end, if there is one.
+fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    let most = MAX_LINE_BYTES as u64 + 1;
+    if reader.take(most).read_until(b'\n', line)? == 0 {
+        return Ok(false);
+    }
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    } else if MAX_LINE_BYTES < line.len() {
+        return Err(io::Error::other(format!("it is longer than {} MiB", MAX_LINE_BYTES >> 20)));
+    }
+    Ok(true)
+}
+
+fn pair(line: &[u8], objective: Objective) -> anyhow::Result<Vec<Packed>> {
+    let Example { prompt_id, prompt, chosen, rejected } = serde_json::from_slice(line)?;
     ensure!(!prompt.is_empty() && rejected != Some(Vec::new()), "an empty sequence");
     if let Objective::Kto { .. } = objective {
         let answers = [(true, Some(chosen).filter(|chosen| !chosen.is_empty())), (false, rejected)];
@@ -121,8 +144,8 @@ fn pair(line: &str, objective: Objective) -> anyhow::Result<Vec<Packed>> {
     Ok(vec![Packed::new(prompt_id, &prompt, &answers, Kind::Preference)])
 }
 
-fn group(line: &str) -> anyhow::Result<Vec<Packed>> {
-    let Group { prompt_id, prompt, answers } = serde_json::from_str(line)?;
+fn group(line: &[u8]) -> anyhow::Result<Vec<Packed>> {
+    let Group { prompt_id, prompt, answers } = serde_json::from_slice(line)?;
     ensure!(1 < answers.len(), "a group needs at least two answers");
     ensure!(
         !prompt.is_empty() && answers.iter().all(|answer| !answer.tokens.is_empty()),
@@ -173,14 +196,17 @@ pub(crate) fn introduce_strangers(examples: &mut [Packed], max_tokens: usize) {
             .find(|other| other.prompt_id != examples[i].prompt_id)
             .and_then(|other| other.sequences.first());
         let own = &examples[i].sequences[0];
-        let tree = other.map(|other| {
+        let sequence = other.map(|other| {
             let prompt = own.tokens.split_at(own.from).0;
             let mut tokens = [prompt, other.tokens.split_at(other.from).1].concat();
             tokens.truncate(max_tokens.max(own.from + 1));
-            Tree::new(&[Sequence { tokens, from: own.from }])
+            Sequence { tokens, from: own.from }
         });
         if let Kind::Single { stranger, .. } = &mut examples[i].kind {
-            *stranger = tree.map(|tree| Stranger { tree, reference: 0.0 });
+            *stranger = sequence.map(|sequence| {
+                let tree = Tree::new(std::slice::from_ref(&sequence));
+                Stranger { sequence, tree, reference: 0.0 }
+            });
         }
     }
 }

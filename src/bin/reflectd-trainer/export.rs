@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
 use reflectd::gguf::{Gguf, Value, Writer};
+use reflectd::protocol;
 use tch::{Device, Tensor};
 
 use crate::arch::Shape;
@@ -32,12 +33,13 @@ pub(crate) fn save(model: &Model, base_sha256: &str, run: &str, path: &Path) -> 
     writer.write(path).with_context(|| format!("write {}", path.display()))
 }
 
-/// Loads the adapter that a run starts from.
+/// Loads the adapter that a run starts from, as one of the wanted rank and alpha. What it adds to the
+/// base stays the same: B takes the difference of the scales, and new rows of A meet zeros in B.
 pub(crate) fn load(
     path: &Path,
     base_sha256: &str,
     shape: &Shape,
-    rank: usize,
+    wanted: protocol::Lora,
     device: Device,
 ) -> anyhow::Result<Lora> {
     let file = Gguf::open(path)?;
@@ -45,25 +47,34 @@ pub(crate) fn load(
         bail!("{} was trained for another base model: roll back to generation 0", path.display());
     }
     let alpha = file.float("adapter.lora.alpha").context("adapter.lora.alpha is missing")?;
-    let mut lora = Lora::new(shape, rank, alpha, device);
+    let mut lora = Lora::new(shape, wanted.rank, wanted.alpha, device);
+    let stored = |name: &str| {
+        let info =
+            file.tensor(name).with_context(|| format!("{}: {name} is missing", path.display()))?;
+        let size: Vec<i64> = info.shape.iter().rev().map(|&n| n.cast_signed()).collect();
+        Ok::<_, anyhow::Error>(Tensor::from_slice(&file.read_f32(info)?).view(&size[..]))
+    };
     for (name, (a, b)) in &mut lora.pairs {
-        for (half, tensor) in [("lora_a", a), ("lora_b", b)] {
-            let name = format!("{name}.weight.{half}");
-            let info = file
-                .tensor(&name)
-                .with_context(|| format!("{}: {name} is missing", path.display()))?;
-            let stored: Vec<i64> = info.shape.iter().rev().map(|&n| n.cast_signed()).collect();
-            ensure!(
-                stored == tensor.size(),
-                "{}: {name} is {stored:?}, the configured rank {rank} wants {:?}: \
-                 set lora.rank as it was, or roll back to generation 0",
-                path.display(),
-                tensor.size(),
-            );
-            let values =
-                Tensor::from_slice(&file.read_f32(info)?).view(&stored[..]).to_device(device);
-            tch::no_grad(|| tensor.copy_(&values));
-        }
+        let stored_a = stored(&format!("{name}.weight.lora_a"))?;
+        let stored_b = stored(&format!("{name}.weight.lora_b"))?;
+        let rank = stored_a.size()[0];
+        ensure!(
+            stored_a.size()[1..] == a.size()[1..] && stored_b.size() == [b.size()[0], rank],
+            "{}: {name} does not fit the base",
+            path.display()
+        );
+        ensure!(
+            rank <= a.size()[0],
+            "{} has rank {rank}, which does not fit into {}: set learn.lora.rank to {rank} or more, \
+             or learn.continue to base",
+            path.display(),
+            wanted.rank
+        );
+        let scale = (alpha / rank as f64) / (wanted.alpha / wanted.rank as f64);
+        tch::no_grad(|| {
+            a.narrow(0, 0, rank).copy_(&stored_a);
+            b.narrow(1, 0, rank).copy_(&(stored_b * scale));
+        });
     }
     Ok(lora)
 }

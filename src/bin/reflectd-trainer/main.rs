@@ -8,6 +8,8 @@ mod tests;
 mod arch;
 mod base;
 mod batch;
+mod checkpoint;
+mod clock;
 mod cuda;
 mod data;
 mod export;
@@ -18,12 +20,15 @@ mod objective;
 mod optimizer;
 mod plan;
 mod pretrain;
+mod reference;
 mod step;
+mod survey;
 mod sweep;
+mod tensors;
 mod train;
 mod weights;
 
-use std::io::{BufRead as _, Write as _};
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,10 +36,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser as _;
 use reflectd::exit::Exit;
-use reflectd::protocol::{Job, TrainerEvent};
+use reflectd::protocol::{Job, SurveyJob, TrainerEvent};
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::train::Failure;
+
+/// A job is a few paths and numbers.
+const MAX_JOB_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, clap::Parser)]
 #[command(version, about = "Trains an adapter for the model that reflectd serves")]
@@ -47,11 +57,15 @@ struct Arguments {
 enum Command {
     /// Train the nano model from scratch on the nano world.
     Pretrain(pretrain::Options),
+    /// Say what training on a model would take; `reflectd doctor` asks for it on standard input.
+    #[command(hide = true)]
+    Survey,
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Some(Command::Pretrain(options)) => pretrain::run(&options).map_err(Failure::BadData),
+        Some(Command::Survey) => run_survey(),
         None => {
             catch_unwind(AssertUnwindSafe(run_job)).unwrap_or_else(|panic| Err(from_panic(&*panic)))
         }
@@ -72,21 +86,42 @@ fn run_job() -> Result<(), Failure> {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::CONT)) {
         return Err(Failure::TryAgain(error.into()));
     }
-    let mut line = String::new();
-    let read = std::io::stdin().lock().read_line(&mut line);
+    let job: Job = first_line()?;
+    limit_memory(job.memory_limit_bytes)?;
+    let device = cuda::device(job.device).map_err(Failure::BadData)?;
+    let stop = watch_stdin();
+    // Told to end, it writes its state down first; who has no time for that sends SIGKILL.
+    let registered = signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&stop));
+    registered.map_err(|error| Failure::TryAgain(error.into()))?;
+    train::run(&job, device, &emit, &stop)
+}
+
+fn run_survey() -> Result<(), Failure> {
+    let job: SurveyJob = first_line()?;
+    limit_memory(job.memory_limit_bytes)?;
+    let device = cuda::device(job.device).map_err(Failure::BadData)?;
+    let survey = survey::run(&job, device).map_err(Failure::BadData)?;
+    say(&survey);
+    Ok(())
+}
+
+/// What standard input begins with.
+fn first_line<T: DeserializeOwned>() -> Result<T, Failure> {
+    let mut line = Vec::new();
+    let read = std::io::stdin().lock().take(MAX_JOB_BYTES).read_until(b'\n', &mut line);
     read.map_err(|error| Failure::TryAgain(error.into()))?;
-    let job: Job = serde_json::from_str(&line).map_err(|error| {
+    serde_json::from_slice(&line).map_err(|error| {
         Failure::BadData(
             anyhow::Error::from(error).context("the first line of standard input is not a job"),
         )
-    })?;
-    if let Some(limit) = job.memory_limit_bytes {
-        // Then an allocation fails, to which the run reacts, before the system has to.
-        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
-        setrlimit(Resource::Data, limit).map_err(|error| Failure::TryAgain(error.into()))?;
-    }
-    let device = cuda::device(job.device).map_err(Failure::BadData)?;
-    train::run(&job, device, &emit, &watch_stdin())
+    })
+}
+
+/// Then an allocation fails, to which a run reacts, before the system has to.
+fn limit_memory(bytes: Option<u64>) -> Result<(), Failure> {
+    let Some(bytes) = bytes else { return Ok(()) };
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    setrlimit(Resource::Data, limit).map_err(|error| Failure::TryAgain(error.into()))
 }
 
 /// Set when standard input ends.
@@ -101,8 +136,12 @@ fn watch_stdin() -> Arc<AtomicBool> {
 }
 
 fn emit(event: &TrainerEvent) {
+    say(event);
+}
+
+fn say(words: &impl Serialize) {
     let line =
-        serde_json::to_string(event).expect("events have no maps with other keys than strings");
+        serde_json::to_string(words).expect("they have no maps with other keys than strings");
     // A broken pipe means that the daemon has gone; the end of standard input says so too.
     drop(writeln!(std::io::stdout().lock(), "{line}"));
 }

@@ -1,5 +1,6 @@
 //! `AdamW` (Loshchilov & Hutter, arXiv 1711.05101) with global gradient clipping, and the usual learning-rate curve.
-//! Written out because tch's own cannot give the gradient norm or save its moments.
+//! Written out because tch's own cannot give the gradient norm or save its moments. Used by `train`, `pretrain`
+//! and `checkpoint`.
 
 use tch::Tensor;
 
@@ -20,6 +21,31 @@ impl AdamW {
     pub(crate) fn new(parameters: Vec<Tensor>, weight_decay: f64, max_grad_norm: f64) -> Self {
         let moments = parameters.iter().map(|p| (p.zeros_like(), p.zeros_like())).collect();
         Self { parameters, moments, weight_decay, max_grad_norm, steps: 0 }
+    }
+    /// What it changes; these are the model's own tensors.
+    pub(crate) fn parameters(&self) -> &[Tensor] {
+        &self.parameters
+    }
+    /// First and second moments of each parameter.
+    pub(crate) fn moments(&self) -> (Vec<Tensor>, Vec<Tensor>) {
+        self.moments.iter().map(|(m, v)| (m.shallow_clone(), v.shallow_clone())).unzip()
+    }
+    /// Takes parameters and moments as they were after so many steps.
+    pub(crate) fn restore(
+        &mut self,
+        steps: i32,
+        parameters: &[Tensor],
+        moments: &[Vec<Tensor>; 2],
+    ) {
+        let _guard = tch::no_grad_guard();
+        for (own, stored) in self.parameters.iter_mut().zip(parameters) {
+            own.copy_(stored);
+        }
+        for (((m, v), first), second) in self.moments.iter_mut().zip(&moments[0]).zip(&moments[1]) {
+            m.copy_(first);
+            v.copy_(second);
+        }
+        self.steps = steps;
     }
     /// Forgets the gradients of the last step.
     pub(crate) fn zero_grad(&mut self) {

@@ -1,6 +1,7 @@
 //! What fits into memory: what matrices are multiplied in, how the base is held, how much is
 //! computed at once, and whether blocks are computed again in the backward pass. Estimates to begin
-//! with; when memory does not suffice after all, the plan shrinks. Used by `train` and `step`.
+//! with; when memory does not suffice after all, the plan shrinks. Used by `train`, `step`
+//! and `survey`.
 
 use reflectd::gguf::TensorInfo;
 use reflectd::protocol::{BaseKind, Compute};
@@ -46,10 +47,7 @@ impl Plan {
     pub(crate) fn new(manner: Manner<'_>, longest: usize, free_bytes: u64) -> Self {
         let Manner { shape, compute, device, weights_are_transient } = manner;
         let most = if device == Device::Cpu { MAX_TOKENS } else { MAX_GPU_TOKENS };
-        // One block's weights are decoded at a time.
-        let of_block: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out * n_in).sum();
-        let decoded = if weights_are_transient { of_block.cast_unsigned() * F32 } else { 0 };
-        let free = free_bytes.saturating_sub(OVERHEAD_BYTES + decoded);
+        let free = free_bytes.saturating_sub(fixed_bytes(manner));
         let kept = bytes_a_token(shape, compute, longest, false);
         let fits = |bytes_a_token: u64| {
             let tokens = usize::try_from(free / bytes_a_token.max(1)).unwrap_or(usize::MAX);
@@ -59,6 +57,13 @@ impl Plan {
         let recompute = weights_are_transient || free / kept.max(1) < longest as u64;
         let max_tokens = fits(bytes_a_token(shape, compute, longest, recompute));
         Self { max_tokens, recompute, longest }
+    }
+
+    /// What a pass takes by the same estimate.
+    pub(crate) fn pass_bytes(&self, manner: Manner<'_>) -> u64 {
+        let Manner { shape, compute, .. } = manner;
+        let of_token = bytes_a_token(shape, compute, self.longest, self.recompute);
+        fixed_bytes(manner) + of_token * self.max_tokens as u64
     }
 
     /// Makes a pass smaller; false when it cannot be.
@@ -113,6 +118,13 @@ pub(crate) fn base_kind(
     } else {
         BaseKind::F32
     }
+}
+
+/// What a pass needs whatever its tokens: one block's weights are decoded at a time.
+fn fixed_bytes(Manner { shape, weights_are_transient, .. }: Manner<'_>) -> u64 {
+    let of_block: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out * n_in).sum();
+    let decoded = if weights_are_transient { of_block.cast_unsigned() * F32 } else { 0 };
+    OVERHEAD_BYTES + decoded
 }
 
 /// What a pass needs for each of its tokens: what autograd keeps of every operation.

@@ -67,11 +67,11 @@ impl Means {
 /// Sets the reference's log-probs of some examples: those of the model as it is now.
 pub(crate) fn add_reference(
     model: &Model,
-    examples: &mut [Packed],
+    examples: &mut [&mut Packed],
     plan: &mut Plan,
 ) -> Result<(), Unfinished> {
     let found = within_memory(plan, |plan| {
-        let all: Vec<&Packed> = examples.iter().collect();
+        let all: Vec<&Packed> = examples.iter().map(|example| &**example).collect();
         let mut found = Vec::new();
         for part in micro_batches(&all, plan.max_tokens) {
             let batch = batch_of(model, part.iter().map(|example| &example.tree));
@@ -161,7 +161,9 @@ pub(crate) fn validate(
         }
         Ok(means)
     })?;
-    Ok(means.get("loss"))
+    let loss = means.get("loss");
+    finite(loss, "validation loss").map_err(Unfinished::NotFinite)?;
+    Ok(loss)
 }
 
 /// An error that says which number is none.
@@ -221,8 +223,15 @@ fn batch_of<'a>(model: &Model, trees: impl Iterator<Item = &'a Tree>) -> Batch {
     Batch::new(&trees.collect::<Vec<_>>(), model.device)
 }
 
-fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
-    Vec::<f32>::try_from(tensor.to_device(Device::Cpu)).context("read log-probs")
+/// Log-probs out of a tensor, or sums of them.
+pub(crate) fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
+    let values = Vec::<f32>::try_from(tensor.to_device(Device::Cpu)).context("read log-probs")?;
+    ensure!(
+        values.iter().all(|value| value.is_finite()),
+        "log-probs of the model that is trained are not numbers: lower \
+         learn.optimizer.learning_rate, or use another model file"
+    );
+    Ok(values)
 }
 
 fn stranger(example: &Packed) -> Option<&Tree> {

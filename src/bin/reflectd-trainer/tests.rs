@@ -3,10 +3,13 @@
 //! llama.cpp's is tested end to end, where llama.cpp is.
 
 mod architectures;
+mod hostile;
 mod objectives;
 #[path = "../../../tests/e2e/random_model.rs"]
 #[allow(dead_code, reason = "the end-to-end tests use the rest")]
 mod random_model;
+mod resume;
+mod rounds;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use reflectd::nano::tokenizer::Tokenizer;
 use reflectd::protocol::{
     BaseKind, Compute, Device as Wanted, Example, Job, Lora as LoraShape, Objective, Optimizer,
-    TrainerEvent, VERSION,
+    Step, TrainerEvent, VERSION,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -108,6 +111,7 @@ fn job(folder: &Path) -> Job {
         start: None,
         data: data(folder),
         out: folder.to_owned(),
+        reference_cache: None,
         objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
         lora: LoraShape { rank: 4, alpha: 8.0 },
         optimizer: Optimizer {
@@ -119,6 +123,8 @@ fn job(folder: &Path) -> Job {
             weight_decay: 0.0,
         },
         validation_share: 0.2,
+        validations: 4,
+        checkpoint_s: 60.0,
         max_tokens: 64,
         context_tokens: 64,
         base_kind: BaseKind::F32,
@@ -139,6 +145,14 @@ fn run(job: &Job) -> Result<Vec<TrainerEvent>, Failure> {
         &AtomicBool::new(false),
     )?;
     Ok(events.into_inner())
+}
+
+fn steps_of(events: &[TrainerEvent]) -> Vec<Step> {
+    let of = |event: &TrainerEvent| match event {
+        TrainerEvent::Step(step) => Some(*step),
+        _ => None,
+    };
+    events.iter().filter_map(of).collect()
 }
 
 fn refusal(job: &Job) -> String {
@@ -189,10 +203,7 @@ fn a_run_learns_the_preference_and_says_so() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let events = run(&job(folder.path())).unwrap();
-    let steps: Vec<_> = events
-        .iter()
-        .filter_map(|e| if let TrainerEvent::Step(step) = e { Some(step) } else { None })
-        .collect();
+    let steps = steps_of(&events);
     let (first, last) = (steps[0], steps[steps.len() - 1]);
     assert!(first.rewards_margins.abs() < 1e-3, "step 1 starts at the reference: {first:?}");
     assert!(last.loss < 0.7 * first.loss && last.rewards_accuracies > 0.9, "{first:?} {last:?}");
@@ -212,32 +223,6 @@ fn the_same_seed_gives_the_same_adapter() {
         other => panic!("{other:?}"),
     };
     assert_eq!(hash(one.path()), hash(two.path()));
-}
-
-#[test]
-fn the_next_round_starts_from_the_adapter_of_the_last() {
-    let _alone = alone();
-    let folder = tempfile::tempdir().unwrap();
-    let mut job = job(folder.path());
-    run(&job).unwrap();
-    let start = folder.path().join("start.gguf");
-    std::fs::rename(folder.path().join("adapter.gguf"), &start).unwrap();
-    let probe = std::fs::read_to_string(folder.path().join("probe.json")).unwrap();
-    job.start = Some(start);
-    job.optimizer.learning_rate = 0.0;
-    let events = run(&job).unwrap();
-    let first = events
-        .iter()
-        .find_map(|e| if let TrainerEvent::Step(step) = e { Some(*step) } else { None })
-        .unwrap();
-    assert!(first.rewards_margins.abs() < 1e-3, "the reference is the start: {first:?}");
-    assert_eq!(
-        std::fs::read_to_string(folder.path().join("probe.json")).unwrap(),
-        probe,
-        "nothing was lost"
-    );
-    job.lora.rank = 8;
-    assert!(refusal(&job).contains("rank"));
 }
 
 #[test]

@@ -1,29 +1,34 @@
 //! One run, top to bottom: data -> trees -> reference log-probs (the policy at step 0) -> optimizer steps with
-//! validation -> the best weights -> adapter file and parity probe. Called by `main`.
+//! validation, from the checkpoint of an interrupted run if there is one -> the best weights -> adapter file and
+//! parity probe. Called by `main`.
 
+use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
-use reflectd::protocol::{Job, Objective, Probe, ProbeSequence, Step, TrainerEvent};
+use reflectd::gguf::model_sha256;
+use reflectd::protocol::{Job, Objective, Optimizer, Probe, ProbeSequence, Step, TrainerEvent};
 use reflectd::{paths, protocol};
-use tch::{Device, Tensor};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tch::Device;
 
 use crate::arch::Shape;
 use crate::batch::{Batch, Sequence, Tree};
+use crate::checkpoint::{Best, Checkpoint, State};
 use crate::data::{self, Packed};
 use crate::lora::Lora;
 use crate::model::Model;
 use crate::optimizer::{AdamW, learning_rate};
 use crate::plan::{self, Manner, Plan};
+use crate::reference::References;
 use crate::step::{self, Unfinished};
-use crate::{base, cuda, export, weights};
+use crate::{base, clock, cuda, export, weights};
 
-/// Validations of one run, evenly spread; the best one's weights are exported.
-const VALIDATIONS: usize = 4;
 /// Sequences of the parity probe.
 const PROBES: usize = 8;
 
@@ -57,14 +62,16 @@ struct Prepared {
     plan: Plan,
 }
 
-/// Runs a job. `emit` sends an event to the daemon; `stop` is set when it has gone.
+/// Runs a job, from its checkpoint if it has one. `emit` sends an event to the daemon; `stop` is set
+/// when the run has to end.
 pub(crate) fn run(
     job: &Job,
     device: Device,
     emit: &dyn Fn(&TrainerEvent),
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
-    let Prepared { mut model, examples, n_too_long, mut plan } =
+    let _lock = alone_in(&job.out, stop)?;
+    let Prepared { model, examples, n_too_long, mut plan } =
         prepare(job, device).map_err(Failure::BadData)?;
     let probed = probed(&examples);
     let (mut train_set, mut validation_set) = data::split(examples, job.validation_share, job.seed);
@@ -76,65 +83,157 @@ pub(crate) fn run(
         n_too_long,
         n_steps,
         n_parameters: parameters.iter().map(|p| p.numel() as u64).sum(),
-        device: if device == Device::Cpu { "cpu".into() } else { "cuda:0".into() },
+        device: cuda::name(device).to_owned(),
     });
-    let total = train_set.len() + validation_set.len();
-    let mut done = 0;
     for set in [&mut train_set, &mut validation_set] {
         if let Objective::Kto { .. } = job.objective {
             data::introduce_strangers(set, job.max_tokens);
         }
-        for chunk in set.chunks_mut(job.optimizer.batch_pairs) {
-            check(stop)?;
-            step::add_reference(&model, chunk, &mut plan)?;
-            done += chunk.len();
-            emit(&TrainerEvent::Reference { done, total });
-        }
     }
+    let referred = train_set.iter_mut().chain(&mut validation_set).collect();
+    add_reference(job, &model, referred, &mut plan, emit, stop)?;
 
-    let mut optimizer =
-        AdamW::new(parameters, job.optimizer.weight_decay, job.optimizer.max_grad_norm);
-    let mut best = Best { step: 0, loss: f64::INFINITY, weights: Vec::new() };
-    let mut rng = Rng::with_seed(job.seed);
-    let (mut step, started, mut n_tokens) = (0, Instant::now(), 0);
-    for _ in 0..job.optimizer.epochs {
-        let mut order: Vec<usize> = (0..train_set.len()).collect();
-        rng.shuffle(&mut order);
-        for indices in order.chunks(job.optimizer.batch_pairs) {
-            check(stop)?;
-            let batch: Vec<&Packed> = indices.iter().map(|&i| &train_set[i]).collect();
-            let rate = job.optimizer.learning_rate
-                * learning_rate(step, n_steps, job.optimizer.warmup_ratio, 0.0);
-            let mut metrics = optimize(&model, job, &batch, &mut optimizer, &mut plan, rate)?;
-            step += 1;
-            n_tokens += batch.iter().map(|packed| packed.tree.len()).sum::<usize>();
-            let seconds = started.elapsed().as_secs_f64().max(1e-6);
-            metrics.step = step;
-            metrics.epoch = step as f64 * job.optimizer.epochs as f64 / n_steps as f64;
-            metrics.tokens_per_second = n_tokens as f64 / seconds;
-            metrics.eta_s = seconds / step as f64 * (n_steps - step) as f64;
-            metrics.memory_bytes = memory_in_use(device);
-            emit(&TrainerEvent::Step(metrics));
-            if step == n_steps || step.is_multiple_of(n_steps.div_ceil(VALIDATIONS)) {
-                // Without a validation set the last weights are kept.
-                let loss = if validation_set.is_empty() {
-                    -(step as f64)
-                } else {
-                    step::validate(&model, job.objective, &validation_set, &mut plan)?
-                };
-                if !validation_set.is_empty() {
-                    emit(&TrainerEvent::Validation { step, loss });
-                }
-                best.offer(step, loss, model.lora.as_ref());
+    let optimizer = AdamW::new(parameters, job.optimizer.weight_decay, job.optimizer.max_grad_norm);
+    let mut state = State { step: 0, optimizer, best: None };
+    let mut checkpoint = Checkpoint::new(job).map_err(Failure::BadData)?;
+    match checkpoint.restore(&mut state) {
+        Ok(Some(step)) => emit(&TrainerEvent::Resumed { step }),
+        Ok(None) => {}
+        Err(error) => warn(emit, &error.context("the run begins at its first step")),
+    }
+    let (first, started, mut n_tokens) = (state.step, clock::active(), 0);
+    let batches = batches(train_set.len(), job.optimizer, job.seed);
+    for indices in batches.skip(state.step) {
+        if stop.load(Ordering::Relaxed) {
+            if !checkpoint.has(&state) {
+                save(&mut checkpoint, &state, emit);
             }
+            return Err(Failure::Stopped);
+        }
+        let batch: Vec<&Packed> = indices.iter().map(|&i| &train_set[i]).collect();
+        let rate = job.optimizer.learning_rate
+            * learning_rate(state.step, n_steps, job.optimizer.warmup_ratio, 0.0);
+        let mut metrics = optimize(&model, job, &batch, &mut state.optimizer, &mut plan, rate)?;
+        state.step += 1;
+        let step = state.step;
+        n_tokens += batch.iter().map(|packed| packed.tree.len()).sum::<usize>();
+        let seconds = clock::since(started).as_secs_f64().max(1e-6);
+        metrics.step = step;
+        metrics.epoch = step as f64 * job.optimizer.epochs as f64 / n_steps as f64;
+        metrics.tokens_per_second = n_tokens as f64 / seconds;
+        metrics.eta_s = seconds / (step - first) as f64 * (n_steps - step) as f64;
+        metrics.memory_bytes = memory_in_use(device);
+        emit(&TrainerEvent::Step(metrics));
+        let is_validated =
+            step == n_steps || step.is_multiple_of(n_steps.div_ceil(job.validations));
+        if is_validated {
+            // Without a validation set the last weights are kept.
+            let loss = if validation_set.is_empty() {
+                -(step as f64)
+            } else {
+                step::validate(&model, job.objective, &validation_set, &mut plan)?
+            };
+            step::finite(loss, "validation loss").map_err(Failure::BadData)?;
+            if !validation_set.is_empty() {
+                emit(&TrainerEvent::Validation { step, loss });
+            }
+            offer(&mut state, loss);
+        }
+        if is_validated || checkpoint.is_due() {
+            save(&mut checkpoint, &state, emit);
         }
     }
-    best.restore(model.lora.as_mut());
-    finish(job, &model, &best, &probed, emit).map_err(Failure::TryAgain)
+    let best = state.best.as_ref().context("a run ends with a validation");
+    let best = best.map_err(Failure::Bug)?;
+    for (parameter, weights) in state.optimizer.parameters().iter().zip(&best.weights) {
+        tch::no_grad(|| parameter.shallow_clone().copy_(weights));
+    }
+    // The last checkpoint stays: the daemon removes it when it has recorded the end.
+    let probe = probe(&model, &probed).map_err(Failure::BadData)?;
+    finish(job, &model, best, &probe, emit).map_err(Failure::TryAgain)
+}
+
+/// A trainer that an earlier daemon has left behind may still write its checkpoint here: it is waited
+/// for. The folder stays locked as long as the file is open.
+fn alone_in(out: &Path, stop: &AtomicBool) -> Result<File, Failure> {
+    let folder = File::open(out).with_context(|| format!("open {}", out.display()));
+    let folder = folder.map_err(Failure::BadData)?;
+    // Any other error: a file system without locks.
+    while flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        check(stop)?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(folder)
 }
 
 fn check(stop: &AtomicBool) -> Result<(), Failure> {
     if stop.load(Ordering::Relaxed) { Err(Failure::Stopped) } else { Ok(()) }
+}
+
+fn warn(emit: &dyn Fn(&TrainerEvent), error: &anyhow::Error) {
+    emit(&TrainerEvent::Warning { message: format!("{error:#}") });
+}
+
+/// A full disk is no reason to end a run: it goes on, and may not survive the next interruption.
+fn save(checkpoint: &mut Checkpoint, state: &State, emit: &dyn Fn(&TrainerEvent)) {
+    match checkpoint.save(state) {
+        Ok(()) => emit(&TrainerEvent::Checkpoint { step: state.step }),
+        Err(error) => warn(emit, &error.context("there is no new checkpoint")),
+    }
+}
+
+/// Indices of the examples of each step: every epoch has an order of its own, which follows from the
+/// seed.
+fn batches(n_examples: usize, optimizer: Optimizer, seed: u64) -> impl Iterator<Item = Vec<usize>> {
+    let mut rng = Rng::with_seed(seed);
+    (0..optimizer.epochs).flat_map(move |_| {
+        let mut order: Vec<usize> = (0..n_examples).collect();
+        rng.shuffle(&mut order);
+        order.chunks(optimizer.batch_pairs).map(<[usize]>::to_vec).collect::<Vec<_>>()
+    })
+}
+
+/// Sets the reference's log-probs of all examples: those that are known from an earlier run, and
+/// those of the model as it is now.
+fn add_reference(
+    job: &Job,
+    model: &Model,
+    mut examples: Vec<&mut Packed>,
+    plan: &mut Plan,
+    emit: &dyn Fn(&TrainerEvent),
+    stop: &AtomicBool,
+) -> Result<(), Failure> {
+    let mut references = References::open(job, model.device).map_err(Failure::BadData)?;
+    if let Err(error) = references.read() {
+        warn(emit, &error.context("log-probs of the reference are computed again"));
+    }
+    let keep = |references: &mut References| {
+        if let Err(error) = references.save() {
+            warn(emit, &error.context("log-probs of the reference are not kept"));
+        }
+    };
+    let total = examples.len();
+    examples.retain_mut(|example| !references.recall(example));
+    let mut done = total - examples.len();
+    let mut kept = clock::active();
+    for chunk in examples.chunks_mut(job.optimizer.batch_pairs) {
+        if stop.load(Ordering::Relaxed) {
+            keep(&mut references);
+            return Err(Failure::Stopped);
+        }
+        step::add_reference(model, chunk, plan)?;
+        for example in &*chunk {
+            references.learn(example);
+        }
+        done += chunk.len();
+        emit(&TrainerEvent::Reference { done, total });
+        if job.checkpoint_s <= clock::since(kept).as_secs_f64() {
+            keep(&mut references);
+            kept = clock::active();
+        }
+    }
+    keep(&mut references);
+    Ok(())
 }
 
 /// Loads and checks everything that the job names.
@@ -150,12 +249,12 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
         "lora.rank {} is not between 1 and 1024",
         job.lora.rank
     );
+    ensure!(job.lora.alpha > 0.0, "lora.alpha {} is not above 0", job.lora.alpha);
     ensure!(
-        job.optimizer.batch_pairs > 0 && job.optimizer.epochs > 0,
-        "batch_pairs and epochs must be at least 1"
+        job.optimizer.batch_pairs > 0 && job.optimizer.epochs > 0 && job.validations > 0,
+        "batch_pairs, epochs and validations must be at least 1"
     );
-    let sha256 =
-        paths::sha256(&job.base).with_context(|| format!("read {}", job.base.display()))?;
+    let sha256 = model_sha256(&job.base)?;
     ensure!(
         sha256 == job.base_sha256,
         "{} is not the file that is served: restart the daemon",
@@ -165,7 +264,7 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
     tch::manual_seed(job.seed.cast_signed());
     let mut model = load(job, device)?;
     model.lora = Some(match &job.start {
-        Some(path) => export::load(path, &sha256, &model.shape, job.lora.rank, device)?,
+        Some(path) => export::load(path, &sha256, &model.shape, job.lora, device)?,
         None => Lora::new(&model.shape, job.lora.rank, job.lora.alpha, device),
     });
     let sizes = model.shape.sizes;
@@ -213,41 +312,48 @@ fn optimize(
     Ok(metrics)
 }
 
-/// The checkpoint with the smallest validation loss.
-#[derive(Debug)]
-struct Best {
-    step: usize,
-    loss: f64,
-    weights: Vec<Tensor>,
-}
-
-impl Best {
-    fn offer(&mut self, step: usize, loss: f64, lora: Option<&Lora>) {
-        if loss < self.loss {
-            let weights = lora.map(Lora::parameters).unwrap_or_default();
-            *self =
-                Self { step, loss, weights: weights.iter().map(|w| w.detach().copy()).collect() };
-        }
-    }
-    fn restore(&self, lora: Option<&mut Lora>) {
-        let parameters = lora.map(|lora| lora.parameters()).unwrap_or_default();
-        for (mut parameter, best) in parameters.into_iter().zip(&self.weights) {
-            tch::no_grad(|| parameter.copy_(best));
-        }
+/// Keeps the weights if no earlier ones had a smaller validation loss.
+fn offer(state: &mut State, loss: f64) {
+    if state.best.as_ref().is_none_or(|best| loss < best.loss) {
+        let weights = state.optimizer.parameters().iter().map(|w| w.detach().copy()).collect();
+        state.best = Some(Best { step: state.step, loss, weights });
     }
 }
 
-/// Writes adapter and probe, then says so.
+/// Answers of examples all over the data set.
+fn probed(examples: &[Packed]) -> Vec<Sequence> {
+    let every = examples.len().div_ceil(PROBES).max(1);
+    examples.iter().step_by(every).map(|example| example.sequences[0].clone()).collect()
+}
+
+/// What the adapter that is about to be written says of them.
+fn probe(model: &Model, probed: &[Sequence]) -> anyhow::Result<Probe> {
+    let one = |sequence: &Sequence| {
+        let tree = Tree::new(std::slice::from_ref(sequence));
+        let logprobs = step::values(&model.logprobs(&Batch::new(&[&tree], model.device)))?;
+        let Sequence { tokens, from } = sequence.clone();
+        Ok(ProbeSequence { tokens, from, logprobs })
+    };
+    let sequences = probed.iter().map(one).collect::<anyhow::Result<_>>()?;
+    Ok(Probe { sequences })
+}
+
+/// Writes probe and adapter, then says so. Neither stays when the other cannot be written.
 fn finish(
     job: &Job,
     model: &Model,
     best: &Best,
-    probed: &[Sequence],
+    probed: &Probe,
     emit: &dyn Fn(&TrainerEvent),
 ) -> anyhow::Result<()> {
     let (adapter, probe) = (job.out.join("adapter.gguf"), job.out.join("probe.json"));
-    export::save(model, &job.base_sha256, &job.run, &adapter)?;
-    write_probe(&probe, model, probed)?;
+    let text = serde_json::to_string(probed)?;
+    paths::write_atomic(&probe, |out| out.write_all(text.as_bytes()))
+        .with_context(|| format!("write {}", probe.display()))?;
+    if let Err(error) = export::save(model, &job.base_sha256, &job.run, &adapter) {
+        drop(std::fs::remove_file(&probe));
+        return Err(error);
+    }
     let sha256 = paths::sha256(&adapter).with_context(|| format!("read {}", adapter.display()))?;
     emit(&TrainerEvent::Done {
         adapter,
@@ -257,26 +363,6 @@ fn finish(
         best_loss: best.loss,
     });
     Ok(())
-}
-
-/// Answers of examples all over the data set.
-fn probed(examples: &[Packed]) -> Vec<Sequence> {
-    let every = examples.len().div_ceil(PROBES).max(1);
-    examples.iter().step_by(every).map(|example| example.sequences[0].clone()).collect()
-}
-
-fn write_probe(path: &Path, model: &Model, probed: &[Sequence]) -> anyhow::Result<()> {
-    let mut sequences = Vec::new();
-    for sequence in probed {
-        let tree = Tree::new(std::slice::from_ref(sequence));
-        let logprobs = model.logprobs(&Batch::new(&[&tree], model.device)).to_device(Device::Cpu);
-        let logprobs = Vec::<f32>::try_from(logprobs)?;
-        let Sequence { tokens, from } = sequence.clone();
-        sequences.push(ProbeSequence { tokens, from, logprobs });
-    }
-    let text = serde_json::to_string(&Probe { sequences })?;
-    paths::write_atomic(path, |out| out.write_all(text.as_bytes()))
-        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Of the GPU, or of this process.

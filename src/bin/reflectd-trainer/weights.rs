@@ -1,6 +1,7 @@
 //! The frozen weights by name, held as numbers or left in the file as they are stored and decoded
 //! when a layer is computed. What a file needs beyond the forward pass is refused by name, so that
-//! nothing is trained wrongly. Used by `model`; `load` by `train` and `pretrain`.
+//! nothing is trained wrongly. Used by `model`; `load` by `train` and `pretrain`, its two halves by
+//! `survey`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -156,27 +157,47 @@ pub(crate) fn load(
     device: Device,
 ) -> anyhow::Result<Model> {
     let file = BaseFile::open(path)?;
-    let read = || -> anyhow::Result<Model> {
-        let shape = Shape::read(&file, served_context)?;
-        let expected = expected(&shape, &file);
-        for tensor in file.tensors() {
-            let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
-            let is_known =
-                expected.iter().any(|(known, _)| known == name) || is_unused(&shape, name);
-            ensure!(is_known, "tensor {} is not supported by this trainer", tensor.name);
-        }
-        let mut tensors = HashMap::new();
-        for (name, size) in expected {
-            let (weight, bias) = (file.find(&format!("{name}.weight"))?, file.find(&name)?);
-            let stored =
-                weight.or(bias).with_context(|| format!("tensor {name}.weight is missing"))?;
-            ensure!(stored.shape == size, "tensor {name} is {:?}, expected {size:?}", stored.shape);
-            tensors.insert(name, hold(stored, kind, device)?);
-        }
-        let weights = Weights { tensors, stacks: HashMap::new(), device };
-        Ok(Model { shape, weights, lora: None, device, compute: Kind::Float })
-    };
-    read().with_context(|| path.display().to_string())
+    check(&file, served_context)
+        .and_then(|shape| hold_all(&file, shape, kind, device))
+        .with_context(|| path.display().to_string())
+}
+
+/// What a file says of itself. Refuses what the forward pass does not compute; looks at no values.
+pub(crate) fn check(file: &BaseFile, served_context: u32) -> anyhow::Result<Shape> {
+    let shape = Shape::read(file, served_context)?;
+    let expected = expected(&shape, file);
+    for tensor in file.tensors() {
+        let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+        let is_known = expected.iter().any(|(known, _)| known == name) || is_unused(&shape, name);
+        ensure!(is_known, "tensor {} is not supported by this trainer", tensor.name);
+    }
+    for (name, size) in expected {
+        let stored = find(file, &name)?;
+        ensure!(stored.shape == size, "tensor {name} is {:?}, expected {size:?}", stored.shape);
+    }
+    Ok(shape)
+}
+
+/// The tensors of a shape that [`check`] has given, or of its first blocks.
+pub(crate) fn hold_all(
+    file: &BaseFile,
+    shape: Shape,
+    kind: BaseKind,
+    device: Device,
+) -> anyhow::Result<Model> {
+    let mut tensors = HashMap::new();
+    for (name, _) in expected(&shape, file) {
+        let held = hold(find(file, &name)?, kind, device)?;
+        tensors.insert(name, held);
+    }
+    let weights = Weights { tensors, stacks: HashMap::new(), device };
+    Ok(Model { shape, weights, lora: None, device, compute: Kind::Float })
+}
+
+/// A tensor by its name without `.weight`.
+fn find(file: &BaseFile, name: &str) -> anyhow::Result<Stored> {
+    let (weight, bias) = (file.find(&format!("{name}.weight"))?, file.find(name)?);
+    weight.or(bias).with_context(|| format!("tensor {name}.weight is missing"))
 }
 
 /// Every tensor that the forward pass uses: name and size. Optional ones only where the file has them.

@@ -10,7 +10,8 @@ pub(super) enum Line {
     Help,
     Say(String),
     Mode(Mode),
-    Rate(i8),
+    /// The level, and which aspect has it; `None`: the whole answer.
+    Rate(i8, Option<String>),
     Edit(String),
     Why,
     New,
@@ -20,7 +21,7 @@ pub(super) enum Line {
 pub(super) const HELP: &str = "\
 /mode off|inline|background|explore   when the model reflects
 /why                                  what it thinks of its last answer
-/good, /bad                           what you think of it
+/good, /bad [ASPECT]                  what you think of it, or of one aspect of it
 /edit TEXT                            what it should have said
 /new                                  forget the conversation
 /quit                                 leave
@@ -42,8 +43,8 @@ impl Line {
             ("mode", mode) => parse_mode(mode).map(Self::Mode),
             ("edit", "") => Err("/edit wants the better answer on the same line".to_owned()),
             ("edit", text) => Ok(Self::Edit(text.to_owned())),
-            ("good", "") => Ok(Self::Rate(1)),
-            ("bad", "") => Ok(Self::Rate(-1)),
+            ("good", aspect) => rate(1, aspect),
+            ("bad", aspect) => rate(-1, aspect),
             ("why", "") => Ok(Self::Why),
             ("new", "") => Ok(Self::New),
             ("help", "") => Ok(Self::Help),
@@ -52,6 +53,13 @@ impl Line {
             _ => Err(format!("/{word} is no command of this kind; /help lists them")),
         }
     }
+}
+
+fn rate(rating: i8, aspect: &str) -> Result<Line, String> {
+    if aspect.contains(char::is_whitespace) {
+        return Err("/good and /bad want nothing, or the name of one aspect".to_owned());
+    }
+    Ok(Line::Rate(rating, Some(aspect.to_owned()).filter(|aspect| !aspect.is_empty())))
 }
 
 #[cfg(test)]
@@ -69,8 +77,8 @@ mod tests {
     #[test]
     fn every_command_of_the_help_is_understood() {
         assert_eq!(Line::parse("/mode inline"), Ok(Line::Mode(Mode::Inline)));
-        assert_eq!(Line::parse("/good"), Ok(Line::Rate(1)));
-        assert_eq!(Line::parse("/bad"), Ok(Line::Rate(-1)));
+        assert_eq!(Line::parse("/good"), Ok(Line::Rate(1, None)));
+        assert_eq!(Line::parse("/bad clarity"), Ok(Line::Rate(-1, Some("clarity".into()))));
         assert_eq!(Line::parse("/edit  it is 4 "), Ok(Line::Edit("it is 4".into())));
         assert_eq!(Line::parse("/why"), Ok(Line::Why));
         assert_eq!(Line::parse("/new"), Ok(Line::New));
@@ -80,7 +88,9 @@ mod tests {
 
     #[test]
     fn a_command_that_is_not_understood_is_never_sent_to_the_model() {
-        for line in ["/mode", "/mode loud", "/edit", "/nonsense", "/", "/good job", "/quit now"] {
+        for line in
+            ["/mode", "/mode loud", "/edit", "/nonsense", "/", "/good job it is", "/quit now"]
+        {
             assert!(Line::parse(line).is_err(), "{line}");
         }
     }

@@ -17,12 +17,12 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::Client;
-use super::nano::prompt_lines;
 use super::progress::{StageBar, follow};
 use super::reply::{Ended, Run, Stage};
 use super::terminal::{print, print_json, remark};
 use crate::config::PromptLine;
 use crate::exit::Exit;
+use crate::nano::prompts::prompt_lines;
 use crate::nano::world::Split;
 use crate::statistics;
 use daemon_process::DaemonProcess;
@@ -166,7 +166,7 @@ async fn play(
 async fn n_pairs(client: &Client, ended: &Ended) -> anyhow::Result<usize> {
     let run = match ended {
         Ended::Promoted { run, .. } | Ended::Rejected { run, .. } => *run,
-        Ended::Failed { run: Some(run), .. } => *run,
+        Ended::Interrupted { run, .. } | Ended::Failed { run: Some(run), .. } => *run,
         Ended::Failed { run: None, .. }
         | Ended::Explored { .. }
         | Ended::Calibrated { .. }

@@ -42,6 +42,7 @@ impl Round {
         match &self.ended {
             Ended::Promoted { generation, .. } => format!("promoted as generation {generation}"),
             Ended::Rejected { reason, .. } => format!("kept the old weights: {reason}"),
+            Ended::Interrupted { reason, .. } => format!("interrupted: {reason}"),
             Ended::Failed { reason, .. } => format!("failed: {reason}"),
             Ended::Explored { .. }
             | Ended::Calibrated { .. }

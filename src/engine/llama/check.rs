@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use llama_cpp_sys_2 as sys;
 
 use super::shape::Shape;
-use crate::gguf::{Gguf, StoredType, TensorInfo, Value};
+use crate::gguf::{Gguf, Parts, StoredType, TensorInfo, Value};
 
 /// Integer and f64 tensors: llama.cpp loads them and then crashes at the first step.
 const NOT_WEIGHTS: [u32; 5] = [
@@ -26,23 +26,23 @@ const TENSOR_ALIGNMENT: u64 = 32;
 const TOKENIZERS: [&str; 7] =
     ["gpt2", "llama", "gemma4", "t5", "plamo2", "hybriddna", "whitespace"];
 
-/// Refuses what would end the process; says what the file's dimensions are.
-pub(super) fn check_model(header: &Gguf) -> Result<Shape, String> {
+/// Refuses what would end the process; says what the model's dimensions are.
+pub(super) fn check_model(parts: &Parts) -> Result<Shape, String> {
+    let header = parts.header();
     if let Some(kind) = header.string("general.type").filter(|kind| *kind != "model") {
         return Err(format!("it is of type {kind:?}, not a model"));
     }
-    if header.unsigned("split.count").is_some_and(|parts| parts > 1) {
-        return Err("it is one of several parts; join them with llama-gguf-split --merge".into());
-    }
     let shape = Shape::read(header)?;
     let n_vocab = check_vocabulary(header)?;
-    check_data(header)?;
-    for tensor in header.tensors() {
+    for file in parts.files() {
+        check_split(file).and_then(|()| check_data(file)).map_err(|fault| of_part(file, fault))?;
+    }
+    for tensor in parts.tensors() {
         check_weights(tensor)?;
     }
     let wanted = [shape.embedding, n_vocab];
     for name in ["token_embd.weight", "output.weight"] {
-        match header.tensor(name) {
+        match parts.tensor(name) {
             Some(tensor) if tensor.shape != wanted => {
                 let found = &tensor.shape;
                 return Err(format!("{name} has shape {found:?}, but {wanted:?} is needed"));
@@ -52,6 +52,29 @@ pub(super) fn check_model(header: &Gguf) -> Result<Shape, String> {
         }
     }
     Ok(shape)
+}
+
+/// What llama.cpp reads of a model in several files, which it aborts on in other widths.
+fn check_split(header: &Gguf) -> Result<(), String> {
+    for (key, wanted) in [
+        ("split.no", StoredType::U16),
+        ("split.count", StoredType::U16),
+        ("split.tensors.count", StoredType::I32),
+    ] {
+        if header.stored_type(key).is_some_and(|stored| stored.value != wanted) {
+            return Err(format!("{key} is not stored as llama-gguf-split stores it"));
+        }
+    }
+    Ok(())
+}
+
+/// A fault of one file of several, with its name.
+fn of_part(file: &Gguf, fault: String) -> String {
+    if file.metadata("split.count").is_none() {
+        return fault;
+    }
+    let name = file.path().file_name().unwrap_or_default().to_string_lossy();
+    format!("{name}: {fault}")
 }
 
 fn check_weights(tensor: &TensorInfo) -> Result<(), String> {
@@ -180,5 +203,30 @@ fn text(value: &Value) -> &str {
     match value {
         Value::String(text) => text,
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::TensorKind;
+
+    /// `gguf` has a table of its own, because it knows no foreign code.
+    #[test]
+    fn the_sizes_that_gguf_knows_are_those_of_ggml() {
+        let mut known = 0;
+        for id in 0..sys::GGML_TYPE_COUNT {
+            let kind = TensorKind::Other(id);
+            let tensor = TensorInfo { name: "t".into(), shape: vec![1024, 3], kind, offset: 0 };
+            let ours = kind.n_bytes(tensor.n_values());
+            // SAFETY: the type is below the number of types, so this points into a static table.
+            let is_decoded = unsafe { (*sys::ggml_get_type_traits(id)).to_float.is_some() };
+            assert!(ours.is_some() || !is_decoded, "ggml decodes type {id}, which has no size");
+            if let Some(ours) = ours {
+                assert_eq!(Ok(ours), tensor_bytes(&tensor), "type {id}");
+                known += 1;
+            }
+        }
+        assert!(20 < known, "{known} types are known");
     }
 }

@@ -1,7 +1,10 @@
 //! One llama.cpp context and its batch: the two types that decode. Every number that llama.cpp
 //! asserts on is checked here or by the caller that made [`Limits`]. Used by `llama.rs` alone.
 
-use std::ptr::NonNull;
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
@@ -55,6 +58,15 @@ impl Context {
         NonNull::new(raw).map(Self)
     }
 
+    /// Until the result is dropped, a decode ends early when the signal is true. Only the
+    /// processor's backend asks, after every node of the graph.
+    pub(super) fn interrupted_by<'a>(&self, signal: &'a AtomicBool) -> Interruption<'a> {
+        let data = std::ptr::from_ref(signal).cast_mut().cast();
+        // SAFETY: the context lives, and the signal lives until the callback is taken back.
+        unsafe { sys::llama_set_abort_callback(self.0.as_ptr(), Some(is_set), data) };
+        Interruption { context: self.0, signal: PhantomData }
+    }
+
     pub(super) fn memory(&self) -> sys::llama_memory_t {
         // SAFETY: the context lives.
         unsafe { sys::llama_get_memory(self.0.as_ptr()) }
@@ -66,6 +78,26 @@ impl Drop for Context {
         // SAFETY: this is the only owner.
         unsafe { sys::llama_free(self.0.as_ptr()) }
     }
+}
+
+/// Takes the callback back when it is dropped. The context outlives it: both are used within one
+/// call of its owner.
+#[derive(Debug)]
+pub(super) struct Interruption<'a> {
+    context: NonNull<sys::llama_context>,
+    signal: PhantomData<&'a AtomicBool>,
+}
+
+impl Drop for Interruption<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the context lives.
+        unsafe { sys::llama_set_abort_callback(self.context.as_ptr(), None, null_mut()) }
+    }
+}
+
+unsafe extern "C" fn is_set(signal: *mut c_void) -> bool {
+    // SAFETY: it is the signal of `interrupted_by`, which lives while the callback is set.
+    unsafe { &*signal.cast::<AtomicBool>() }.load(Ordering::Relaxed)
 }
 
 fn ggml_type(kv_cache: KvCache) -> sys::ggml_type {

@@ -9,7 +9,7 @@ use llama_cpp_sys_2 as sys;
 use super::check::check_model;
 use super::process::{init, last_error};
 use crate::engine::EngineError;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, GgufError, Parts};
 
 /// What a model file can be quantized to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,7 +32,7 @@ impl Quantization {
 /// Quantizes a model file.
 pub fn quantize(src: &Path, dst: &Path, to: Quantization) -> Result<(), EngineError> {
     init()?;
-    check_model(&open(src)?).map_err(|reason| load_error(src, reason))?;
+    check_model(&open_model(src)?).map_err(|reason| load_error(src, reason))?;
     let [from, into] = [c_path(src)?, c_path(dst)?];
     // SAFETY: it only returns a struct.
     let mut params = unsafe { sys::llama_model_quantize_default_params() };
@@ -193,10 +193,18 @@ pub fn type_named(name: &str) -> Option<u32> {
 
 /// A file's header.
 pub(super) fn open(path: &Path) -> Result<Gguf, EngineError> {
-    Gguf::open(path).map_err(|error| {
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-        load_error(path, format!("{error}{}", cause.unwrap_or_default()))
-    })
+    Gguf::open(path).map_err(|error| unreadable(path, &error))
+}
+
+/// The headers of all files of a model.
+pub(super) fn open_model(path: &Path) -> Result<Parts, EngineError> {
+    Parts::open(path).map_err(|error| unreadable(path, &error))
+}
+
+/// What is wrong with a file, with its cause.
+pub(in crate::engine) fn unreadable(path: &Path, error: &GgufError) -> EngineError {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    load_error(path, format!("{error}{}", cause.unwrap_or_default()))
 }
 
 /// A path as llama.cpp wants it.

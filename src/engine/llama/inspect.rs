@@ -7,12 +7,12 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::check::{check_data, check_model, tensor_bytes};
-use super::files::{load_error, open};
+use super::files::{load_error, open_model};
 use super::memory::MemoryPlan;
 use super::process::{self, Device, devices, init, kernels, physical_cores};
 use super::{demand, flash_attention, sys, vocabulary_size};
 use crate::engine::{EngineConfig, EngineError};
-use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf::{Parts, TensorInfo};
 
 /// What computes here.
 #[derive(Clone, Debug, Serialize)]
@@ -52,6 +52,8 @@ pub struct Survey {
     pub name: Option<String>,
     /// Values in all tensors.
     pub n_parameters: u64,
+    /// Files that it is split into.
+    pub n_files: usize,
     /// Tensors by type, the largest share first.
     pub quantization: Vec<Stored>,
     /// Tokens in the vocabulary.
@@ -87,10 +89,11 @@ pub struct Stored {
 pub fn survey(config: &EngineConfig) -> Result<Survey, EngineError> {
     init()?;
     let path = config.model.as_path();
-    let header = open(path)?;
+    let parts = open_model(path)?;
+    let header = parts.header();
     let devices = devices();
-    let checked = check_model(&header).and_then(|shape| {
-        let demand = demand(config, &header, &shape, &devices)?;
+    let checked = check_model(&parts).and_then(|shape| {
+        let demand = demand(config, &parts, &shape, &devices)?;
         let plan = demand.plan(config.gpu_layers, &devices)?;
         let fault = demand.check(&plan).err();
         Ok((plan, fault))
@@ -109,13 +112,10 @@ pub fn survey(config: &EngineConfig) -> Result<Survey, EngineError> {
     Ok(Survey {
         architecture: header.string("general.architecture").unwrap_or_default().to_owned(),
         name: header.string("general.name").map(str::to_owned),
-        n_parameters: header
-            .tensors()
-            .iter()
-            .map(TensorInfo::n_values)
-            .fold(0, u64::saturating_add),
-        quantization: quantization(&header, path)?,
-        n_vocab: vocabulary_size(&header),
+        n_parameters: parts.tensors().map(TensorInfo::n_values).fold(0, u64::saturating_add),
+        n_files: parts.files().len(),
+        quantization: quantization(&parts, path)?,
+        n_vocab: vocabulary_size(header),
         chat_template: header.string("tokenizer.chat_template").map(str::to_owned),
         begin_and_end: ["bos_token_id", "eos_token_id"].map(|key| token(key).unwrap_or_default()),
         memory,
@@ -128,10 +128,12 @@ pub fn survey(config: &EngineConfig) -> Result<Survey, EngineError> {
     })
 }
 
-fn quantization(header: &Gguf, path: &Path) -> Result<Vec<Stored>, EngineError> {
-    check_data(header).map_err(|reason| load_error(path, reason))?;
+fn quantization(parts: &Parts, path: &Path) -> Result<Vec<Stored>, EngineError> {
+    for file in parts.files() {
+        check_data(file).map_err(|reason| load_error(path, reason))?;
+    }
     let mut by_type: BTreeMap<u32, (usize, u64)> = BTreeMap::new();
-    for tensor in header.tensors() {
+    for tensor in parts.tensors() {
         let bytes = tensor_bytes(tensor).map_err(|reason| load_error(path, reason))?;
         let entry = by_type.entry(tensor.kind.id()).or_default();
         *entry = (entry.0 + 1, entry.1.saturating_add(bytes));

@@ -15,7 +15,7 @@ use super::process::Device;
 use super::shape::Shape;
 use crate::engine::KvCache;
 use crate::engine::backend::Limits;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Parts};
 
 /// llama.cpp rounds a context up to this.
 const CELL_PAD: u64 = 256;
@@ -62,7 +62,7 @@ impl MemoryShare {
 /// What a plan is made of.
 #[derive(Debug)]
 pub(super) struct Demand<'a> {
-    pub(super) header: &'a Gguf,
+    pub(super) parts: &'a Parts,
     pub(super) shape: &'a Shape,
     pub(super) n_vocab: u64,
     pub(super) limits: Limits,
@@ -78,7 +78,7 @@ impl Demand<'_> {
         let first_on_gpu = (n_layers + 1).saturating_sub(gpu_layers);
         let mut host = MemoryShare::default();
         let mut gpu = MemoryShare::default();
-        for tensor in self.header.tensors() {
+        for tensor in self.parts.tensors() {
             let bytes = tensor_bytes(tensor)?;
             let layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
             let is_on_gpu = match layer.and_then(|layer| layer.parse::<u64>().ok()) {
@@ -88,7 +88,7 @@ impl Demand<'_> {
             let share = if is_on_gpu { &mut gpu } else { &mut host };
             share.weights += bytes;
             // Without an output matrix of its own the embedding is copied to the GPU.
-            let is_tied = self.header.tensor("output.weight").is_none();
+            let is_tied = self.parts.tensor("output.weight").is_none();
             if gpu_layers > 0 && is_tied && tensor.name == "token_embd.weight" {
                 gpu.weights += bytes;
             }

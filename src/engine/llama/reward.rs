@@ -13,7 +13,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::check::tensor_bytes;
 use super::context::{Batch, Computing, Context};
-use super::files::{dequantize, load_error, open};
+use super::files::{dequantize, load_error, open, open_model};
 use super::process::{init, last_error};
 use super::vocabulary::LlamaVocabulary;
 use super::{Loaded, Model, hash, info, load, position};
@@ -55,8 +55,9 @@ impl RewardModel {
         init()?;
         let path = config.model.as_path();
         let sha256 = hash(path)?;
-        let header = open(path)?;
-        let head = head(&header).map_err(|reason| load_error(path, reason))?;
+        let parts = open_model(path)?;
+        let header = parts.header();
+        let head = head(header).map_err(|reason| load_error(path, reason))?;
         // Pooling wants every token as an output, and each output has a row of logits.
         let lower = |limits: Limits| Limits {
             sequences: 1,
@@ -64,7 +65,7 @@ impl RewardModel {
             outputs: limits.batch_tokens.min(limits.outputs),
             ..limits
         };
-        let Loaded { model, limits, computing } = load(config, &header, mapped, lower)?;
+        let Loaded { model, limits, computing } = load(config, &parts, mapped, lower)?;
         let pooling = match head {
             Head::TwoClasses => sys::LLAMA_POOLING_TYPE_RANK,
             Head::Row(_) => sys::LLAMA_POOLING_TYPE_LAST,
@@ -76,7 +77,7 @@ impl RewardModel {
             Arc::clone(&model),
             header.string("tokenizer.chat_template").unwrap_or_default(),
         ));
-        let info = info(path, sha256, &header, &model, &vocabulary, limits.cells)?;
+        let info = info(path, sha256, header, &model, &vocabulary, limits.cells)?;
         let batch = Batch::new(&limits);
         Ok(Self { context, batch, limits, head, info, vocabulary, _model: model })
     }

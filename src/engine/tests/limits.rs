@@ -108,7 +108,7 @@ fn each_damage_to_a_model_is_named() {
         ("llama.expert_used_count", number(2), "experts"),
         ("llama.nextn_predict_layers", number(100), "nextn"),
         ("general.type", text("adapter"), "not a model"),
-        ("split.count", number(2), "several parts"),
+        ("split.count", number(2), "first of 2 parts"),
         ("tokenizer.ggml.model", text("no_vocab"), "tokenizer"),
         ("tokenizer.ggml.merges", Value::Array(vec![number(1)]), "merges"),
         ("general.alignment", number(3), "alignment"),
@@ -180,6 +180,58 @@ fn memory_that_is_not_there_is_refused_with_numbers_and_advice() {
     };
     // Other processes take and give memory meanwhile.
     assert!(fits(advised / 2) && !fits(advised.saturating_mul(2)), "{reason}");
+}
+
+/// Of a file that only says how large it is: its data is a hole.
+#[test]
+fn an_adapter_that_memory_has_no_room_for_is_refused() {
+    const RANK: u64 = 1 << 31;
+    let target = "blk.0.attn_q.weight";
+    let base = Gguf::open(Path::new(NANO)).unwrap();
+    let [n_in, n_out] = base.tensor(target).unwrap().shape[..] else { panic!("a matrix") };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("huge.gguf");
+    let mut writer = Writer::default();
+    for (key, value) in
+        [("general.type", "adapter"), ("adapter.type", "lora"), ("general.architecture", "llama")]
+    {
+        writer.metadata(key, Value::String(value.into()));
+    }
+    let floats = |n: u64| vec![0.0; usize::try_from(n).unwrap()];
+    let (a, b) = (format!("{target}.lora_a"), format!("{target}.lora_b"));
+    writer.tensor(&a, &[n_in, 1], floats(n_in));
+    writer.tensor(&b, &[1, n_out], floats(n_out));
+    writer.write(&path).unwrap();
+    let mut llama = Llama::load(&config(Path::new(NANO))).unwrap();
+    llama.load(Generation(1), &path).unwrap();
+    llama.free(Generation(1));
+
+    // Another rank, and where the second half begins then: [n_dims, sizes, type, offset] follow a name.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let place = |bytes: &[u8], name: &str| {
+        let found = bytes.windows(name.len()).position(|window| window == name.as_bytes());
+        found.unwrap() + name.len() + 4
+    };
+    let first_size = 4 * n_in * RANK;
+    for (at, number) in [
+        (place(&bytes, &a) + 8, RANK),
+        (place(&bytes, &b), RANK),
+        (place(&bytes, &b) + 20, first_size),
+    ] {
+        bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+    }
+    crate::paths::write_atomic(&path, |out| {
+        std::io::Write::write_all(out, &bytes)?;
+        let header = bytes.len() as u64;
+        std::io::Write::flush(out)?;
+        out.get_ref().set_len(header + first_size + 4 * RANK * n_out)
+    })
+    .unwrap();
+    let refused = llama.load(Generation(1), &path);
+    let Err(EngineError::Load { reason, .. }) = refused else { panic!("{refused:?}") };
+    let needed = (first_size + 4 * RANK * n_out) >> 20;
+    assert!(reason.contains(&format!("the adapter needs {needed} MiB")), "{reason}");
+    assert!(reason.contains("learn.lora.rank"), "{reason}");
 }
 
 #[test]

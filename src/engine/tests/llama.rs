@@ -324,6 +324,32 @@ async fn many_swaps_leave_nothing_behind() {
 }
 
 #[tokio::test]
+async fn idle_work_that_a_chat_interrupts_comes_to_the_same_numbers() {
+    let world = world().await;
+    let sequences = || (0..6).map(|i| (tokens(400, 20 + i), 1)).collect::<Vec<_>>();
+    let alone = world.logprobs(sequences(), Lane::Active).await;
+    for attempt in 0.. {
+        assert!(attempt < 50, "no chat came in the middle of a step");
+        let idle =
+            LogprobRequest { sequences: sequences(), lane: Lane::Active, class: Class::Explore };
+        let engine = world.engine.clone();
+        let idle = tokio::spawn(async move { engine.logprobs(idle).await.unwrap() });
+        while !idle.is_finished() {
+            let chat = GenerateRequest { class: Class::Chat, ..request(tokens(5, 40)) };
+            drop(world.engine.generate(chat).await.unwrap());
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let idle = idle.await.unwrap();
+        for (idle, alone) in idle.iter().zip(&alone) {
+            assert!(largest_difference(idle, alone) < ROUNDING);
+        }
+        if 0 < world.engine.stats().interrupted_steps {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_cancelled_generation_gives_its_cells_back() {
     let world = world().await;
     // More tokens than wait for a reader, so it cannot end.

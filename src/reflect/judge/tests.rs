@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::super::tests::{
-    BAD, GOOD, World, agent, answers, aspect, outcome, script, task, text_of, texts,
+    BAD, GOOD, World, agent, aim, answers, aspect, outcome, script, task, text_of, texts,
 };
 use super::super::{CallCounts, ReflectError, passes, scalar};
 use crate::config::{
@@ -105,7 +105,7 @@ async fn the_judge_chooses_the_aspects_of_a_prompt_and_all_its_answers_are_judge
     }
     // Exploring later keeps the choice, whatever the judge would say now.
     let id = outcome.exchange.unwrap();
-    world.reflector.explore(&agent, id, 3, 2).await.unwrap();
+    world.reflector.explore(&agent, id, aim(3, 2), &|_| {}).await.unwrap();
     let later = world.store.exchange(id).await.unwrap();
     assert!(stored.candidates.len() < later.candidates.len());
     assert!(later.candidates.iter().all(|it| judged_by(it) == ["right", "brief"]));
@@ -118,7 +118,7 @@ async fn a_prompt_whose_answers_were_judged_before_keeps_its_aspects() {
     let world = World::new(script).await;
     let outcome = world.outcome(task(agent(), Mode::Inline, "ask bad")).await;
     let id = outcome.exchange.unwrap();
-    world.reflector.explore(&choosing, id, 3, 2).await.unwrap();
+    world.reflector.explore(&choosing, id, aim(3, 2), &|_| {}).await.unwrap();
     let stored = world.store.exchange(id).await.unwrap();
     assert!(stored.candidates.iter().all(|it| judged_by(it) == ["right", "clear"]));
     assert_eq!(stored.aspect_choice, None);
@@ -184,7 +184,7 @@ async fn a_reward_model_is_the_scalar_and_the_aspects_are_the_veto() {
         verifier: None,
     };
     let id = world.reflector.remember(&agent, line).await.unwrap();
-    world.reflector.explore(&agent, id, 12, 1).await.unwrap();
+    world.reflector.explore(&agent, id, aim(12, 1), &|_| {}).await.unwrap();
     let stored = world.store.exchange(id).await.unwrap();
     for candidate in &stored.candidates {
         let said = candidate.assessments.last().unwrap();
@@ -207,7 +207,7 @@ async fn as_in_the_paper_the_best_draft_is_revised_even_when_it_passes() {
     let mut agent = agent();
     let id = world.outcome(task(agent.clone(), Mode::Explore, "ask good")).await.exchange.unwrap();
     agent.reflection.promising = Promising::Best;
-    let explored = world.reflector.explore(&agent, id, 3, 3).await.unwrap();
+    let explored = world.reflector.explore(&agent, id, aim(3, 3), &|_| {}).await.unwrap();
     assert_eq!((explored.drafts, explored.refinements, explored.positives), (2, 3, 6));
 }
 
@@ -406,7 +406,7 @@ async fn an_endpoint_that_is_down_fails_an_exploration_and_loses_no_draft() {
     down.config.retries = 1;
     let world = World::new(script()).await;
     let id = world.outcome(task(agent(), Mode::Explore, "ask bad")).await.exchange.unwrap();
-    let error = world.reflector.explore(&down.agent(), id, 3, 2).await.unwrap_err();
+    let error = world.reflector.explore(&down.agent(), id, aim(3, 2), &|_| {}).await.unwrap_err();
     assert!(matches!(error, ReflectError::Judge(_)), "{error:?}");
     let said = error.to_string();
     assert!(said.starts_with("the judge at unix:/nowhere/judge.sock does not answer: "), "{said}");
@@ -415,7 +415,7 @@ async fn an_endpoint_that_is_down_fails_an_exploration_and_loses_no_draft() {
     assert_eq!(texts(&stored), ["bad", "bad", "bad"]);
     assert_eq!(world.reflector.endpoint_calls().last_error.as_deref(), Some(said.as_str()));
     // Back again, the drafts are judged and refined.
-    let explored = world.reflector.explore(&agent(), id, 3, 2).await.unwrap();
+    let explored = world.reflector.explore(&agent(), id, aim(3, 2), &|_| {}).await.unwrap();
     assert_eq!((explored.drafts, explored.refinements), (0, 2));
     let stored = world.store.exchange(id).await.unwrap();
     assert!(stored.candidates.iter().all(|it| it.assessments.len() == 2));

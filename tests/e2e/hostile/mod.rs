@@ -1,10 +1,11 @@
 //! Hostile input: damaged model and adapter files through the path that the daemon loads them by,
-//! and odd requests at a running daemon. Nothing may end the process that serves, and everything
+//! odd requests at a running daemon, and bad jobs for the trainer. Nothing may end the process that serves, and everything
 //! has a clear answer. A failure names the seed, which makes the same input again.
 
 mod mutation;
 mod requests;
 mod tiny;
+mod trainer;
 
 use std::collections::BTreeMap;
 use std::path::Path;

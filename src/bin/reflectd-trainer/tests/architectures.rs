@@ -7,7 +7,7 @@ use reflectd::gguf::{Gguf, TensorInfo, Value, Writer};
 use reflectd::protocol::BaseKind;
 use tch::{Device, Kind, Tensor};
 
-use super::random_model::{ARCHITECTURES, CONTEXT, N_VOCAB, write as write_model};
+use super::random_model::{ARCHITECTURES, CONTEXT, N_VOCAB, with_metadata, write as write_model};
 use super::{alone, logprobs};
 use crate::batch::{Batch, Sequence, Tree};
 use crate::lora::Lora;
@@ -315,12 +315,7 @@ fn what_is_not_computed_is_refused_by_name() {
         ),
     ] {
         write_model(name, 1, &path);
-        changed(
-            &path,
-            &other,
-            |found, old| Some(if found == key { value.clone() } else { old.clone() }),
-            |_, values| Some(values),
-        );
+        with_metadata(&path, &other, key, &value);
         assert!(refusal().contains(expected), "{key}: {}", refusal());
     }
     write_model("llama", 1, &path);
@@ -329,14 +324,7 @@ fn what_is_not_computed_is_refused_by_name() {
         ("nextn_predict_layers", "predicts several tokens"),
         ("rope.scaling.yarn_ext_factor", "yarn_ext_factor"),
     ] {
-        let source = Gguf::open(&path).unwrap();
-        let mut writer = Writer::default();
-        source.entries().iter().for_each(|(key, value)| writer.metadata(key, value.clone()));
-        writer.metadata(&format!("llama.{key}"), Value::Unsigned(2));
-        for info in source.tensors() {
-            writer.tensor(&info.name, &info.shape, source.read_f32(info).unwrap());
-        }
-        writer.write(&other).unwrap();
+        with_metadata(&path, &other, &format!("llama.{key}"), &Value::Unsigned(2));
         assert!(refusal().contains(expected), "{key}: {}", refusal());
     }
     let keep = |_: &str, value: &Value| Some(value.clone());

@@ -3,17 +3,13 @@
 
 use reflectd::protocol::{Example, Group, Job, Objective, Rollout, Step, TrainerEvent};
 
-use super::{alone, job, logprobs, refusal, run, tiny, write};
+use super::{alone, job, logprobs, refusal, run, steps_of, tiny, write};
 use crate::batch::Sequence;
 
 fn steps(job: &Job) -> Vec<Step> {
     let events = run(job).unwrap();
     assert!(matches!(events.last(), Some(TrainerEvent::Done { .. })), "{events:?}");
-    let steps = events.iter().filter_map(|event| match event {
-        TrainerEvent::Step(step) => Some(*step),
-        _ => None,
-    });
-    steps.collect()
+    steps_of(&events)
 }
 
 fn examples(job: &Job) -> Vec<Example> {

@@ -1,0 +1,225 @@
+//! What is done: one JSON line a step in `steps.jsonl`, appended when the step has ended. Steps of
+//! other settings stay in the file and are not seen. Several processes may append to one file.
+//! Used by `experiment` (writes) and `results` (reads).
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use reflectd::learn::gate::Verdict;
+use reflectd::statistics::{JudgeQuality, Judged, judge_quality};
+use serde::{Deserialize, Serialize};
+
+/// The steps of one setting by name.
+#[derive(Debug)]
+pub(crate) struct Records {
+    path: PathBuf,
+    key: String,
+    commit: String,
+    steps: BTreeMap<String, Step>,
+}
+
+/// A line of the file.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Step {
+    /// See `Setting::key`.
+    key: String,
+    /// Of the code that did it.
+    pub(crate) commit: String,
+    /// `<unit>/explored/<policy>`, `<unit>/trained/<arm>`, `<unit>/answered/<arm>`, `m0`.
+    name: String,
+    /// Seconds.
+    pub(crate) wall_s: f64,
+    pub(crate) finding: Finding,
+}
+
+/// What a step found.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub(crate) enum Finding {
+    Explored(Explored),
+    Shown(Shown),
+    Picked(Picked),
+    Trained(Trained),
+    Answered(Answered),
+}
+
+/// An exploration, and the judge's words in it against the verifier's.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Explored {
+    pub(crate) prompts: usize,
+    pub(crate) drafts: Judgements,
+    pub(crate) refinements: Judgements,
+    /// Prompts with a draft that passes, and with any answer that passes.
+    pub(crate) prompts_with_passing_draft: usize,
+    pub(crate) prompts_with_passing_answer: usize,
+}
+
+/// Which of a problem's accepted answers is right: pairs take each text once and the best first.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Picked {
+    /// Problems with an accepted answer.
+    pub(crate) prompts: usize,
+    /// Accepted texts, each counted once a problem.
+    pub(crate) texts: usize,
+    pub(crate) texts_right: usize,
+    /// Of each problem, the accepted text with the largest scalar.
+    pub(crate) best_right: usize,
+    /// Of each problem, the accepted text that was sampled most often.
+    pub(crate) most_frequent_right: usize,
+}
+
+/// The judge's words on the drafts again, with the reference in its prompt.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Shown {
+    /// Of the agent.
+    pub(crate) at_bar: Judgements,
+    /// An aspect passes when p(+1) is a half: the reference moves all of them.
+    pub(crate) at_half: Judgements,
+}
+
+/// How a judge did.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Judgements {
+    pub(crate) answers: usize,
+    /// By the verifier.
+    pub(crate) right: usize,
+    /// By the judge.
+    pub(crate) passing: usize,
+    pub(crate) false_accept: Option<f64>,
+    pub(crate) false_reject: Option<f64>,
+    pub(crate) auc: Option<f64>,
+}
+
+/// A training run.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Trained {
+    pub(crate) adapter: PathBuf,
+    pub(crate) pairs: Pairs,
+    pub(crate) steps: usize,
+    pub(crate) best_step: usize,
+    pub(crate) best_loss: f64,
+    /// What the gate would have said.
+    pub(crate) verdict: Gate,
+}
+
+/// The gate's words that are reported.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Gate {
+    pub(crate) promote: bool,
+    pub(crate) reason: String,
+    pub(crate) gain: f64,
+    pub(crate) lower_bound: f64,
+    pub(crate) parity_error: Option<f64>,
+}
+
+/// A data set against the verifier.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Pairs {
+    pub(crate) n: usize,
+    pub(crate) without_chosen: usize,
+    pub(crate) without_rejected: usize,
+    pub(crate) chosen_right: usize,
+    /// 0 where there are none (RS).
+    pub(crate) n_rejected: usize,
+    pub(crate) rejected_right: usize,
+    /// Chosen answers that are refinements.
+    pub(crate) chosen_refined: usize,
+    /// Mean.
+    pub(crate) chosen_tokens: f64,
+    /// Mean.
+    pub(crate) rejected_tokens: Option<f64>,
+}
+
+/// How a policy answers the held-out problems, in their order.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct Answered {
+    /// 1 where the greedy answer is right, else 0.
+    pub(crate) greedy: String,
+    /// Mean tokens of the greedy answers.
+    pub(crate) greedy_tokens: f64,
+    /// Right ones among the samples of each sampled problem, a digit a problem.
+    pub(crate) samples: String,
+    /// Mean tokens of the samples.
+    pub(crate) sample_tokens: f64,
+    /// Mean log p(policy) - log p(base) over the tokens of the samples, which are the policy's.
+    pub(crate) kl_per_token: f64,
+    /// Different n-grams over all n-grams, among the samples of one problem; mean.
+    pub(crate) distinct_1: f64,
+    pub(crate) distinct_2: f64,
+    /// Different texts over all, likewise.
+    pub(crate) different: f64,
+}
+
+impl From<&Verdict> for Gate {
+    fn from(verdict: &Verdict) -> Self {
+        Self {
+            promote: verdict.promote,
+            reason: verdict.reason.clone(),
+            gain: verdict.gain,
+            lower_bound: verdict.lower_bound,
+            parity_error: verdict.parity_error,
+        }
+    }
+}
+
+impl Judgements {
+    pub(crate) fn new(judged: &[Judged]) -> Self {
+        let JudgeQuality { n, false_accept, false_reject, auc } = judge_quality(judged);
+        Self {
+            answers: n,
+            right: judged.iter().filter(|one| one.is_right).count(),
+            passing: judged.iter().filter(|one| one.is_accepted).count(),
+            false_accept,
+            false_reject,
+            auc,
+        }
+    }
+}
+
+impl Records {
+    /// Reads what is there. A last line that a kill has cut off is passed over; its step is done
+    /// again.
+    pub(crate) fn open(path: &Path, key: &str, commit: &str) -> anyhow::Result<Self> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        let steps = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Step>(line).ok())
+            .filter(|step| step.key == key)
+            .map(|step| (step.name.clone(), step))
+            .collect();
+        Ok(Self { path: path.to_owned(), key: key.to_owned(), commit: commit.to_owned(), steps })
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Step> {
+        self.steps.get(name)
+    }
+
+    pub(crate) fn add(
+        &mut self,
+        name: String,
+        wall_s: f64,
+        finding: Finding,
+    ) -> anyhow::Result<()> {
+        let step =
+            Step { key: self.key.clone(), commit: self.commit.clone(), name, wall_s, finding };
+        let line = serde_json::to_string(&step).context("a step is plain data")?;
+        let file = OpenOptions::new().create(true).append(true).open(&self.path);
+        // In one write, so that lines of several processes do not mix; a new line first ends what a
+        // kill has cut off.
+        file.and_then(|mut file| file.write_all(format!("\n{line}\n").as_bytes()))
+            .with_context(|| format!("append to {}", self.path.display()))?;
+        self.steps.insert(step.name.clone(), step);
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! Interrupted runs: which one goes on, and what becomes of the others. It must not train: it hands
+//! `run` the job to go on with. Used by `run` and `task`.
+//!
+//! A run goes on as the same run, with the same data set, from the trainer's last checkpoint, and
+//! only as long as it would be started so today: the same base, the same generation served, the same
+//! settings. Means may have changed: threads, device, memory. What does not go on has failed.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tracing::warn;
+
+use super::Parts;
+use super::child::{self, Trained};
+use super::promote::blocking;
+use super::run::{RunError, job};
+use crate::config::Config;
+use crate::engine::Generation;
+use crate::paths;
+use crate::protocol::{CHECKPOINT, Job};
+use crate::store::{self, RunId, RunState, StoreError};
+
+/// A run that is interrupted more often is given up: something about it does not work here.
+const MAX_RESUMES: u64 = 10;
+
+/// A run that goes on.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) id: RunId,
+    /// What it began from, which is what is served.
+    pub(super) start: Generation,
+    pub(super) job: Job,
+    /// The trainer had ended: only the gate is missing.
+    pub(super) trained: Option<Trained>,
+}
+
+/// The newest interrupted run if it still makes sense; it is recorded as training again. All others
+/// are recorded as failed, with the reason.
+pub(super) async fn next(parts: &Parts, config: &Config) -> Result<Option<Waiting>, RunError> {
+    let mut next = None;
+    for run in parts.store.interrupted_runs().await? {
+        let found = match &next {
+            Some(_) => Err("a newer run goes on instead".to_owned()),
+            None => continued(parts, config, &run).await?,
+        };
+        match found {
+            Ok(job) => {
+                let resumes = json!({ "resumes": n_resumes(&run) + 1 });
+                let reason = format!("it goes on after: {}", run.reason.as_deref().unwrap_or("?"));
+                parts.store.update_run(run.id, RunState::Training, Some(reason), resumes).await?;
+                let trained = trained(&run, &job.out).await;
+                next = Some(Waiting { id: run.id, start: run.start, job, trained });
+            }
+            Err(obstacle) => end(parts, &run, RunState::Failed, &obstacle).await?,
+        }
+    }
+    Ok(next)
+}
+
+/// The owner does not want any of them to go on; how many there were.
+pub(super) async fn give_up(parts: &Parts) -> Result<usize, StoreError> {
+    let runs = parts.store.interrupted_runs().await?;
+    for run in &runs {
+        end(parts, run, RunState::Cancelled, "cancelled").await?;
+    }
+    Ok(runs.len())
+}
+
+/// A run that will not go on needs no checkpoint. The rest of its folder stays for the owner.
+pub(super) async fn forget_checkpoint(out: &Path) {
+    let path = out.join(CHECKPOINT);
+    blocking(move || match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            warn!(path = %path.display(), %error, "A checkpoint was not removed.");
+        }
+        _ => {}
+    })
+    .await;
+}
+
+async fn end(
+    parts: &Parts,
+    run: &store::Run,
+    state: RunState,
+    why: &str,
+) -> Result<(), StoreError> {
+    let before = run.reason.as_deref().unwrap_or("it was interrupted");
+    let reason = format!("{before}; it does not go on: {why}");
+    warn!(run_id = %run.id, reason, "An interrupted run does not go on.");
+    parts.store.update_run(run.id, state, Some(reason), json!({})).await?;
+    if let Some(out) = run.job["out"].as_str() {
+        forget_checkpoint(Path::new(out)).await;
+    }
+    Ok(())
+}
+
+/// The job to go on with, by the means that are configured now, or why it makes no sense any more.
+async fn continued(
+    parts: &Parts,
+    config: &Config,
+    run: &store::Run,
+) -> Result<Result<Job, String>, RunError> {
+    let active = parts.engine.stats().active;
+    if run.start != active {
+        return Ok(Err(format!("it began from generation {}, {active} is served", run.start)));
+    }
+    let Ok(began) = serde_json::from_value::<Job>(run.job.clone()) else {
+        return Ok(Err("another version of reflectd began it".to_owned()));
+    };
+    let today = job(parts, config, active, began.run.clone(), began.seed).await?;
+    if today.essence() != began.essence() {
+        return Ok(Err("the model or the settings of learning are others now".to_owned()));
+    }
+    if MAX_RESUMES <= n_resumes(run) {
+        return Ok(Err(format!("it was interrupted {MAX_RESUMES} times before")));
+    }
+    let data = today.data.clone();
+    let sha256 = blocking(move || paths::sha256(&data)).await;
+    if sha256.is_ok_and(|sha256| sha256 == run.data_sha256) {
+        Ok(Ok(today))
+    } else {
+        Ok(Err(format!("its data set {} is not there any more", today.data.display())))
+    }
+}
+
+fn n_resumes(run: &store::Run) -> u64 {
+    run.metrics["resumes"].as_u64().unwrap_or(0)
+}
+
+/// What a run had come to when it was interrupted in its gate.
+async fn trained(run: &store::Run, out: &Path) -> Option<Trained> {
+    let file = |name: &str| -> PathBuf { out.join(name) };
+    let trained = Trained {
+        adapter: file("adapter.gguf"),
+        sha256: run.metrics["adapter_sha256"].as_str()?.to_owned(),
+        probe: Some(file("probe.json")),
+        best_step: usize::try_from(run.metrics["best_step"].as_u64()?).ok()?,
+        best_loss: run.metrics["best_loss"].as_f64()?,
+    };
+    child::check_done(trained, out).await.ok()
+}

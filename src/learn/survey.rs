@@ -1,0 +1,116 @@
+//! Asks the trainer program what training on a model would take: the parent's side of
+//! `reflectd-trainer survey`. It must not interpret the answer. Used by `cli/doctor`.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, setpriority_process};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+use super::child::command_line;
+use crate::config::TrainerConfig;
+use crate::protocol::{SurveyJob, TrainerEvent, TrainingSurvey};
+
+/// The trainer measures for some seconds; blocks of a very large model, or a busy machine, take
+/// longer.
+const PATIENCE: Duration = Duration::from_mins(3);
+
+/// The trainer's answer, or why there is none.
+pub async fn survey(config: &TrainerConfig, job: &SurveyJob) -> Result<TrainingSurvey, String> {
+    let words = command_line(config).map_err(|error| error.to_string())?;
+    let failed = |error: std::io::Error| format!("start {}: {error}", words[0]);
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
+        .arg("survey")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    // As a run: what it measures beside a chat is what a run gets beside it.
+    let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    if let Err(error) = setpriority_process(pid, 19) {
+        tracing::debug!(%error, "The trainer keeps its priority.");
+    }
+    let mut line = serde_json::to_vec(job).expect("a job is plain data");
+    line.push(b'\n');
+    let mut stdin = child.stdin.take().expect("standard input was asked for");
+    // One that does not read its job ends by itself, and that says more than a broken pipe.
+    drop(stdin.write_all(&line).await);
+    let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    drop(stdin);
+    match ended {
+        Err(_) => Err(format!("it does not get done in {} s", PATIENCE.as_secs())),
+        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Ok(output)) => answer(&output),
+    }
+}
+
+fn answer(output: &Output) -> Result<TrainingSurvey, String> {
+    // C++ libraries print where they like.
+    let said = String::from_utf8_lossy(&output.stdout);
+    let survey = said.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+    if let Some(survey) = survey.filter(|_| output.status.success()) {
+        return Ok(survey);
+    }
+    let failed = said.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+    if let Some(TrainerEvent::Failed { message }) = failed {
+        return Err(message);
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    let last =
+        words.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    let last: String = last.chars().take(500).collect();
+    Err(match output.status.signal() {
+        Some(signal) => format!("signal {signal} ended it: {last}"),
+        None => format!("{}: {last}", output.status),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::defaults;
+    use crate::protocol::{PairLength, VERSION};
+
+    async fn ask(script: &str) -> Result<TrainingSurvey, String> {
+        let defaults = defaults();
+        let mut trainer = defaults.trainer;
+        trainer.command = Some(vec!["sh".into(), "-c".into(), script.into()]);
+        let job = SurveyJob {
+            version: VERSION,
+            base: "/model.gguf".into(),
+            lora: defaults.learn.lora,
+            batch_pairs: 16,
+            max_tokens: 2048,
+            pair: PairLength { prompt: 256, answer: 128 },
+            context_tokens: 8192,
+            base_kind: trainer.base,
+            compute: trainer.compute,
+            memory_limit_bytes: None,
+            threads: 1,
+            device: trainer.device,
+        };
+        survey(&trainer, &job).await
+    }
+
+    #[tokio::test]
+    async fn the_answer_is_found_among_what_libraries_print() {
+        let said = r#"{"refusal":"yarn","device":"cpu","device_memory":null,"threads":1,"memory":null,"speed":null,"speed_fault":null}"#;
+        let survey = ask(&format!("read job; echo noise; echo '{said}'; echo more")).await;
+        assert_eq!(survey.unwrap().refusal.as_deref(), Some("yarn"));
+    }
+
+    #[tokio::test]
+    async fn a_trainer_that_does_not_answer_says_why() {
+        let failed = ask(r#"echo '{"event":"failed","message":"no such device"}'; exit 65"#).await;
+        assert_eq!(failed.unwrap_err(), "no such device");
+        let refused = ask("echo 'unrecognized subcommand' >&2; exit 2").await.unwrap_err();
+        assert!(refused.contains("exit status: 2: unrecognized subcommand"), "{refused}");
+        let killed = ask("kill -9 $$").await.unwrap_err();
+        assert!(killed.contains("signal 9"), "{killed}");
+    }
+}

@@ -1,0 +1,151 @@
+//! What each answer of a prompt is worth to training: the judge's word, and the owner's, which
+//! outranks it. Pure: an exchange in, answers out. Used by `pairs` and `groups`.
+//!
+//! The owner's words are read in their order, and the newest counts:
+//! - A thumb down makes an answer a bad one, a thumb up a good one, whatever the judge says; their
+//!   scalars are the ends of the scale. A rating of 0 takes the thumb back.
+//! - A rating of one aspect takes the place of the judge's level. One below +1 also takes back a
+//!   thumb up that is older.
+//! - An edit is a good answer of its own, and like a thumb down on what it edits. Of several edits
+//!   of one answer the newest counts.
+//! - A verifier that counts is as sure as the owner: what the owner praises and it refuses is
+//!   neither good nor bad, and is left out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::reflect::{REWARD, VERIFIER, passes, scalar};
+use crate::store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
+
+/// An answer that somebody has judged.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answer<'a> {
+    pub(super) candidate: &'a Candidate,
+    /// Weighted mean of the aspects, or the end of the scale where the owner has spoken; -1 to 1.
+    pub(super) scalar: f64,
+    /// It passes every aspect, or the owner says so.
+    pub(super) is_good: bool,
+    /// The owner has spoken of the whole answer.
+    pub(super) by_owner: bool,
+}
+
+impl Answer<'_> {
+    /// An answer that the owner wrote.
+    pub(super) fn is_edit(&self) -> bool {
+        self.candidate.author == Author::Owner
+    }
+}
+
+/// The judged answers in the order of their making.
+pub(super) fn answers(exchange: &Exchange) -> Vec<Answer<'_>> {
+    let words = words(exchange);
+    let silence = Words::default();
+    // Scores of two versions of judge or rubrics are not compared; the newest counts.
+    let newest = exchange.candidates.iter().rev().map(standards).find(|it| !it.is_empty());
+    let newest_edits: HashMap<_, _> = edits(exchange).map(|it| (it.parent, it.id)).collect();
+    exchange
+        .candidates
+        .iter()
+        .filter(|it| it.author == Author::Model || newest_edits.get(&it.parent) == Some(&it.id))
+        .filter_map(|candidate| weigh(candidate, words.get(&candidate.id).unwrap_or(&silence)))
+        .filter(|answer| answer.by_owner || Some(standards(answer.candidate)) == newest)
+        .collect()
+}
+
+/// What counts in a candidate's scalar is judged by these: a reward model's number too, which has no
+/// weight.
+fn standards(candidate: &Candidate) -> BTreeSet<Standard> {
+    let counts = |said: &&Assessment| said.weight > 0.0 || said.aspect == REWARD;
+    candidate.assessments.iter().filter(counts).map(Assessment::standard).collect()
+}
+
+fn edits(exchange: &Exchange) -> impl Iterator<Item = &Candidate> {
+    exchange.candidates.iter().filter(|candidate| candidate.author == Author::Owner)
+}
+
+/// What the owner last said of one answer.
+#[derive(Debug, Default)]
+struct Words<'a> {
+    /// -1 or 1.
+    thumb: Option<i8>,
+    aspects: BTreeMap<&'a str, i8>,
+}
+
+fn words(exchange: &Exchange) -> HashMap<CandidateId, Words<'_>> {
+    let mut words: HashMap<CandidateId, Words<'_>> = HashMap::new();
+    for edit in edits(exchange) {
+        words.entry(edit.id).or_default().thumb = Some(1);
+    }
+    for word in &exchange.feedback {
+        let Some(candidate) = word.candidate else { continue };
+        let said = words.entry(candidate).or_default();
+        if word.edit.is_some() {
+            said.thumb = Some(-1);
+        }
+        match (word.rating, &word.aspect) {
+            (Some(rating), None) => said.thumb = Some(rating).filter(|&rating| rating != 0),
+            (Some(rating), Some(aspect)) => {
+                said.aspects.insert(aspect, rating);
+                said.thumb = said.thumb.filter(|&thumb| thumb < 1 || rating == 1);
+            }
+            (None, _) => {}
+        }
+    }
+    words
+}
+
+/// `None`: nobody has judged it, or owner and verifier disagree.
+fn weigh<'a>(candidate: &'a Candidate, words: &Words<'_>) -> Option<Answer<'a>> {
+    let answer = |scalar: f64, is_good| {
+        let by_owner = words.thumb.is_some();
+        scalar.is_finite().then_some(Answer { candidate, scalar, is_good, by_owner })
+    };
+    match words.thumb {
+        Some(..0) => answer(-1.0, false),
+        Some(_) if is_refused(&candidate.assessments) => None,
+        Some(_) => answer(1.0, true),
+        None => {
+            let assessments = corrected(&candidate.assessments, &words.aspects);
+            let is_judged = assessments.iter().any(|assessment| 0.0 < assessment.weight);
+            is_judged.then(|| answer(scalar(&assessments), passes(&assessments))).flatten()
+        }
+    }
+}
+
+/// Whether a verifier that counts says no.
+fn is_refused(assessments: &[Assessment]) -> bool {
+    let counts = |it: &&Assessment| it.aspect == VERIFIER && 0.0 < it.weight;
+    assessments.iter().filter(counts).any(|verifier| !verifier.passes)
+}
+
+/// The judge's assessments with the owner's levels in their places.
+fn corrected(assessments: &[Assessment], ratings: &BTreeMap<&str, i8>) -> Vec<Assessment> {
+    let mut corrected = assessments.to_vec();
+    for (&aspect, &rating) in ratings {
+        let levels = match rating {
+            ..0 => [1.0, 0.0, 0.0],
+            0 => [0.0, 1.0, 0.0],
+            1.. => [0.0, 0.0, 1.0],
+        };
+        let passes = rating == 1;
+        match corrected.iter_mut().find(|assessment| assessment.aspect == aspect) {
+            Some(judged) => {
+                judged.levels = levels;
+                judged.passes = passes;
+            }
+            None => corrected.push(Assessment {
+                aspect: aspect.to_owned(),
+                rubric_version: String::new(),
+                judge: "owner".to_owned(),
+                levels,
+                mass: 1.0,
+                weight: 1.0,
+                passes,
+            }),
+        }
+    }
+    corrected
+}
+
+#[cfg(test)]
+#[path = "worth_tests.rs"]
+mod tests;

@@ -1,0 +1,68 @@
+//! Objectives that learn from more than pairs, with the real trainer: single answers and the owner's
+//! own words (`kto`), and groups with their behaviour (`grpo`).
+
+use std::fs;
+
+use reflectd::protocol::{Example, Group, Job, Objective};
+use serde_json::{Value, json};
+
+use crate::daemon::Daemon;
+use crate::scratch::Scratch;
+
+#[tokio::test]
+async fn single_answers_and_the_owners_edits_are_learned_from() {
+    let scratch = Scratch::explored().await;
+    scratch.train_by("kto", 1);
+    let daemon = Daemon::start(scratch).await;
+
+    // The owner rewrites one answer and refuses another.
+    let found = daemon.get("/v1/reflections?limit=2").await;
+    let [first, second] = found["data"].as_array().unwrap().as_slice() else { panic!("{found}") };
+    let candidate = |exchange: &Value| exchange["candidates"][0]["id"].clone();
+    let edit =
+        json!({ "exchange": first["id"], "candidate": candidate(first), "edit": "4 and 3 is 7." });
+    let id = daemon.post("/v1/feedback", &edit).await["edit"].clone();
+    let thumb = json!({ "exchange": second["id"], "candidate": candidate(second), "rating": -1 });
+    daemon.post("/v1/feedback", &thumb).await;
+    let exchange = daemon.get(&format!("/v1/reflections/{}", first["id"])).await;
+    let edited = exchange["candidates"].as_array().unwrap().last().unwrap();
+    assert_eq!((&edited["id"], &edited["author"]), (&id, &json!("owner")));
+
+    let (run, examples) = trained::<Example>(&daemon).await;
+    let n_good = examples.iter().filter(|example| !example.chosen.is_empty()).count();
+    let n_bad = examples.iter().filter(|example| example.rejected.is_some()).count();
+    assert_eq!(examples.len(), n_good + n_bad, "every answer stands alone");
+    let job: Job = serde_json::from_value(run["job"].clone()).unwrap();
+    let Objective::Kto { desirable_weight, undesirable_weight, .. } = job.objective else {
+        panic!("{:?}", job.objective)
+    };
+    let (good, bad) = (desirable_weight * n_good as f64, undesirable_weight * n_bad as f64);
+    assert!((good - bad).abs() < 1e-6, "{good} and {bad} weigh alike");
+    assert!(run["metrics"]["step"]["kl"].is_f64(), "{run}");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn groups_are_learned_from_with_the_log_probs_of_their_sampling() {
+    let scratch = Scratch::explored().await;
+    scratch.train_by("grpo", 1);
+    let daemon = Daemon::start(scratch).await;
+    let (run, groups) = trained::<Group>(&daemon).await;
+    assert!(!groups.is_empty());
+    let answers: usize = groups.iter().map(|group| group.answers.len()).sum();
+    assert_eq!(run["n_pairs"], answers);
+    let step = &run["metrics"]["step"];
+    assert!(0.0 < step["reward_std"].as_f64().unwrap(), "{step}");
+    assert_eq!(run["metrics"]["tally"]["tempered"], 0, "{run}");
+    daemon.stop().await;
+}
+
+/// Trains to a verdict; the run, and its data set line by line.
+async fn trained<T: serde::de::DeserializeOwned>(daemon: &Daemon) -> (Value, Vec<T>) {
+    let ended = daemon.post("/v1/runs", &json!({})).await;
+    assert_eq!(ended["outcome"], "promoted", "{ended}");
+    let run = daemon.get(&format!("/v1/runs/{}", ended["run"])).await;
+    let text = fs::read_to_string(run["job"]["data"].as_str().unwrap()).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (run, lines)
+}
