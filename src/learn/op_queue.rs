@@ -175,7 +175,7 @@ mod tests {
         assert!(!queue.ask(train.clone(), Some(reply)));
         assert_eq!(queue.instead(&ended()), Some(train.clone()));
         end.try_recv().unwrap_err();
-        assert_eq!(queue.running(), Some(train));
+        assert_eq!(queue.running(), Some(&train));
         assert_eq!(queue.instead(&ended()), None);
         queue.ended(&ended());
         assert!(end.try_recv().unwrap().is_ok());
