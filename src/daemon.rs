@@ -8,12 +8,14 @@ mod reload;
 mod socket;
 mod systemd;
 
+use std::future::pending;
 use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -23,8 +25,9 @@ use crate::api::wire::ConfigReport;
 use crate::api::{self, Phase};
 use crate::config::{self, Config, ConfigError};
 use crate::engine::fake::{Fake, Script};
+use crate::engine::floor::Floor;
 use crate::engine::probe::Prober;
-use crate::engine::{self, Engine, EngineError, EngineThread};
+use crate::engine::{self, Engine, EngineConfig, EngineError, EngineThread, ModelInfo, reward};
 use crate::exit::Exit;
 use crate::learn::{self, Learner};
 use crate::paths::StateDir;
@@ -173,9 +176,12 @@ pub struct Daemon {
     config: watch::Sender<Arc<Config>>,
     report: watch::Sender<ConfigReport>,
     phase: watch::Sender<Phase>,
-    // Who works.
+    // Who works, one step at a time.
+    floor: Floor,
     engine: Engine,
     engine_thread: EngineThread,
+    /// Of a second model that judges and of a reward model, where there are any.
+    beside: Vec<Beside>,
     reflector: Reflector,
     learner: Learner,
     learner_task: JoinHandle<()>,
@@ -186,6 +192,9 @@ pub struct Daemon {
     lock: StateLock,
 }
 
+/// A thread of a model beside the served one, by its name.
+type Beside = (&'static str, EngineThread);
+
 /// Builds everything, in the order in which each part needs the ones before it.
 pub async fn start(options: Options) -> Result<Daemon, StartError> {
     let Options { root, state, socket, engine } = options;
@@ -195,9 +204,12 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
     let config = reload::load(root.clone()).await?;
 
     let (store, store_thread) = store::spawn(state_dir.database()).await?;
-    let (engine, engine_thread) = spawn_engine(engine, &config, &state_dir).await?;
-    let template = Arc::new(chat_template(&engine)?);
+    let floor = Floor::default();
+    let models = Models { source: engine, floor: &floor, state: &state_dir };
+    let (engine, engine_thread) = models.engine(&config.engine, 0).await?;
+    let template = Arc::new(chat_template(engine.info())?);
     let reflector = Reflector::new(engine.clone(), store.clone(), template);
+    let (reflector, beside) = models.beside(reflector, &config).await?;
     reload::check_agents(&config, &reflector)?;
 
     let path =
@@ -245,8 +257,10 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
         config,
         report,
         phase,
+        floor,
         engine,
         engine_thread,
+        beside,
         reflector,
         learner,
         learner_task,
@@ -257,27 +271,69 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
     })
 }
 
-async fn spawn_engine(
+/// What loads models: the one that is served and those beside it.
+struct Models<'a> {
     source: EngineSource,
-    config: &Config,
-    state: &StateDir,
-) -> Result<(Engine, EngineThread), EngineError> {
-    match source {
-        EngineSource::Llama => {
-            // Under this name the program is there even after an upgrade has replaced its file.
-            let prober = Prober::new("/proc/self/exe".into(), state.probes());
-            prober.model(&config.engine.model).await?;
-            let (engine, thread) = engine::spawn(&config.engine).await?;
-            Ok((engine.with_prober(prober), thread))
+    floor: &'a Floor,
+    state: &'a StateDir,
+}
+
+impl Models<'_> {
+    /// `mapped`: bytes of the files of models that are loaded.
+    async fn engine(
+        &self,
+        config: &EngineConfig,
+        mapped: u64,
+    ) -> Result<(Engine, EngineThread), EngineError> {
+        match &self.source {
+            EngineSource::Llama => {
+                let prober = self.prober();
+                prober.model(&config.model).await?;
+                let (engine, thread) = engine::spawn_beside(self.floor, config, mapped).await?;
+                Ok((engine.with_prober(prober), thread))
+            }
+            EngineSource::Fake(script) => {
+                let script = script.clone();
+                engine::spawn_on(self.floor, config.queue, || Ok(Fake::new(script))).await
+            }
         }
-        EngineSource::Fake(script) => {
-            engine::spawn_with(config.engine.queue, || Ok(Fake::new(script))).await
+    }
+
+    /// A second model that judges and a reward model, as far as agents name them.
+    async fn beside(
+        &self,
+        mut reflector: Reflector,
+        config: &Config,
+    ) -> Result<(Reflector, Vec<Beside>), StartError> {
+        let mut threads = Vec::new();
+        let file_size = |path: &PathBuf| std::fs::metadata(path).map_or(0, |it| it.len());
+        let mut mapped = file_size(&config.engine.model);
+        if let Some(judge) = &config.judge_engine {
+            let (engine, thread) = self.engine(judge, mapped).await?;
+            mapped += file_size(&judge.model);
+            let template = Arc::new(chat_template(engine.info())?);
+            info!(model = engine.info().name, "A second model judges.");
+            reflector = reflector.with_judge(engine, template);
+            threads.push(("judge", thread));
         }
+        if let Some(config) = &config.reward_engine {
+            self.prober().model(&config.model).await?;
+            let (reward, thread) = reward::spawn(self.floor, config, mapped).await?;
+            let template = Arc::new(chat_template(reward.info())?);
+            info!(model = reward.info().name, "A reward model scores.");
+            reflector = reflector.with_reward(reward, template);
+            threads.push(("reward", thread));
+        }
+        Ok((reflector, threads))
+    }
+
+    fn prober(&self) -> Prober {
+        // Under this name the program is there even after an upgrade has replaced its file.
+        Prober::new("/proc/self/exe".into(), self.state.probes())
     }
 }
 
-fn chat_template(engine: &Engine) -> Result<ChatTemplate, StartError> {
-    let info = engine.info();
+fn chat_template(info: &ModelInfo) -> Result<ChatTemplate, StartError> {
     let path = info.path.clone();
     let Some(source) = &info.chat_template else { return Err(StartError::NoTemplate { path }) };
     ChatTemplate::new(source, &info.bos, &info.eos)
@@ -300,7 +356,12 @@ impl Daemon {
                 Event::Control(Control::TrainNow) => self.train_now(),
                 Event::Control(Control::Drain) => break End::Asked,
                 Event::Control(Control::ExitNow) => break End::Forced,
-                Event::WatchdogDue => watchdog.report(&self.engine.stats()),
+                Event::WatchdogDue => {
+                    let step = u64::try_from(self.floor.busy_for().as_millis()).unwrap_or(u64::MAX);
+                    let mut stats = self.engine.stats();
+                    stats.last_beat_ms = stats.last_beat_ms.max(step);
+                    watchdog.report(&stats);
+                }
                 Event::OwnerDied(owner) => {
                     error!(owner, "A part of the daemon ended unasked.");
                     break End::OwnerDied;
@@ -316,6 +377,7 @@ impl Daemon {
             Some(()) = self.changes.recv() => Event::ConfigChanged,
             () = watchdog.due() => Event::WatchdogDue,
             () = self.engine_thread.died() => Event::OwnerDied("engine"),
+            owner = first_death(&mut self.beside) => Event::OwnerDied(owner),
             () = self.store_thread.died() => Event::OwnerDied("store"),
             _ = &mut self.learner_task => Event::OwnerDied("learner"),
             _ = &mut self.server => Event::OwnerDied("socket"),
@@ -389,12 +451,29 @@ impl Daemon {
         // The owner threads end when their last handle is dropped.
         drop((self.engine, self.reflector));
         joined("engine", || self.engine_thread.join()).await;
+        for (owner, thread) in self.beside {
+            joined(owner, || thread.join()).await;
+        }
         joined("store", || self.store_thread.join()).await;
         drop(self.socket);
         drop(self.lock);
         info!(?exit, "Stopped.");
         exit
     }
+}
+
+/// The first of these owners that ends; never, when there are none.
+async fn first_death(beside: &mut [Beside]) -> &'static str {
+    let deaths: Vec<_> = beside
+        .iter_mut()
+        .map(|(owner, thread)| {
+            Box::pin(async move {
+                thread.died().await;
+                *owner
+            })
+        })
+        .collect();
+    if deaths.is_empty() { pending().await } else { select_all(deaths).await.0 }
 }
 
 /// A handle must not be polled again after its end, which the loop may have seen.

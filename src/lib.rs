@@ -9,6 +9,7 @@
 //! | [`daemon`] | builds everything, one loop over `enum Event`, stops everything in order |
 //! | [`api`] | HTTP on the Unix socket |
 //! | [`learn`] | pairs, schedule, trainer child, gate, promotion |
+//! | [`trust`] | how good the judge is, bars, attacks on it |
 //! | [`reflect`] | draft, assess, critique, refine, choose |
 //! | [`store`] | SQLite: one thread, one connection |
 //! | [`nano`] | the embedded default: world, corpora, tokenizer |
@@ -51,3 +52,4 @@ pub mod signals;
 pub mod statistics;
 pub mod store;
 pub mod telemetry;
+pub mod trust;

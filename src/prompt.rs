@@ -3,6 +3,7 @@
 //! a list of [`TextPart`]s in which only the template's own parts count as control.
 //! Used by `reflect`, `learn` and `nano`.
 
+mod neutral;
 #[cfg(test)]
 mod tests;
 
@@ -15,8 +16,11 @@ use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, context};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::engine::TextPart;
+use crate::paths;
+use neutral::neutral;
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -102,6 +106,19 @@ impl ChatTemplate {
     /// The template sees a placeholder for each content that is not empty: one that would change
     /// a content (trim it, cut old reasoning out) leaves it as it is.
     pub fn render(&self, messages: &[Message]) -> Result<Vec<TextPart>, PromptError> {
+        self.render_up_to(messages, true)
+    }
+
+    /// Renders a conversation that has ended, as a reward model reads it.
+    pub fn render_whole(&self, messages: &[Message]) -> Result<Vec<TextPart>, PromptError> {
+        self.render_up_to(messages, false)
+    }
+
+    fn render_up_to(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Vec<TextPart>, PromptError> {
         let turns: Vec<Value> = messages
             .iter()
             .enumerate()
@@ -119,7 +136,7 @@ impl ChatTemplate {
             .and_then(|template| {
                 template.render(context! {
                     messages => turns,
-                    add_generation_prompt => true,
+                    add_generation_prompt,
                     bos_token => &self.bos,
                     eos_token => &self.eos,
                     // Templates ask `is none` as well as `is defined` of these.
@@ -195,12 +212,18 @@ fn in_words(error: Error) -> PromptError {
 
 /// The project's reflection templates (`prompts/reflect.yaml`, or an agent's own file): each is a
 /// short conversation whose contents are minijinja templates.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct PromptSet {
     labels: [String; 3],
     /// Holds each content under `name.index`.
     environment: Environment<'static>,
     roles: BTreeMap<String, Vec<Role>>,
+    /// What an answer looks like, where the judge knows one form only.
+    form: Option<Regex>,
+    /// Hash of all that the judge is asked with, but for the aspect.
+    version: String,
+    /// The first label stands for level +1 and the last one for -1.
+    is_reversed: bool,
 }
 
 /// What a critique or refinement template may show of one aspect.
@@ -225,11 +248,14 @@ impl AspectView<'_> {
 }
 
 const NAMES: [&str; 3] = ["assess", "critique", "refine"];
+/// The one that an agent may do without.
+const CHOOSE: &str = "choose";
 
 impl PromptSet {
     /// Compiles the templates from YAML text that `config` has read into strings:
-    /// name -> list of (role, template). Names: `assess`, `critique`, `refine`. Each is rendered
-    /// once, so that a misspelt variable is a problem at load and not in the night.
+    /// name -> list of (role, template). Names: `assess`, `critique`, `refine`, and `choose` where
+    /// the judge chooses aspects. Each is rendered once, so that a misspelt variable is a problem
+    /// at load and not in the night.
     pub fn new(
         labels: [String; 3],
         templates: BTreeMap<String, Vec<Message>>,
@@ -237,13 +263,15 @@ impl PromptSet {
         if labels.iter().any(String::is_empty) || labels.iter().collect::<BTreeSet<_>>().len() < 3 {
             return Err(PromptError("labels must be three different texts".into()));
         }
-        if !templates.keys().map(String::as_str).eq(NAMES) {
-            return Err(PromptError(format!("templates must be exactly {}", NAMES.join(", "))));
+        if !templates.keys().map(String::as_str).filter(|name| *name != CHOOSE).eq(NAMES) {
+            let names = NAMES.join(", ");
+            return Err(PromptError(format!("templates must be {names} and, if wanted, {CHOOSE}")));
         }
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.add_filter("quote", quote);
         let mut roles = BTreeMap::new();
+        let version = version(&labels, &templates);
         for (name, turns) in templates {
             if turns.last().is_none_or(|last| last.role != Role::User) {
                 return Err(PromptError(format!("{name} must end with a turn of the user")));
@@ -255,9 +283,45 @@ impl PromptSet {
                     .map_err(in_words)?;
             }
         }
-        let set = Self { labels, environment, roles };
+        let (form, is_reversed) = (None, false);
+        let set = Self { labels, environment, roles, form, version, is_reversed };
         set.try_out()?;
         Ok(set)
+    }
+
+    /// Says what an answer looks like. For judges that were trained on answers of one form and have no
+    /// means to tell an answer from what is said about it: see [`PromptSet::readings`].
+    pub fn set_form(&mut self, form: &str) -> Result<(), PromptError> {
+        self.form = Some(Regex::new(form).map_err(|error| PromptError(error.to_string()))?);
+        self.version = paths::hex(&Sha256::digest(format!("{}{form}", self.version)));
+        Ok(())
+    }
+
+    /// Names what the judge is asked with, but for the aspect: templates, labels, form, and how
+    /// answers are made harmless.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The same with the labels in the opposite order; the caller turns the aspects' levels round.
+    /// Shows how much the judge likes a label for its place.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self { is_reversed: !self.is_reversed, ..self.clone() }
+    }
+
+    /// An answer as the judge reads it: as it stands, and where there is more than an answer of the
+    /// form, also the first part that is one alone. The least favourable reading counts, so that what
+    /// was added to an answer to speak to the judge can only harm it.
+    pub fn readings(&self, response: &str) -> Vec<String> {
+        let whole = neutral(response).into_owned();
+        let Some(form) = &self.form else { return vec![whole] };
+        let formed = form.find(&whole).map_or("", |found| found.as_str());
+        if formed == whole {
+            return vec![whole];
+        }
+        let formed = formed.to_owned();
+        vec![whole, formed]
     }
 
     /// Text of the three level labels; each must be one token after the rendered `assess` prompt.
@@ -275,7 +339,25 @@ impl PromptSet {
         aspect: &AspectView<'_>,
     ) -> Result<Vec<Message>, PromptError> {
         let aspect = aspect.to_value();
-        self.render("assess", &context! { question, response, reference, aspect })
+        let (question, response) = (neutral(question), neutral(response));
+        let best = &self.labels[if self.is_reversed { 0 } else { 2 }];
+        self.render("assess", &context! { question, response, reference, aspect, best })
+    }
+
+    /// Whether there is a template for choosing aspects.
+    pub fn can_choose(&self) -> bool {
+        self.roles.contains_key(CHOOSE)
+    }
+
+    /// Asks how much an aspect matters for a request, answered with a label like a level. The
+    /// request comes first, so that its KV is shared by all aspects.
+    pub fn choose(
+        &self,
+        question: &str,
+        aspect: &AspectView<'_>,
+    ) -> Result<Vec<Message>, PromptError> {
+        let aspect = aspect.to_value();
+        self.render(CHOOSE, &context! { question, aspect })
     }
 
     /// Asks what falls short, for the aspects that did.
@@ -287,6 +369,7 @@ impl PromptSet {
         aspects: &[AspectView<'_>],
     ) -> Result<Vec<Message>, PromptError> {
         let aspects: Vec<Value> = aspects.iter().map(AspectView::to_value).collect();
+        let (question, response) = (neutral(question), neutral(response));
         self.render("critique", &context! { question, response, reference, aspects })
     }
 
@@ -301,8 +384,10 @@ impl PromptSet {
     }
 
     fn render(&self, name: &str, values: &Value) -> Result<Vec<Message>, PromptError> {
-        let turns = self.roles.get(name).expect("new() has checked all three names").iter();
+        let turns = self.roles.get(name);
+        let turns = turns.ok_or_else(|| PromptError(format!("there is no template `{name}`")))?;
         turns
+            .iter()
             .enumerate()
             .map(|(index, &role)| {
                 let template = self.environment.get_template(&format!("{name}.{index}"));
@@ -320,8 +405,17 @@ impl PromptSet {
             self.critique("question", "response", reference, std::slice::from_ref(&aspect))?;
         }
         self.refine("question", "response", "critique")?;
+        if self.can_choose() {
+            self.choose("question", &aspect)?;
+        }
         Ok(())
     }
+}
+
+fn version(labels: &[String; 3], templates: &BTreeMap<String, Vec<Message>>) -> String {
+    let asked = (neutral::VERSION, labels, templates.get("assess"));
+    let text = serde_json::to_vec(&asked).expect("templates are plain data");
+    paths::hex(&Sha256::digest(text))
 }
 
 /// Puts `> ` before every line: whatever the text says, it cannot end its own quotation.

@@ -145,6 +145,7 @@ fn what_is_sampled_often_and_what_scores_best_are_told_apart() {
         prompt_tokens: Vec::new(),
         reference: None,
         verifier: None,
+        aspect_choice: None,
         served: None,
         feedback: Vec::new(),
         candidates: vec![

@@ -164,6 +164,10 @@ impl From<ReflectError> for ApiError {
             ReflectError::Verifier(error) => {
                 Self::invalid("reflectd.verifier", with_causes(&error))
             }
+            // A chat goes on without its judge; who gets here had nothing else to do.
+            ReflectError::Judge(_) | ReflectError::NoModel(_) => {
+                Self::EngineFailed(error.to_string())
+            }
         }
     }
 }

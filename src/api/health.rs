@@ -5,8 +5,9 @@ use axum::Json;
 use axum::extract::State;
 
 use super::error::ApiError;
-use super::wire::{ConfigWord, Health, HealthWord, Status};
-use super::{Api, Phase};
+use super::wire::{ConfigWord, Health, HealthWord, JudgeState, Status};
+use super::{Api, Phase, judge};
+use crate::engine::Engine;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -28,6 +29,7 @@ pub(super) async fn health(State(api): State<Api>) -> Json<Health> {
 
 pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiError> {
     let parts = &api.parts;
+    let judges = judges(&api).await?;
     Ok(Json(Status {
         version: VERSION,
         uptime_s: api.since.elapsed().as_secs(),
@@ -36,8 +38,17 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         counts: parts.store.counts().await?,
         stage: parts.learner.stage().borrow().clone(),
         next_run: parts.learner.next_run().map(|time| time.to_rfc3339()),
+        judges,
         guards: parts.learner.guards(),
         agents: api.config().agents.keys().cloned().collect(),
+        judge_engine: parts.reflector.judge_engine().map(Engine::stats),
+        endpoint_calls: parts.reflector.endpoint_calls(),
         config: parts.report.borrow().clone(),
     }))
+}
+
+/// Without the reports, which are long.
+async fn judges(api: &Api) -> Result<Vec<JudgeState>, ApiError> {
+    let states = judge::states(api).await?.into_iter();
+    Ok(states.map(|state| JudgeState { report: None, ..state }).collect())
 }

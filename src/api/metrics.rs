@@ -20,6 +20,7 @@ use super::Api;
 use super::error::ApiError;
 use crate::engine::Engine;
 use crate::learn::{Harvest, Learner};
+use crate::reflect::{CallCounts, Reflector};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// From a cached prompt on a small model to a long inline reflection.
@@ -42,7 +43,7 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new(engine: &Engine, learner: &Learner) -> Self {
+    pub(super) fn new(engine: &Engine, reflector: &Reflector, learner: &Learner) -> Self {
         let mut registry = Registry::with_prefix("reflectd");
         let requests = Family::default();
         registry.register("http_requests", "Requests by route and status", requests.clone());
@@ -66,7 +67,11 @@ impl Metrics {
             "Answers whose background reflection was left to exploration",
             dropped_reflections.clone(),
         );
-        registry.register_collector(Box::new(EngineNumbers(engine.clone())));
+        registry.register_collector(Box::new(EngineNumbers("engine", engine.clone())));
+        if let Some(judge) = reflector.judge_engine() {
+            registry.register_collector(Box::new(EngineNumbers("judge_engine", judge.clone())));
+        }
+        registry.register_collector(Box::new(EndpointNumbers(reflector.clone())));
         registry.register_collector(Box::new(ExploreNumbers(learner.clone())));
         Self { registry, requests, admission, answer, dropped_reflections }
     }
@@ -122,55 +127,63 @@ impl Collector for ExploreNumbers {
     }
 }
 
+/// An engine's numbers, by what their names begin with.
 #[derive(Debug)]
-struct EngineNumbers(Engine);
+struct EngineNumbers(&'static str, Engine);
 
 impl Collector for EngineNumbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let stats = self.0.stats();
+        let Self(prefix, engine) = self;
+        let stats = engine.stats();
         let counters = [
-            ("engine_steps", "Decode calls", stats.steps),
+            ("steps", "Decode calls", stats.steps),
             (
-                "engine_interrupted_steps",
+                "interrupted_steps",
                 "Steps of idle work broken off for somebody who came",
                 stats.interrupted_steps,
             ),
-            ("engine_prompt_tokens", "Prompt tokens evaluated", stats.prompt_tokens),
-            ("engine_cached_tokens", "Prompt tokens whose KV was there", stats.cached_tokens),
-            ("engine_generated_tokens", "Tokens sampled", stats.generated_tokens),
-            ("engine_guessed_tokens", "Tokens evaluated ahead", stats.guessed_tokens),
-            (
-                "engine_right_guesses",
-                "Of these, tokens that were then sampled",
-                stats.right_guesses,
-            ),
+            ("prompt_tokens", "Prompt tokens evaluated", stats.prompt_tokens),
+            ("cached_tokens", "Prompt tokens whose KV was there", stats.cached_tokens),
+            ("generated_tokens", "Tokens sampled", stats.generated_tokens),
+            ("guessed_tokens", "Tokens evaluated ahead", stats.guessed_tokens),
+            ("right_guesses", "Of these, tokens that were then sampled", stats.right_guesses),
         ];
         for (name, help, value) in counters {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(
-                name,
-                help,
-                None,
-                counter.metric_type(),
-            )?)?;
+            count(&mut encoder, &format!("{prefix}_{name}"), help, value)?;
         }
         let gauges = [
-            ("engine_queued", "Requests that wait for room", stats.queued),
-            ("engine_running", "Sequences in the batch", stats.running),
-            ("engine_cells_used", "KV cells in use", stats.cells_used),
-            ("engine_cells", "KV cells", stats.cells),
-            (
-                "engine_parked_bytes",
-                "Memory of prefixes kept outside the context",
-                stats.parked_bytes,
-            ),
-            ("engine_lanes", "Loaded generations", stats.lanes.len()),
-            ("engine_generation", "The active generation", stats.active.0 as usize),
+            ("queued", "Requests that wait for room", stats.queued),
+            ("running", "Sequences in the batch", stats.running),
+            ("cells_used", "KV cells in use", stats.cells_used),
+            ("cells", "KV cells", stats.cells),
+            ("parked_bytes", "Memory of prefixes kept outside the context", stats.parked_bytes),
+            ("lanes", "Loaded generations", stats.lanes.len()),
+            ("generation", "The active generation", stats.active.0 as usize),
         ];
         for (name, help, value) in gauges {
+            let name = format!("{prefix}_{name}");
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+            gauge.encode(encoder.encode_descriptor(&name, help, None, gauge.metric_type())?)?;
         }
         Ok(())
     }
+}
+
+/// How asking judges behind HTTP has gone.
+#[derive(Debug)]
+struct EndpointNumbers(Reflector);
+
+impl Collector for EndpointNumbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let CallCounts { answered, repeated, failed, .. } = self.0.endpoint_calls();
+        let encoder = &mut encoder;
+        count(encoder, "judge_answered", "Requests that a judge's endpoint answered", answered)?;
+        count(encoder, "judge_repeated", "Requests that were sent to it again", repeated)?;
+        count(encoder, "judge_failed", "Requests to it that were given up", failed)
+    }
+}
+
+fn count(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
 }

@@ -9,6 +9,7 @@ mod error;
 mod feedback;
 mod follow;
 mod health;
+mod judge;
 mod later;
 mod metrics;
 mod models;
@@ -94,7 +95,7 @@ struct Api {
 /// Serves until `phase` leaves [`Phase::Serving`] and the last connection has ended.
 pub fn spawn(listener: UnixListener, parts: Parts) -> JoinHandle<io::Result<()>> {
     let mut phase = parts.phase.clone();
-    let metrics = Arc::new(Metrics::new(&parts.engine, &parts.learner));
+    let metrics = Arc::new(Metrics::new(&parts.engine, &parts.reflector, &parts.learner));
     let api = Api {
         chats: Arc::new(AtomicUsize::new(0)),
         later: Later::spawn(&parts, Arc::clone(&metrics)),
@@ -131,6 +132,10 @@ fn router(api: Api) -> Router {
         .route("/v1/runs/resume", post(runs::resume))
         .route("/v1/runs/{id}", get(runs::show))
         .route("/v1/explore", post(runs::explore))
+        .route("/v1/judge", get(judge::report))
+        .route("/v1/judge/calibrate", post(judge::calibrate))
+        .route("/v1/judge/attack", post(judge::attack))
+        .route("/v1/judge/rescore", post(judge::rescore))
         .route("/v1/adapters", get(adapters::list))
         .route("/v1/adapters/{generation}", get(adapters::show))
         .route("/v1/adapters/import", post(adapters::import))

@@ -10,7 +10,9 @@ use serde_json::Value;
 use crate::config::{Mode, Problem, PromptLine, Verifier};
 use crate::engine::{EngineStats, FinishReason, Generation, ModelInfo};
 use crate::learn::{Guards, Stage};
+use crate::reflect::CallCounts;
 use crate::store::{CandidateId, Counts, ExchangeId};
+use crate::trust::{Attack, Report, Standing};
 
 /// Body of every error.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -463,6 +465,12 @@ pub struct Status {
     pub guards: Guards,
     /// Names.
     pub agents: Vec<String>,
+    /// Who judges each agent's answers, and whether it can be trusted, without the report.
+    pub judges: Vec<JudgeState>,
+    /// Live numbers of a second model that judges.
+    pub judge_engine: Option<EngineStats>,
+    /// How asking endpoints has gone.
+    pub endpoint_calls: CallCounts,
     /// The configuration.
     pub config: ConfigReport,
 }
@@ -497,6 +505,37 @@ impl Default for ExploreBody {
     fn default() -> Self {
         Self { agent: None, prompts: Vec::new(), limit: 1000, n: None, m: None, stream: false }
     }
+}
+
+/// One agent's entry of `GET /v1/judge`.
+#[derive(Clone, Debug, Serialize)]
+pub struct JudgeState {
+    /// The agent's name.
+    pub agent: String,
+    /// As assessments name the judge.
+    pub judge: String,
+    /// What becomes the one number of an answer.
+    pub scalar: String,
+    /// Whether a model may learn from its judge.
+    #[serde(flatten)]
+    pub standing: Standing,
+    /// The newest report on its present judge and rubrics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
+}
+
+/// `POST /v1/judge/calibrate`, `/v1/judge/attack` and `/v1/judge/rescore`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JudgeBody {
+    /// Whose judge; absent: every agent's.
+    pub agent: Option<String>,
+    /// Attack: wrong answers that are tried (absent: 40). Rescore: exchanges (absent: all).
+    pub limit: Option<usize>,
+    /// Attack: what with; absent: the attacks that are built in.
+    pub attacks: Option<Vec<Attack>>,
+    /// Follow it as server-sent events.
+    pub stream: bool,
 }
 
 /// `POST /v1/adapters/import`.

@@ -5,11 +5,14 @@
 
 mod training;
 
+mod beside;
+
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::json;
 
+use self::beside::Beside;
 use self::training::Training;
 use super::table::{Table, pairs};
 use super::{Places, terminal};
@@ -40,6 +43,7 @@ struct Report {
     machine: Option<Machine>,
     engine: Engine,
     model: Option<Model>,
+    judges: Vec<Beside>,
     trainer: Option<Trainer>,
     training: Option<Training>,
 }
@@ -112,9 +116,12 @@ async fn examine(root: &Path, model: Option<PathBuf>, wishes: &training::Wishes)
     }
     let is_there = machine.is_some() && !engine.model.as_os_str().is_empty();
     let model = if is_there { look_at_model(&engine, &mut problems).await } else { None };
-    let trainer = match &config {
-        Ok(config) if !is_about_file => Some(look_at_trainer(config).await),
-        _ => None,
+    let (judges, trainer) = match &config {
+        Ok(config) if !is_about_file => {
+            let judges = beside::look_at(config, model.as_ref(), &mut problems).await;
+            (judges, Some(look_at_trainer(config).await))
+        }
+        _ => (Vec::new(), None),
     };
     let can_be_asked = trainer.as_ref().is_none_or(|trainer| trainer.fault.is_none());
     let training = if model.is_some() && can_be_asked {
@@ -128,6 +135,7 @@ async fn examine(root: &Path, model: Option<PathBuf>, wishes: &training::Wishes)
         problems,
         machine,
         model,
+        judges,
         trainer,
         training,
     }
@@ -222,7 +230,7 @@ async fn look_at_trainer(config: &Config) -> Trainer {
 }
 
 fn render(report: &Report) -> String {
-    let Report { ready, problems, machine, engine, model, trainer, training } = report;
+    let Report { ready, problems, machine, engine, model, judges, trainer, training } = report;
     let mut rows = Vec::new();
     if let Some(machine) = machine {
         rows.push(("llama.cpp", machine.version.clone()));
@@ -264,6 +272,7 @@ fn render(report: &Report) -> String {
         rows.push(("servable", if *servable { "yes" } else { "no" }.to_owned()));
         text = tables(survey);
     }
+    rows.extend(judges.iter().map(Beside::row));
     if let Some(Trainer { command, device, fault }) = trainer {
         rows.push((
             "trainer",

@@ -8,7 +8,7 @@ use super::client::Client;
 use super::progress::{StageBar, follow};
 use super::reply::Ended;
 use super::table::span;
-use super::terminal;
+use super::{judge, terminal};
 use crate::config::prompt_file;
 use crate::exit::Exit;
 
@@ -86,6 +86,12 @@ fn describe(ended: &Ended) -> String {
             "Explored {prompts} prompts in {} ({enough} had enough good and bad answers early, \
              {given_up} were given up): {candidates} new answers, {positives} pass every aspect; \
              {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n",
+            span(*wall_s)
+        ),
+        Ended::Calibrated { reports } => reports.iter().map(judge::show).collect(),
+        Ended::Attacked { reports } => reports.iter().map(judge::show_attacks).collect(),
+        Ended::Rescored { exchanges, candidates, wall_s } => format!(
+            "Judged {candidates} answers to {exchanges} prompts again in {}.\n",
             span(*wall_s)
         ),
         Ended::Promoted { run, generation, share } if *share < 1.0 => format!(

@@ -15,6 +15,7 @@ mod explore;
 mod export;
 mod feedback;
 mod gate;
+mod judge;
 mod nano;
 mod probe;
 mod progress;
@@ -127,6 +128,8 @@ enum Command {
     Export(export::Arguments),
     /// Say what you think of an answer.
     Feedback(feedback::Arguments),
+    /// Measure how far the judge can be trusted, calibrate it, attack it, judge stored answers again.
+    Judge(judge::Arguments),
     /// Serve, explore, train and swap in a scratch folder, and measure what it brings.
     Demo(demo::Arguments),
     /// Make and measure the embedded model.
@@ -173,6 +176,7 @@ async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
         Command::Adapters(arguments) => adapters::run(&client, &arguments).await,
         Command::Export(arguments) => export::run(&client, arguments).await,
         Command::Feedback(arguments) => feedback::run(&client, &arguments).await,
+        Command::Judge(arguments) => judge::run(&client, &arguments).await,
         Command::Demo(arguments) => demo::run(&places.root, arguments).await,
         Command::Nano(command) => nano::run(command).await,
     }

@@ -1,15 +1,17 @@
 //! `reflectd nano`: the making of the embedded model, but for its training (`reflectd-trainer pretrain`): its prompt
 //! files, its quantization, and the measurement of what the base model can do. Called by `cli::run`.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use fastrand::Rng;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
 use super::progress;
 use super::terminal::{print, print_json};
-use crate::config::{load_prompts, prompt_file};
+use crate::config::{ProbeLine, load_prompts, prompt_file};
 use crate::engine::{
     self, Class, Engine, EngineConfig, FlashAttention, GenerateRequest, Generation, KvCache, Lane,
     Piece, Sampling, ScoreRequest, TextPart, Token,
@@ -17,7 +19,7 @@ use crate::engine::{
 use crate::exit::Exit;
 use crate::nano::corpus::CHAT_TEMPLATE;
 use crate::nano::prompts::{problems, prompt_lines};
-use crate::nano::world::{ASPECTS, Problem, Split};
+use crate::nano::world::{ASPECTS, Answer, Habits, Problem, Split, judge};
 use crate::prompt::{AspectView, ChatTemplate, Message, PromptSet, Role};
 use crate::statistics::{Judged, Share, judge_quality};
 
@@ -34,6 +36,19 @@ pub(super) enum Command {
         /// Of the choice.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+    },
+    /// Print held-out problems with imperfect answers and what is right and wrong with each, as JSON
+    /// lines of labelled answers: what the judge is measured on.
+    Probes {
+        /// Problems; each has two answers.
+        #[arg(long, default_value_t = 300)]
+        count: usize,
+        /// Of the choice.
+        #[arg(long, default_value_t = 11)]
+        seed: u64,
+        /// Prompts that are not asked: JSON lines, such as the held-out set of the gate.
+        #[arg(long, value_name = "FILE")]
+        except: Option<PathBuf>,
     },
     /// Quantize a GGUF to `Q8_0`.
     Quantize {
@@ -77,6 +92,11 @@ pub(super) async fn run(command: Command) -> anyhow::Result<Exit> {
             };
             print(&prompt_file::render(&prompt_lines(split, count, seed)))?;
         }
+        Command::Probes { count, seed, except } => {
+            let asked = except.as_deref().map(prompt_file::read).transpose()?.unwrap_or_default();
+            let asked = asked.into_iter().map(|line| line.prompt).collect();
+            print(&prompt_file::render(&probe_lines(count, seed, &asked)))?;
+        }
         Command::Quantize { from, to } => {
             engine::llama::quantize(&from, &to, engine::llama::Quantization::Q8_0)?;
         }
@@ -85,6 +105,34 @@ pub(super) async fn run(command: Command) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Ok)
+}
+
+/// One answer by the teacher and one by somebody who errs in every way, to problems that nobody was
+/// trained on and the gate does not ask.
+fn probe_lines(count: usize, seed: u64, asked: &HashSet<String>) -> Vec<ProbeLine> {
+    let mut rng = Rng::with_seed(seed);
+    let mut seen = asked.clone();
+    let mut lines = Vec::new();
+    while lines.len() < 2 * count {
+        let problem = Problem::sample(&mut rng, Split::HeldOut);
+        if !seen.insert(problem.question.clone()) {
+            continue;
+        }
+        for habits in [Habits::TEACHER, Habits::WILD] {
+            let answer = Answer::imperfect(&problem, &habits, &mut rng);
+            let levels = judge(&problem, &answer).levels.map(|level| level.cast_signed() - 2);
+            let names = ASPECTS.map(str::to_owned);
+            lines.push(ProbeLine {
+                id: format!("{seed}-{}", lines.len()),
+                prompt: problem.question.clone(),
+                good: Some(problem.verify(&answer.text())),
+                answer: answer.text(),
+                reference: None,
+                aspects: names.into_iter().zip(levels).collect(),
+            });
+        }
+    }
+    lines
 }
 
 /// Problems at once: enough to fill the engine's batch.
@@ -244,5 +292,26 @@ impl Subject {
     }
     fn tokens(&self, messages: &[Message]) -> anyhow::Result<Vec<Token>> {
         Ok(self.engine.vocabulary().tokenize(&self.template.render(messages)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_probes_are_what_the_command_makes_and_nobody_else_asks_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("agents/nano");
+        let held_out = prompt_file::read(&folder.join("held-out.jsonl")).unwrap();
+        let asked: HashSet<String> = held_out.into_iter().map(|line| line.prompt).collect();
+        let shipped = prompt_file::read_probes(&folder.join("probes.jsonl")).unwrap();
+        assert_eq!(shipped, probe_lines(300, 11, &asked));
+        assert!(shipped.iter().all(|line| !asked.contains(&line.prompt)));
+        let of = |name: &str, level: i8| {
+            shipped.iter().filter(|line| line.aspects[name] == level).count()
+        };
+        for name in ASPECTS {
+            assert!(30 <= of(name, 1) && 30 <= of(name, -1) + of(name, 0), "{name}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::client::Client;
 use super::reply::{Ended, Stage};
 use super::table::span;
+use crate::learn::JudgeTask;
 use crate::protocol::Step;
 
 /// How a long operation ended.
@@ -116,6 +117,14 @@ fn view(stage: &Stage) -> Option<View> {
         Stage::Gating { done, total, .. } => {
             View { name: "gating", done: *done, total: *total, message: String::new() }
         }
+        Stage::Judging { task, done, total } => {
+            let name = match task {
+                JudgeTask::Calibrate => "measuring the judge",
+                JudgeTask::Attack => "attacking the judge",
+                JudgeTask::Rescore => "judging again",
+            };
+            View { name, done: *done, total: *total, message: String::new() }
+        }
     })
 }
 
@@ -186,6 +195,7 @@ mod tests {
             learn::Stage::Training { run, n_steps: 10, step, paused: true },
             learn::Stage::Training { run, n_steps: 10, step: Step::default(), paused: false },
             learn::Stage::Gating { run, done: 4, total: 5 },
+            learn::Stage::Judging { task: JudgeTask::Attack, done: 6, total: 7 },
         ]
         .map(|stage| describe(&reread(&stage)));
         let expected = [
@@ -197,6 +207,7 @@ mod tests {
              3072 MiB, paused: somebody chats",
             "training run 7: 0/10",
             "gating run 7: 4/5",
+            "attacking the judge: 6/7",
         ];
         assert_eq!(shown, expected);
     }

@@ -6,8 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::engine::Generation;
+use crate::learn::JudgeTask;
 use crate::protocol::Step;
 use crate::store::{Assessment, CandidateId, Event, ExchangeId, RunId, RunState, Watch};
+use crate::trust::{AttackReport, Report, Standing};
 
 /// `{"error": ...}`.
 #[derive(Debug, Deserialize)]
@@ -137,6 +139,11 @@ pub(super) enum Stage {
         done: u64,
         total: u64,
     },
+    Judging {
+        task: JudgeTask,
+        done: u64,
+        total: u64,
+    },
 }
 
 /// How a long operation ended.
@@ -151,6 +158,17 @@ pub(super) enum Ended {
         enough: u64,
         given_up: u64,
         positives_per_1000_tokens: f64,
+        wall_s: f64,
+    },
+    Calibrated {
+        reports: Vec<Report>,
+    },
+    Attacked {
+        reports: Vec<AttackReport>,
+    },
+    Rescored {
+        exchanges: u64,
+        candidates: u64,
         wall_s: f64,
     },
     Promoted {
@@ -184,7 +202,28 @@ pub(super) struct Status {
     pub(super) next_run: Option<String>,
     pub(super) guards: Guards,
     pub(super) agents: Vec<String>,
+    #[serde(default)]
+    pub(super) judges: Vec<JudgeState>,
+    #[serde(default)]
+    pub(super) endpoint_calls: EndpointCalls,
     pub(super) config: ConfigState,
+}
+
+/// Inside [`Status`], and in the list of `GET /v1/judge`.
+#[derive(Debug, Deserialize)]
+pub(super) struct JudgeState {
+    pub(super) agent: String,
+    pub(super) judge: String,
+    pub(super) scalar: String,
+    #[serde(flatten)]
+    pub(super) standing: Standing,
+    pub(super) report: Option<Report>,
+}
+
+/// Inside [`Status`].
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct EndpointCalls {
+    pub(super) last_error: Option<String>,
 }
 
 /// Inside [`Status`].

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::client::Client;
 use super::reply::{Seen, Side, Status};
 use super::table::{or_none, pairs, span, time};
-use super::{Json, progress, terminal};
+use super::{Json, judge, progress, terminal};
 use crate::exit::Exit;
 use crate::store::{Watch, WatchState};
 
@@ -39,6 +39,14 @@ fn render(status: &Status) -> String {
         ("runs", counts.runs.to_string()),
         ("configuration", status.config.state.replace('_', " ")),
     ];
+    for state in &status.judges {
+        let (who, standing) = (&state.judge, judge::describe(&state.standing));
+        let text = format!("{}: {who}; scalar: {}; {standing}", state.agent, state.scalar);
+        rows.push(("judge", text));
+    }
+    if let Some(error) = &status.endpoint_calls.last_error {
+        rows.push(("judge's fault", error.clone()));
+    }
     for alarm in &status.guards.alarms {
         let reason = alarm.detail["reason"].as_str().unwrap_or_default();
         rows.push(("alarm", format!("{}: {reason}", time(alarm.created_ms))));

@@ -11,10 +11,12 @@ use std::time::Duration;
 use serde::Deserialize;
 use sha2::Digest as _;
 
+use super::judge::{aspect_choice, judge, scalar};
 use super::raw::{Problems, Section};
 use super::settings::Settings;
 use super::{
-    Agent, AgentAspect, Aspect, Config, ConfigError, Mode, Reflection, StopEarly, Verifier,
+    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising,
+    Reflection, ScalarConfig, StopEarly, Verifier,
 };
 use crate::engine::{EngineConfig, Sampling};
 use crate::paths;
@@ -22,8 +24,8 @@ use crate::prompt::{Message, PromptSet, Role};
 
 /// Requests name the default agent so; no agent may.
 const DEFAULT: &str = "default";
-/// Assessments by a verifier carry this name; no aspect may.
-const VERIFIER: &str = "verifier";
+/// Assessments by a verifier and by a reward model carry these names; no aspect may.
+const RESERVED: [&str; 2] = ["verifier", "reward"];
 
 /// Reads and checks everything below a root folder.
 pub fn load(root: &Path) -> Result<Config, ConfigError> {
@@ -69,7 +71,7 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
     }
     for name in &names {
         let file = Path::new("agents").join(format!("{name}.yaml"));
-        let Some((agent, path)) = files.agent(name, &file, &settings.engine) else { continue };
+        let Some((agent, path)) = files.agent(name, &file, &settings) else { continue };
         match &model {
             Some((first, same)) if *same != path => problems.add(
                 &file,
@@ -81,6 +83,14 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
         }
         agents.insert(name.clone(), Arc::new(agent));
     }
+    let judge = one_file(problems, &agents, "judge", |agent| match &agent.judge {
+        JudgeConfig::Model(model) => Some(model),
+        JudgeConfig::Own | JudgeConfig::Endpoint(_) => None,
+    });
+    let reward = one_file(problems, &agents, "scalar", |agent| match &agent.scalar {
+        ScalarConfig::Reward(reward) => Some(&reward.model),
+        ScalarConfig::Aspects => None,
+    });
 
     let default_agent = match (wanted_default, names.first()) {
         (Some(wanted), _) if names.contains(&wanted) => Some(wanted),
@@ -92,20 +102,51 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
             None
         }
     };
-    let Settings { server, trainer, learn, log_text, .. } = settings;
+    let Settings { server, trainer, learn, trust, log_text, .. } = settings;
     settings.engine.model = model?.1;
     let engine = settings.engine;
     let default_agent = default_agent?;
+    let beside = |model: PathBuf| EngineConfig { model, ..engine.clone() };
     Some(Config {
         root: root.into(),
+        judge_engine: judge.map(beside),
+        reward_engine: reward.map(beside),
         engine,
         server,
         trainer,
         learn,
+        trust,
         agents,
         default_agent,
         log_text,
     })
+}
+
+/// The one file that agents name for a purpose: each is a model in memory.
+fn one_file(
+    problems: &Problems,
+    agents: &BTreeMap<String, Arc<Agent>>,
+    key: &str,
+    file_of: impl Fn(&Agent) -> Option<&PathBuf>,
+) -> Option<PathBuf> {
+    let named = agents.values().filter_map(|agent| Some((agent, file_of(agent)?)));
+    let mut first: Option<(&Agent, &PathBuf)> = None;
+    for (agent, file) in named {
+        match first {
+            None => first = Some((agent, file)),
+            Some((other, same)) if same != file => problems.add(
+                &Path::new("agents").join(format!("{}.yaml", agent.name)),
+                key,
+                format!(
+                    "is not the model of {} ({}); all agents share one",
+                    other.name,
+                    same.display()
+                ),
+            ),
+            Some(_) => {}
+        }
+    }
+    first.map(|(_, file)| file.clone())
 }
 
 /// The stems of a folder's YAML files; none when there is no such folder.
@@ -133,12 +174,7 @@ struct Files<'a> {
 
 impl Files<'_> {
     /// An agent and its model, if nothing is wrong that would leave a hole in it.
-    fn agent(
-        &mut self,
-        name: &str,
-        file: &Path,
-        engine: &EngineConfig,
-    ) -> Option<(Agent, PathBuf)> {
+    fn agent(&mut self, name: &str, file: &Path, settings: &Settings) -> Option<(Agent, PathBuf)> {
         let mut keys = Section::read(self.root, file, self.problems)?;
         if name == DEFAULT || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         {
@@ -153,14 +189,21 @@ impl Files<'_> {
         let aspects = self.agent_aspects(name, &mut keys);
         let held_out = self.prompts_of(&mut keys, "held_out");
         let general = self.prompts_of(&mut keys, "general");
+        // What is wrong with the prompts has been said.
+        let can_choose = prompts.as_ref().is_none_or(|prompts| prompts.can_choose());
+        let probes = self.prompts_of(&mut keys, "probes");
         let agent = Agent {
+            aspect_choice: aspect_choice(&mut keys, aspects.len(), can_choose),
+            judge: judge(self.root, &mut keys, settings.judge.clone()),
+            scalar: scalar(self.root, &mut keys),
             description: keys.value("description", String::new()),
             system: keys.optional("system"),
-            sampling: sampling(&mut keys.section("sampling"), engine),
+            sampling: sampling(&mut keys.section("sampling"), &settings.engine),
             reflection: reflection(&mut keys.section("reflection")),
             verifier: verifier(&mut keys),
             learn: keys.value("learn", true),
             held_out,
+            probes,
             general,
             aspects,
             prompts: prompts?,
@@ -211,7 +254,7 @@ impl Files<'_> {
         for mut item in items {
             let name = item.text("name");
             let weight = item.number("weight", 1.0, &(0.001..=1000.0));
-            let pass = item.number("pass", 0.5, &(0.0..=1.0));
+            let pass = pass(&mut item);
             let Some(name) = name else { continue };
             let folder = known.iter().position(|stems| stems.contains(&name));
             let Some(folder) = folder.and_then(|index| folders.get(index)) else {
@@ -240,9 +283,28 @@ impl Files<'_> {
     }
 }
 
+/// The owner's number, or the word `calibrated`.
+fn pass(keys: &mut Section<'_>) -> Pass {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Number(f64),
+        Word(String),
+        Other(serde::de::IgnoredAny),
+    }
+    match keys.value("pass", Given::Number(0.5)) {
+        Given::Number(number) if (0.0..=1.0).contains(&number) => Pass::Fixed(number),
+        Given::Word(word) if word == "calibrated" => Pass::Calibrated,
+        Given::Number(_) | Given::Word(_) | Given::Other(_) => {
+            keys.problem("pass", "must be calibrated or a number from 0 to 1");
+            Pass::Calibrated
+        }
+    }
+}
+
 fn aspect(name: &str, mut keys: Section<'_>) -> Option<Aspect> {
-    if name == VERIFIER {
-        keys.problem("", format!("is an aspect named {VERIFIER:?}, which is reserved"));
+    if RESERVED.contains(&name) {
+        keys.problem("", format!("is an aspect named {name:?}, which is reserved"));
     }
     let description = keys.text("description");
     let wanted = "three texts are needed: what levels -1, 0 and +1 mean";
@@ -270,19 +332,33 @@ struct Turn {
 }
 
 fn prompt_set(mut keys: Section<'_>) -> Option<PromptSet> {
+    let form = keys.optional::<String>("form");
     let labels = keys.required("labels", "three texts, one token each, stand for levels -1, 0, +1");
     let mut templates = BTreeMap::new();
+    let wanted = "a list of turns {role, content} is needed";
+    let insert = |templates: &mut BTreeMap<_, _>, name: &str, turns: Vec<Turn>| {
+        let turn = |Turn { role, content }| Message { role, content };
+        templates.insert(name.to_owned(), turns.into_iter().map(turn).collect());
+    };
     for name in ["assess", "critique", "refine"] {
-        let wanted = "a list of turns {role, content} is needed";
         if let Some(turns) = keys.required::<Vec<Turn>>(name, wanted) {
-            let turn = |Turn { role, content }| Message { role, content };
-            templates.insert(name.to_owned(), turns.into_iter().map(turn).collect());
+            insert(&mut templates, name, turns);
         }
     }
-    if templates.len() < 3 {
+    let is_whole = templates.len() == 3;
+    if let Some(turns) = keys.optional::<Vec<Turn>>("choose") {
+        insert(&mut templates, "choose", turns);
+    }
+    if !is_whole {
         return None;
     }
-    PromptSet::new(labels?, templates).map_err(|error| keys.problem("", error.to_string())).ok()
+    let mut set = PromptSet::new(labels?, templates)
+        .map_err(|error| keys.problem("", error.to_string()))
+        .ok()?;
+    if let Some(form) = form {
+        set.set_form(&form).map_err(|error| keys.problem("form", error.to_string())).ok()?;
+    }
+    Some(set)
 }
 
 fn sampling(keys: &mut Section<'_>, engine: &EngineConfig) -> Sampling {
@@ -310,6 +386,7 @@ fn reflection(keys: &mut Section<'_>) -> Reflection {
         refinements: keys.number("refinements", 4, &(0..=64)),
         rounds: keys.number("rounds", 1, &(0..=8)),
         margin: keys.number("margin", 0.1, &(0.0..=2.0)),
+        promising: keys.value("promising", Promising::BestFaulty),
         refine_temperature: keys.number("refine_temperature", 1.0, &(0.0..=10.0)),
         critique_tokens: keys.number("critique_tokens", 200, &(1..=4096)),
         latency: keys.seconds("latency_s", 20.0).max(Duration::from_millis(1)),

@@ -3,6 +3,7 @@
 //! Functions elsewhere take the slice they need, never the whole [`Config`].
 
 mod check;
+mod judge;
 pub mod prompt_file;
 mod raw;
 mod settings;
@@ -23,6 +24,7 @@ use crate::prompt::PromptSet;
 use crate::protocol;
 
 pub use check::{load, load_prompts};
+pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
 pub use settings::{Defaults, defaults};
 
 /// Everything that the YAML files say, checked.
@@ -32,12 +34,18 @@ pub struct Config {
     pub root: PathBuf,
     /// The model's thread. Cannot change live.
     pub engine: EngineConfig,
+    /// The thread of a second model that judges, when an agent names one. Cannot change live.
+    pub judge_engine: Option<EngineConfig>,
+    /// The thread of a reward model, when an agent names one. Cannot change live.
+    pub reward_engine: Option<EngineConfig>,
     /// The socket and its limits.
     pub server: ServerConfig,
     /// The trainer program.
     pub trainer: TrainerConfig,
     /// When and how to learn: one policy for the served model.
     pub learn: LearnConfig,
+    /// How far a judge has to be trusted.
+    pub trust: TrustConfig,
     /// By name. All serve the same GGUF (`engine.model`).
     pub agents: BTreeMap<String, Arc<Agent>>,
     /// The agent for requests that name the model `default`: the only one, or `default_agent`.
@@ -127,6 +135,12 @@ pub struct Agent {
     pub prompts: Arc<PromptSet>,
     /// What answers are judged by, at least one.
     pub aspects: Vec<AgentAspect>,
+    /// Which of them judge a prompt.
+    pub aspect_choice: AspectChoice,
+    /// Who judges by them.
+    pub judge: JudgeConfig,
+    /// What becomes the one number of an answer.
+    pub scalar: ScalarConfig,
     /// The reflection budget.
     pub reflection: Reflection,
     /// Verifier for prompts that bring none of their own.
@@ -135,6 +149,9 @@ pub struct Agent {
     pub learn: bool,
     /// Held-out prompts (JSON lines of [`PromptLine`]) for the gate; they never enter training.
     pub held_out: Option<PathBuf>,
+    /// Labelled answers (JSON lines of [`ProbeLine`]) that measure the judge; their prompts never
+    /// enter training.
+    pub probes: Option<PathBuf>,
     /// Prompts that are not of this agent's task, in the same form: a candidate must not answer
     /// them worse. They never enter training either.
     pub general: Option<PathBuf>,
@@ -147,8 +164,22 @@ pub struct AgentAspect {
     pub aspect: Arc<Aspect>,
     /// Weight in the scalar, above 0.
     pub weight: f64,
-    /// An answer passes when p(+1) is at least this.
-    pub pass: f64,
+    /// Where its bar is.
+    pub pass: Pass,
+}
+
+/// An answer passes an aspect when p(+1) is at least this.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pass {
+    /// The owner's number.
+    Fixed(f64),
+    /// What calibration has found; until then [`Pass::UNCALIBRATED`].
+    Calibrated,
+}
+
+impl Pass {
+    /// The bar of an aspect that waits for its calibration.
+    pub const UNCALIBRATED: f64 = 0.5;
 }
 
 /// One criterion with three written levels.
@@ -191,6 +222,8 @@ pub struct Reflection {
     pub rounds: u32,
     /// A refinement is served only when its value beats its parent's by this much (0 to 2).
     pub margin: f64,
+    /// Which draft exploration revises.
+    pub promising: Promising,
     /// Temperature of refinements.
     pub refine_temperature: f32,
     /// Most tokens of a critique.
@@ -205,6 +238,16 @@ pub struct Reflection {
     pub stop_early: StopEarly,
     /// Weight of a verifier's level in the scalar and, above 0, in the veto; 0 only measures.
     pub verifier_weight: f64,
+}
+
+/// Which draft exploration revises.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Promising {
+    /// The one with the largest scalar among those that fail an aspect; none when all pass.
+    BestFaulty,
+    /// The one with the largest scalar of all (the paper).
+    Best,
 }
 
 /// When exploration leaves a prompt before all its drafts and refinements are made.
@@ -262,6 +305,42 @@ pub struct PromptLine {
     /// How to check an answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verifier: Option<Verifier>,
+}
+
+/// A labelled answer from a file.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeLine {
+    /// Unique in its file.
+    pub id: String,
+    /// The user's words.
+    pub prompt: String,
+    /// What was answered.
+    pub answer: String,
+    /// Shown to the judge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Whether the answer as a whole is good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub good: Option<bool>,
+    /// The level of each aspect that somebody has looked at: -1, 0 or 1.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aspects: BTreeMap<String, i8>,
+}
+
+/// How far a judge has to be trusted before a model learns from it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrustConfig {
+    /// The lower bound of the area under the ROC curve must reach this.
+    pub min_auc: f64,
+    /// Good labels, and as many bad ones, from which on a measurement counts.
+    pub min_labels: usize,
+    /// Share of bad answers that a calibrated bar may let pass.
+    pub max_false_accept: f64,
+    /// Without enough labels nothing is trained.
+    pub required: bool,
+    /// Labelled answers that one measurement looks at.
+    pub max_probes: usize,
 }
 
 /// When and how to learn.
@@ -451,10 +530,20 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         ("engine.flash_attention", *flash_attention == new.engine.flash_attention),
         ("engine.kv_cache", *kv_cache == new.engine.kv_cache),
         ("engine.queue", *queue == new.engine.queue),
+        ("judge.model", model_of(old.judge_engine.as_ref()) == model_of(new.judge_engine.as_ref())),
+        (
+            "scalar.reward_model",
+            model_of(old.reward_engine.as_ref()) == model_of(new.reward_engine.as_ref()),
+        ),
         ("server.socket", old.server.socket == new.server.socket),
     ]
     .into_iter()
     .filter(|&(_, is_same)| !is_same)
     .map(|(key, _)| key.to_owned())
     .collect()
+}
+
+/// The other settings of these threads are those of `engine`.
+fn model_of(engine: Option<&EngineConfig>) -> Option<&Path> {
+    engine.map(|engine| engine.model.as_path())
 }

@@ -170,6 +170,15 @@ impl<'a> Section<'a> {
         Self::new(&self.file, self.dotted(key), value, self.problems)
     }
 
+    /// A word, or a mapping with more to say; `None` when neither is there.
+    pub(super) fn word_or_section(&mut self, key: &'static str) -> Option<Result<String, Self>> {
+        match self.take(key) {
+            Value::Null => None,
+            Value::String(word) => Some(Ok(word)),
+            value => Some(Err(Self::new(&self.file, self.dotted(key), value, self.problems))),
+        }
+    }
+
     /// Whether a key has a value that nobody took yet.
     pub(super) fn has(&self, key: &str) -> bool {
         self.left.get(key).is_some_and(|value| !value.is_null())

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::judge::judge;
 use super::raw::{Problems, Section};
 use super::{
-    CanaryConfig, GateConfig, LearnConfig, PairPolicy, PauseConfig, Positives, Rejected,
-    ServerConfig, Start, TrainerConfig, WatchConfig,
+    CanaryConfig, GateConfig, JudgeConfig, LearnConfig, PairPolicy, PauseConfig, Positives,
+    Rejected, ServerConfig, Start, TrainerConfig, TrustConfig, WatchConfig,
 };
 use crate::engine::{EngineConfig, FlashAttention, KvCache};
 use crate::protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
@@ -24,6 +25,9 @@ pub(super) struct Settings {
     pub(super) server: ServerConfig,
     pub(super) trainer: TrainerConfig,
     pub(super) learn: LearnConfig,
+    /// Of agents that name none of their own.
+    pub(super) judge: JudgeConfig,
+    pub(super) trust: TrustConfig,
     pub(super) log_text: bool,
 }
 
@@ -35,6 +39,8 @@ impl Settings {
             server: server(root, &mut file.section("server")),
             trainer: trainer(root, &mut file.section("trainer")),
             learn: learn(&mut file.section("learn")),
+            judge: judge(root, file, JudgeConfig::Own),
+            trust: trust(&mut file.section("trust")),
             log_text: file.value("log_text", false),
         }
     }
@@ -176,6 +182,16 @@ fn learn(keys: &mut Section<'_>) -> LearnConfig {
             resume_feedback: keys.number("resume_feedback", 20, &(1..=1_000_000)),
         },
         keep_generations: keys.number("keep_generations", 5, &(1..=1000)),
+    }
+}
+
+fn trust(keys: &mut Section<'_>) -> TrustConfig {
+    TrustConfig {
+        min_auc: keys.number("min_auc", 0.5, &(0.5..=1.0)),
+        min_labels: keys.number("min_labels", 30, &(10..=100_000)),
+        max_false_accept: keys.number("max_false_accept", 0.2, &(0.0..=1.0)),
+        required: keys.value("required", false),
+        max_probes: keys.number("max_probes", 2000, &(20..=1_000_000)),
     }
 }
 

@@ -15,6 +15,7 @@ mod files;
 mod inspect;
 mod memory;
 mod process;
+mod reward;
 mod shape;
 mod vocabulary;
 
@@ -46,6 +47,7 @@ pub use files::{
 };
 pub use inspect::{Machine, Stored, Survey, machine, survey, version};
 pub use memory::{MemoryPlan, MemoryShare};
+pub use reward::RewardModel;
 
 /// llama.cpp's own bound for one context (`LLAMA_MAX_SEQ`).
 const MAX_SEQUENCES: usize = 256;
@@ -71,45 +73,35 @@ pub struct Llama {
 impl Llama {
     /// Loads the model and makes its context.
     pub fn load(config: &EngineConfig) -> Result<Self, EngineError> {
-        let path = config.model.as_path();
-        let sha256 = model_sha256(path).map_err(|error| unreadable(path, &error))?;
-        Self::open(config, sha256)
+        Self::load_beside(config, 0)
+    }
+
+    /// The same beside other models, whose files take `mapped` bytes of memory.
+    pub(in crate::engine) fn load_beside(
+        config: &EngineConfig,
+        mapped: u64,
+    ) -> Result<Self, EngineError> {
+        let sha256 = hash(&config.model)?;
+        Self::open(config, sha256, mapped)
     }
 
     /// The same for a file whose hash is known, or that nobody will ask it of.
-    pub(super) fn open(config: &EngineConfig, sha256: String) -> Result<Self, EngineError> {
+    pub(super) fn open(
+        config: &EngineConfig,
+        sha256: String,
+        mapped: u64,
+    ) -> Result<Self, EngineError> {
         init()?;
         let path = config.model.as_path();
-        let refused = |reason: String| load_error(path, reason);
         let parts = open_model(path)?;
         let header = parts.header();
-        let shape = check_model(&parts).map_err(refused)?;
-        let n_vocab = vocabulary_size(header);
-        let devices = devices();
-        let demand = demand(config, &parts, &shape, &devices).map_err(refused)?;
-        let limits = demand.limits;
-        let plan = demand.plan(config.gpu_layers, &devices).map_err(refused)?;
-        demand.check(&plan).map_err(refused)?;
-
-        let model = Arc::new(Model::load(path, plan.gpu_layers)?);
-        if !model.has_plain_cache() {
-            let reason = "it is recurrent or has an encoder; use a decoder with attention only";
-            return Err(load_error(path, reason));
-        }
-        if model.n_vocab() != n_vocab {
-            let reason = format!("it has {} tokens, not {n_vocab}", model.n_vocab());
-            return Err(refused(reason));
-        }
-        let threads = config.threads.map_or_else(physical_cores, size);
-        let computing = Computing {
-            threads,
-            batch_threads: config.batch_threads.map_or(threads, size),
-            flash_attention: flash_attention(config, &devices),
-            kv_cache: config.kv_cache,
-        };
+        let Loaded { model, limits, computing } = load(config, &parts, mapped, |limits| limits)?;
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
-        let vocabulary = Arc::new(LlamaVocabulary::new(Arc::clone(&model)));
+        let vocabulary = Arc::new(LlamaVocabulary::new(
+            Arc::clone(&model),
+            header.string("tokenizer.chat_template").unwrap_or_default(),
+        ));
         let info = info(path, sha256, header, &model, &vocabulary, limits.cells)?;
         if info.max_sequence < limits.cells {
             let (longest, pool) = (info.max_sequence, limits.cells);
@@ -127,6 +119,60 @@ impl Llama {
             model,
         })
     }
+}
+
+/// A model in memory, and what its context may be.
+#[derive(Debug)]
+struct Loaded {
+    model: Arc<Model>,
+    limits: Limits,
+    computing: Computing,
+}
+
+/// Checks a file, plans its memory and loads it. `lower`: what of the limits its use needs.
+fn load(
+    config: &EngineConfig,
+    parts: &Parts,
+    mapped: u64,
+    lower: impl FnOnce(Limits) -> Limits,
+) -> Result<Loaded, EngineError> {
+    let path = config.model.as_path();
+    let refused = |reason: String| load_error(path, reason);
+    let shape = check_model(parts).map_err(refused)?;
+    let n_vocab = vocabulary_size(parts.header());
+    let devices = devices();
+    let mut demand = demand(config, parts, &shape, &devices).map_err(refused)?;
+    demand.limits = lower(demand.limits);
+    let limits = demand.limits;
+    let mut plan = demand.plan(config.gpu_layers, &devices).map_err(refused)?;
+    if plan.gpu.is_none() {
+        // The kernel calls mapped pages available, but they are read at every step.
+        plan.host.available = plan.host.available.saturating_sub(mapped);
+    }
+    demand.check(&plan).map_err(refused)?;
+
+    let model = Arc::new(Model::load(path, plan.gpu_layers)?);
+    if !model.has_plain_cache() {
+        let reason = "it is recurrent or has an encoder; use a decoder with attention only";
+        return Err(load_error(path, reason));
+    }
+    if model.n_vocab() != n_vocab {
+        let reason = format!("it has {} tokens, not {n_vocab}", model.n_vocab());
+        return Err(refused(reason));
+    }
+    let threads = config.threads.map_or_else(physical_cores, size);
+    let computing = Computing {
+        threads,
+        batch_threads: config.batch_threads.map_or(threads, size),
+        flash_attention: flash_attention(config, &devices),
+        kv_cache: config.kv_cache,
+        pooling: None,
+    };
+    Ok(Loaded { model, limits, computing })
+}
+
+fn hash(path: &Path) -> Result<String, EngineError> {
+    model_sha256(path).map_err(|error| unreadable(path, &error))
 }
 
 /// What serving this model would take.

@@ -7,6 +7,7 @@
 pub mod backend;
 mod door;
 pub mod fake;
+pub mod floor;
 mod job;
 mod kv;
 mod lane;
@@ -14,6 +15,7 @@ pub mod llama;
 mod lookup;
 mod parked;
 pub mod probe;
+pub mod reward;
 pub mod sample;
 pub mod scheduler;
 mod segment;
@@ -33,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use probe::Prober;
-pub use thread::{EngineThread, spawn, spawn_with};
+pub use thread::{EngineThread, spawn, spawn_beside, spawn_on, spawn_with};
 
 /// A token id of the served model's vocabulary.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]

@@ -175,7 +175,7 @@ pub fn run(model: &Path, adapter: Option<&Path>) -> Result<(), EngineError> {
         kv_cache: KvCache::F16,
         queue: 1,
     };
-    let mut llama = Llama::open(&config, String::new())?;
+    let mut llama = Llama::open(&config, String::new(), 0)?;
     speak(&llama);
     compute(&mut llama, model)?;
     if let Some(adapter) = adapter {

@@ -1,11 +1,13 @@
 //! The engine thread with the scripted model: what callers may rely on. The fake refuses gaps,
 //! mixed generations and too many cells, so every test here checks those too.
 
+mod beside;
 mod copies;
 mod lanes;
 mod limits;
 mod llama;
 mod sharing;
+mod vocabulary;
 
 use proptest::prelude::*;
 

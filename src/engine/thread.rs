@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::backend::{Backend, Entry, SequenceId};
 use super::door::{Checked, Door};
+use super::floor::{Floor, Seat};
 use super::job::{Job, Purpose, Reply};
 use super::kv::{Kv, Source, common_prefix};
 use super::lane::Lanes;
@@ -28,8 +29,17 @@ const WORTH_WAITING: usize = 16;
 
 /// Loads the model with llama.cpp. Resolves when it is ready or has failed.
 pub async fn spawn(config: &EngineConfig) -> Result<(Engine, EngineThread), EngineError> {
+    spawn_beside(&Floor::default(), config, 0).await
+}
+
+/// The same for a process that has other engines, whose files take `mapped` bytes of memory.
+pub async fn spawn_beside(
+    floor: &Floor,
+    config: &EngineConfig,
+    mapped: u64,
+) -> Result<(Engine, EngineThread), EngineError> {
     let config = config.clone();
-    spawn_with(config.queue, move || llama::Llama::load(&config)).await
+    spawn_on(floor, config.queue, move || llama::Llama::load_beside(&config, mapped)).await
 }
 
 /// The same with any backend. `load` runs inside the thread, because a context must not leave it.
@@ -38,32 +48,55 @@ where
     B: Backend + 'static,
     F: FnOnce() -> Result<B, EngineError> + Send + 'static,
 {
+    spawn_on(&Floor::default(), queue, load).await
+}
+
+/// The same for a process that has other engines.
+pub async fn spawn_on<B, F>(
+    floor: &Floor,
+    queue: usize,
+    load: F,
+) -> Result<(Engine, EngineThread), EngineError>
+where
+    B: Backend + 'static,
+    F: FnOnce() -> Result<B, EngineError> + Send + 'static,
+{
+    let seat = floor.seat();
     // Requests are bounded by the two doors; the rest is for lanes and for callers that left
     // while their command was under way.
     let (commands, inbox) = mpsc::channel(2 * queue + 16);
-    let (ready, is_ready) = oneshot::channel();
-    let (alive, ended) = oneshot::channel();
-    let body = move || {
-        // Dropped at the end of the thread, by a panic too.
-        let _alive: oneshot::Sender<()> = alive;
-        match load() {
-            Ok(backend) => {
-                let engine = Loop::new(backend, inbox);
-                if ready.send(Ok(Arc::clone(&engine.shared))).is_ok() {
-                    engine.run();
-                }
+    let body = move |ready: oneshot::Sender<Result<Arc<Shared>, EngineError>>| match load() {
+        Ok(backend) => {
+            let engine = Loop::new(backend, inbox, seat);
+            if ready.send(Ok(Arc::clone(&engine.shared))).is_ok() {
+                engine.run();
             }
-            Err(error) => drop(ready.send(Err(error))),
         }
+        Err(error) => drop(ready.send(Err(error))),
     };
-    let thread = thread::Builder::new()
-        .name("engine".to_owned())
-        .spawn(body)
-        .map_err(|error| EngineError::Failed(format!("start the engine thread: {error}")))?;
-    let shared = is_ready.await.map_err(|_| EngineError::Stopped)??;
+    let (shared, thread) = own("engine", body).await?;
     let door = || Arc::new(Semaphore::new(queue));
     let engine = Engine { commands, urgent: door(), patient: door(), shared, prober: None };
-    Ok((engine, EngineThread { thread, ended }))
+    Ok((engine, thread))
+}
+
+/// Starts a thread that owns a model. Resolves with what it says when it is ready, or has failed.
+pub(super) async fn own<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce(oneshot::Sender<Result<T, EngineError>>) + Send + 'static,
+) -> Result<(T, EngineThread), EngineError> {
+    let (ready, is_ready) = oneshot::channel();
+    let (alive, ended) = oneshot::channel();
+    let thread = thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            // Dropped at the end of the thread, by a panic too.
+            let _alive: oneshot::Sender<()> = alive;
+            body(ready);
+        })
+        .map_err(|error| EngineError::Failed(format!("start the {name} thread: {error}")))?;
+    let said = is_ready.await.map_err(|_| EngineError::Stopped)??;
+    Ok((said, EngineThread { thread, ended }))
 }
 
 /// The thread's end, held by `daemon` alone.
@@ -97,6 +130,8 @@ struct Loop<B> {
     jobs: Vec<Job>,
     turn: Turn,
     pace: Pace,
+    /// Among the engines of the process.
+    seat: Seat,
     stats: EngineStats,
 }
 
@@ -109,7 +144,7 @@ enum Start {
 }
 
 impl<B: Backend> Loop<B> {
-    fn new(backend: B, inbox: mpsc::Receiver<Command>) -> Self {
+    fn new(backend: B, inbox: mpsc::Receiver<Command>, seat: Seat) -> Self {
         let limits = backend.limits();
         let info = backend.info();
         let vocabulary = backend.vocabulary();
@@ -133,6 +168,7 @@ impl<B: Backend> Loop<B> {
             jobs: Vec::new(),
             turn: Turn::default(),
             pace: Pace::default(),
+            seat,
             stats,
             backend,
             inbox,
@@ -166,6 +202,7 @@ impl<B: Backend> Loop<B> {
         // Before they are taken: who comes from now on sets it again.
         self.shared.is_urgent.store(false, Ordering::Relaxed);
         if self.jobs.is_empty() {
+            self.seat.rest();
             self.publish(false);
             match self.inbox.blocking_recv() {
                 Some(command) => self.command(command),
@@ -362,10 +399,18 @@ impl<B: Backend> Loop<B> {
             self.jobs.iter().zip(&segments).map(|(job, segments)| work(job, segments)).collect();
         let limits = self.backend.limits();
         let Some(plan) = scheduler::plan(&work, &limits, &self.pace, &mut self.turn) else {
+            self.seat.rest();
             return false;
         };
+        let class = self.jobs[plan.slices[0].work].class;
+        if !self.seat.take(class) {
+            // Another engine has something more urgent; meanwhile something may have come here.
+            self.publish(true);
+            return true;
+        }
         let begun = Instant::now();
         let decoded = self.decode(&plan, &segments);
+        self.seat.leave();
         if let Ok(false) = decoded {
             // It is planned again when nobody more urgent has work.
             self.stats.interrupted_steps += 1;

@@ -14,11 +14,11 @@ use tracing::warn;
 use super::op_queue::Exploration;
 use super::run::RunError;
 use super::{Ended, Parts, Stage};
-use crate::config::Agent;
+use crate::config::{Agent, Promising};
 use crate::engine::EngineError;
 use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{Explored, ReflectError};
-use crate::store::ExchangeId;
+use crate::store::{ExchangeId, Filled};
 
 /// Prompts under way at once: their drafts fill the batch, and a chat still finds room.
 const PARALLEL: usize = 4;
@@ -130,6 +130,14 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
         let aim = Aim { drafts, refinements, stop_early: agent.reflection.stop_early };
         let name = agent.name.clone();
         let filled = parts.store.explorable(name, drafts, refinements, generation).await?;
+        // Where the best draft is revised whatever its levels are, any draft may be it.
+        let filled: Vec<_> = filled
+            .into_iter()
+            .map(|it| match agent.reflection.promising {
+                Promising::BestFaulty => it,
+                Promising::Best => Filled { faulty_drafts: it.drafts, ..it },
+            })
+            .collect();
         let worth = filled.iter().filter(|it| !matches!(pursue::next(&aim, it), Next::Leave(_)));
         let exchanges = worth.map(|filled| filled.exchange).take(wish.limit - todo.len());
         todo.extend(exchanges.map(|exchange| Todo { agent: agent.clone(), exchange, aim }));

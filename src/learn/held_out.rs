@@ -59,10 +59,11 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// Their fingerprints.
-    pub fn fingerprints(&self) -> HeldOut {
+    /// Their fingerprints, and those of further prompts that never enter training.
+    pub fn fingerprints<'a>(&'a self, others: impl Iterator<Item = &'a str>) -> HeldOut {
         let questions = self.held_out.iter().chain(&self.general);
-        HeldOut::new(questions.map(|question| question.line.prompt.as_str()))
+        let prompts = questions.map(|question| question.line.prompt.as_str());
+        HeldOut::new(prompts.chain(others))
     }
 }
 
@@ -81,6 +82,17 @@ pub fn load<'a>(
         }
     }
     Ok(questions)
+}
+
+/// The prompts of the answers that measure these agents' judges.
+pub fn probes<'a>(
+    agents: impl IntoIterator<Item = &'a Arc<Agent>>,
+) -> Result<Vec<String>, PromptFileError> {
+    let mut prompts = Vec::new();
+    for path in agents.into_iter().filter_map(|agent| agent.probes.as_ref()) {
+        prompts.extend(prompt_file::read_probes(path)?.into_iter().map(|line| line.prompt));
+    }
+    Ok(prompts)
 }
 
 /// At most `limit` questions of agents that learn: the same ones every time, in an order that the

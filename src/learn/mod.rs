@@ -15,6 +15,7 @@ mod groups;
 mod guards;
 pub mod held_out;
 mod import;
+mod judge;
 mod live;
 mod material;
 mod op_queue;
@@ -29,13 +30,15 @@ pub mod survey;
 mod task;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trust_tests;
 mod worth;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -47,6 +50,7 @@ use crate::paths::StateDir;
 use crate::protocol::Step;
 use crate::reflect::Reflector;
 use crate::store::{RunId, Store, StoreError};
+use crate::trust::{self, Attack, AttackReport};
 
 pub use self::explore::Harvest;
 pub use self::guards::Guards;
@@ -159,6 +163,27 @@ pub enum Stage {
         /// Prompts in all.
         total: usize,
     },
+    /// The judge is asked about answers that are there.
+    Judging {
+        /// What for.
+        task: JudgeTask,
+        /// Answers done (rescoring: exchanges).
+        done: usize,
+        /// Answers in all.
+        total: usize,
+    },
+}
+
+/// What the judge is asked for, besides reflection.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JudgeTask {
+    /// Measure it on labelled answers, and put bars where they reach the target.
+    Calibrate,
+    /// See what answers gain that speak to it.
+    Attack,
+    /// Judge stored answers again that another version has judged.
+    Rescore,
 }
 
 /// How a wish ended.
@@ -172,6 +197,25 @@ pub enum Ended {
         harvest: Harvest,
         /// The yield.
         positives_per_1000_tokens: f64,
+        /// Seconds.
+        wall_s: f64,
+    },
+    /// The judge was measured.
+    Calibrated {
+        /// One for each agent.
+        reports: Vec<trust::Report>,
+    },
+    /// The judge was attacked.
+    Attacked {
+        /// One for each agent.
+        reports: Vec<AttackReport>,
+    },
+    /// Stored answers were judged again.
+    Rescored {
+        /// Prompts touched.
+        exchanges: usize,
+        /// Answers judged again.
+        candidates: usize,
         /// Seconds.
         wall_s: f64,
     },
@@ -209,6 +253,22 @@ pub enum Ended {
         /// Why, and what to do.
         reason: String,
     },
+}
+
+impl Ended {
+    /// For the log: reports are long, and stored or shown elsewhere.
+    fn in_short(&self) -> String {
+        let names = |names: Vec<&str>| names.join(", ");
+        match self {
+            Self::Calibrated { reports } => {
+                format!("measured {}", names(reports.iter().map(|it| &*it.agent).collect()))
+            }
+            Self::Attacked { reports } => {
+                format!("attacked {}", names(reports.iter().map(|it| &*it.agent).collect()))
+            }
+            other => format!("{other:?}"),
+        }
+    }
 }
 
 /// Why the learner did not take a wish.
@@ -252,6 +312,17 @@ impl Learner {
     /// Pairs, trains, gates, promotes. Resolves when done. The owner's wish also ends a pause.
     pub async fn train(&self) -> Result<Ended, LearnError> {
         self.ask(|reply| Command::Wish(Wish::Train { min_new_pairs: 0 }, reply)).await?
+    }
+    /// Measures, attacks or asks again the judge of one agent or of all. Resolves when done.
+    pub async fn judge(
+        &self,
+        task: JudgeTask,
+        agent: Option<String>,
+        limit: usize,
+        attacks: Vec<Attack>,
+    ) -> Result<Ended, LearnError> {
+        let wish = Wish::Judge { task, agent, limit, attacks: Arc::new(attacks) };
+        self.ask(|reply| Command::Wish(wish, reply)).await?
     }
     /// Puts an adapter that was made elsewhere on trial: a GGUF or a PEFT folder. `base_sha256` is
     /// the base that the owner says it is for. Resolves when done.

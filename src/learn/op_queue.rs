@@ -1,10 +1,13 @@
 //! One long operation at a time. A wish equal to the running one joins it and gets its end; another
 //! one is refused as busy. Pure bookkeeping: starting and stopping is `task`'s business.
 
+use std::sync::Arc;
+
 use tokio::sync::{oneshot, watch};
 
 use super::import::Source;
-use super::{Ended, LearnError};
+use super::{Ended, JudgeTask, LearnError};
+use crate::trust::Attack;
 
 /// Which stored prompts to fill, and how far.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -18,7 +21,7 @@ pub struct Exploration {
 }
 
 /// A long operation.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Wish {
     /// Fill stored prompts with candidates.
     Explore(Exploration),
@@ -26,6 +29,17 @@ pub(super) enum Wish {
     Train {
         /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
         min_new_pairs: usize,
+    },
+    /// Ask the judge about answers that are there.
+    Judge {
+        /// What for.
+        task: JudgeTask,
+        /// Whose judge; `None`: every agent's.
+        agent: Option<String>,
+        /// Answers (calibration: no limit but `trust.max_probes`) or exchanges at most.
+        limit: usize,
+        /// What to attack with.
+        attacks: Arc<Vec<Attack>>,
     },
     /// Go on with the run that was interrupted, if it still makes sense.
     Resume,
@@ -39,6 +53,7 @@ impl Wish {
         match self {
             Self::Explore(_) => "it explores stored prompts",
             Self::Train { .. } | Self::Resume => "a training run is under way",
+            Self::Judge { .. } => "it measures the judge",
             Self::Import(_) => "an imported adapter is on trial",
         }
     }

@@ -82,6 +82,7 @@ pub(in crate::learn) fn exchange(id: i64, prompt: &str, candidates: Vec<Candidat
         prompt_tokens: prompt.bytes().map(|byte| Token(byte.into())).collect(),
         reference: None,
         verifier: None,
+        aspect_choice: None,
         served: None,
         candidates,
         feedback: Vec::new(),
@@ -120,6 +121,25 @@ fn the_best_answer_that_passes_is_chosen_against_one_that_fails() {
     assert!((pairs[0].row.margin - 1.4).abs() < 1e-6);
     assert_eq!(pairs[0].example.chosen, [5, 6, 9, 0]);
     assert_eq!(pairs[0].example.prompt, [i32::from(b'p')]);
+}
+
+#[test]
+fn answers_that_two_versions_have_judged_are_not_compared() {
+    let mut old_best = candidate(1, &[5, 6, 7], 0.9, true);
+    let mut old_worst = candidate(2, &[5, 6, 8], -0.9, false);
+    let new_good = candidate(3, &[5, 6, 9], 0.5, true);
+    let new_bad = candidate(4, &[5, 7, 9], -0.5, false);
+    for old in [&mut old_best, &mut old_worst] {
+        old.assessments[0].rubric_version = "0".into();
+    }
+    let candidates = vec![old_best, old_worst.clone(), new_good.clone(), new_bad];
+    let (pairs, _) = paired(&policy(), DPO, &[exchange(1, "p", candidates)]);
+    assert_eq!(chosen_and_rejected(&pairs), [(3, Some(4))]);
+    // Another judge is another version too.
+    old_worst.assessments[0].rubric_version = "1".into();
+    old_worst.assessments[0].judge = "another".into();
+    let (pairs, tally) = paired(&policy(), DPO, &[exchange(1, "p", vec![old_worst, new_good])]);
+    assert_eq!((pairs.len(), tally.without_rejected), (0, 1));
 }
 
 #[test]

@@ -5,7 +5,6 @@
 use std::error::Error as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::watch;
@@ -20,8 +19,7 @@ use super::material::{self, Material};
 use super::op_queue::{Cancel, Stop};
 use super::pairs::Tally;
 use super::promote::{self, PromoteError, Promotion, blocking};
-use super::resume;
-use super::{Ended, Parts, Stage};
+use super::{Ended, Parts, Stage, judge, resume};
 use crate::config::prompt_file::PromptFileError;
 use crate::config::{Config, Start};
 use crate::engine::{EngineError, Generation};
@@ -30,6 +28,7 @@ use crate::paths;
 use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
 use crate::store::{RunId, RunState, StoreError};
+use crate::trust::{Standing, TrustError};
 
 /// Why a run or an exploration broke.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +51,8 @@ pub(super) enum RunError {
     Arena(#[from] ArenaError),
     #[error(transparent)]
     Promote(#[from] PromoteError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// There is nothing to train on.
     #[error("{0}")]
     TooFewPairs(String),
@@ -153,9 +154,12 @@ async fn prepare<'a>(
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
-    let questions = blocking({
+    let (questions, probes) = blocking({
         let config = config.clone();
-        move || held_out::load(config.agents.values())
+        move || {
+            let questions = held_out::load(config.agents.values())?;
+            Ok::<_, PromptFileError>((questions, held_out::probes(config.agents.values())?))
+        }
     })
     .await?;
     if let Some(found) = resume::next(parts, &config).await? {
@@ -164,7 +168,7 @@ async fn prepare<'a>(
         return Ok(Run { parts, config, stage, id, start, job, trained, questions });
     }
     let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
-    let held_out = questions.fingerprints();
+    let held_out = questions.fingerprints(probes.iter().map(String::as_str));
     let Material { dataset, rows, n_new, tally, replayed, objective } =
         material::collect(parts, &config, &held_out).await?;
     enough(rows.len(), n_new, tally, min_new_pairs)?;
@@ -271,7 +275,17 @@ impl Run<'_> {
         }
         let trained = match &self.trained {
             Some(trained) => trained.clone(),
-            None => self.train(cancel.clone()).await?,
+            None => {
+                let mut stop = cancel.clone();
+                let untrusted = tokio::select! {
+                    untrusted = self.untrusted() => untrusted?,
+                    why = stop.cancelled() => return Err(RunError::Cancelled(why)),
+                };
+                if let Some(reason) = untrusted {
+                    return self.reject(reason, serde_json::Value::Null).await;
+                }
+                self.train(cancel.clone()).await?
+            }
         };
         self.check(&trained).await?;
         let candidate = self.parts.store.next_generation().await?;
@@ -301,9 +315,24 @@ impl Run<'_> {
         })
     }
 
+    /// An agent whose judge is below the floor. What is known of the judges goes into the record.
+    async fn untrusted(&self) -> Result<Option<String>, RunError> {
+        let standings = judge::standings(self.parts, &self.config, self.stage).await?;
+        let facts = json!({ "judge": standings });
+        self.parts.store.update_run(self.id, RunState::Training, None, facts).await?;
+        Ok(standings.into_iter().find_map(|(agent, standing)| match standing {
+            Standing::Blocked { reason } => Some(reason),
+            Standing::Unmeasured { reason } => {
+                warn!(agent, reason, "The model learns from a judge that nobody has measured.");
+                None
+            }
+            Standing::Trusted { .. } => None,
+        }))
+    }
+
     async fn train(&self, cancel: Cancel) -> Result<Trained, RunError> {
-        let engine = self.parts.engine.clone();
-        let quiet = move || Duration::from_millis(engine.stats().quiet_ms);
+        let reflector = self.parts.reflector.clone();
+        let quiet = move || reflector.quiet();
         let mut curves = Curves::default();
         let mut update = |update: Update| {
             curves.take(update);

@@ -16,7 +16,7 @@ use super::op_queue::{Cancel, OpQueue, Stop, Wish};
 use super::run::RunError;
 use super::schedule::{Decision, Schedule};
 use super::{
-    Command, Ended, LearnError, News, Parts, Stage, explore, import, promote, resume, run,
+    Command, Ended, LearnError, News, Parts, Stage, explore, import, judge, promote, resume, run,
 };
 use crate::store::{RunId, StoreError, Watch};
 
@@ -161,7 +161,7 @@ impl Task {
     }
 
     fn tick(&mut self) {
-        let quiet = Duration::from_millis(self.parts.engine.stats().quiet_ms);
+        let quiet = self.parts.reflector.quiet();
         let is_paused = self.guards.borrow().paused.is_some();
         let (idle, min_new_pairs) = {
             let learn = &self.parts.config.borrow().learn;
@@ -334,7 +334,7 @@ impl Task {
             info!("There was no run to go on with; a new one starts.");
             return self.start(wish);
         }
-        info!(?ended, "The learner is idle.");
+        info!(ended = ended.in_short(), "The learner is idle.");
         self.stage.send_replace(Stage::Idle);
         self.queue.ended(ended);
         for reply in self.cancelling.drain(..) {
@@ -366,6 +366,14 @@ async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Ca
                 stop = cancel.cancelled() => Err(RunError::Cancelled(stop)),
             };
             explored.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })
+        }
+        Wish::Judge { task, agent, limit, attacks } => {
+            let errand = judge::Errand { task, agent, limit, attacks };
+            let done = tokio::select! {
+                done = judge::run(parts, &errand, tellers.stage) => done,
+                stop = cancel.cancelled() => Err(RunError::Cancelled(stop)),
+            };
+            done.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })
         }
     }
 }

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{
-    Agent, AgentAspect, Aspect, CanaryConfig, GateConfig, LearnConfig, Mode, PairPolicy,
-    PauseConfig, Positives, Reflection, Rejected, ServerConfig, Start, StopEarly, TrainerConfig,
+    Address, Agent, AgentAspect, Aspect, AspectChoice, CanaryConfig, EndpointConfig, GateConfig,
+    JudgeConfig, LearnConfig, Mode, PairPolicy, Pass, PauseConfig, Positives, Promising,
+    Reflection, Rejected, ScalarConfig, ServerConfig, Start, StopEarly, TrainerConfig, TrustConfig,
     WatchConfig,
 };
 use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
@@ -45,7 +46,7 @@ fn judge() -> Script {
 }
 
 /// The base answers badly, generation 1 well, generation 2 very well.
-fn improving() -> Script {
+pub(super) fn improving() -> Script {
     judge()
         .on_generation(Generation(1), "ask", &[("good", 1.0)])
         .on_generation(Generation(2), "ask", &[("best", 1.0)])
@@ -58,16 +59,16 @@ fn standing() -> Script {
 }
 
 /// A daemon's worth of parts on a scratch folder.
-struct World {
-    parts: Parts,
-    config: watch::Sender<Arc<Config>>,
+pub(super) struct World {
+    pub(super) parts: Parts,
+    pub(super) config: watch::Sender<Arc<Config>>,
     // Field order is significant: the handles go before the threads that they keep alive.
     threads: (EngineThread, StoreThread),
     folder: tempfile::TempDir,
 }
 
 impl World {
-    async fn new(script: Script, trainer: &str, arguments: &[&str]) -> Self {
+    pub(super) async fn new(script: Script, trainer: &str, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self::in_folder(folder, script, trainer, arguments).await
     }
@@ -109,25 +110,25 @@ impl World {
         .unwrap();
         Self::in_folder(folder, script, "good.sh", &[]).await
     }
-    fn root(&self) -> &std::path::Path {
+    pub(super) fn root(&self) -> &std::path::Path {
         self.folder.path()
     }
-    fn learner(&self) -> (Learner, JoinHandle<()>) {
+    pub(super) fn learner(&self) -> (Learner, JoinHandle<()>) {
         spawn(self.parts.clone())
     }
-    fn change(&self, change: impl FnOnce(&mut Config)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Config)) {
         let mut config = Config::clone(&self.config.borrow());
         change(&mut config);
         self.config.send_replace(Arc::new(config));
     }
-    fn change_agent(&self, change: impl FnOnce(&mut Agent)) {
+    pub(super) fn change_agent(&self, change: impl FnOnce(&mut Agent)) {
         self.change(|config| {
             let agent = config.agents.get_mut("tester").unwrap();
             change(Arc::make_mut(agent));
         });
     }
     /// A prompt with a good answer and a bad one.
-    async fn remember(&self, prompt: &str) {
+    pub(super) async fn remember(&self, prompt: &str) {
         let answers = vec![answer(prompt, " fine", true), answer(prompt, " poor", false)];
         self.remember_answers(prompt, answers).await;
     }
@@ -139,16 +140,17 @@ impl World {
             prompt_tokens: rendered(prompt),
             reference: None,
             verifier: None,
+            aspect_choice: None,
         };
         let served = (!answers.is_empty()).then_some(0);
         self.parts.store.record_exchange(exchange, answers, served).await.unwrap();
     }
-    async fn remember_some(&self) {
+    pub(super) async fn remember_some(&self) {
         for i in 0..4 {
             self.remember(&format!("ask {i}")).await;
         }
     }
-    fn active(&self) -> Generation {
+    pub(super) fn active(&self) -> Generation {
         self.parts.engine.stats().active
     }
     fn lanes(&self) -> Vec<u32> {
@@ -161,7 +163,7 @@ impl World {
     async fn last_run(&self) -> store::Run {
         self.parts.store.runs(1).await.unwrap().remove(0)
     }
-    async fn train(&self) -> Ended {
+    pub(super) async fn train(&self) -> Ended {
         let (learner, task) = self.learner();
         let ended = learner.train().await.unwrap();
         learner.shutdown().await;
@@ -175,7 +177,7 @@ fn all(limit: usize) -> Exploration {
     Exploration { agent: None, limit, split: None }
 }
 
-fn write(path: &std::path::Path, text: &str) {
+pub(super) fn write(path: &std::path::Path, text: &str) {
     write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes())).unwrap();
 }
 
@@ -340,7 +342,16 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             pause: PauseConfig { after: 2, resume_pairs: 200, resume_feedback: 20 },
             keep_generations: 1,
         },
+        trust: TrustConfig {
+            min_auc: 0.6,
+            min_labels: 10,
+            max_false_accept: 0.2,
+            required: false,
+            max_probes: 100,
+        },
         agents: BTreeMap::from([("tester".to_owned(), Arc::new(agent(root)))]),
+        judge_engine: None,
+        reward_engine: None,
         default_agent: "tester".into(),
         log_text: false,
     }
@@ -367,14 +378,18 @@ fn agent(root: &std::path::Path) -> Agent {
                 version: "v1".into(),
             }),
             weight: 1.0,
-            pass: 0.5,
+            pass: Pass::Fixed(0.5),
         }],
+        aspect_choice: AspectChoice::All,
+        judge: JudgeConfig::Own,
+        scalar: ScalarConfig::Aspects,
         reflection: Reflection {
             mode: Mode::Background,
             drafts: 1,
             refinements: 1,
             rounds: 1,
             margin: 0.1,
+            promising: Promising::BestFaulty,
             refine_temperature: 1.0,
             critique_tokens: 16,
             latency: LONG,
@@ -386,8 +401,29 @@ fn agent(root: &std::path::Path) -> Agent {
         verifier: None,
         learn: true,
         held_out: Some(root.join("held_out.jsonl")),
+        probes: None,
         general: None,
     }
+}
+
+#[tokio::test]
+async fn a_judge_that_cannot_be_asked_fails_the_run_with_its_address_and_changes_nothing() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    world.change_agent(|agent| {
+        agent.judge = JudgeConfig::Endpoint(EndpointConfig {
+            address: Address::Unix("/nowhere/judge.sock".into()),
+            base: "/v1".into(),
+            model: "m".into(),
+            key_file: None,
+            timeout: LONG,
+            retries: 0,
+        });
+    });
+    let ended = world.train().await;
+    let Ended::Failed { run: Some(_), reason } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("the judge at unix:/nowhere/judge.sock does not answer"), "{reason}");
+    assert_eq!((world.active(), world.stored_active().await), (Generation::BASE, None));
 }
 
 #[tokio::test]

@@ -11,10 +11,10 @@
 //! - A verifier that counts is as sure as the owner: what the owner praises and it refuses is
 //!   neither good nor bad, and is left out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::reflect::{VERIFIER, passes, scalar};
-use crate::store::{Assessment, Author, Candidate, CandidateId, Exchange};
+use crate::reflect::{REWARD, VERIFIER, passes, scalar};
+use crate::store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
 
 /// An answer that somebody has judged.
 #[derive(Clone, Copy, Debug)]
@@ -39,13 +39,23 @@ impl Answer<'_> {
 pub(super) fn answers(exchange: &Exchange) -> Vec<Answer<'_>> {
     let words = words(exchange);
     let silence = Words::default();
+    // Scores of two versions of judge or rubrics are not compared; the newest counts.
+    let newest = exchange.candidates.iter().rev().map(standards).find(|it| !it.is_empty());
     let newest_edits: HashMap<_, _> = edits(exchange).map(|it| (it.parent, it.id)).collect();
     exchange
         .candidates
         .iter()
         .filter(|it| it.author == Author::Model || newest_edits.get(&it.parent) == Some(&it.id))
         .filter_map(|candidate| weigh(candidate, words.get(&candidate.id).unwrap_or(&silence)))
+        .filter(|answer| answer.by_owner || Some(standards(answer.candidate)) == newest)
         .collect()
+}
+
+/// What counts in a candidate's scalar is judged by these: a reward model's number too, which has no
+/// weight.
+fn standards(candidate: &Candidate) -> BTreeSet<Standard> {
+    let counts = |said: &&Assessment| said.weight > 0.0 || said.aspect == REWARD;
+    candidate.assessments.iter().filter(counts).map(Assessment::standard).collect()
 }
 
 fn edits(exchange: &Exchange) -> impl Iterator<Item = &Candidate> {

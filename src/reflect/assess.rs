@@ -1,5 +1,5 @@
-//! Scores to assessments, assessments to one number and one verdict, and the question as the judge
-//! sees it. Pure; the model is asked in `judge`. Used by the whole of `reflect`, and by `learn` and
+//! Scores to a choice of aspects and to assessments, assessments to one number and one verdict, and
+//! the question as the judge sees it. Pure; the model is asked in `judge`. Used by the whole of `reflect`, and by `learn` and
 //! `api` for [`scalar`] and [`passes`].
 
 use std::fmt::Write as _;
@@ -7,19 +7,26 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{Agent, AgentAspect, Verifier};
-use crate::engine::LabelScores;
+use crate::config::{Agent, AgentAspect, Pass, RewardConfig, Verifier};
+use crate::paths;
 use crate::prompt::{AspectView, Message, Role};
-use crate::store::Assessment;
+use crate::store::{Assessment, ChosenAspects, JudgeBar, Relevance, Standard};
 
+use super::judge::Scored;
 use super::verify::{self, Check, VerifierError};
 
 /// The aspect name of a verifier's assessments.
 pub const VERIFIER: &str = "verifier";
 
-/// Weighted mean of the aspects' values, -1 to 1. Aspects of weight 0 do not count; 0 when none
-/// does.
+/// The aspect name of a reward model's assessments.
+pub const REWARD: &str = "reward";
+
+/// The one number of an answer, -1 to 1: the reward model's, where one has read it, else the
+/// weighted mean of the aspects' values. Aspects of weight 0 do not count; 0 when none does.
 pub fn scalar(assessments: &[Assessment]) -> f64 {
+    if let Some(reward) = assessments.iter().find(|assessment| assessment.aspect == REWARD) {
+        return reward.value();
+    }
     let total: f64 = assessments.iter().map(|assessment| assessment.weight).sum();
     if total <= 0.0 {
         return 0.0;
@@ -57,29 +64,110 @@ pub(super) fn judge_name(model_sha256: &str) -> String {
     format!("generation 0 of {}", twelve(model_sha256))
 }
 
-/// One answer's scores, one for each of the agent's aspects, as assessments.
+/// What an aspect of this agent is judged by. The version names all that the judge is asked with:
+/// scores of different versions are not compared.
+pub(super) fn standard(agent: &Agent, rated: &AgentAspect, judge: &str) -> Standard {
+    let asked = format!("{} {}", rated.aspect.version, agent.prompts.version());
+    Standard {
+        aspect: rated.aspect.name.clone(),
+        judge: judge.to_owned(),
+        rubric_version: twelve(&paths::hex(&Sha256::digest(asked))),
+    }
+}
+
+/// Where the bar of an aspect is, given what calibration has found for this standard.
+pub(super) fn bar(pass: Pass, standard: &Standard, calibrated: &[JudgeBar]) -> f64 {
+    match pass {
+        Pass::Fixed(bar) => bar,
+        Pass::Calibrated => calibrated
+            .iter()
+            .find(|bar| bar.standard == *standard)
+            .map_or(Pass::UNCALIBRATED, |bar| bar.pass),
+    }
+}
+
+/// One answer's scores, one for each of these aspects of the agent, as assessments. `judge`: as bars
+/// name it, which leaves out the states of an endpoint.
 pub(super) fn read_scores(
+    agent: &Agent,
     aspects: &[AgentAspect],
     judge: &str,
-    scores: &[LabelScores],
+    calibrated: &[JudgeBar],
+    scored: &[Scored],
 ) -> Vec<Assessment> {
     aspects
         .iter()
-        .zip(scores)
-        .map(|(rated, score)| {
-            let levels = <[f32; 3]>::try_from(score.probabilities.as_slice())
-                .expect("the engine answers each of the three labels");
-            Assessment {
-                aspect: rated.aspect.name.clone(),
-                rubric_version: rated.aspect.version.clone(),
-                judge: judge.to_owned(),
-                levels,
-                mass: score.mass,
-                weight: rated.weight,
-                passes: rated.pass <= f64::from(levels[2]),
-            }
+        .zip(scored)
+        .map(|(rated, scored)| {
+            let levels = levels(scored);
+            let standard = standard(agent, rated, judge);
+            let passes = bar(rated.pass, &standard, calibrated) <= f64::from(levels[2]);
+            let Standard { aspect, rubric_version, .. } = standard;
+            let (judge, mass, weight) = (scored.judge.clone(), scored.scores.mass, rated.weight);
+            Assessment { aspect, rubric_version, judge, levels, mass, weight, passes }
         })
         .collect()
+}
+
+/// Of several readings of one answer the least favourable to it, aspect by aspect.
+pub(super) fn worst(n_aspects: usize, readings: &[Scored]) -> Vec<Scored> {
+    let value = |scored: &Scored| match scored.scores.probabilities.as_slice() {
+        [low, .., high] => high - low,
+        _ => 0.0,
+    };
+    (0..n_aspects)
+        .filter_map(|aspect| {
+            let of_aspect = readings.iter().skip(aspect).step_by(n_aspects);
+            of_aspect.min_by(|a, b| value(a).total_cmp(&value(b))).cloned()
+        })
+        .collect()
+}
+
+fn levels(scored: &Scored) -> [f32; 3] {
+    <[f32; 3]>::try_from(scored.scores.probabilities.as_slice())
+        .expect("a judge answers each of the three labels")
+}
+
+/// The `k` aspects that matter most, the earlier of equals; in the agent's order.
+pub(super) fn choose(aspects: &[AgentAspect], scored: &[Scored], k: usize) -> ChosenAspects {
+    let relevance: Vec<Relevance> = aspects
+        .iter()
+        .zip(scored)
+        .map(|(rated, scored)| {
+            let [low, _, high] = levels(scored);
+            let value = f64::from(high) - f64::from(low);
+            Relevance { aspect: rated.aspect.name.clone(), value, mass: scored.scores.mass }
+        })
+        .collect();
+    let mut order: Vec<usize> = (0..relevance.len()).collect();
+    order.sort_by(|&a, &b| relevance[b].value.total_cmp(&relevance[a].value));
+    order.truncate(k);
+    order.sort_unstable();
+    ChosenAspects {
+        judge: scored.first().map(|scored| scored.judge.clone()).unwrap_or_default(),
+        chosen: order.into_iter().map(|index| relevance[index].aspect.clone()).collect(),
+        relevance,
+    }
+}
+
+/// A reward model's number as an assessment of weight 0, which no veto sees: p(+1) is the logistic
+/// function of `(reward - center) / scale`, so that the value is `tanh` of half of it, and the
+/// reward is `center + scale * ln(p(+1) / p(-1))`.
+pub(super) fn reward(config: &RewardConfig, judge: &str, reward: f64) -> Assessment {
+    let logit = (reward - config.center) / config.scale;
+    #[expect(clippy::cast_possible_truncation, reason = "a probability needs no more than an f32")]
+    let logistic = |x: f64| (1.0 / (1.0 + (-x).exp())) as f32;
+    // Each on its own: 1 - p would lose the small one's digits.
+    let levels = [logistic(-logit), 0.0, logistic(logit)];
+    Assessment {
+        aspect: REWARD.to_owned(),
+        rubric_version: format!("center {} scale {}", config.center, config.scale),
+        judge: judge.to_owned(),
+        levels,
+        mass: 1.0,
+        weight: 0.0,
+        passes: levels[0] <= levels[2],
+    }
 }
 
 /// A compiled verifier with what its assessments say of it.
@@ -127,14 +215,16 @@ impl Verification {
 }
 
 /// The aspects that a critique is asked about: those that count and do not pass.
-pub(super) fn shortfalls<'a>(agent: &'a Agent, assessments: &[Assessment]) -> Vec<AspectView<'a>> {
+pub(super) fn shortfalls<'a>(
+    aspects: &'a [AgentAspect],
+    assessments: &[Assessment],
+) -> Vec<AspectView<'a>> {
     static LEVELS: LazyLock<[String; 3]> =
         LazyLock::new(|| ["It does not.", "It cannot be told.", "It does."].map(str::to_owned));
     let falls_short = |name: &str| {
         assessments.iter().any(|rated| rated.aspect == name && 0.0 < rated.weight && !rated.passes)
     };
-    let aspects =
-        agent.aspects.iter().map(|rated| view(rated)).filter(|aspect| falls_short(aspect.name));
+    let aspects = aspects.iter().map(view).filter(|aspect| falls_short(aspect.name));
     let verifier = falls_short(VERIFIER).then_some(AspectView {
         name: VERIFIER,
         description: "Does the answer pass the automatic check of its result?",
@@ -149,7 +239,8 @@ pub(super) fn view(rated: &AgentAspect) -> AspectView<'_> {
     AspectView { name: &aspect.name, description: &aspect.description, levels: &aspect.levels }
 }
 
-fn twelve(hash: &str) -> String {
+/// What of a hash is shown.
+pub(super) fn twelve(hash: &str) -> String {
     hash.chars().take(12).collect()
 }
 
@@ -194,6 +285,61 @@ mod tests {
         assert!(!passes(&[good, bad]));
         assert!(!passes(&[measured]));
         assert!(!passes(&[]));
+    }
+
+    #[test]
+    fn a_reward_is_the_scalar_and_no_part_of_the_veto() {
+        let config = |center, scale| RewardConfig { model: "rm.gguf".into(), center, scale };
+        let bad = assessment([1.0, 0.0, 0.0], 1.0, false);
+        let good = assessment([0.0, 0.0, 1.0], 1.0, true);
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-6;
+        let rewarded = reward(&config(1.0, 2.0), "reward model 12", 3.0);
+        assert_eq!((rewarded.aspect.as_str(), rewarded.weight), ("reward", 0.0));
+        assert_eq!(rewarded.rubric_version, "center 1 scale 2");
+        assert!(close(rewarded.value(), 0.5_f64.tanh()), "{rewarded:?}");
+        let again = 1.0 + 2.0 * f64::from(rewarded.levels[2] / rewarded.levels[0]).ln();
+        assert!(close(again, 3.0), "the reward can be had back: {again}");
+        assert!(close(scalar(&[bad.clone(), rewarded.clone()]), rewarded.value()));
+        assert!(!passes(&[bad, rewarded.clone()]));
+        let punished = reward(&config(1.0, 2.0), "reward model 12", -9.0);
+        assert!(passes(&[good.clone(), punished.clone()]));
+        assert!(scalar(&[good.clone(), punished]) < scalar(&[good, rewarded]));
+    }
+
+    #[test]
+    fn large_rewards_keep_their_order() {
+        let config = RewardConfig { model: "rm.gguf".into(), center: 0.0, scale: 1.0 };
+        let values: Vec<f64> =
+            [-30.0, -29.0, 0.0, 29.0, 30.0].map(|it| reward(&config, "", it).value()).into();
+        assert!(values.is_sorted_by(|a, b| a < b), "{values:?}");
+    }
+
+    #[test]
+    fn the_most_relevant_aspects_are_chosen_in_the_agents_order() {
+        let rated = |name: &str| AgentAspect {
+            aspect: std::sync::Arc::new(crate::config::Aspect {
+                name: name.into(),
+                description: String::new(),
+                levels: ["", "", ""].map(String::from),
+                version: "1".into(),
+            }),
+            weight: 1.0,
+            pass: Pass::Fixed(0.5),
+        };
+        let scored = |high: f32| Scored {
+            judge: "j".into(),
+            scores: crate::engine::LabelScores {
+                probabilities: vec![1.0 - high, 0.0, high],
+                mass: 0.9,
+            },
+        };
+        let aspects = ["a", "b", "c", "d"].map(rated);
+        let scores = [0.2, 0.9, 0.5, 0.5].map(scored);
+        let choice = choose(&aspects, &scores, 2);
+        assert_eq!(choice.chosen, ["b", "c"], "the earlier of equals");
+        assert_eq!((choice.judge.as_str(), choice.relevance.len()), ("j", 4));
+        assert_eq!(choose(&aspects, &scores, 3).chosen, ["b", "c", "d"]);
+        assert_eq!(choose(&aspects, &scores, 9).chosen.len(), 4);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub(super) enum Stop {
     Budget,
     /// Nobody waits any more.
     ClientLeft,
+    /// The judge cannot be asked.
+    NoJudge,
 }
 
 impl Stop {
@@ -63,6 +65,7 @@ impl Stop {
             Self::NoGain => "no gain",
             Self::Budget => "budget",
             Self::ClientLeft => "client left",
+            Self::NoJudge => "no judge",
         }
     }
 }
@@ -103,6 +106,7 @@ mod tests {
             refinements: 5,
             rounds: 2,
             margin: 0.1,
+            promising: crate::config::Promising::BestFaulty,
             refine_temperature: 0.8,
             critique_tokens: 64,
             latency: Duration::from_secs(10),

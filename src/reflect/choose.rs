@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 
+use crate::config::Promising;
 use crate::store::Assessment;
 
 use super::assess::{passes, scalar};
@@ -47,17 +48,16 @@ pub(super) fn rank(candidates: &[Judged], margin: f64) -> Vec<usize> {
     ranked.into_iter().map(|(index, _)| index).collect()
 }
 
-/// The draft to revise when exploring: the best one that has a fault. A refinement of an answer
-/// without fault would teach nothing.
-pub(super) fn promising(candidates: &[Judged]) -> Option<usize> {
-    candidates
-        .iter()
-        .enumerate()
+/// The draft to revise when exploring: the one with the largest scalar, of all (the paper) or of
+/// those with a fault, because a refinement of an answer without one teaches little.
+pub(super) fn promising(candidates: &[Judged], which: Promising) -> Option<usize> {
+    let drafts = candidates.iter().enumerate().filter(|(_, candidate)| candidate.parent.is_none());
+    let judged = drafts.filter_map(|(index, candidate)| Some((index, candidate.verdict?)));
+    judged
+        .filter(|(_, verdict)| which == Promising::Best || !verdict.passes)
         // Backwards, because `max_by` returns the last of equals and the earlier one is wanted.
         .rev()
-        .filter(|(_, candidate)| candidate.parent.is_none())
-        .filter(|(_, candidate)| candidate.verdict.is_some_and(|verdict| !verdict.passes))
-        .max_by(|a, b| compare(a.1.verdict, b.1.verdict))
+        .max_by(|a, b| a.1.value.total_cmp(&b.1.value))
         .map(|(index, _)| index)
 }
 
@@ -106,7 +106,9 @@ mod tests {
     #[test]
     fn the_earlier_of_equals_comes_first() {
         assert_eq!(rank(&[draft(0.5), draft(0.5), draft(0.5)], 0.1), [0, 1, 2]);
-        assert_eq!(promising(&[draft(0.1), draft(0.5), draft(0.5)]), Some(1));
+        for which in [Promising::Best, Promising::BestFaulty] {
+            assert_eq!(promising(&[draft(0.1), draft(0.5), draft(0.5)], which), Some(1));
+        }
     }
 
     #[test]
@@ -125,9 +127,19 @@ mod tests {
 
     #[test]
     fn the_promising_draft_is_the_best_with_a_fault() {
+        let promising = |candidates: &[Judged]| promising(candidates, Promising::BestFaulty);
         assert_eq!(promising(&[draft(0.1), passing(0.9), draft(0.4), UNJUDGED]), Some(2));
         assert_eq!(promising(&[draft(0.1), refinement(0, 0.4)]), Some(0));
         assert_eq!(promising(&[passing(0.9), passing(0.8)]), None);
+        assert_eq!(promising(&[UNJUDGED]), None);
+    }
+
+    #[test]
+    fn the_papers_promising_draft_has_the_largest_scalar_whether_or_not_it_passes() {
+        let promising = |candidates: &[Judged]| promising(candidates, Promising::Best);
+        assert_eq!(promising(&[draft(0.1), passing(0.9), draft(0.4), UNJUDGED]), Some(1));
+        assert_eq!(promising(&[draft(0.95), passing(0.9)]), Some(0));
+        assert_eq!(promising(&[draft(0.1), refinement(0, 0.4)]), Some(0));
         assert_eq!(promising(&[UNJUDGED]), None);
     }
 

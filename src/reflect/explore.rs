@@ -3,11 +3,11 @@
 //! the next begins: an exploration that is stopped or killed goes on where it was. Used by the
 //! [`Reflector`]'s `reflect_later` and `explore`.
 
-use crate::config::Agent;
+use crate::config::{Agent, Promising};
 use crate::engine::{Class, Lane, Sampling};
 use crate::store::{Author, Exchange, ExchangeId, Filled};
 
-use super::assess::{Verification, passes, question};
+use super::assess::{Verification, passes};
 use super::budget::Stop;
 use super::choose::promising;
 use super::judge::Judge;
@@ -34,15 +34,10 @@ pub(super) async fn fill(
     told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
     let exchange = reflector.store.exchange(id).await?;
-    let question = question(&exchange.messages);
-    let judge = Judge {
-        reflector,
-        agent,
-        question: &question,
-        reference: exchange.reference.as_deref(),
-        verification: Verification::new(agent, exchange.verifier.as_ref())?,
-        class: goal.class,
-    };
+    let verification = Verification::new(agent, exchange.verifier.as_ref())?;
+    let judge = Judge::new(reflector, agent, &exchange.messages, goal.class)?
+        .with(exchange.reference.as_deref(), verification)
+        .with_aspects(&aspects_so_far(&exchange));
     let policy = Policy {
         lane: Lane::Active,
         class: goal.class,
@@ -98,10 +93,11 @@ fn is_cut_short(step: Result<(), Halt>) -> Result<bool, ReflectError> {
     }
 }
 
-/// Refinements of the best faulty draft. The critique is greedy, so one that an earlier stage has
+/// Refinements of the most promising draft. The critique is greedy, so one that an earlier stage has
 /// answered would come out again.
 async fn refine(session: &mut Session<'_>, n: u32) -> Result<(), Halt> {
-    let parent = promising(&session.judged()).ok_or(Halt::Stop(Stop::NoGain))?;
+    let which = session.agent.reflection.promising;
+    let parent = promising(&session.judged(), which).ok_or(Halt::Stop(Stop::NoGain))?;
     let known = session.entries.iter().find_map(|entry| match &entry.revises {
         Some((index, critique)) if *index == parent && !critique.is_empty() => Some(critique),
         _ => None,
@@ -129,6 +125,9 @@ async fn store(
             news.positives += usize::from(passes(&entry.assessments));
         }
     }
+    if let Some(choice) = session.judge.choice.take() {
+        session.reflector.store.set_aspect_choice(id, choice).await?;
+    }
     let new = session.new_candidates();
     if new.is_empty() {
         return Ok(news);
@@ -150,15 +149,27 @@ fn filled(session: &Session<'_>, exchange: ExchangeId) -> Filled {
     };
     let is_judged = |entry: &Entry| !entry.assessments.is_empty();
     let fails = |entry: &Entry| is_judged(entry) && !passes(&entry.assessments);
+    let revises_best = session.agent.reflection.promising == Promising::Best;
+    let may_be_revised = |entry: &Entry| fails(entry) || revises_best && is_judged(entry);
     Filled {
         exchange,
         drafts: count(&|entry| entry.revises.is_none()),
         refinements: count(&|entry| entry.revises.is_some()),
         positives: count(&|entry| passes(&entry.assessments)),
         negatives: count(&fails),
-        faulty_drafts: count(&|entry| entry.revises.is_none() && fails(entry)),
+        faulty_drafts: count(&|entry| entry.revises.is_none() && may_be_revised(entry)),
         tries: count(&|entry| is_judged(entry) && entry.generation == generation),
     }
+}
+
+/// The aspects that the prompt's answers are judged by: those that were chosen for it, or those
+/// that answers have been judged by before anybody chose. All answers of a prompt are judged alike.
+pub(super) fn aspects_so_far(exchange: &Exchange) -> Vec<String> {
+    if let Some(choice) = &exchange.aspect_choice {
+        return choice.chosen.clone();
+    }
+    let judged = exchange.candidates.iter().flat_map(|candidate| &candidate.assessments);
+    judged.map(|assessment| assessment.aspect.clone()).collect()
 }
 
 /// The agent's sampling; of a greedy agent all drafts would be one and the same.

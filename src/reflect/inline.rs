@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::config::Reflection;
 use crate::engine::{Class, Lane, TokenPiece};
 
-use super::assess::{Verification, passes, question, scalar};
+use super::assess::{Verification, passes, scalar};
 use super::batch::Sample;
 use super::budget::{Best, Next, Standing, Stop, next};
 use super::choose::rank;
@@ -27,15 +27,9 @@ pub(super) async fn run(
 ) -> Result<Outcome, ReflectError> {
     let began = Instant::now();
     let agent = &*task.agent;
-    let question = question(&prepared.messages);
-    let judge = Judge {
-        reflector,
-        agent,
-        question: &question,
-        reference: task.reference.as_deref(),
-        verification: Verification::new(agent, prepared.verifier.as_ref())?,
-        class: Class::Inline,
-    };
+    let verification = Verification::new(agent, prepared.verifier.as_ref())?;
+    let judge = Judge::new(reflector, agent, &prepared.messages, Class::Inline)?
+        .with(task.reference.as_deref(), verification);
     let policy = Policy {
         lane: Lane::Active,
         class: Class::Inline,
@@ -56,6 +50,11 @@ pub(super) async fn run(
     let mut inline = Inline { session, progress, began, rounds: 0 };
     let stop = match inline.reflect(task, &prepared).await {
         Ok(stop) | Err(Halt::Stop(stop)) => stop,
+        // It costs the reflection, not the answer: the drafts are there before anybody is asked.
+        Err(Halt::Failed(ReflectError::Judge(error))) => {
+            tracing::warn!(%error, "An answer is served as far as it was judged.");
+            Stop::NoJudge
+        }
         Err(Halt::Failed(error)) => return Err(error),
     };
     inline.serve(task, prepared, stop).await
@@ -130,10 +129,11 @@ impl Inline<'_> {
     async fn serve(
         self,
         task: &Task,
-        prepared: Prepared,
+        mut prepared: Prepared,
         stop: Stop,
     ) -> Result<Outcome, ReflectError> {
-        let Self { session, progress, rounds, .. } = self;
+        let Self { mut session, progress, rounds, .. } = self;
+        prepared.aspect_choice = session.judge.choice.take();
         let mut served = rank(&session.judged(), session.agent.reflection.margin);
         let wanted = usize::try_from(task.n.max(1)).unwrap_or(usize::MAX);
         served.truncate(if stop == Stop::ClientLeft { 0 } else { wanted });

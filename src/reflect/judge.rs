@@ -1,138 +1,334 @@
-//! Asks the frozen base for levels and critiques: one scoring call an aspect in a fresh context, one
-//! short text for what falls short. The adapter that is being trained never grades itself. Used by
-//! `session`, and by [`Reflector::assess`].
+//! Asks the judge for levels and critiques: one scoring call an aspect in a fresh context, one short
+//! text for what falls short. The judge is generation 0 of the served model, a second model, or an
+//! endpoint; the adapter that is being trained never grades itself. Used by `session`, and by
+//! [`Reflector::assess`].
 
-use crate::config::Agent;
-use crate::engine::{
-    Class, EngineError, GenerateRequest, Generation, Lane, Sampling, ScoreRequest, TextPart, Token,
+pub(super) mod endpoint;
+mod http;
+pub(super) mod model;
+#[cfg(test)]
+mod tests;
+
+use crate::config::{Agent, AgentAspect, AspectChoice, JudgeConfig, Pass, Promising, ScalarConfig};
+use crate::engine::{Class, EngineError, GenerateRequest, LabelScores};
+use crate::prompt::{Message, PromptError, Role};
+use crate::store::{Assessment, ChosenAspects, JudgeBar, Standard};
+
+use self::endpoint::Asking;
+use self::model::ModelJudge;
+use super::assess::{
+    Verification, bar, choose, read_scores, reward, shortfalls, standard, view, worst,
 };
-use crate::prompt::{Message, PromptError};
-use crate::store::Assessment;
-
-use super::assess::{Verification, judge_name, read_scores, shortfalls, view};
-use super::{ReflectError, Reflector};
-
-const BASE: Lane = Lane::Generation(Generation::BASE);
+use super::{ReflectError, Reflector, question};
 
 /// The judge of one prompt's answers.
 #[derive(Debug)]
 pub(super) struct Judge<'a> {
-    pub(super) reflector: &'a Reflector,
-    pub(super) agent: &'a Agent,
+    reflector: &'a Reflector,
+    agent: &'a Agent,
+    source: Source<'a>,
+    /// The conversation without the system text.
+    turns: Vec<Message>,
     /// See [`super::question`].
-    pub(super) question: &'a str,
+    pub(super) question: String,
     /// Shown to the judge only.
-    pub(super) reference: Option<&'a str>,
-    pub(super) verification: Option<Verification>,
-    pub(super) class: Class,
+    reference: Option<&'a str>,
+    verification: Option<Verification>,
+    class: Class,
+    /// By which this prompt is judged; all that may be chosen as long as `is_open`.
+    aspects: Vec<AgentAspect>,
+    is_open: bool,
+    /// The judge's choice, when there is one.
+    pub(super) choice: Option<ChosenAspects>,
 }
 
-impl Judge<'_> {
-    /// Judges answers, all aspects of all answers in one request. An answer that is too long to be
-    /// judged gets no assessments: the verifier's word alone would count as the word of all.
+/// Who is asked.
+#[derive(Debug)]
+enum Source<'a> {
+    Model(ModelJudge<'a>),
+    Endpoint(Asking<'a>),
+}
+
+/// The levels of one prompt, and who said them.
+#[derive(Clone, Debug)]
+pub(super) struct Scored {
+    pub(super) judge: String,
+    pub(super) scores: LabelScores,
+}
+
+/// Who writes a critique.
+#[derive(Debug)]
+pub(super) enum Critic<'a> {
+    /// A model of this process, which wants this request.
+    Model(&'a crate::engine::Engine, GenerateRequest),
+    /// An endpoint, which wants this conversation and so many tokens at most.
+    Endpoint(&'a Asking<'a>, Vec<Message>, u32),
+}
+
+impl<'a> Judge<'a> {
+    /// `messages`: the conversation whose answers are judged.
+    pub(super) fn new(
+        reflector: &'a Reflector,
+        agent: &'a Agent,
+        messages: &[Message],
+        class: Class,
+    ) -> Result<Self, ReflectError> {
+        Ok(Self {
+            source: reflector.judge_of(agent)?,
+            reflector,
+            agent,
+            turns: messages.iter().filter(|it| it.role != Role::System).cloned().collect(),
+            question: question(messages),
+            reference: None,
+            verification: None,
+            class,
+            aspects: agent.aspects.clone(),
+            is_open: agent.aspect_choice != AspectChoice::All,
+            choice: None,
+        })
+    }
+
+    /// What the answer is compared with.
+    pub(super) fn with(
+        self,
+        reference: Option<&'a str>,
+        verification: Option<Verification>,
+    ) -> Self {
+        Self { reference, verification, ..self }
+    }
+
+    /// Judges by these aspects and asks for no others: an earlier choice, or what the prompt's
+    /// answers have been judged by before. Aspects that the agent no longer has are passed over.
+    pub(super) fn with_aspects(mut self, names: &[String]) -> Self {
+        let is_named = |rated: &AgentAspect| names.contains(&rated.aspect.name);
+        if self.is_open && self.aspects.iter().any(is_named) {
+            self.aspects.retain(is_named);
+            self.is_open = false;
+        }
+        self
+    }
+
+    /// Chooses the aspects, once, where the agent leaves that to the judge. Asked for twice, a
+    /// prompt gets the same aspects.
+    pub(super) async fn choose(&mut self) -> Result<(), ReflectError> {
+        let AspectChoice::Judge(k) = self.agent.aspect_choice else { return Ok(()) };
+        if !self.is_open {
+            return Ok(());
+        }
+        let key = self.choice_key(k);
+        let cell = self.reflector.choices.cell(key);
+        let choice = cell.get_or_try_init(|| self.ask_for_choice(k)).await?.clone();
+        self.aspects.retain(|rated| choice.chosen.contains(&rated.aspect.name));
+        self.choice = Some(choice);
+        self.is_open = false;
+        Ok(())
+    }
+
+    async fn ask_for_choice(&self, k: usize) -> Result<ChosenAspects, ReflectError> {
+        let prompts = &self.agent.prompts;
+        let asked = self.aspects.iter().map(|rated| prompts.choose(&self.question, &view(rated)));
+        let asked = asked.collect::<Result<Vec<_>, _>>()?;
+        let scored = self.score(vec![asked]).await?.pop().flatten();
+        let scored = scored.ok_or_else(|| match &self.source {
+            Source::Model(model) => model.too_long().into(),
+            Source::Endpoint(endpoint) => ReflectError::from(endpoint.no_level(prompts.labels())),
+        })?;
+        Ok(choose(&self.aspects, &scored, k))
+    }
+
+    /// What a choice depends on.
+    fn choice_key(&self, k: usize) -> String {
+        let versions: Vec<&str> =
+            self.aspects.iter().map(|rated| rated.aspect.version.as_str()).collect();
+        serde_json::json!([self.name(), k, versions, self.question]).to_string()
+    }
+
+    /// Judges answers, all aspects of all answers in one request. An answer that cannot be judged,
+    /// because it is too long or gets no level, has no assessments: the verifier's word alone would
+    /// count as the word of all.
     pub(super) async fn assess(
         &self,
         answers: &[&str],
     ) -> Result<Vec<Vec<Assessment>>, ReflectError> {
-        let limit = self.reflector.engine.info().max_sequence;
-        let mut assessments = vec![Vec::new(); answers.len()];
-        let mut prompts = Vec::new();
-        let mut judged = Vec::new();
-        for (answer, slot) in answers.iter().zip(&mut assessments) {
-            let own = self.prompts(answer)?;
-            if own.iter().any(|prompt| limit <= prompt.len()) {
-                tracing::warn!(limit, "An answer is too long for the judge.");
+        let asked = answers.iter().map(|answer| self.readings(answer));
+        let scored = self.score(asked.collect::<Result<_, _>>()?).await?;
+        let (name, bars) = (self.name(), self.reflector.bars(self.agent).await?);
+        let mut assessments = Vec::with_capacity(answers.len());
+        for (answer, scored) in answers.iter().zip(scored) {
+            let Some(scored) = scored else {
+                tracing::warn!("An answer is too long for the judge, or gets no level from it.");
+                assessments.push(Vec::new());
                 continue;
-            }
-            prompts.extend(own);
-            judged.push((answer, slot));
+            };
+            let scored = worst(self.aspects.len(), &scored);
+            let mut own = read_scores(self.agent, &self.aspects, &name, &bars, &scored);
+            own.extend(self.verification.as_ref().map(|check| check.assess(answer)));
+            assessments.push(own);
         }
-        if judged.is_empty() {
-            return Ok(assessments);
-        }
-        let labels = self.reflector.labels(self.agent)?.to_vec();
-        let request = ScoreRequest { prompts, labels, lane: BASE, class: self.class };
-        let scores = self.reflector.engine.score(request).await?;
-        let name = judge_name(&self.reflector.engine.info().sha256);
-        let aspects = &self.agent.aspects;
-        for ((answer, slot), scores) in judged.into_iter().zip(scores.chunks(aspects.len().max(1)))
-        {
-            *slot = read_scores(aspects, &name, scores);
-            slot.extend(self.verification.as_ref().map(|check| check.assess(answer)));
-        }
+        self.reward(answers, &mut assessments).await?;
         Ok(assessments)
     }
 
-    /// The request for a critique of a judged answer; `None` when nothing falls short.
+    /// Adds a reward model's number to every judged answer, where the agent has one.
+    async fn reward(
+        &self,
+        answers: &[&str],
+        assessments: &mut [Vec<Assessment>],
+    ) -> Result<(), ReflectError> {
+        let ScalarConfig::Reward(config) = &self.agent.scalar else { return Ok(()) };
+        let missing = || ReflectError::NoModel("scalar.reward_model");
+        let model = self.reflector.reward.as_ref().ok_or_else(missing)?;
+        let mut sequences = Vec::new();
+        let mut slots = Vec::new();
+        for (answer, slot) in answers.iter().zip(assessments) {
+            if slot.is_empty() {
+                continue;
+            }
+            let tokens = model.tokens(&self.turns, answer)?;
+            if model.limit() < tokens.len() {
+                tracing::warn!("An answer is too long for the reward model.");
+                slot.clear();
+                continue;
+            }
+            sequences.push(tokens);
+            slots.push(slot);
+        }
+        if sequences.is_empty() {
+            return Ok(());
+        }
+        let rewards = model.score(sequences, self.class).await?;
+        for (slot, value) in slots.into_iter().zip(rewards) {
+            slot.push(reward(config, &model.name(), value));
+        }
+        Ok(())
+    }
+
+    /// Who writes a critique of a judged answer; `None` when there is nothing to criticise.
     pub(super) fn critique(
         &self,
         answer: &str,
         assessments: &[Assessment],
         max_tokens: u32,
-    ) -> Result<Option<GenerateRequest>, PromptError> {
-        let aspects = shortfalls(self.agent, assessments);
+    ) -> Result<Option<Critic<'_>>, PromptError> {
+        let mut aspects = shortfalls(&self.aspects, assessments);
+        if aspects.is_empty() && self.agent.reflection.promising == Promising::Best {
+            // As in the paper: the best answer is revised whatever its levels are.
+            aspects = self.aspects.iter().map(view).collect();
+        }
         if aspects.is_empty() {
             return Ok(None);
         }
         let prompts = &self.agent.prompts;
-        let messages = prompts.critique(self.question, answer, self.reference, &aspects)?;
-        Ok(Some(GenerateRequest {
-            prompt: self.reflector.tokens(&messages)?,
-            n: 1,
-            sampling: Sampling { temperature: 0.0, max_tokens, ..Sampling::default() },
-            stop: Vec::new(),
-            top_logprobs: 0,
-            copies: Vec::new(),
-            lane: BASE,
-            class: self.class,
+        let messages = prompts.critique(&self.question, answer, self.reference, &aspects)?;
+        Ok(Some(match &self.source {
+            Source::Model(model) => {
+                let request = model.writing(&messages, max_tokens, self.class)?;
+                Critic::Model(model.engine(), request)
+            }
+            Source::Endpoint(endpoint) => Critic::Endpoint(endpoint, messages, max_tokens),
         }))
     }
 
-    fn prompts(&self, answer: &str) -> Result<Vec<Vec<Token>>, PromptError> {
+    /// One conversation an aspect, for each reading of the answer.
+    fn readings(&self, answer: &str) -> Result<Vec<Vec<Message>>, PromptError> {
+        let mut all = Vec::new();
+        for reading in self.agent.prompts.readings(answer) {
+            all.extend(self.prompts(&reading)?);
+        }
+        Ok(all)
+    }
+
+    /// One conversation an aspect.
+    fn prompts(&self, answer: &str) -> Result<Vec<Vec<Message>>, PromptError> {
         let prompts = &self.agent.prompts;
-        self.agent
-            .aspects
+        self.aspects
             .iter()
-            .map(|rated| prompts.assess(self.question, answer, self.reference, &view(rated)))
-            .map(|messages| self.reflector.tokens(&messages?))
+            .map(|rated| prompts.assess(&self.question, answer, self.reference, &view(rated)))
             .collect()
+    }
+
+    /// The levels after each conversation of each group; `None` for a group that gets none.
+    async fn score(
+        &self,
+        groups: Vec<Vec<Vec<Message>>>,
+    ) -> Result<Vec<Option<Vec<Scored>>>, ReflectError> {
+        match &self.source {
+            Source::Model(model) => model.score(self.agent, groups, self.class).await,
+            Source::Endpoint(endpoint) => {
+                Ok(endpoint.score(self.agent.prompts.labels(), groups).await?)
+            }
+        }
+    }
+
+    fn name(&self) -> String {
+        match &self.source {
+            Source::Model(model) => model.name(),
+            Source::Endpoint(endpoint) => endpoint.name(None),
+        }
     }
 }
 
 impl Reflector {
-    /// A rendered conversation as tokens.
-    pub(super) fn tokens(&self, messages: &[Message]) -> Result<Vec<Token>, PromptError> {
-        Ok(self.engine.vocabulary().tokenize(&self.template.render(messages)?))
+    /// Who judges this agent's answers, as assessments say it.
+    pub fn judge_name(&self, agent: &Agent) -> Result<String, ReflectError> {
+        Ok(match self.judge_of(agent)? {
+            Source::Model(model) => model.name(),
+            Source::Endpoint(endpoint) => endpoint.name(None),
+        })
     }
 
-    /// The tokens of the agent's level labels (-1, 0, +1), as they follow its `assess` prompt.
-    pub(super) fn labels(&self, agent: &Agent) -> Result<[Token; 3], PromptError> {
-        let aspect = agent.aspects.first().map(view);
-        let aspect = aspect.ok_or_else(|| PromptError("the agent has no aspects".into()))?;
-        let prompt = self.template.render(&agent.prompts.assess("?", "!", None, &aspect)?)?;
-        let vocabulary = self.engine.vocabulary();
-        let before = vocabulary.tokenize(&prompt);
-        let mut labels = [Token(0); 3];
-        for (slot, label) in labels.iter_mut().zip(agent.prompts.labels()) {
-            let mut prompt = prompt.clone();
-            prompt.push(TextPart { text: label.clone(), control: false });
-            let after = vocabulary.tokenize(&prompt);
-            let Some([token]) = after.strip_prefix(before.as_slice()) else {
-                return Err(PromptError(format!(
-                    "the level label `{label}` is not one token of this model after the `assess` \
-                     prompt; choose three labels that are, such as single digits or letters"
-                )));
-            };
-            *slot = *token;
+    /// What the agent's aspects are judged by at present, in their order.
+    pub fn standards(&self, agent: &Agent) -> Result<Vec<Standard>, ReflectError> {
+        let judge = self.judge_name(agent)?;
+        Ok(agent.aspects.iter().map(|rated| standard(agent, rated, &judge)).collect())
+    }
+
+    /// The bars of the agent's aspects at present, in their order.
+    pub async fn bars_in_force(&self, agent: &Agent) -> Result<Vec<f64>, ReflectError> {
+        let calibrated = self.bars(agent).await?;
+        let standards = self.standards(agent)?.into_iter();
+        let rated = agent.aspects.iter().zip(standards);
+        Ok(rated.map(|(rated, standard)| bar(rated.pass, &standard, &calibrated)).collect())
+    }
+
+    /// What calibration has found, where an aspect wants to know.
+    async fn bars(&self, agent: &Agent) -> Result<Vec<JudgeBar>, ReflectError> {
+        if agent.aspects.iter().all(|rated| rated.pass != Pass::Calibrated) {
+            return Ok(Vec::new());
         }
-        let [low, middle, high] = labels;
-        if low == middle || middle == high || low == high {
-            return Err(PromptError(
-                "two level labels are the same token of this model; choose three that differ"
-                    .into(),
-            ));
+        Ok(self.store.judge_bars(agent.name.clone()).await?)
+    }
+
+    /// What becomes the one number of this agent's answers.
+    pub fn scalar_name(&self, agent: &Agent) -> String {
+        match (&agent.scalar, &self.reward) {
+            (ScalarConfig::Reward(_), Some(model)) => model.name(),
+            _ => "mean of the aspects".to_owned(),
         }
-        Ok(labels)
+    }
+
+    fn judge_of<'a>(&'a self, agent: &'a Agent) -> Result<Source<'a>, ReflectError> {
+        Ok(match &agent.judge {
+            JudgeConfig::Own => Source::Model(ModelJudge::base(&self.engine, &self.template)),
+            JudgeConfig::Model(_) => {
+                let second = self.second.as_ref().ok_or(ReflectError::NoModel("judge.model"))?;
+                Source::Model(ModelJudge::second(&second.engine, &second.template))
+            }
+            JudgeConfig::Endpoint(config) => Source::Endpoint(Asking::new(config, &self.calls)),
+        })
+    }
+
+    /// Checks what only the loaded models can tell of an agent's judge.
+    pub(super) fn check_judge(&self, agent: &Agent) -> Result<(), ReflectError> {
+        let Source::Model(model) = self.judge_of(agent)? else { return Ok(()) };
+        model.labels(agent)?;
+        let views: Vec<_> = agent.aspects.iter().map(view).collect();
+        model.tokens(&agent.prompts.critique("?", "!", None, &views)?)?;
+        if let (ScalarConfig::Reward(_), Some(reward)) = (&agent.scalar, &self.reward) {
+            let turn = Message { role: Role::User, content: "?".into() };
+            reward.tokens(std::slice::from_ref(&turn), "!")?;
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@
 mod assess;
 mod batch;
 mod budget;
+mod choices;
 mod choose;
 mod edit;
 mod explore;
@@ -20,20 +21,26 @@ mod tests;
 pub mod verify;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use crate::config::{Agent, Mode, PromptLine, StopEarly, Verifier};
+use crate::engine::reward::Reward;
 use crate::engine::{
     Class, Engine, EngineError, FinishReason, GenerateRequest, Generation, Lane, Sampling, Token,
     TokenPiece,
 };
 use crate::prompt::{ChatTemplate, Message, PromptError, Role};
-use crate::store::{Assessment, Candidate, ExchangeId, Source, Store, StoreError};
+use crate::store::{Assessment, Candidate, Exchange, ExchangeId, Source, Store, StoreError};
 
+use choices::Choices;
+use judge::endpoint::Calls;
+use judge::model::{RewardJudge, Second};
 use pursue::Aim;
 
-pub use assess::{VERIFIER, passes, question, scalar};
+pub use assess::{REWARD, VERIFIER, passes, question, scalar};
+pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
 
 /// Everything that reflection needs of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -41,6 +48,14 @@ pub struct Reflector {
     engine: Engine,
     store: Store,
     template: Arc<ChatTemplate>,
+    /// A second model that judges, for agents that name one.
+    second: Option<Second>,
+    /// A reward model, for agents that name one.
+    reward: Option<RewardJudge>,
+    /// How asking endpoints has gone.
+    calls: Arc<Calls>,
+    /// Which aspects judge a prompt, where the judge chooses.
+    choices: Arc<Choices>,
 }
 
 /// One prompt to answer.
@@ -134,6 +149,12 @@ pub enum ReflectError {
     /// The task's verifier cannot work.
     #[error(transparent)]
     Verifier(#[from] verify::VerifierError),
+    /// The judge's endpoint cannot be asked.
+    #[error(transparent)]
+    Judge(#[from] JudgeError),
+    /// A model that an agent names is not loaded.
+    #[error("the model of `{0}` is not loaded; restart the daemon")]
+    NoModel(&'static str),
 }
 
 /// What [`Reflector::explore`] did for one prompt.
@@ -164,18 +185,46 @@ impl Explored {
 impl Reflector {
     /// The template is the served model's own.
     pub fn new(engine: Engine, store: Store, template: Arc<ChatTemplate>) -> Self {
-        Self { engine, store, template }
+        let (calls, choices) = (Arc::default(), Arc::default());
+        Self { engine, store, template, second: None, reward: None, calls, choices }
     }
 
-    /// Checks what only the served model can tell: the agent's templates render, and its level
-    /// labels are three different single tokens.
+    /// The same with a second model that judges for the agents that name it.
+    #[must_use]
+    pub fn with_judge(self, engine: Engine, template: Arc<ChatTemplate>) -> Self {
+        Self { second: Some(Second { engine, template }), ..self }
+    }
+
+    /// The same with a reward model for the agents that name it.
+    #[must_use]
+    pub fn with_reward(self, reward: Reward, template: Arc<ChatTemplate>) -> Self {
+        Self { reward: Some(RewardJudge { reward, template }), ..self }
+    }
+
+    /// The second model's engine, if there is one.
+    pub fn judge_engine(&self) -> Option<&Engine> {
+        self.second.as_ref().map(|second| &second.engine)
+    }
+
+    /// How long nobody has waited for words, of the served model or of its judge.
+    pub fn quiet(&self) -> Duration {
+        let engines = [&self.engine].into_iter().chain(self.judge_engine());
+        let quiet = engines.map(|engine| engine.stats().quiet_ms).min();
+        Duration::from_millis(quiet.unwrap_or(0))
+    }
+
+    /// How asking endpoints has gone since the start.
+    pub fn endpoint_calls(&self) -> CallCounts {
+        self.calls.counts()
+    }
+
+    /// Checks what only the loaded models can tell: the agent's templates render, and its level
+    /// labels are three different single tokens of the judge.
     pub fn check_agent(&self, agent: &Agent) -> Result<(), String> {
-        let prompts = &agent.prompts;
-        self.labels(agent).map_err(|error| error.to_string())?;
-        prompts
-            .critique("?", "!", None, &agent.aspects.iter().map(assess::view).collect::<Vec<_>>())
+        self.check_judge(agent).map_err(|error| error.to_string())?;
+        let refine = agent.prompts.refine("?", "!", "!");
+        refine
             .and_then(|messages| self.template.render(&messages))
-            .and_then(|_| self.template.render(&prompts.refine("?", "!", "!")?))
             .map_err(|error| error.to_string())?;
         let verifier = agent.verifier.as_ref().map(verify::Check::new).transpose();
         verifier.map(drop).map_err(|error| error.to_string())
@@ -253,9 +302,32 @@ impl Reflector {
         class: Class,
     ) -> Result<Vec<Assessment>, ReflectError> {
         let verification = assess::Verification::new(agent, verifier)?;
-        let judge =
-            judge::Judge { reflector: self, agent, question, reference, verification, class };
+        let turn = Message { role: Role::User, content: question.to_owned() };
+        let mut judge = judge::Judge::new(self, agent, std::slice::from_ref(&turn), class)?
+            .with(reference, verification);
+        judge.choose().await?;
         Ok(judge.assess(&[response]).await?.pop().unwrap_or_default())
+    }
+
+    /// Judges several answers to a stored prompt in one request, with its reference and verifier, by
+    /// the aspects that the prompt's answers have been judged by so far.
+    pub async fn assess_all(
+        &self,
+        agent: &Agent,
+        exchange: &Exchange,
+        answers: &[&str],
+        class: Class,
+    ) -> Result<Vec<Vec<Assessment>>, ReflectError> {
+        let verification = assess::Verification::new(agent, exchange.verifier.as_ref())?;
+        let judge = judge::Judge::new(self, agent, &exchange.messages, class)?
+            .with(exchange.reference.as_deref(), verification)
+            .with_aspects(&explore::aspects_so_far(exchange));
+        judge.assess(answers).await
+    }
+
+    /// A rendered conversation as tokens of the served model.
+    fn tokens(&self, messages: &[Message]) -> Result<Vec<Token>, PromptError> {
+        Ok(self.engine.vocabulary().tokenize(&self.template.render(messages)?))
     }
 
     /// Answers a prompt in one lane, without judging or storing (the gate).

@@ -6,7 +6,9 @@ use tokio::sync::mpsc;
 use crate::config::{Agent, Mode, Verifier};
 use crate::engine::{Class, GenerateRequest, Lane, Piece, Token};
 use crate::prompt::{Message, Role};
-use crate::store::{Candidate, ExchangeId, NewCandidate, NewExchange, Parent, Source};
+use crate::store::{
+    Candidate, ChosenAspects, ExchangeId, NewCandidate, NewExchange, Parent, Source,
+};
 
 use super::batch::{Batch, Sample};
 use super::budget::Stop;
@@ -54,6 +56,8 @@ pub(super) struct Prepared {
     pub(super) prompt: Vec<Token>,
     /// The prompt's own, or the agent's.
     pub(super) verifier: Option<Verifier>,
+    /// What the judge has chosen for it meanwhile.
+    pub(super) aspect_choice: Option<ChosenAspects>,
 }
 
 impl Prepared {
@@ -70,7 +74,7 @@ impl Prepared {
         }
         let messages = conversation(agent, messages);
         let prompt = reflector.tokens(&messages)?;
-        Ok(Self { messages, prompt, verifier })
+        Ok(Self { messages, prompt, verifier, aspect_choice: None })
     }
 
     pub(super) fn into_exchange(
@@ -86,6 +90,7 @@ impl Prepared {
             prompt_tokens: self.prompt,
             reference,
             verifier: self.verifier,
+            aspect_choice: self.aspect_choice,
         }
     }
 }

@@ -8,13 +8,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Agent;
-use crate::engine::{Class, GenerateRequest, Generation, Lane, Sampling, Token};
+use crate::engine::{Class, Engine, GenerateRequest, Generation, Lane, Sampling, Token};
 use crate::store::{Assessment, CandidateId, NewCandidate, Parent};
 
 use super::batch::{Batch, Sample};
 use super::budget::Stop;
 use super::choose::{Judged, Verdict};
-use super::judge::{Judge, is_spent};
+use super::judge::{Critic, Judge, is_spent};
 use super::{Progress, ReflectError, Reflector};
 
 /// Answers of one request at most: enough to fill a batch, and fewer than the engine refuses.
@@ -144,7 +144,8 @@ impl Session<'_> {
         needed: u32,
     ) -> Result<Batch, Halt> {
         let n = n.min(AT_ONCE).max(needed);
-        self.start(self.request(prompt, n, self.policy.sampling), needed).await
+        let request = self.request(prompt, n, self.policy.sampling);
+        self.start(&self.reflector.engine, request, needed).await
     }
 
     /// Takes started drafts in. Those that the budget has cut off are lost, the others count.
@@ -161,6 +162,8 @@ impl Session<'_> {
 
     /// Judges every entry that nobody has judged.
     pub(super) async fn judge(&mut self) -> Result<(), Halt> {
+        let cut = self.cut;
+        cut.or(self.judge.choose()).await.map_err(Halt::once_answered)?;
         let unjudged: Vec<&mut Entry> =
             self.entries.iter_mut().filter(|entry| entry.assessments.is_empty()).collect();
         let texts: Vec<&str> = unjudged.iter().map(|entry| entry.text.as_str()).collect();
@@ -177,14 +180,23 @@ impl Session<'_> {
         let entry = self.entries.get(index).ok_or(Halt::Stop(Stop::NoGain))?;
         let left = u32::try_from(self.tokens_left()).unwrap_or(u32::MAX);
         let max_tokens = self.agent.reflection.critique_tokens.min(left);
-        let request = self.judge.critique(&entry.text, &entry.assessments, max_tokens)?;
-        let request = request.ok_or(Halt::Stop(Stop::NoGain))?;
-        let batch = self.start(request, 0).await.map_err(Halt::once_answered)?;
-        let (samples, end) = self.finish(batch, 0).await?;
-        let Some(critique) = samples.first() else {
-            return Err(Halt::Stop(end.unwrap_or(Stop::Budget)));
+        let critic = self.judge.critique(&entry.text, &entry.assessments, max_tokens)?;
+        let text = match critic.ok_or(Halt::Stop(Stop::NoGain))? {
+            Critic::Model(engine, request) => {
+                let batch = self.start(engine, request, 0).await.map_err(Halt::once_answered)?;
+                let (samples, end) = self.finish(batch, 0).await?;
+                let Some(critique) = samples.first() else {
+                    return Err(Halt::Stop(end.unwrap_or(Stop::Budget)));
+                };
+                critique.text()
+            }
+            Critic::Endpoint(endpoint, messages, max_tokens) => {
+                let written = self.cut.or(endpoint.write(&messages, max_tokens)).await?;
+                self.generated += written.tokens;
+                written.text
+            }
         };
-        match critique.text().trim() {
+        match text.trim() {
             "" => Err(Halt::Stop(Stop::NoGain)),
             critique => Ok(critique.to_owned()),
         }
@@ -199,7 +211,7 @@ impl Session<'_> {
         seed: Option<u64>,
     ) -> Result<(), Halt> {
         let entry = self.entries.get(index).ok_or(Halt::Stop(Stop::NoGain))?;
-        let messages = self.agent.prompts.refine(self.judge.question, &entry.text, critique)?;
+        let messages = self.agent.prompts.refine(&self.judge.question, &entry.text, critique)?;
         let prompt = self.reflector.tokens(&messages)?;
         let temperature = self.agent.reflection.refine_temperature;
         let sampling = Sampling { temperature, seed, ..self.policy.sampling };
@@ -271,7 +283,7 @@ impl Session<'_> {
             let now = left.min(AT_ONCE);
             let request = self.request(prompt.clone(), now, sampling);
             let request = GenerateRequest { copies: copies.clone(), ..request };
-            let batch = self.start(request, 0).await?;
+            let batch = self.start(&self.reflector.engine, request, 0).await?;
             let (samples, end) = self.finish(batch, 0).await?;
             self.add(samples, revises.as_ref());
             if end.is_some() {
@@ -312,11 +324,15 @@ impl Session<'_> {
         }
     }
 
-    async fn start(&self, request: GenerateRequest, needed: u32) -> Result<Batch, Halt> {
+    async fn start(
+        &self,
+        engine: &Engine,
+        request: GenerateRequest,
+        needed: u32,
+    ) -> Result<Batch, Halt> {
         if needed == 0 && self.tokens_left() == 0 {
             return Err(Halt::Stop(Stop::Budget));
         }
-        let engine = &self.reflector.engine;
         self.cut_when(needed == 0).or(Batch::start(engine, request)).await
     }
 

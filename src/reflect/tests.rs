@@ -9,20 +9,28 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::config::{AgentAspect, Aspect, Reflection, StopEarly};
+use crate::config::{
+    AgentAspect, Aspect, AspectChoice, JudgeConfig, Pass, Promising, Reflection, ScalarConfig,
+    StopEarly,
+};
 use crate::engine::fake::{CHAT_TEMPLATE, Fake, Script};
 use crate::engine::{self, EngineThread};
 use crate::prompt::PromptSet;
 use crate::store::{self, Exchange, NewCandidate, StoreThread};
 
 /// The judge's words for "bad", "so-so" and "good".
-const BAD: &[(&str, f32)] = &[("-", 0.8), ("0", 0.1), ("+", 0.1)];
+pub(super) const BAD: &[(&str, f32)] = &[("-", 0.8), ("0", 0.1), ("+", 0.1)];
 const SO_SO: &[(&str, f32)] = &[("-", 0.3), ("0", 0.3), ("+", 0.4)];
-const GOOD: &[(&str, f32)] = &[("-", 0.05), ("0", 0.05), ("+", 0.9)];
+pub(super) const GOOD: &[(&str, f32)] = &[("-", 0.05), ("0", 0.05), ("+", 0.9)];
 
 /// A bad draft, a critique of it, and a good refinement.
-fn script() -> Script {
-    Script::new("?")
+pub(super) fn script() -> Script {
+    answers(Script::new("?"))
+}
+
+/// The same after other rules.
+pub(super) fn answers(before: Script) -> Script {
+    before
         .on("judge right of bad", BAD)
         .on("judge right of fair", SO_SO)
         .on("judge right of good", GOOD)
@@ -38,17 +46,17 @@ fn script() -> Script {
         .on("ask mixed", &[("bad", 0.4), ("fair", 0.3), ("good", 0.3)])
 }
 
-struct World {
-    reflector: Reflector,
-    store: Store,
-    engine: Engine,
+pub(super) struct World {
+    pub(super) reflector: Reflector,
+    pub(super) store: Store,
+    pub(super) engine: Engine,
     // Field order is significant: the handles go before the threads that they keep alive.
     _threads: (EngineThread, StoreThread),
     _state: tempfile::TempDir,
 }
 
 impl World {
-    async fn new(script: Script) -> Self {
+    pub(super) async fn new(script: Script) -> Self {
         let state = tempfile::tempdir().unwrap();
         let (engine, engine_thread) =
             engine::spawn_with(8, move || Ok(Fake::new(script))).await.unwrap();
@@ -58,8 +66,13 @@ impl World {
         Self { reflector, store, engine, _threads: (engine_thread, store_thread), _state: state }
     }
 
+    /// The same with another reflector.
+    pub(super) fn with(self, change: impl FnOnce(Reflector) -> Reflector) -> Self {
+        Self { reflector: change(self.reflector.clone()), ..self }
+    }
+
     /// Runs a task to its end and returns all that the client saw.
-    async fn run(&self, task: Task) -> Vec<Progress> {
+    pub(super) async fn run(&self, task: Task) -> Vec<Progress> {
         let (sender, mut receiver) = mpsc::channel(1);
         let reflector = self.reflector.clone();
         let running = tokio::spawn(async move { reflector.run(task, sender).await });
@@ -71,7 +84,7 @@ impl World {
         seen
     }
 
-    async fn outcome(&self, task: Task) -> Outcome {
+    pub(super) async fn outcome(&self, task: Task) -> Outcome {
         outcome(&self.run(task).await).clone()
     }
 
@@ -79,17 +92,17 @@ impl World {
         self.reflector.explore(&agent(), id, aim, &|_| {}).await
     }
 
-    async fn stored(&self, outcome: &Outcome) -> Exchange {
+    pub(super) async fn stored(&self, outcome: &Outcome) -> Exchange {
         self.store.exchange(outcome.exchange.unwrap()).await.unwrap()
     }
 }
 
 /// All of it, without stopping early.
-fn aim(drafts: u32, refinements: u32) -> Aim {
+pub(super) fn aim(drafts: u32, refinements: u32) -> Aim {
     Aim { drafts, refinements, stop_early: StopEarly { enough: 0, give_up: 0 } }
 }
 
-fn outcome(seen: &[Progress]) -> &Outcome {
+pub(super) fn outcome(seen: &[Progress]) -> &Outcome {
     match seen.last() {
         Some(Progress::Done(outcome)) => outcome,
         other => panic!("the task ended with {other:?}"),
@@ -97,7 +110,7 @@ fn outcome(seen: &[Progress]) -> &Outcome {
 }
 
 /// What the client read as answer `wanted`.
-fn text_of(seen: &[Progress], wanted: u32) -> String {
+pub(super) fn text_of(seen: &[Progress], wanted: u32) -> String {
     seen.iter()
         .filter_map(|progress| match progress {
             Progress::Token(piece) if piece.index == wanted => Some(piece.text.as_str()),
@@ -116,7 +129,7 @@ fn reasoning(seen: &[Progress]) -> String {
         .collect()
 }
 
-fn texts(exchange: &Exchange) -> Vec<&str> {
+pub(super) fn texts(exchange: &Exchange) -> Vec<&str> {
     exchange.candidates.iter().map(|candidate| candidate.text.as_str()).collect()
 }
 
@@ -138,34 +151,42 @@ fn prompts(labels: [&str; 3]) -> PromptSet {
             ),
         ),
         ("refine".to_owned(), user("{{ question }} refine {{ response }} after {{ critique }}")),
+        ("choose".to_owned(), user("{{ question }} needs {{ aspect.name }}")),
     ]);
     PromptSet::new(labels.map(str::to_owned), templates).unwrap()
 }
 
-fn agent() -> Agent {
-    let aspect = |name: &str, weight| AgentAspect {
+pub(super) fn aspect(name: &str) -> AgentAspect {
+    AgentAspect {
         aspect: Arc::new(Aspect {
             name: name.to_owned(),
             description: format!("Is it {name}?"),
             levels: ["no", "partly", "yes"].map(str::to_owned),
             version: "v1".to_owned(),
         }),
-        weight,
-        pass: 0.5,
-    };
+        weight: 1.0,
+        pass: Pass::Fixed(0.5),
+    }
+}
+
+pub(super) fn agent() -> Agent {
     Agent {
         name: "tester".to_owned(),
         description: String::new(),
         system: None,
         sampling: Sampling { max_tokens: 32, ..Sampling::default() },
         prompts: Arc::new(prompts(["-", "0", "+"])),
-        aspects: vec![aspect("right", 1.0), aspect("clear", 1.0)],
+        aspects: vec![aspect("right"), aspect("clear")],
+        aspect_choice: AspectChoice::All,
+        judge: JudgeConfig::Own,
+        scalar: ScalarConfig::Aspects,
         reflection: Reflection {
             mode: Mode::Background,
             drafts: 1,
             refinements: 1,
             rounds: 1,
             margin: 0.1,
+            promising: Promising::BestFaulty,
             refine_temperature: 1.0,
             critique_tokens: 32,
             latency: Duration::from_mins(10),
@@ -177,11 +198,12 @@ fn agent() -> Agent {
         verifier: None,
         learn: true,
         held_out: None,
+        probes: None,
         general: None,
     }
 }
 
-fn task(agent: Agent, mode: Mode, prompt: &str) -> Task {
+pub(super) fn task(agent: Agent, mode: Mode, prompt: &str) -> Task {
     Task {
         sampling: Sampling { seed: Some(7), ..agent.sampling },
         agent: Arc::new(agent),
@@ -260,7 +282,7 @@ async fn an_inline_answer_is_refined_when_it_falls_short() {
     assert!(passes(&refinement.assessments) && !passes(&draft.assessments));
     let judged = &draft.assessments[0];
     assert_eq!(judged.judge, "generation 0 of 000000000000");
-    assert_eq!((judged.aspect.as_str(), judged.rubric_version.as_str()), ("right", "v1"));
+    assert_eq!((judged.aspect.as_str(), judged.rubric_version.len()), ("right", 12));
     assert!(0.99 < judged.mass);
 }
 

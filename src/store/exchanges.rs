@@ -5,8 +5,8 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use super::columns::{Json, Logprobs, Tokens, Word, limit, now_ms};
 use super::thread::{Outcome, Refusal};
 use super::{
-    Assessment, Candidate, CandidateId, Exchange, ExchangeId, NewCandidate, NewExchange, Parent,
-    feedback,
+    Assessment, Candidate, CandidateId, ChosenAspects, Exchange, ExchangeId, NewCandidate,
+    NewExchange, Parent, feedback,
 };
 use crate::engine::Generation;
 
@@ -18,8 +18,9 @@ pub(super) fn insert(
 ) -> Outcome<(ExchangeId, Vec<CandidateId>)> {
     tx.prepare_cached(
         "INSERT INTO exchanges
-            (created_ms, agent, source, messages, prompt_tokens, reference, verifier)
-         VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (created_ms, agent, source, messages, prompt_tokens, reference, verifier,
+             aspect_choice)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )?
     .execute(params![
         now_ms(),
@@ -29,6 +30,7 @@ pub(super) fn insert(
         Tokens(exchange.prompt_tokens.as_slice()),
         exchange.reference,
         exchange.verifier.as_ref().map(Json),
+        exchange.aspect_choice.as_ref().map(Json),
     ])?;
     let id = ExchangeId(tx.last_insert_rowid());
     let candidates = insert_candidates(tx, id, candidates)?;
@@ -38,6 +40,17 @@ pub(super) fn insert(
             .execute(params![served, id])?;
     }
     Ok((id, candidates))
+}
+
+pub(super) fn set_aspect_choice(
+    tx: &Transaction<'_>,
+    exchange: ExchangeId,
+    choice: &ChosenAspects,
+) -> Outcome<()> {
+    require(tx, exchange)?;
+    let sql = "UPDATE exchanges SET aspect_choice = ? WHERE id = ?";
+    tx.prepare_cached(sql)?.execute(params![Json(choice), exchange])?;
+    Ok(())
 }
 
 pub(super) fn insert_candidates(
@@ -76,7 +89,7 @@ pub(super) fn insert_candidates(
             candidate.critique,
         ])?;
         let id = CandidateId(tx.last_insert_rowid());
-        upsert_assessments(tx, id, &candidate.assessments)?;
+        put_assessments(tx, id, &candidate.assessments)?;
         ids.push(id);
     }
     Ok(ids)
@@ -115,24 +128,44 @@ pub(super) fn insert_assessments(
     if !tx.prepare_cached("SELECT 1 FROM candidates WHERE id = ?")?.exists([candidate])? {
         return Err(Refusal::NotFound { what: "candidate", id: candidate.0 });
     }
-    upsert_assessments(tx, candidate, assessments)
+    put_assessments(tx, candidate, assessments)
 }
 
-fn upsert_assessments(
+/// What was said of these candidates before no longer counts, but stays.
+pub(super) fn replace_assessments(
+    tx: &Transaction<'_>,
+    judged: &[(CandidateId, Vec<Assessment>)],
+) -> Outcome<()> {
+    let sql = "UPDATE assessments SET is_current = 0 WHERE candidate = ? AND is_current = 1";
+    let mut retire = tx.prepare_cached(sql)?;
+    for (candidate, assessments) in judged {
+        retire.execute([candidate])?;
+        insert_assessments(tx, *candidate, assessments)?;
+    }
+    Ok(())
+}
+
+fn put_assessments(
     tx: &Transaction<'_>,
     candidate: CandidateId,
     assessments: &[Assessment],
 ) -> Outcome<()> {
-    let mut upsert = tx.prepare_cached(
-        "INSERT OR REPLACE INTO assessments
-            (candidate, aspect, rubric_version, judge, p_minus, p_zero, p_plus, mass, weight,
-             passes)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    let mut retire = tx.prepare_cached(
+        "UPDATE assessments SET is_current = 0
+         WHERE candidate = ? AND aspect = ? AND is_current = 1",
+    )?;
+    let mut insert = tx.prepare_cached(
+        "INSERT INTO assessments
+            (candidate, created_ms, aspect, rubric_version, judge, p_minus, p_zero, p_plus, mass,
+             weight, passes, is_current)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
     )?;
     for it in assessments {
         let [p_minus, p_zero, p_plus] = it.levels;
-        upsert.execute(params![
+        retire.execute(params![candidate, it.aspect])?;
+        insert.execute(params![
             candidate,
+            now_ms(),
             it.aspect,
             it.rubric_version,
             it.judge,
@@ -147,6 +180,14 @@ fn upsert_assessments(
     Ok(())
 }
 
+/// Everything that was ever said of a candidate, oldest first.
+pub(super) fn history(tx: &Transaction<'_>, candidate: CandidateId) -> Outcome<Vec<Assessment>> {
+    let sql = "SELECT * FROM assessments WHERE candidate = ? ORDER BY id";
+    let mut query = tx.prepare_cached(sql)?;
+    let rows = query.query_map([candidate], read_assessment)?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
 pub(super) fn one(tx: &Transaction<'_>, id: ExchangeId) -> Outcome<Exchange> {
     let sql = "SELECT * FROM exchanges WHERE id = ?";
     let exchange = tx.prepare_cached(sql)?.query_row([id], read_exchange).optional()?;
@@ -157,7 +198,7 @@ pub(super) fn one(tx: &Transaction<'_>, id: ExchangeId) -> Outcome<Exchange> {
         .query_map([id], read_candidate)?
         .collect::<rusqlite::Result<_>>()?;
     for candidate in &mut exchange.candidates {
-        let sql = "SELECT * FROM assessments WHERE candidate = ? ORDER BY id";
+        let sql = "SELECT * FROM assessments WHERE candidate = ? AND is_current = 1 ORDER BY id";
         candidate.assessments = tx
             .prepare_cached(sql)?
             .query_map([candidate.id], read_assessment)?
@@ -177,6 +218,7 @@ fn read_exchange(row: &Row<'_>) -> rusqlite::Result<Exchange> {
         prompt_tokens: row.get::<_, Tokens<_>>("prompt_tokens")?.0,
         reference: row.get("reference")?,
         verifier: row.get::<_, Option<Json<_>>>("verifier")?.map(|it| it.0),
+        aspect_choice: row.get::<_, Option<Json<_>>>("aspect_choice")?.map(|it| it.0),
         served: row.get("served")?,
         candidates: Vec::new(),
         feedback: Vec::new(),
@@ -231,13 +273,17 @@ pub(super) fn learnable(
         WHERE agent IN (SELECT value FROM json_each(?)) AND id > ? AND (
             EXISTS (SELECT 1 FROM feedback WHERE exchange = exchanges.id)
             OR EXISTS (SELECT 1 FROM candidates JOIN assessments ON candidate = candidates.id
-                WHERE exchange = exchanges.id))
+                WHERE exchange = exchanges.id AND is_current = 1))
         ORDER BY id LIMIT ?";
     let after = after.unwrap_or(ExchangeId(0));
     all_of(tx, &ids(tx, sql, params![Json(agents), after, limit(at_most)])?)
 }
 
-fn ids(tx: &Transaction<'_>, sql: &str, values: impl rusqlite::Params) -> Outcome<Vec<ExchangeId>> {
+pub(super) fn ids(
+    tx: &Transaction<'_>,
+    sql: &str,
+    values: impl rusqlite::Params,
+) -> Outcome<Vec<ExchangeId>> {
     let mut query = tx.prepare_cached(sql)?;
     let ids = query.query_map(values, |row| row.get(0))?;
     Ok(ids.collect::<rusqlite::Result<_>>()?)

@@ -18,7 +18,8 @@ pub(super) fn explorable(
     let sql = "WITH answers AS (
             SELECT exchange, parent, generation, candidates.id AS id, min(passes) AS passes
             FROM exchanges JOIN candidates ON exchange = exchanges.id
-                LEFT JOIN assessments ON candidate = candidates.id AND weight > 0
+                LEFT JOIN assessments
+                    ON candidate = candidates.id AND weight > 0 AND is_current = 1
             WHERE agent = ?1 AND author = 'model' GROUP BY candidates.id)
         SELECT exchanges.id,
             count(answers.id) - count(parent) AS drafts,

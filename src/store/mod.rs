@@ -14,6 +14,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod trust;
 mod watches;
 
 use std::collections::HashSet;
@@ -22,9 +23,10 @@ use std::path::PathBuf;
 use crate::engine::Generation;
 
 pub use rows::{
-    Assessment, Author, Candidate, CandidateId, Counts, EarlierPair, Evaluation, Event, Exchange,
-    ExchangeId, Feedback, Filled, GenerationRow, Live, NewCandidate, NewExchange, PairRow, Parent,
-    Run, RunId, RunState, Source, Watch, WatchState,
+    Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, EarlierPair, Evaluation,
+    Event, Exchange, ExchangeId, Feedback, Filled, GenerationRow, JudgeBar, JudgeReport, Live,
+    NewCandidate, NewExchange, PairRow, Parent, Relevance, Run, RunId, RunState, Source, Standard,
+    Watch, WatchState,
 };
 pub use thread::{Store, StoreThread, spawn};
 
@@ -74,6 +76,17 @@ impl Store {
         })
         .await
     }
+    /// Notes by which aspects a prompt's answers are judged from now on.
+    pub async fn set_aspect_choice(
+        &self,
+        exchange: ExchangeId,
+        choice: ChosenAspects,
+    ) -> Result<()> {
+        self.write("store a choice of aspects", move |tx| {
+            exchanges::set_aspect_choice(tx, exchange, &choice)
+        })
+        .await
+    }
     /// Adds candidates to a stored prompt.
     pub async fn add_candidates(
         &self,
@@ -86,7 +99,7 @@ impl Store {
         .await
     }
     /// Adds assessments to a stored candidate (background reflection judges a draft after the
-    /// reply). A candidate has one assessment an aspect: a later one takes the place of an earlier.
+    /// reply). Of several assessments by one aspect the newest counts; the others stay as history.
     pub async fn add_assessments(
         &self,
         candidate: CandidateId,
@@ -96,6 +109,18 @@ impl Store {
             exchanges::insert_assessments(tx, candidate, &assessments)
         })
         .await
+    }
+    /// Judges candidates anew: all that was said of each before becomes history.
+    pub async fn replace_assessments(
+        &self,
+        judged: Vec<(CandidateId, Vec<Assessment>)>,
+    ) -> Result<()> {
+        self.write("replace assessments", move |tx| exchanges::replace_assessments(tx, &judged))
+            .await
+    }
+    /// Everything that was ever said of a candidate, oldest first.
+    pub async fn assessment_history(&self, candidate: CandidateId) -> Result<Vec<Assessment>> {
+        self.read("read old assessments", move |tx| exchanges::history(tx, candidate)).await
     }
     /// One exchange with everything that belongs to it.
     pub async fn exchange(&self, id: ExchangeId) -> Result<Exchange> {
@@ -279,6 +304,57 @@ impl Store {
     /// Answers of a run's gate, in the order in which they were given.
     pub async fn evaluations(&self, run: RunId) -> Result<Vec<Evaluation>> {
         self.read("read evaluations", move |tx| evaluations::of(tx, run)).await
+    }
+    /// Stores what was found out about a judge.
+    pub async fn add_judge_report(&self, report: JudgeReport) -> Result<()> {
+        self.write("store a judge's report", move |tx| trust::insert_report(tx, &report)).await
+    }
+    /// The newest report on an agent's judge; `version`: of this judge and these rubrics.
+    pub async fn judge_report(
+        &self,
+        agent: String,
+        version: Option<(String, String)>,
+    ) -> Result<Option<JudgeReport>> {
+        self.read("read a judge's report", move |tx| {
+            let version = version.as_ref().map(|(judge, version)| (&**judge, &**version));
+            trust::newest_report(tx, &agent, version)
+        })
+        .await
+    }
+    /// Stores calibrated bars, and holds what was judged by the same version against them.
+    pub async fn set_judge_bars(&self, agent: String, bars: Vec<JudgeBar>) -> Result<()> {
+        self.write("store calibrated bars", move |tx| trust::set_bars(tx, &agent, &bars)).await
+    }
+    /// The calibrated bars of an agent, of all versions.
+    pub async fn judge_bars(&self, agent: String) -> Result<Vec<JudgeBar>> {
+        self.read("read calibrated bars", move |tx| trust::bars(tx, &agent)).await
+    }
+    /// Exchanges of an agent whose answers somebody or a verifier has labelled, newest first; a page
+    /// of `limit` before `before`.
+    pub async fn labelled(
+        &self,
+        agent: String,
+        before: Option<ExchangeId>,
+        limit: usize,
+    ) -> Result<Vec<ExchangeId>> {
+        let before = before.unwrap_or(ExchangeId(i64::MAX));
+        self.read("list labelled exchanges", move |tx| trust::labelled(tx, &agent, before, limit))
+            .await
+    }
+    /// Exchanges of an agent with candidates that were judged by other standards than these, oldest
+    /// first; a page of `limit` after `after`.
+    pub async fn outdated(
+        &self,
+        agent: String,
+        standards: Vec<Standard>,
+        after: Option<ExchangeId>,
+        limit: usize,
+    ) -> Result<Vec<ExchangeId>> {
+        let after = after.unwrap_or(ExchangeId(0));
+        self.read("list exchanges to judge again", move |tx| {
+            trust::outdated(tx, &agent, &standards, after, limit)
+        })
+        .await
     }
     /// Appends to the journal of operational events.
     pub async fn add_event(&self, kind: String, detail: serde_json::Value) -> Result<()> {

@@ -82,6 +82,30 @@ pub struct NewExchange {
     pub reference: Option<String>,
     /// How to check an answer.
     pub verifier: Option<Verifier>,
+    /// By which aspects its answers are judged, where the judge chose them.
+    pub aspect_choice: Option<ChosenAspects>,
+}
+
+/// The aspects that the judge found the most relevant for a prompt.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ChosenAspects {
+    /// Who chose, as in [`Assessment::judge`].
+    pub judge: String,
+    /// Names, in the agent's order.
+    pub chosen: Vec<String>,
+    /// All that could be chosen, so that the choice can be traced.
+    pub relevance: Vec<Relevance>,
+}
+
+/// How much one aspect matters for a prompt.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Relevance {
+    /// The aspect's name.
+    pub aspect: String,
+    /// p(much) - p(hardly), between -1 and 1.
+    pub value: f64,
+    /// The labels' share of the whole distribution.
+    pub mass: f32,
 }
 
 /// An answer, not yet stored.
@@ -121,11 +145,13 @@ pub enum Parent {
 /// One candidate judged by one aspect.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Assessment {
-    /// The aspect's name, or `verifier`.
+    /// The aspect's name, or `verifier`, or `reward`.
     pub aspect: String,
     /// Version of the rubric.
     pub rubric_version: String,
-    /// Who judged: `generation 0 of <model sha256, 12 digits>` or `verifier:<kind>`.
+    /// Who judged: `generation 0 of <model sha256, 12 digits>` for the served model, `model
+    /// <sha256>` for another, `<model> at <endpoint>`, `reward model <sha256>` or
+    /// `verifier:<kind>`.
     pub judge: String,
     /// p(-1), p(0), p(+1).
     pub levels: [f32; 3],
@@ -138,6 +164,14 @@ pub struct Assessment {
 }
 
 impl Assessment {
+    /// What it was judged by.
+    pub fn standard(&self) -> Standard {
+        Standard {
+            aspect: self.aspect.clone(),
+            judge: self.judge.clone(),
+            rubric_version: self.rubric_version.clone(),
+        }
+    }
     /// p(+1) - p(-1), between -1 and 1.
     pub fn value(&self) -> f64 {
         f64::from(self.levels[2]) - f64::from(self.levels[0])
@@ -164,6 +198,8 @@ pub struct Exchange {
     pub reference: Option<String>,
     /// How to check an answer.
     pub verifier: Option<Verifier>,
+    /// By which aspects its answers are judged, where the judge chose them.
+    pub aspect_choice: Option<ChosenAspects>,
     /// The one that the client got.
     pub served: Option<CandidateId>,
     /// In order of creation.
@@ -410,6 +446,43 @@ pub struct Evaluation {
     pub score: f64,
     /// The verifier's word, where the prompt has one.
     pub verified: Option<bool>,
+}
+
+/// What one aspect is judged by: scores are compared only when this is the same.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Standard {
+    /// The aspect's name.
+    pub aspect: String,
+    /// See [`Assessment::judge`].
+    pub judge: String,
+    /// See [`Assessment::rubric_version`].
+    pub rubric_version: String,
+}
+
+/// Where calibration has put the bar of one aspect.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JudgeBar {
+    /// It holds for these scores alone.
+    pub standard: Standard,
+    /// An answer passes when p(+1) is at least this.
+    pub pass: f64,
+}
+
+/// A measurement of an agent's judge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JudgeReport {
+    /// Unix milliseconds.
+    pub created_ms: i64,
+    /// The agent's name.
+    pub agent: String,
+    /// Who judged.
+    pub judge: String,
+    /// Of all rubrics together.
+    pub version: String,
+    /// A [`crate::trust::Report`].
+    pub report: serde_json::Value,
+    /// What each probe got.
+    pub scores: serde_json::Value,
 }
 
 /// Row counts for `status`.

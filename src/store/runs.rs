@@ -175,7 +175,7 @@ pub(super) fn learned(
 ) -> Outcome<HashSet<(Option<CandidateId>, Option<CandidateId>)>> {
     let mut query = tx.prepare_cached(
         "SELECT DISTINCT chosen, rejected FROM pairs JOIN runs ON runs.id = pairs.run
-         WHERE state IN (?, ?)",
+         WHERE state IN (?1, ?2) AND (state = ?1 OR metrics ->> 'adapter_sha256' IS NOT NULL)",
     )?;
     let states = params![Word(RunState::Promoted), Word(RunState::Rejected)];
     let learned = query.query_map(states, |row| Ok((row.get(0)?, row.get(1)?)))?;

@@ -15,6 +15,8 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(include_str!("schema_gate.sql")),
         M::up(include_str!("schema_owner.sql")),
         M::up(include_str!("schema_interrupted.sql")),
+        M::up(include_str!("schema_aspect_choice.sql")),
+        M::up(include_str!("schema_trust.sql")),
     ])
 }
 

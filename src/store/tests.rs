@@ -54,6 +54,7 @@ fn prompt(agent: &str) -> NewExchange {
         prompt_tokens: vec![Token(1), Token(-7), Token(i32::MAX)],
         reference: Some("4".into()),
         verifier: Some(Verifier::Numeric { expected: 4.0, tolerance: 0.0, marker: None }),
+        aspect_choice: None,
     }
 }
 
@@ -99,6 +100,26 @@ fn is_missing<T>(result: &Result<T>, wanted: &'static str) -> bool {
 }
 
 #[tokio::test]
+async fn a_choice_of_aspects_is_kept_with_its_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _thread) = spawn(path(folder.path())).await.unwrap();
+    let choice = |judge: &str| ChosenAspects {
+        judge: judge.into(),
+        chosen: vec!["format".into()],
+        relevance: vec![Relevance { aspect: "format".into(), value: -0.5, mass: 0.75 }],
+    };
+    let chosen = NewExchange { aspect_choice: Some(choice("first")), ..prompt("one") };
+    let (with, _) = store.record_exchange(chosen, vec![], None).await.unwrap();
+    let (without, _) = store.record_exchange(prompt("one"), vec![], None).await.unwrap();
+    store.set_aspect_choice(without, choice("second")).await.unwrap();
+    let of = async |id| store.exchange(id).await.unwrap().aspect_choice;
+    assert_eq!(of(with).await, Some(choice("first")));
+    assert_eq!(of(without).await, Some(choice("second")));
+    let missing = store.set_aspect_choice(ExchangeId(99), choice("third")).await;
+    assert!(matches!(missing, Err(StoreError::NotFound { what: "exchange", id: 99 })));
+}
+
+#[tokio::test]
 async fn an_exchange_comes_back_as_it_went_in_also_after_a_restart() {
     let scratch = Scratch::new().await;
     let (id, ids) = record(&scratch.store, "one").await;
@@ -141,7 +162,10 @@ async fn candidates_and_assessments_can_follow_later() {
     let found = store.exchange(id).await.unwrap();
     assert_eq!(found.candidates.len(), 4);
     assert_eq!(found.candidates[3].parent, Some(ids[1]));
-    assert_eq!(found.candidates[3].assessments, [judged], "the later judgement counts");
+    let counts = &found.candidates[3].assessments;
+    assert_eq!(counts, std::slice::from_ref(&judged), "the later judgement counts");
+    let history = store.assessment_history(more[0]).await.unwrap();
+    assert_eq!(history, [assessment("kind"), judged], "and the earlier one stays");
 }
 
 #[tokio::test]
@@ -303,7 +327,10 @@ async fn what_runs_with_a_verdict_were_given_is_learned_and_new_words_make_an_ex
     let pair = PairRow { exchange, chosen: Some(ids[2]), rejected: Some(ids[0]), margin: 0.75 };
     let bad = PairRow { chosen: None, ..pair };
     let (judged, broken) = (start(store, vec![pair]).await, start(store, vec![bad]).await);
-    store.update_run(judged, RunState::Rejected, None, json!(null)).await.unwrap();
+    store
+        .update_run(judged, RunState::Rejected, None, json!({ "adapter_sha256": "1" }))
+        .await
+        .unwrap();
     store.update_run(broken, RunState::Failed, None, json!(null)).await.unwrap();
     let learned = store.learned().await.unwrap();
     assert_eq!(learned.into_iter().collect::<Vec<_>>(), [(pair.chosen, pair.rejected)]);
@@ -658,7 +685,7 @@ async fn a_file_of_version_0_is_brought_up_to_date_and_stays_durable() {
     drop(empty);
     let connection = open(&path(folder.path())).unwrap();
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    assert_eq!(pragma("user_version"), Ok(4));
+    assert_eq!(schema::migrations().pending_migrations(&connection), Ok(0));
     assert_eq!(pragma("synchronous"), Ok(2), "full");
     assert_eq!(pragma("foreign_keys"), Ok(1));
     schema::migrations().validate().unwrap();
@@ -685,4 +712,77 @@ async fn a_file_that_is_no_database_is_a_start_up_error() {
     })
     .unwrap();
     assert!(matches!(spawn(path(folder.path())).await, Err(StoreError::Database { .. })));
+}
+
+#[tokio::test]
+async fn calibrated_bars_hold_for_what_the_same_version_has_judged() {
+    let Scratch { store, .. } = &Scratch::new().await;
+    let (id, _) = record(store, "one").await;
+    let (other, _) = record(store, "two").await;
+    let bar = |standard: Standard, pass| JudgeBar { standard, pass };
+    let kind = assessment("kind").standard();
+    let foreign = Standard { judge: "another".into(), ..assessment("true").standard() };
+    let bars = vec![bar(kind.clone(), 0.8), bar(foreign, 0.9)];
+    store.set_judge_bars("one".into(), bars).await.unwrap();
+    let passes = async |id| {
+        let found = store.exchange(id).await.unwrap().candidates.remove(0).assessments;
+        found.into_iter().map(|it| (it.aspect, it.passes)).collect::<Vec<_>>()
+    };
+    assert_eq!(passes(id).await, [("kind".into(), false), ("true".into(), true)]);
+    assert_eq!(passes(other).await, [("kind".into(), true), ("true".into(), true)]);
+    store.set_judge_bars("one".into(), vec![bar(kind.clone(), 0.5)]).await.unwrap();
+    assert_eq!(passes(id).await[0], ("kind".into(), true));
+    let kept = store.judge_bars("one".into()).await.unwrap();
+    assert!(kept.contains(&bar(kind, 0.5)) && kept.len() == 2, "{kept:?}");
+    assert_eq!(store.judge_bars("two".into()).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn reports_are_found_by_the_version_that_they_measured() {
+    let Scratch { store, .. } = &Scratch::new().await;
+    let report = |version: &str, n: u32| JudgeReport {
+        created_ms: 1,
+        agent: "one".into(),
+        judge: "j".into(),
+        version: version.into(),
+        report: json!({ "n": n }),
+        scores: json!({}),
+    };
+    for (version, n) in [("a", 1), ("a", 2), ("b", 3)] {
+        store.add_judge_report(report(version, n)).await.unwrap();
+    }
+    let of = async |version: Option<&str>| {
+        let version = version.map(|version| ("j".to_owned(), version.to_owned()));
+        store.judge_report("one".into(), version).await.unwrap()
+    };
+    assert_eq!(of(Some("a")).await, Some(report("a", 2)));
+    assert_eq!(of(None).await, Some(report("b", 3)));
+    assert_eq!(of(Some("c")).await, None);
+    assert_eq!(store.judge_report("two".into(), None).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn exchanges_to_label_with_and_to_judge_again_are_found() {
+    let Scratch { store, .. } = &Scratch::new().await;
+    let (plain, _) = record(store, "one").await;
+    let (rated, _) = record(store, "one").await;
+    let verified = vec![answer(None, vec![assessment("kind"), assessment("verifier")])];
+    let (verified, _) = store.record_exchange(prompt("one"), verified, None).await.unwrap();
+    let feedback =
+        Feedback { exchange: rated, candidate: None, rating: Some(1), aspect: None, edit: None };
+    store.add_feedback(feedback).await.unwrap();
+    let labelled = async |before| store.labelled("one".into(), before, 10).await.unwrap();
+    assert_eq!(labelled(None).await, [verified, rated]);
+    assert_eq!(labelled(Some(verified)).await, [rated]);
+
+    let outdated = async |standards: &[Standard]| {
+        store.outdated("one".into(), standards.to_vec(), None, 10).await.unwrap()
+    };
+    let (kind, truth) = (assessment("kind").standard(), assessment("true").standard());
+    // The second draft of the first two has no word on truth.
+    assert_eq!(outdated(&[kind.clone(), truth.clone()]).await, [plain, rated, verified]);
+    assert_eq!(outdated(std::slice::from_ref(&kind)).await, [plain, rated]);
+    let newer = Standard { rubric_version: "2".into(), ..kind };
+    assert_eq!(outdated(&[newer]).await, [plain, rated, verified]);
+    assert_eq!(store.outdated("two".into(), vec![truth], None, 10).await.unwrap(), []);
 }

@@ -97,13 +97,14 @@ pub(super) fn live(
     // Two queries, because an answer that is judged now may be rated next week.
     let scores = "SELECT agent, score FROM (
             SELECT exchanges.agent AS agent, min(assessments.id) AS at,
-                sum(weight * (p_plus - p_minus)) / sum(weight) AS score
+                sum(is_current * weight * (p_plus - p_minus)) / sum(is_current * weight) AS score
             FROM exchanges
                 JOIN candidates ON candidates.id = exchanges.served
                 JOIN assessments ON assessments.candidate = candidates.id
             WHERE exchanges.source = 'chat' AND candidates.generation = ?
                 AND candidates.id BETWEEN ? AND ? AND weight > 0
-            GROUP BY candidates.id ORDER BY at DESC LIMIT ?)
+            GROUP BY candidates.id HAVING sum(is_current * weight) > 0
+            ORDER BY at DESC LIMIT ?)
         ORDER BY at";
     let ratings = "SELECT agent, rating FROM (
             SELECT exchanges.agent AS agent, feedback.id AS at, CAST(feedback.rating AS REAL) AS rating

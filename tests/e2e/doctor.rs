@@ -20,7 +20,7 @@ async fn doctor(root: &Path, more: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stdout).unwrap())
 }
 
-async fn report(root: &Path, more: &[&str]) -> (Option<i32>, Value) {
+pub(crate) async fn report(root: &Path, more: &[&str]) -> (Option<i32>, Value) {
     let (code, text) = doctor(root, &[more, &["--json"]].concat()).await;
     (code, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
 }

@@ -167,7 +167,11 @@ async fn n_pairs(client: &Client, ended: &Ended) -> anyhow::Result<usize> {
     let run = match ended {
         Ended::Promoted { run, .. } | Ended::Rejected { run, .. } => *run,
         Ended::Interrupted { run, .. } | Ended::Failed { run: Some(run), .. } => *run,
-        Ended::Failed { run: None, .. } | Ended::Explored { .. } => return Ok(0),
+        Ended::Failed { run: None, .. }
+        | Ended::Explored { .. }
+        | Ended::Calibrated { .. }
+        | Ended::Attacked { .. }
+        | Ended::Rescored { .. } => return Ok(0),
     };
     Ok(client.get::<Run>(&format!("/v1/runs/{run}")).await?.n_pairs)
 }

@@ -44,8 +44,11 @@ impl Round {
             Ended::Rejected { reason, .. } => format!("kept the old weights: {reason}"),
             Ended::Interrupted { reason, .. } => format!("interrupted: {reason}"),
             Ended::Failed { reason, .. } => format!("failed: {reason}"),
-            Ended::Explored { .. } => {
-                "the daemon answered a training with an exploration".to_owned()
+            Ended::Explored { .. }
+            | Ended::Calibrated { .. }
+            | Ended::Attacked { .. }
+            | Ended::Rescored { .. } => {
+                "the daemon answered a training with something else".to_owned()
             }
         }
     }

@@ -22,6 +22,8 @@ pub(super) struct Computing {
     pub(super) batch_threads: usize,
     pub(super) flash_attention: sys::llama_flash_attn_type,
     pub(super) kv_cache: KvCache,
+    /// What a sequence is made into instead of logits that somebody reads; `None`: nothing.
+    pub(super) pooling: Option<sys::llama_pooling_type>,
 }
 
 /// Owns a `llama_context`.
@@ -46,6 +48,10 @@ impl Context {
         params.type_v = params.type_k;
         params.flash_attn_type = computing.flash_attention;
         params.swa_full = true;
+        if let Some(pooling) = computing.pooling {
+            params.embeddings = true;
+            params.pooling_type = pooling;
+        }
         // SAFETY: the model lives; the numbers are inside what llama.cpp asserts: sequences at
         // most 256 and not above the batch, the batch not above the cells.
         let raw = unsafe { sys::llama_init_from_model(model.0.as_ptr(), params) };

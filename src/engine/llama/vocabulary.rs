@@ -15,22 +15,36 @@ pub(super) struct LlamaVocabulary {
     n_vocab: usize,
     /// Texts of the tokens that only a template may write.
     control: Vec<(String, Token)>,
+    /// For each token whether it is such a one, so that text must not come out as it.
+    forbidden: Vec<bool>,
     begin: Option<Token>,
 }
 
 impl LlamaVocabulary {
-    pub(super) fn new(model: Arc<Model>) -> Self {
+    /// What the template writes with a token of its own is control, also where the file calls that
+    /// token user-defined: llama.cpp finds those in any text.
+    pub(super) fn new(model: Arc<Model>, chat_template: &str) -> Self {
         let n_vocab = model.n_vocab();
-        let mut vocabulary = Self { model, n_vocab, control: Vec::new(), begin: None };
+        let (control, forbidden, begin) = (Vec::new(), vec![false; n_vocab], None);
+        let mut vocabulary = Self { model, n_vocab, control, forbidden, begin };
         let vocab = vocabulary.model.vocab();
         for id in 0..position(n_vocab) {
             // SAFETY: the vocabulary lives and the id is in it.
             let attributes = unsafe { sys::llama_vocab_get_attr(vocab, id) };
-            if attributes & (sys::LLAMA_TOKEN_ATTR_CONTROL | sys::LLAMA_TOKEN_ATTR_UNKNOWN) != 0 {
-                vocabulary.control.push((vocabulary.text(Token(id)), Token(id)));
+            let is = |attribute| attributes & attribute != 0;
+            let text = vocabulary.text(Token(id));
+            let is_control = is(sys::LLAMA_TOKEN_ATTR_CONTROL)
+                || is(sys::LLAMA_TOKEN_ATTR_USER_DEFINED)
+                    && 1 < text.trim().chars().count()
+                    && chat_template.contains(&text);
+            // What text cannot be spelled with comes out as the unknown token, and may.
+            if let Some(forbidden) = vocabulary.forbidden.get_mut(count(id)) {
+                *forbidden = is_control;
+            }
+            if !text.is_empty() && (is_control || is(sys::LLAMA_TOKEN_ATTR_UNKNOWN)) {
+                vocabulary.control.push((text, Token(id)));
             }
         }
-        vocabulary.control.retain(|(text, _)| !text.is_empty());
         // SAFETY: the vocabulary lives.
         if unsafe { sys::llama_vocab_get_add_bos(vocab) } {
             // SAFETY: the vocabulary lives.
@@ -54,8 +68,37 @@ impl LlamaVocabulary {
         c_text(text)
     }
 
-    /// Adds plain text; control tokens in it stay text.
+    /// Adds plain text; control tokens in it stay text. llama.cpp is told to leave them alone, but
+    /// merges can still spell one, and user-defined ones are found in any text: such a one is spelled
+    /// again character by character.
     fn tokenize_text(&self, text: &str, tokens: &mut Vec<Token>) {
+        let from = tokens.len();
+        self.spell(text, tokens);
+        if !tokens.iter().skip(from).any(|&token| self.is_forbidden(token)) {
+            return;
+        }
+        for token in tokens.split_off(from) {
+            if !self.is_forbidden(token) {
+                tokens.push(token);
+                continue;
+            }
+            for character in self.text(token).chars() {
+                let from = tokens.len();
+                self.spell(character.encode_utf8(&mut [0; 4]), tokens);
+                // A control token of one character has no other spelling.
+                let spelled = tokens.split_off(from);
+                tokens.extend(spelled.into_iter().filter(|&token| !self.is_forbidden(token)));
+            }
+        }
+    }
+
+    fn is_forbidden(&self, token: Token) -> bool {
+        let known = usize::try_from(token.0).ok().and_then(|id| self.forbidden.get(id));
+        known.copied().unwrap_or(false)
+    }
+
+    /// Adds text as llama.cpp spells it.
+    fn spell(&self, text: &str, tokens: &mut Vec<Token>) {
         let Ok(n_bytes) = i32::try_from(text.len()) else { return };
         let mut buffer = vec![0; text.len() + 8];
         for _ in 0..2 {

@@ -36,11 +36,31 @@ fn noise(n: u64, scale: f32, seed: u64) -> Vec<f32> {
     unit.take(usize::try_from(n).unwrap()).map(|number| scale * number).collect()
 }
 
-fn text(text: &str) -> Value {
+pub(super) fn text(text: &str) -> Value {
     Value::String(text.to_owned())
 }
 
 pub(super) fn write_model(path: &Path) {
+    write_model_with(path, VOCAB, |writer| {
+        writer.metadata("tokenizer.ggml.model", text("gpt2"));
+        writer.metadata("tokenizer.ggml.pre", text("gpt-2"));
+        let mut tokens: Vec<Value> =
+            (0..=255).map(|byte| text(&gpt2_letter(byte).to_string())).collect();
+        tokens.extend(["he", "<|begin|>", "<|end|>", "<|user|>"].map(text));
+        let kinds = (0..VOCAB).map(|id| Value::Signed(if id < 257 { 1 } else { 3 }));
+        writer.metadata("tokenizer.ggml.tokens", Value::Array(tokens));
+        writer.metadata("tokenizer.ggml.token_type", Value::Array(kinds.collect()));
+        writer.metadata("tokenizer.ggml.merges", Value::Array(vec![text("h e")]));
+        writer.metadata("tokenizer.ggml.bos_token_id", Value::Unsigned(257));
+        writer.metadata("tokenizer.ggml.eos_token_id", Value::Unsigned(258));
+        writer.metadata("tokenizer.ggml.eot_token_id", Value::Unsigned(258));
+        writer.metadata("tokenizer.ggml.add_bos_token", Value::Bool(true));
+        writer.metadata("tokenizer.chat_template", text("template"));
+    });
+}
+
+/// The same model with a vocabulary of its own.
+pub(super) fn write_model_with(path: &Path, n_vocab: u64, vocabulary: impl FnOnce(&mut Writer)) {
     let mut writer = Writer::default();
     writer.metadata("general.architecture", text("llama"));
     writer.metadata("general.name", text("random"));
@@ -52,32 +72,19 @@ pub(super) fn write_model(path: &Path) {
         ("attention.head_count", 4),
         ("attention.head_count_kv", 2),
         ("rope.dimension_count", 16),
-        ("vocab_size", VOCAB),
+        ("vocab_size", n_vocab),
     ] {
         writer.metadata(&format!("llama.{key}"), Value::Unsigned(value));
     }
     writer.metadata("llama.attention.layer_norm_rms_epsilon", Value::Float(1e-5));
-    writer.metadata("tokenizer.ggml.model", text("gpt2"));
-    writer.metadata("tokenizer.ggml.pre", text("gpt-2"));
-    let mut tokens: Vec<Value> =
-        (0..=255).map(|byte| text(&gpt2_letter(byte).to_string())).collect();
-    tokens.extend(["he", "<|begin|>", "<|end|>", "<|user|>"].map(text));
-    let kinds = (0..VOCAB).map(|id| Value::Signed(if id < 257 { 1 } else { 3 }));
-    writer.metadata("tokenizer.ggml.tokens", Value::Array(tokens));
-    writer.metadata("tokenizer.ggml.token_type", Value::Array(kinds.collect()));
-    writer.metadata("tokenizer.ggml.merges", Value::Array(vec![text("h e")]));
-    writer.metadata("tokenizer.ggml.bos_token_id", Value::Unsigned(257));
-    writer.metadata("tokenizer.ggml.eos_token_id", Value::Unsigned(258));
-    writer.metadata("tokenizer.ggml.eot_token_id", Value::Unsigned(258));
-    writer.metadata("tokenizer.ggml.add_bos_token", Value::Bool(true));
-    writer.metadata("tokenizer.chat_template", text("template"));
+    vocabulary(&mut writer);
     let mut seed = 0;
     let mut matrix = |writer: &mut Writer, name: &str, n_in: u64, n_out: u64| {
         seed += 1;
         writer.tensor(name, &[n_in, n_out], noise(n_in * n_out, 0.3, seed));
     };
-    matrix(&mut writer, "token_embd.weight", EMBEDDING, VOCAB);
-    matrix(&mut writer, "output.weight", EMBEDDING, VOCAB);
+    matrix(&mut writer, "token_embd.weight", EMBEDDING, n_vocab);
+    matrix(&mut writer, "output.weight", EMBEDDING, n_vocab);
     let ones = |n: u64| vec![1.0; usize::try_from(n).unwrap()];
     writer.tensor("output_norm.weight", &[EMBEDDING], ones(EMBEDDING));
     for layer in 0..LAYERS {

@@ -154,6 +154,7 @@ async fn chatted(world: &World, generation: Generation, passes: bool) {
         prompt_tokens: rendered("ask live"),
         reference: None,
         verifier: None,
+        aspect_choice: None,
     };
     let candidate = NewCandidate { generation, ..answer("ask live", " it", passes) };
     world.parts.store.record_exchange(exchange, vec![candidate], Some(0)).await.unwrap();
