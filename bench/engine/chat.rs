@@ -22,7 +22,7 @@ pub(crate) struct Chat {
 impl Chat {
     /// After the first token.
     pub(crate) fn tokens_per_second(self) -> f64 {
-        f64::from(ANSWER - 1) / (self.whole - self.first_token).as_secs_f64()
+        f64::from(ANSWER - 1) / self.whole.saturating_sub(self.first_token).as_secs_f64()
     }
 }
 

@@ -73,6 +73,8 @@ pub(super) type Reply = oneshot::Sender<Result<Ended, LearnError>>;
 #[derive(Debug, Default)]
 pub(super) struct OpQueue {
     running: Option<(Wish, Vec<Reply>)>,
+    /// What somebody wants who joined a resumption, should there be nothing to resume.
+    instead: Option<Wish>,
 }
 
 impl OpQueue {
@@ -83,7 +85,12 @@ impl OpQueue {
                 self.running = Some((wish, reply.into_iter().collect()));
                 return true;
             }
-            Some((running, replies)) if wish.joins(running) => replies.extend(reply),
+            Some((running, replies)) if wish.joins(running) => {
+                replies.extend(reply);
+                if *running == Wish::Resume && wish != Wish::Resume {
+                    self.instead = Some(wish);
+                }
+            }
             Some((running, _)) => {
                 if let Some(reply) = reply {
                     drop(reply.send(Err(LearnError::Busy(running.busy()))));
@@ -96,8 +103,20 @@ impl OpQueue {
     pub(super) fn running(&self) -> Option<&Wish> {
         self.running.as_ref().map(|(wish, _)| wish)
     }
+    /// The operation has come to this. What the caller has to start in its place, for the same
+    /// people, because there was nothing to resume.
+    pub(super) fn instead(&mut self, ended: &Ended) -> Option<Wish> {
+        let wish = self.instead.take()?;
+        let (running, _) = self.running.as_mut()?;
+        if !matches!(ended, Ended::Failed { run: None, .. }) {
+            return None;
+        }
+        *running = wish.clone();
+        Some(wish)
+    }
     /// The operation has ended: tells everyone who waits.
     pub(super) fn ended(&mut self, ended: &Ended) {
+        self.instead = None;
         for reply in self.running.take().into_iter().flat_map(|(_, replies)| replies) {
             // A client that has left does not want to know.
             drop(reply.send(Ok(ended.clone())));
@@ -155,8 +174,26 @@ mod tests {
         assert!(queue.ask(Wish::Resume, None));
         let (reply, mut end) = oneshot::channel();
         assert!(!queue.ask(Wish::Train { min_new_pairs: 0 }, Some(reply)));
-        queue.ended(&ended());
+        let run = Some(crate::store::RunId(1));
+        let resumed = Ended::Failed { run, reason: "it broke".into() };
+        assert_eq!(queue.instead(&resumed), None, "it was the run that was wanted");
+        queue.ended(&resumed);
         assert!(matches!(end.try_recv().unwrap(), Ok(Ended::Failed { .. })));
+    }
+
+    #[test]
+    fn who_joined_a_run_that_could_not_go_on_gets_a_new_one() {
+        let mut queue = OpQueue::default();
+        assert!(queue.ask(Wish::Resume, None));
+        let (reply, mut end) = oneshot::channel();
+        let train = Wish::Train { min_new_pairs: 0 };
+        assert!(!queue.ask(train.clone(), Some(reply)));
+        assert_eq!(queue.instead(&ended()), Some(train.clone()));
+        end.try_recv().unwrap_err();
+        assert_eq!(queue.running(), Some(&train));
+        assert_eq!(queue.instead(&ended()), None);
+        queue.ended(&ended());
+        assert!(end.try_recv().unwrap().is_ok());
     }
 
     fn explore(limit: usize) -> Wish {

@@ -48,6 +48,7 @@ pub(super) async fn next(parts: &Parts, config: &Config) -> Result<Option<Waitin
                 let resumes = json!({ "resumes": n_resumes(&run) + 1 });
                 let reason = format!("it goes on after: {}", run.reason.as_deref().unwrap_or("?"));
                 parts.store.update_run(run.id, RunState::Training, Some(reason), resumes).await?;
+                parts.store.forget_evaluations(run.id).await?;
                 let trained = trained(&run, &job.out).await;
                 next = Some(Waiting { id: run.id, start: run.start, job, trained });
             }

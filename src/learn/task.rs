@@ -103,8 +103,8 @@ impl Task {
                 _ = looks.tick() => self.look(true).await,
             }
         };
-        self.stop(Stop::Shutdown);
-        if self.operation.is_some() {
+        while self.operation.is_some() {
+            self.stop(Stop::Shutdown);
             let ended = finished(&mut self.operation).await;
             self.ended(&ended);
         }
@@ -327,6 +327,12 @@ impl Task {
                 let failures = self.schedule.failures();
                 warn!(failures, next_run = %due, "The next run waits longer after a failure.");
             }
+        }
+        if self.cancelling.is_empty()
+            && let Some(wish) = self.queue.instead(ended)
+        {
+            info!("There was no run to go on with; a new one starts.");
+            return self.start(wish);
         }
         info!(ended = ended.in_short(), "The learner is idle.");
         self.stage.send_replace(Stage::Idle);

@@ -5,10 +5,9 @@ use rusqlite::{Transaction, params};
 use super::thread::Outcome;
 use super::{Evaluation, RunId, runs};
 
-/// A gate that was interrupted asks again: the later answers count.
 pub(super) fn insert(tx: &Transaction<'_>, evaluations: &[Evaluation]) -> Outcome<()> {
     let mut insert = tx.prepare_cached(
-        "INSERT OR REPLACE INTO evaluations (run, candidate, agent, general, prompt_id, text, score, verified)
+        "INSERT INTO evaluations (run, candidate, agent, general, prompt_id, text, score, verified)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     for it in evaluations {
@@ -23,6 +22,12 @@ pub(super) fn insert(tx: &Transaction<'_>, evaluations: &[Evaluation]) -> Outcom
             it.verified,
         ])?;
     }
+    Ok(())
+}
+
+/// A gate that was interrupted asks everything again.
+pub(super) fn forget(tx: &Transaction<'_>, run: RunId) -> Outcome<()> {
+    tx.prepare_cached("DELETE FROM evaluations WHERE run = ?")?.execute([run])?;
     Ok(())
 }
 

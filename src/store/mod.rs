@@ -297,6 +297,10 @@ impl Store {
     pub async fn add_evaluations(&self, evaluations: Vec<Evaluation>) -> Result<()> {
         self.write("store evaluations", move |tx| evaluations::insert(tx, &evaluations)).await
     }
+    /// Removes the answers of a gate that was interrupted.
+    pub async fn forget_evaluations(&self, run: RunId) -> Result<()> {
+        self.write("remove evaluations", move |tx| evaluations::forget(tx, run)).await
+    }
     /// Answers of a run's gate, in the order in which they were given.
     pub async fn evaluations(&self, run: RunId) -> Result<Vec<Evaluation>> {
         self.read("read evaluations", move |tx| evaluations::of(tx, run)).await

@@ -589,7 +589,9 @@ async fn evaluations_come_back_in_order() {
     let all = [active.clone(), candidate, general, other];
     store.add_evaluations(all.to_vec()).await.unwrap();
     assert_eq!(store.evaluations(run).await.unwrap(), all);
-    store.add_evaluations(vec![active]).await.unwrap_err();
+    store.add_evaluations(vec![active.clone()]).await.unwrap_err();
+    store.forget_evaluations(run).await.unwrap();
+    store.add_evaluations(vec![active]).await.unwrap();
 }
 
 #[tokio::test]
