@@ -47,7 +47,10 @@ pub(super) fn answers(exchange: &Exchange) -> Vec<Answer<'_>> {
         .iter()
         .filter(|it| it.author == Author::Model || newest_edits.get(&it.parent) == Some(&it.id))
         .filter_map(|candidate| weigh(candidate, words.get(&candidate.id).unwrap_or(&silence)))
-        .filter(|answer| answer.by_owner || Some(standards(answer.candidate)) == newest)
+        .filter(|answer| {
+            let by = standards(answer.candidate);
+            answer.by_owner || by.is_empty() || Some(by) == newest
+        })
         .collect()
 }
 

@@ -65,6 +65,15 @@ pub(super) async fn fill(
         let news = store(&mut session, id, explored.generated_tokens).await?;
         explored.add(news);
         told(news);
+        if let Err(Halt::Failed(error @ ReflectError::Judge(_))) = judged {
+            // Drafts need no judge: they are kept and judged another time.
+            let missing = goal.aim.drafts.saturating_sub(filled(&session, id).drafts);
+            if 0 < missing {
+                is_cut_short(session.draft_all(exchange.prompt_tokens.clone(), missing).await)?;
+                told(store(&mut session, id, explored.generated_tokens).await?);
+            }
+            return Err(error);
+        }
         is_cut |= is_cut_short(judged)?;
         let next = if is_cut {
             Next::Leave(Reason::Spent)
