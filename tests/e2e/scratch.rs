@@ -79,7 +79,7 @@ impl Scratch {
 
     /// The same with the gate as it is when nobody sets anything.
     pub(crate) fn train_strictly(&self, epochs: u32) {
-        let settings = SETTINGS.replace("EPOCHS", &epochs.to_string());
+        let settings = SETTINGS.replace("EPOCHS", &epochs.to_string()).replace("OBJECTIVE", "dpo");
         let open = settings.find("  gate:").unwrap();
         let settings = format!("{}  gate: {{ prompts: 60 }}\n", settings.split_at(open).0);
         let path = self.root().join("reflectd.yaml");

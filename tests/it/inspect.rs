@@ -34,9 +34,11 @@ async fn health_and_status_tell_how_it_is() {
     let status = daemon.get("/v1/status").await.json();
     assert_eq!(status["model"]["name"], "fake");
     assert_eq!(status["agents"], json!(["test"]));
-    let judge = json!({"agent": "test", "judge": "generation 0 of 000000000000",
-        "scalar": "mean of the aspects"});
-    assert_eq!(status["judges"], json!([judge]));
+    let judge = &status["judges"][0];
+    assert_eq!(judge["agent"], "test");
+    assert_eq!(judge["judge"], "generation 0 of 000000000000");
+    assert_eq!(judge["scalar"], "mean of the aspects");
+    assert_eq!(judge["standing"], "unmeasured");
     assert_eq!(status["endpoint_calls"]["failed"], 0);
     assert_eq!(status["stage"]["stage"], "idle");
     assert_eq!(status["next_run"], Value::Null);

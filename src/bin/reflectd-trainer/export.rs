@@ -55,8 +55,12 @@ pub(crate) fn load(
         Ok::<_, anyhow::Error>(Tensor::from_slice(&file.read_f32(info)?).view(&size[..]))
     };
     for (name, (a, b)) in &mut lora.pairs {
-        let stored_a = stored(&format!("{name}.weight.lora_a"))?;
-        let stored_b = stored(&format!("{name}.weight.lora_b"))?;
+        let halves = ["lora_a", "lora_b"].map(|half| format!("{name}.weight.{half}"));
+        // An adapter that was made elsewhere may leave layers alone: they begin at nothing.
+        if halves.iter().all(|half| file.tensor(half).is_none()) {
+            continue;
+        }
+        let (stored_a, stored_b) = (stored(&halves[0])?, stored(&halves[1])?);
         let rank = stored_a.size()[0];
         ensure!(
             stored_a.size()[1..] == a.size()[1..] && stored_b.size() == [b.size()[0], rank],

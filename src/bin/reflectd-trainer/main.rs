@@ -81,6 +81,9 @@ fn main() -> ExitCode {
 }
 
 fn run_job() -> Result<(), Failure> {
+    // A backtrace takes memory. Where there is none left, the wish for it would wait for ever for
+    // the lock that the first backtrace holds.
+    std::panic::set_hook(Box::new(|panic| drop(writeln!(std::io::stderr(), "{panic}"))));
     // The daemon stops us while somebody chats. Should it be killed then, nobody would let us go on
     // and see the end of standard input. It may also come when a thread ends; it does no harm.
     if let Err(error) = set_parent_process_death_signal(Some(Signal::CONT)) {

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use reflectd::gguf::{Gguf, Writer};
 use reflectd::protocol::{Job, Lora as LoraShape, Step, TrainerEvent};
 use tch::Device;
 
@@ -95,4 +96,30 @@ fn a_larger_rank_and_another_alpha_start_as_the_same_policy_and_a_smaller_rank_i
     let lora = LoraShape { rank: 2, alpha: 8.0 };
     let refusal = refusal(&Job { lora, ..job });
     assert!(refusal.contains("learn.lora.rank to 4 or more"), "{refusal}");
+}
+
+#[test]
+fn layers_that_an_adapter_leaves_alone_begin_at_nothing() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let job = second_round(folder.path());
+    let whole = Gguf::open(job.start.as_ref().unwrap()).unwrap();
+    let part = folder.path().join("part.gguf");
+    let mut writer = Writer::default();
+    for (key, value) in whole.entries() {
+        writer.metadata(key, value.clone());
+    }
+    for info in whole.tensors().iter().filter(|info| !info.name.contains("ffn_")) {
+        writer.tensor(&info.name, &info.shape, whole.read_f32(info).unwrap());
+    }
+    writer.write(&part).unwrap();
+    let shape = tiny().shape;
+    let load = |path: &Path| {
+        export::load(path, &job.base_sha256, &shape, job.lora, Device::Cpu).unwrap().pairs
+    };
+    let (whole, part) = (load(job.start.as_ref().unwrap()), load(&part));
+    for (name, (_, b)) in &part {
+        let expected = if name.contains("ffn_") { b.zeros_like() } else { whole[name].1.copy() };
+        assert!(b.allclose(&expected, 0.0, 0.0, false), "{name}");
+    }
 }
