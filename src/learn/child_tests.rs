@@ -193,7 +193,9 @@ async fn success_without_an_adapter_is_none() {
 
 #[tokio::test]
 async fn a_trainer_that_closes_its_pipes_and_stays_is_stopped() {
-    let error = Run::new("closes_pipes.sh", &[]).stall(SHORT).alone().await.unwrap_err();
+    // Long enough for the script to begin at idle priority on a busy machine.
+    let stall = Duration::from_secs(5);
+    let error = Run::new("closes_pipes.sh", &[]).stall(stall).alone().await.unwrap_err();
     assert!(matches!(error, TrainerError::Lingered { .. }), "{error}");
 }
 
