@@ -18,7 +18,7 @@ const MAX_GPU_TOKENS: usize = 8192;
 const OVERHEAD_BYTES: u64 = 400 << 20;
 /// Bytes of an f32.
 const F32: u64 = 4;
-/// On a processor a narrower model gains nothing by bf16: converting costs more than products.
+/// On a processor a narrower model computes in f32. Measured at 768 alone, where bf16 is twice as fast.
 const MIN_BF16_WIDTH: i64 = 512;
 
 /// How a run computes.
