@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::config::{Key, KeyDefault, keys};
+use config::{Key, KeyDefault, keys};
+
 use super::{Document, ROOT, assert_none, document, documents, files, parts, write};
 
 const REFERENCE: &str = "docs/reference/configuration.md";

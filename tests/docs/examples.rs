@@ -5,9 +5,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use config::prompt_file;
 use tempfile::TempDir;
 
-use super::config::prompt_file;
 use super::{Block, ROOT, assert_none, documents, parts, write};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_reflectd");

@@ -22,8 +22,6 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use reflectd::config;
-
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A file of the project, its path relative to the root.
