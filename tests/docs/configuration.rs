@@ -278,8 +278,8 @@ fn the_reference_of_keys_is_what_the_code_says() {
     let old = document(REFERENCE).text;
     let [begin, end] = MARKERS;
     let (head, rest) = old.split_once(begin).expect("the document has both markers");
-    let (_, tail) = rest.split_once(end).expect("the document has both markers");
-    let new = format!("{head}{begin}\n{}{end}{tail}", render(&keys()));
+    let (_, after) = rest.split_once(end).expect("the document has both markers");
+    let new = format!("{head}{begin}\n{}{end}{after}", render(&keys()));
     if std::env::var_os("UPDATE_DOCS").is_some() {
         write(&Path::new(ROOT).join(REFERENCE), &new);
         return;
