@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use config::{Agent, AgentAspect, Pass, RewardConfig, Verifier};
 use prompt::{AspectView, Message, Role};
-use store::{Assessment, ChosenAspects, JudgeBar, Relevance, Standard};
+use store::{Assessment, ChosenAspects, JudgeThreshold, Relevance, Standard};
 
 use super::judge::Scored;
 use super::verify::{self, Check, VerifierError};
@@ -75,7 +75,7 @@ pub(super) fn standard(agent: &Agent, rated: &AgentAspect, judge: &str) -> Stand
 }
 
 /// Where the bar of an aspect is, given what calibration has found for this standard.
-pub(super) fn bar(pass: Pass, standard: &Standard, calibrated: &[JudgeBar]) -> f64 {
+pub(super) fn bar(pass: Pass, standard: &Standard, calibrated: &[JudgeThreshold]) -> f64 {
     match pass {
         Pass::Fixed(bar) => bar,
         Pass::Calibrated => calibrated
@@ -91,7 +91,7 @@ pub(super) fn read_scores(
     agent: &Agent,
     aspects: &[AgentAspect],
     judge: &str,
-    calibrated: &[JudgeBar],
+    calibrated: &[JudgeThreshold],
     scored: &[Scored],
 ) -> Vec<Assessment> {
     aspects

@@ -175,7 +175,7 @@ pub struct AgentAspect {
     pub aspect: Arc<Aspect>,
     /// Weight in the scalar, above 0.
     pub weight: f64,
-    /// Where its bar is.
+    /// Where its threshold is.
     pub pass: Pass,
 }
 
@@ -189,7 +189,7 @@ pub enum Pass {
 }
 
 impl Pass {
-    /// The bar of an aspect that waits for its calibration.
+    /// The threshold of an aspect that waits for its calibration.
     pub const UNCALIBRATED: f64 = 0.5;
 }
 
@@ -346,7 +346,7 @@ pub struct TrustConfig {
     pub min_auc: f64,
     /// Good labels, and as many bad ones, from which on a measurement counts.
     pub min_labels: usize,
-    /// Share of bad answers that a calibrated bar may let pass.
+    /// Share of bad answers that a calibrated threshold may let pass.
     pub max_false_accept: f64,
     /// Without enough labels nothing is trained.
     pub required: bool,
