@@ -1,7 +1,7 @@
 //! `make bench-engine`: the engine and the daemon, measured side by side with llama-server (its program
 //! in the environment variable `LLAMA_SERVER`; without it the columns of the other side stay empty).
-//! Writes `results.json`, plots, and the table of `docs/PERFORMANCE.md`. This file is the table of
-//! contents: one file a workload, and below them the two servers, their client and the model.
+//! Writes `results.json`, plots, and the table of `docs/internals/performance.md`. This file is
+//! the table of contents: one file a workload, and below them the two servers, their client and the model.
 
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
 #![expect(clippy::print_stdout, reason = "and what it found")]
@@ -118,7 +118,7 @@ async fn main() -> anyhow::Result<()> {
     let table = table::render(&results, &WORKLOADS);
     println!("{table}");
     if !setting.is_quick {
-        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/PERFORMANCE.md");
+        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/internals/performance.md");
         markers::insert(&document, "engine", &table)?;
         for (name, curve) in &results.curves {
             plot::draw(&folder.join(format!("{name}.svg")), curve)?;

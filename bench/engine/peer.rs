@@ -1,5 +1,6 @@
 //! The other side: llama-server, started with the flags that served it best here (see
-//! `docs/PERFORMANCE.md`), and its own completion endpoint. Used by the workloads that compare.
+//! `docs/internals/performance.md`), and its own completion endpoint. Used by the workloads
+//! that compare.
 
 use std::net::TcpListener;
 use std::path::Path;

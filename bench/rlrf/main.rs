@@ -1,7 +1,7 @@
 //! `make bench-rlrf`: the method's experiment on the nano model. Arms of the paper and ours under
 //! three judges, on held-out problems that no training has seen. Writes `results.json`, a plot, and
-//! the tables of `docs/RLRF.md`. `arms` has the words, `unit` the course of it, `explore`, `train`
-//! and `measure` the steps; all that they do is done by the library's own parts.
+//! the tables of `docs/internals/rlrf.md`. `arms` has the words, `unit` the course of it, `explore`,
+//! `train` and `measure` the steps; all that they do is done by the library's own parts.
 
 #![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
@@ -107,6 +107,6 @@ async fn main() -> anyhow::Result<()> {
 fn publish(repository: &Path, results: &Results) -> anyhow::Result<()> {
     let table = table::render(results);
     println!("{table}");
-    markers::insert(&repository.join("docs/RLRF.md"), "rlrf", &table)?;
+    markers::insert(&repository.join("docs/internals/rlrf.md"), "rlrf", &table)?;
     plot::draw(&repository.join("bench/rlrf/accuracy.svg"), results)
 }

@@ -1,6 +1,6 @@
 //! Tests of the experiment: its pure parts, and the whole course of it once in a size of seconds,
 //! with the real model and the real trainer. That shows that the parts fit; what the method gains
-//! is in `docs/RLRF.md`. A program of its own, because the benchmark has no test harness.
+//! is in `docs/internals/rlrf.md`. A program of its own, because the benchmark has no test harness.
 #![allow(dead_code, reason = "the parts are used by the benchmark, which is another program")]
 #![allow(clippy::print_stderr, reason = "the parts say what they do")]
 #![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]

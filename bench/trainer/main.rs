@@ -1,8 +1,8 @@
 //! `make bench-trainer`: DPO with LoRA by `reflectd-trainer` and by TRL with PEFT, on the same
 //! random-weight base, start adapter and pairs, one after the other in every round. The other side's
 //! Python, with `trl`, `peft`, `datasets` and `gguf`, is named by `TRL_PYTHON`; without it its columns stay
-//! empty. Writes `results.json` and prints the table for `docs/PERFORMANCE.md`. Both sides say their losses,
-//! and must say the same.
+//! empty. Writes `results.json` and prints the table for `docs/internals/performance.md`. Both sides
+//! say their losses, and must say the same.
 
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
 

@@ -1,4 +1,4 @@
-//! Every code of `docs/api.md`.
+//! Every code of `docs/reference/api.md`.
 
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 //! trainer's standard input, [`TrainerEvent`]s as JSON lines on its standard output.
 //! End of standard input means that the daemon has gone: the trainer stops. `reflectd-trainer survey`
 //! takes a [`SurveyJob`] instead and answers with one [`TrainingSurvey`].
-//! Documented in `docs/trainer-protocol.md`. Pure data; used by `learn` and by `reflectd-trainer`.
+//! Documented in `docs/internals/protocol.md`. Pure data; used by `learn` and by `reflectd-trainer`.
 
 pub mod exit;
 
