@@ -57,7 +57,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("daemon", &["api", "learn", "reflect", "store", "config", "prompt", "engine", "gguf"]),
     ("api", &["learn", "trust", "reflect", "store", "config", "prompt", "engine"]),
     ("trust", &["reflect", "store", "config", "prompt", "engine", "statistics"]),
-    ("learn", &["trust", "reflect", "store", "config", "prompt", "lora", "engine", "gguf"]),
+    (
+        "learn",
+        &["trust", "reflect", "store", "config", "prompt", "lora", "engine", "gguf", "statistics"],
+    ),
     ("reflect", &["store", "config", "prompt", "engine"]),
     ("store", &["config", "prompt", "engine"]),
     ("nano", &["config", "prompt", "engine", "gguf"]),

@@ -13,7 +13,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::reflect::{REWARD, VERIFIER, passes, scalar};
+use crate::config::{REWARD, VERIFIER};
+use crate::reflect::{passes, scalar};
 use crate::store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
 
 /// An answer that somebody has judged.

@@ -10,12 +10,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::TrustError;
 use super::bar::{Calibration, choose};
-use super::probes::{self, Probe, VERIFIER};
+use super::probes::{self, Probe};
 use super::report::{
     Answered, Drift, Observation, PositionBias, Report, Row, Scores, Sources, WHOLE, observations,
 };
 use crate::config::prompt_file;
-use crate::config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig};
+use crate::config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig, VERIFIER};
 use crate::engine::{Class, Generation};
 use crate::paths;
 use crate::prompt::AspectView;

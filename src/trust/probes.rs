@@ -3,13 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::ProbeLine;
+use crate::config::{ProbeLine, VERIFIER};
 use crate::engine::Generation;
 use crate::reflect::question;
 use crate::store::{Assessment, Candidate, Exchange, Feedback, Standard};
-
-/// The aspect name of a verifier's assessments (see `Assessment::aspect`).
-pub(super) const VERIFIER: &str = "verifier";
 
 /// Where a label comes from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -8,7 +8,7 @@ use crate::cli::client::Client;
 use crate::cli::converse::{Question, converse};
 use crate::cli::progress;
 use crate::cli::reply::{Exchange, List};
-use crate::config::{Mode, PromptLine};
+use crate::config::{Mode, PromptLine, VERIFIER};
 use crate::engine::Generation;
 use crate::reflect::verify::Check;
 use crate::reflect::{passes, scalar};
@@ -96,7 +96,7 @@ pub(super) async fn judged(client: &Client) -> anyhow::Result<Vec<Judged>> {
 fn known(exchange: &Exchange) -> impl Iterator<Item = Judged> {
     exchange.candidates.iter().filter_map(|candidate| {
         let assessments = &candidate.assessments;
-        let verifier = assessments.iter().find(|assessment| assessment.aspect == "verifier")?;
+        let verifier = assessments.iter().find(|assessment| assessment.aspect == VERIFIER)?;
         let has_judge = assessments.iter().any(|assessment| 0.0 < assessment.weight);
         has_judge.then(|| Judged {
             score: scalar(assessments),
