@@ -20,7 +20,7 @@ use crate::config::{self, Config, Defaults, Problem};
 use crate::engine::llama::{self, Machine, MemoryPlan, MemoryShare, Survey};
 use crate::engine::{EngineConfig, EngineError, probe};
 use crate::exit::Exit;
-use crate::learn::child;
+use crate::learn::program;
 use crate::prompt::ChatTemplate;
 
 #[derive(Debug, clap::Args)]
@@ -203,7 +203,7 @@ fn reason(error: EngineError) -> String {
 /// Whether the program starts, which it only does with its libtorch. Serving goes on without it.
 async fn look_at_trainer(config: &Config) -> Trainer {
     let device = config.trainer.device;
-    let words = match child::command_line(&config.trainer) {
+    let words = match program::command_line(&config.trainer) {
         Ok(words) => words,
         Err(error) => {
             let fault = Some(error.to_string());

@@ -15,6 +15,7 @@ use super::arena::{Arena, ArenaError};
 use super::child::{self, Trained, TrainerError, Update};
 use super::gate::{self, Verdict};
 use super::held_out::{self, Questions};
+use super::job::Assignment;
 use super::material::{self, Material};
 use super::op_queue::{Cancel, Stop};
 use super::pairs::Tally;
@@ -25,7 +26,7 @@ use crate::config::{Config, Start};
 use crate::engine::{EngineError, Generation};
 use crate::lora::LoraError;
 use crate::paths;
-use crate::protocol::{self, Job, Step, TrainerEvent};
+use crate::protocol::{Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
 use crate::store::{RunId, RunState, StoreError};
 use crate::trust::{Standing, TrustError};
@@ -239,32 +240,17 @@ pub(super) async fn job(
     // The trainer runs in another folder, so its paths are absolute.
     let base = std::path::absolute(&info.path)
         .map_err(|source| RunError::Write { path: info.path.clone(), source })?;
-    let out = parts.state.run(&label);
-    let (learn, trainer) = (&config.learn, &config.trainer);
-    Ok(Job {
-        version: protocol::VERSION,
-        run: label,
+    let assignment = Assignment {
         base,
         base_sha256: info.sha256.clone(),
         start: adapter,
-        data: out.join("data.jsonl"),
-        out,
+        out: parts.state.run(&label),
+        run: label,
         reference_cache: Some(parts.state.references()),
-        objective: learn.objective,
-        lora: learn.lora,
-        optimizer: learn.optimizer,
-        validation_share: learn.validation_share,
-        validations: learn.validations,
-        checkpoint_s: trainer.checkpoint.as_secs_f64(),
-        max_tokens: learn.max_tokens,
-        context_tokens: config.engine.context_tokens,
-        base_kind: trainer.base,
-        compute: trainer.compute,
-        memory_limit_bytes: trainer.memory_limit_bytes,
-        threads: trainer.threads,
-        device: trainer.device,
+        objective: config.learn.objective,
         seed,
-    })
+    };
+    Ok(assignment.job(config))
 }
 
 impl Run<'_> {
