@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use crate::client::{self, Answer, Reply};
 
 /// Only a broken daemon needs so long.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running daemon.
 pub(crate) struct TestDaemon {
