@@ -22,5 +22,6 @@ mod random_model;
 mod rounds;
 mod scratch;
 mod signals;
+mod skipped;
 mod split;
 mod trust;
