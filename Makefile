@@ -22,10 +22,10 @@ UNITS := $(DESTDIR)$(PREFIX)/lib/systemd
 demo: build
 	$(TARGET)/release/reflectd demo $(ARGS)
 
-# All that CI runs. The tests come last, so that their summary is what one reads.
+# All that CI runs. The tests come last, so that the slowest ones and their summary are what one reads.
 test: setup lint
 	cargo test --release --doc
-	cargo test --release --no-fail-fast --tests
+	@scripts/test.sh --release --no-fail-fast --tests
 
 # Against llama-server where LLAMA_SERVER names its program; ARGS="--only chats --rounds 9", "--quick".
 bench-engine: setup
