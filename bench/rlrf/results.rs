@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
-use reflectd::statistics::{Share, mean};
 use serde::{Deserialize, Serialize};
+use statistics::{Share, mean};
 
 use crate::arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, Unit, name};
 use crate::records::{

@@ -6,9 +6,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use reflectd::statistics::mean;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use statistics::mean;
 
 use crate::machine;
 use crate::side::Seen;

@@ -16,9 +16,9 @@ use std::collections::HashSet;
 use serde::Serialize;
 
 use super::bet::{self, Bet};
-use crate::config::GateConfig;
-use crate::engine::Token;
-use crate::statistics::mean;
+use config::GateConfig;
+use engine::Token;
+use statistics::mean;
 
 /// Fewer prompts than this prove nothing: a handful says too little about length and diversity.
 pub const MIN_PROMPTS: usize = 20;

@@ -3,8 +3,8 @@
 
 use std::path::PathBuf;
 
-use crate::config::Config;
-use crate::protocol::{self, Job, Objective};
+use config::Config;
+use protocol::{self, Job, Objective};
 
 /// What a run has beside its configuration. The trainer runs in another folder, so paths are
 /// absolute.

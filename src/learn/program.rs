@@ -4,13 +4,12 @@
 use std::io;
 use std::process::Stdio;
 
+use config::TrainerConfig;
 use rustix::process::{Pid, setpriority_process};
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, ChildStdin, Command};
 use tracing::{debug, warn};
-
-use crate::config::TrainerConfig;
 
 /// The name of the program that lies beside the daemon.
 pub const PROGRAM: &str = "reflectd-trainer";

@@ -13,9 +13,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::config::{REWARD, VERIFIER};
 use crate::reflect::{passes, scalar};
-use crate::store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
+use config::{REWARD, VERIFIER};
+use store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
 
 /// An answer that somebody has judged.
 #[derive(Clone, Copy, Debug)]

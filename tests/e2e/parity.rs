@@ -6,18 +6,17 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
-use super::random_model::CONTEXT;
-use reflectd::config::load_prompts;
-use reflectd::engine::{
+use config::load_prompts;
+use engine::{
     self, Class, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, Lane,
     LogprobRequest, Token,
 };
-use reflectd::gguf::{Gguf, Writer, model_sha256};
-use reflectd::nano::corpus::Corpus;
-use reflectd::nano::tokenizer::Tokenizer;
-use reflectd::nano::world::{Answer, Habits, Problem, Split};
-use reflectd::paths;
-use reflectd::protocol::{BaseKind, Example, Job, Optimizer, Probe, TrainerEvent};
+use files::gguf::{Gguf, Writer, model_sha256};
+use nano::corpus::Corpus;
+use nano::tokenizer::Tokenizer;
+use nano::world::{Answer, Habits, Problem, Split};
+use protocol::{BaseKind, Example, Job, Optimizer, Probe, TrainerEvent};
+use testkit::random_model::CONTEXT;
 
 #[tokio::test]
 async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
@@ -112,7 +111,7 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
     let data = out.join("data.jsonl");
     let line = |example| serde_json::to_string(example).unwrap() + "\n";
     let lines: String = examples.iter().map(line).collect();
-    paths::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
+    files::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
     let sound = Job::example();
     Job {
         run: "parity".into(),
@@ -128,7 +127,7 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
 
 /// The real trainer with its job. Its standard input stays open: the end would tell it to stop.
 pub(crate) fn start(job: &Job) -> (Child, ChildStdin) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd-trainer"));
+    let mut command = Command::new(testkit::trainer(env!("CARGO_BIN_EXE_reflectd")));
     start_with(&mut command, &serde_json::to_string(&job).unwrap())
 }
 

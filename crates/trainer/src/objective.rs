@@ -1,0 +1,302 @@
+//! The losses, and the metrics that TRL reports, under its names. Pure tensor functions with golden
+//! tests; no model and no data set here. Used by `train`.
+//!
+//! With pi the policy, ref the reference, y+ chosen, y- rejected, |y| tokens, s the sigmoid,
+//! r(y) = log pi(y) - log ref(y) and h = r(y+) - r(y-):
+//! - `dpo`: -log s(beta h) - nll log pi(y+) / |y+|
+//!   (arXiv 2305.18290; NLL term after arXiv 2404.19733)
+//! - `dpo_norm`: the same with each r(y) divided by its |y| (arXiv 2411.15124)
+//! - `robust_dpo`: ((1 - e) -log s(beta h) - e -log s(-beta h)) / (1 - 2 e) with e the share of
+//!   wrong labels, plus the NLL term (arXiv 2403.00409)
+//! - `ipo`: (h - 1 / (2 beta))^2 (arXiv 2310.12036, with sums; TRL takes means over tokens)
+//! - `simpo`: -log s(beta log pi(y+) / |y+| - beta log pi(y-) / |y-| - gamma) (arXiv 2405.14734)
+//! - `kto`: w+ (1 - s(beta (r(y) - z))) for a good answer, w- (1 - s(beta (z - r(y)))) for a bad
+//!   one, z the mean of r over answers to other prompts, at least 0 (arXiv 2402.01306)
+//! - `sft`: -log pi(y+) / |y+| (the paper's RS)
+//! - `grpo`: the mean over an answer's tokens of -w min(q A, clip(q, 1 +- epsilon) A) + beta k, with
+//!   A = (reward - mean) / (deviation + 1e-4) in its group, q = pi / ref of the token, k = 1 / q +
+//!   log q - 1 (arXiv 2402.03300), and w = min(ref / behaviour, `importance_cap`), because the
+//!   answers were sampled by earlier generations (truncated importance sampling, as TRL does between
+//!   sampler and trainer)
+
+use protocol::Objective;
+use tch::{Kind, Tensor};
+
+/// Answers of a batch, each tensor `[B]`.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    /// Summed log-probs.
+    pub policy: Tensor,
+    pub reference: Tensor,
+    /// Tokens.
+    pub length: Tensor,
+}
+
+/// What an objective gives for a batch.
+#[derive(Debug)]
+pub(crate) struct Losses {
+    /// `[B]`; the loss of a batch is their mean.
+    pub loss: Tensor,
+    /// TRL's name, and values whose mean is reported.
+    pub metrics: Vec<(&'static str, Tensor)>,
+}
+
+/// What distinguishes one answer's tokens in a group, each tensor `[N]` unless it says otherwise.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    pub policy: Tensor,
+    pub reference: Tensor,
+    /// Log-probs of those who sampled them.
+    pub behaviour: Tensor,
+    /// The answer that a token belongs to.
+    pub answer: Tensor,
+    /// `[G]` tokens of each answer.
+    pub lengths: Tensor,
+    /// `[G]`.
+    pub advantages: Tensor,
+}
+
+/// Settings of `kto`, as in the protocol.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kto {
+    pub beta: f64,
+    pub desirable_weight: f64,
+    pub undesirable_weight: f64,
+}
+
+/// Settings of `grpo`, as in the protocol.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grpo {
+    pub beta: f64,
+    pub epsilon: f64,
+    pub importance_cap: f64,
+}
+
+/// Objectives on pairs, and `sft`. `None`: the objective is another one, or needs rejected answers
+/// and there are none.
+pub(crate) fn preference(
+    objective: Objective,
+    chosen: &Answers,
+    rejected: Option<&Answers>,
+) -> Option<Losses> {
+    let ratio = |answers: &Answers| &answers.policy - &answers.reference;
+    let per_token = |answers: &Answers| ratio(answers) / &answers.length;
+    let nll = -(&chosen.policy / &chosen.length);
+    let of_margin = |margin: Tensor| -margin.log_sigmoid();
+    let (loss, reward_chosen, reward_rejected) = match objective {
+        Objective::Dpo { beta, nll: weight } => {
+            let (good, bad) = (ratio(chosen) * beta, ratio(rejected?) * beta);
+            (of_margin(&good - &bad) + &nll * weight, good, bad)
+        }
+        Objective::DpoNorm { beta, nll: weight } => {
+            let (good, bad) = (per_token(chosen) * beta, per_token(rejected?) * beta);
+            (of_margin(&good - &bad) + &nll * weight, good, bad)
+        }
+        Objective::RobustDpo { beta, nll: weight, label_smoothing: wrong } => {
+            let (good, bad) = (ratio(chosen) * beta, ratio(rejected?) * beta);
+            let as_said = of_margin(&good - &bad) * (1.0 - wrong);
+            let reversed = of_margin(&bad - &good) * wrong;
+            ((as_said - reversed) / (1.0 - 2.0 * wrong) + &nll * weight, good, bad)
+        }
+        Objective::Ipo { beta } => {
+            let (good, bad) = (ratio(chosen), ratio(rejected?));
+            let off = &good - &bad - 1.0 / (2.0 * beta);
+            (off.square(), good * beta, bad * beta)
+        }
+        Objective::Simpo { beta, gamma } => {
+            let mean = |answers: &Answers| &answers.policy / &answers.length * beta;
+            let (good, bad) = (mean(chosen), mean(rejected?));
+            (of_margin(&good - &bad - gamma), good, bad)
+        }
+        Objective::Sft => {
+            let metrics = vec![
+                ("nll_loss", nll.detach()),
+                ("rewards/chosen", ratio(chosen).detach()),
+                ("logps/chosen", chosen.policy.detach()),
+            ];
+            return Some(Losses { loss: nll, metrics });
+        }
+        Objective::Kto { .. } | Objective::Grpo { .. } => return None,
+    };
+    let (good, bad) = (reward_chosen.detach(), reward_rejected.detach());
+    let metrics = vec![
+        ("nll_loss", nll.detach()),
+        ("rewards/margins", &good - &bad),
+        ("rewards/accuracies", good.gt_tensor(&bad).to_kind(Kind::Float)),
+        ("rewards/chosen", good),
+        ("rewards/rejected", bad),
+        ("logps/chosen", chosen.policy.detach()),
+        ("logps/rejected", rejected?.policy.detach()),
+    ];
+    Some(Losses { loss, metrics })
+}
+
+/// Single answers, good where `is_good` (`[B]`, bool). `kl` is z, at least 0.
+pub(crate) fn kto(settings: Kto, answers: &Answers, is_good: &Tensor, kl: f64) -> Losses {
+    let ratio = &answers.policy - &answers.reference;
+    let good = ((&ratio - kl) * settings.beta).sigmoid();
+    let bad = ((kl - &ratio) * settings.beta).sigmoid();
+    let good: Tensor = (1.0 - good) * settings.desirable_weight;
+    let bad: Tensor = (1.0 - bad) * settings.undesirable_weight;
+    let rewards = ratio.detach() * settings.beta;
+    let is_bad = is_good.logical_not();
+    let metrics = vec![
+        ("rewards/chosen", rewards.masked_select(is_good)),
+        ("rewards/rejected", rewards.masked_select(&is_bad)),
+        ("logps/chosen", answers.policy.detach().masked_select(is_good)),
+        ("logps/rejected", answers.policy.detach().masked_select(&is_bad)),
+        ("kl", Tensor::full([1], kl, (Kind::Float, ratio.device()))),
+    ];
+    Losses { loss: good.where_self(is_good, &bad), metrics }
+}
+
+/// Rewarded answers of whole groups.
+pub(crate) fn grpo(settings: Grpo, tokens: &Tokens) -> Losses {
+    let advantage = tokens.advantages.index_select(0, &tokens.answer);
+    let ratio = (&tokens.policy - &tokens.reference).exp();
+    let (least, most) = (1.0 - settings.epsilon, 1.0 + settings.epsilon);
+    let free = &ratio * &advantage;
+    let clipped = ratio.clamp(least, most) * &advantage;
+    let importance =
+        (&tokens.reference - &tokens.behaviour).exp().clamp_max(settings.importance_cap);
+    let back = &tokens.reference - &tokens.policy;
+    let kl = back.exp() - back - 1.0;
+    let by_token = free.minimum(&clipped) * importance * -1.0 + &kl * settings.beta;
+    let loss = tokens.lengths.zeros_like().index_add(0, &tokens.answer, &by_token);
+    let is_clipped = ratio
+        .gt(most)
+        .logical_and(&advantage.gt(0.0))
+        .logical_or(&ratio.lt(least).logical_and(&advantage.lt(0.0)));
+    let metrics =
+        vec![("kl", kl.detach()), ("clip_ratio/region_mean", is_clipped.to_kind(Kind::Float))];
+    Losses { loss: loss / &tokens.lengths, metrics }
+}
+
+/// What each answer is worth against the others of its group, and the deviation of the rewards.
+pub(crate) fn advantages(rewards: &[f64]) -> (Vec<f64>, f64) {
+    let n = rewards.len() as f64;
+    let mean = rewards.iter().sum::<f64>() / n;
+    let squares: f64 = rewards.iter().map(|reward| (reward - mean).powi(2)).sum();
+    let deviation = (squares / (n - 1.0).max(1.0)).sqrt();
+    (rewards.iter().map(|reward| (reward - mean) / (deviation + 1e-4)).collect(), deviation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn t(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values)
+    }
+    /// Log-ratios 2 and -1.
+    fn chosen() -> Answers {
+        Answers { policy: t(&[-10.0, -6.0]), reference: t(&[-12.0, -5.0]), length: t(&[5.0, 4.0]) }
+    }
+    /// Log-ratios -1 and 0.5.
+    fn rejected() -> Answers {
+        Answers { policy: t(&[-9.0, -8.0]), reference: t(&[-8.0, -8.5]), length: t(&[4.0, 8.0]) }
+    }
+    fn applied(objective: Objective) -> Losses {
+        preference(objective, &chosen(), Some(&rejected())).unwrap()
+    }
+    fn close(found: &Tensor, expected: &[f64]) {
+        let found = Vec::<f64>::try_from(found.to_kind(Kind::Double)).unwrap();
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(
+                (found - expected).abs() < 2e-6 * expected.abs().max(1.0),
+                "{found} {expected}"
+            );
+        }
+    }
+    fn metric(losses: &Losses, name: &str) -> Tensor {
+        losses.metrics.iter().find(|(found, _)| *found == name).unwrap().1.shallow_clone()
+    }
+
+    // The expected numbers were computed from the formulas with another language's exp and log.
+    #[test]
+    fn dpo_follows_its_formula() {
+        let losses = applied(Objective::Dpo { beta: 0.1, nll: 1.0 });
+        // -ln s(0.3) = 0.554355, -ln s(-0.15) = 0.770957; NLL 2.0, 1.5
+        close(&losses.loss, &[2.554_355_2, 2.270_957_1]);
+        close(&metric(&losses, "rewards/chosen"), &[0.2, -0.1]);
+        close(&metric(&losses, "rewards/rejected"), &[-0.1, 0.05]);
+        close(&metric(&losses, "rewards/margins"), &[0.3, -0.15]);
+        close(&metric(&losses, "rewards/accuracies"), &[1.0, 0.0]);
+        close(&metric(&losses, "nll_loss"), &[2.0, 1.5]);
+    }
+
+    #[test]
+    fn dpo_norm_divides_by_length() {
+        // rewards 5 * 2/5 = 2 and 5 * -1/4 = -1.25; 5 * -1/4 = -1.25 and 5 * 0.5/8 = 0.3125
+        let losses = applied(Objective::DpoNorm { beta: 5.0, nll: 0.0 });
+        close(&losses.loss, &[0.038_041_5, 1.752_799]);
+    }
+
+    #[test]
+    fn robust_dpo_takes_a_share_of_the_labels_as_wrong() {
+        let objective =
+            |nll, wrong| Objective::RobustDpo { beta: 0.1, nll, label_smoothing: wrong };
+        close(&applied(objective(1.0, 0.2)).loss, &[2.454_355_2, 2.320_957]);
+        close(&applied(objective(0.0, 0.2)).loss, &[0.454_355_24, 0.820_957]);
+        close(&applied(objective(1.0, 0.0)).loss, &[2.554_355_2, 2.270_957_1]);
+    }
+
+    #[test]
+    fn ipo_aims_at_a_margin() {
+        // The margins 3 and -1.5 should be 1 / (2 * 0.1) = 5.
+        close(&applied(Objective::Ipo { beta: 0.1 }).loss, &[4.0, 42.25]);
+    }
+
+    #[test]
+    fn simpo_needs_no_reference() {
+        let losses = applied(Objective::Simpo { beta: 2.0, gamma: 1.0 });
+        close(&losses.loss, &[0.974_076_98, 2.126_928]);
+        close(&metric(&losses, "rewards/chosen"), &[-4.0, -3.0]);
+        close(&metric(&losses, "rewards/rejected"), &[-4.5, -2.0]);
+    }
+
+    #[test]
+    fn kto_weighs_single_answers_against_the_distance_to_the_reference() {
+        let [good, bad] = [chosen(), rejected()];
+        let both = |a: &Tensor, b: &Tensor| Tensor::cat(&[a, b], 0);
+        let answers = Answers {
+            policy: both(&good.policy, &bad.policy),
+            reference: both(&good.reference, &bad.reference),
+            length: both(&good.length, &bad.length),
+        };
+        let is_good = Tensor::from_slice(&[true, true, false, false]);
+        let settings = Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.5 };
+        let losses = kto(settings, &answers, &is_good, 0.5);
+        close(&losses.loss, &[0.462_570_15, 0.537_429_85, 0.693_855_23, 0.75]);
+        close(&metric(&losses, "rewards/chosen"), &[0.2, -0.1]);
+        close(&metric(&losses, "logps/rejected"), &[-9.0, -8.0]);
+        close(&metric(&losses, "kl"), &[0.5]);
+    }
+
+    #[test]
+    fn grpo_clips_ratios_and_truncates_importance_weights() {
+        let (advantages, deviation) = advantages(&[1.0, 0.0]);
+        assert!((deviation - std::f64::consts::FRAC_1_SQRT_2).abs() < 1e-7);
+        close(&Tensor::from_slice(&advantages), &[0.707_006_795, -0.707_006_795]);
+        let tokens = Tokens {
+            policy: t(&[-1.0, -2.0, -0.5]),
+            reference: t(&[-1.3, -1.8, -1.0]),
+            behaviour: t(&[-1.3, -3.0, -1.2]),
+            answer: Tensor::from_slice(&[0i64, 0, 1]),
+            lengths: t(&[2.0, 1.0]),
+            advantages: Tensor::from_slice(&advantages).to_kind(Kind::Float),
+        };
+        let losses = grpo(Grpo { beta: 0.04, epsilon: 0.2, importance_cap: 2.0 }, &tokens);
+        close(&losses.loss, &[-1.001_807_86, 1.427_998_07]);
+        close(&metric(&losses, "clip_ratio/region_mean"), &[1.0, 0.0, 0.0]);
+        close(&metric(&losses, "kl"), &[0.040_818_22, 0.021_402_76, 0.106_530_66]);
+    }
+
+    #[test]
+    fn sft_is_the_mean_nll() {
+        let losses = preference(Objective::Sft, &chosen(), None).unwrap();
+        close(&losses.loss, &[2.0, 1.5]);
+        assert!(preference(Objective::Dpo { beta: 0.1, nll: 1.0 }, &chosen(), None).is_none());
+    }
+}
