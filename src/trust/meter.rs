@@ -10,13 +10,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::TrustError;
 use super::bar::{Calibration, choose};
-use super::probes::{self, Probe, VERIFIER};
+use super::probes::{self, Probe};
 use super::report::{
     Answered, Drift, Observation, PositionBias, Report, Row, Scores, Sources, WHOLE, observations,
 };
 use crate::reflect::{ReflectError, Reflector};
 use config::prompt_file;
-use config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig};
+use config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig, VERIFIER};
 use engine::{Class, Generation};
 use prompt::AspectView;
 use statistics::Judged;

@@ -223,7 +223,7 @@ async fn exchanges_are_listed_newest_first_in_pages() {
 }
 
 #[tokio::test]
-async fn learnable_are_the_agents_exchanges_with_two_assessed_candidates() {
+async fn learnable_are_the_agents_exchanges_with_an_assessed_candidate_or_the_owners_word() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (first, _) = record(store, "one").await;
     let (other, _) = record(store, "other").await;
@@ -241,6 +241,9 @@ async fn learnable_are_the_agents_exchanges_with_two_assessed_candidates() {
     assert_eq!(learnable(&["one", "other"], Some(first), 9).await, [other]);
     assert_eq!(learnable(&[], None, 9).await, []);
     store.add_assessments(ids[1], vec![assessment("kind")]).await.unwrap();
+    assert_eq!(learnable(&["one"], None, 9).await, [first, unjudged]);
+    // A second one does not list it twice.
+    store.add_assessments(ids[0], vec![assessment("kind")]).await.unwrap();
     assert_eq!(learnable(&["one"], None, 9).await, [first, unjudged]);
     let word =
         Feedback { exchange: spoken, candidate: None, rating: Some(-1), aspect: None, edit: None };

@@ -10,7 +10,7 @@ use crate::cli::progress;
 use crate::cli::reply::{Exchange, List};
 use crate::reflect::verify::Check;
 use crate::reflect::{passes, scalar};
-use config::{Mode, PromptLine};
+use config::{Mode, PromptLine, VERIFIER};
 use engine::Generation;
 use statistics::{Judged, Share};
 
@@ -96,7 +96,7 @@ pub(super) async fn judged(client: &Client) -> anyhow::Result<Vec<Judged>> {
 fn known(exchange: &Exchange) -> impl Iterator<Item = Judged> {
     exchange.candidates.iter().filter_map(|candidate| {
         let assessments = &candidate.assessments;
-        let verifier = assessments.iter().find(|assessment| assessment.aspect == "verifier")?;
+        let verifier = assessments.iter().find(|assessment| assessment.aspect == VERIFIER)?;
         let has_judge = assessments.iter().any(|assessment| 0.0 < assessment.weight);
         has_judge.then(|| Judged {
             score: scalar(assessments),
