@@ -27,6 +27,9 @@ mod refinement;
 mod reflection;
 mod results;
 mod setting;
+#[path = "../results.rs"]
+#[allow(dead_code, reason = "other benchmarks use the rest")]
+mod shared;
 mod statistics;
 mod swap;
 mod table;
@@ -43,6 +46,7 @@ use engine::FlashAttention;
 use model::Kind;
 use results::{Findings, Results};
 use setting::Setting;
+use shared::Provenance;
 use texts::Texts;
 
 /// In the order of the table.
@@ -91,13 +95,16 @@ async fn main() -> anyhow::Result<()> {
         is_quick: arguments.quick,
     };
     let mut texts = Texts::new(&setting.engine()).await?;
-    let commit = machine::commit().await?;
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/engine");
-    let mut results = Results::read(&folder.join("results.json"))?;
-    results.machine = machine::describe(setting.threads)?;
-    results.peer = match &setting.peer {
-        Some(program) => Some(peer::describe(program, setting.threads).await?),
-        None => None,
+    let mut results: Results = shared::read(&folder.join("results.json"))?;
+    let run = Provenance {
+        machine: machine::describe(setting.threads)?,
+        commit: machine::commit()?,
+        command: Some(shared::command("engine", &["LLAMA_SERVER", "LLAMA_SERVER_FLAGS"])),
+        peer: match &setting.peer {
+            Some(program) => Some(peer::describe(program, setting.threads).await?),
+            None => None,
+        },
     };
 
     for workload in WORKLOADS {
@@ -109,9 +116,9 @@ async fn main() -> anyhow::Result<()> {
             .await
             .with_context(|| format!("workload {workload}"))?;
         eprintln!("{workload}: {:.0} s", began.elapsed().as_secs_f64());
-        results.replace(workload, &commit, findings);
+        results.replace(workload, &run, findings);
         if !setting.is_quick {
-            results.write(&folder.join("results.json"))?;
+            shared::write(&folder.join("results.json"), &results)?;
         }
     }
 

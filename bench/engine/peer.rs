@@ -14,7 +14,9 @@ use tokio::process::Command;
 
 use crate::http::Endpoint;
 use crate::process::Server;
+use crate::results::LLAMA_SERVER;
 use crate::setting::{BATCH, CELLS, Setting};
+use crate::shared;
 
 /// A running llama-server; killed when dropped.
 #[derive(Debug)]
@@ -124,7 +126,7 @@ impl Completed {
 }
 
 /// What the program calls itself, and how it is started.
-pub(crate) async fn describe(program: &Path, threads: u32) -> anyhow::Result<String> {
+pub(crate) async fn describe(program: &Path, threads: u32) -> anyhow::Result<shared::Peer> {
     let output = tokio::time::timeout(
         Duration::from_secs(10),
         Command::new(program).arg("--version").output(),
@@ -135,5 +137,8 @@ pub(crate) async fn describe(program: &Path, threads: u32) -> anyhow::Result<Str
     let line = text.lines().find(|line| line.starts_with("version"));
     let version = line.context("the peer does not say its version")?;
     let flags = [flags(), extra()].concat().join(" ");
-    Ok(format!("llama-server {version}; -t {threads} -tb {threads} {flags}"))
+    Ok(shared::Peer {
+        version: format!("{LLAMA_SERVER} {version}"),
+        flags: format!("-t {threads} -tb {threads} {flags}"),
+    })
 }

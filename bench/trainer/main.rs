@@ -95,6 +95,8 @@ fn main() -> anyhow::Result<()> {
     let python = std::env::var_os("TRL_PYTHON").map(PathBuf::from);
     let folder = tempfile::tempdir().context("make a scratch folder")?;
     let mut results = Results::new(&arguments.device, arguments.threads)?;
+    results.peer_flags =
+        format!("{} pairs at once, without and with gradient checkpointing", arguments.micro);
     for &n_vocab in &arguments.vocabularies {
         let file = |name: &str| folder.path().join(format!("{n_vocab}-{name}"));
         model::write_base(&file("base.gguf"), n_vocab)?;

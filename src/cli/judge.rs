@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Measure the judge on labelled answers now, and put the bars of aspects with `pass: calibrated`
+    /// Measure the judge on labelled answers now, and put the thresholds of aspects with `pass: calibrated`
     /// where `trust.max_false_accept` is reached.
     Calibrate,
     /// Show the last measurement of the present judge and rubrics.

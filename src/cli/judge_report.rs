@@ -99,17 +99,17 @@ fn drift(drift: Drift) -> String {
 fn calibration(row: &Row) -> Option<String> {
     Some(match row.calibration.as_ref()? {
         Calibration::Found { pass, false_accept, false_reject } => format!(
-            "{}: at a bar of {pass:.3}, {} of the bad answers pass and {} of the good ones do not.\n",
+            "{}: at a threshold of {pass:.3}, {} of the bad answers pass and {} of the good ones do not.\n",
             row.name,
             percent(Some(*false_accept)),
             percent(Some(*false_reject)),
         ),
         Calibration::MissingLabels { good, bad } => format!(
-            "{}: {good} good and {bad} bad labels are missing before a bar can be chosen.\n",
+            "{}: {good} good and {bad} bad labels are missing before a threshold can be chosen.\n",
             row.name
         ),
         Calibration::OutOfReach => {
-            format!("{}: no bar reaches trust.max_false_accept.\n", row.name)
+            format!("{}: no threshold reaches trust.max_false_accept.\n", row.name)
         }
     })
 }

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::client::Client;
-use super::progress::{StageBar, follow};
+use super::progress::{StageProgress, follow};
 use super::reply::Ended;
 use super::table::span;
 use super::{judge_report, terminal};
@@ -17,9 +17,9 @@ pub(super) async fn run_operation(
     body: &Value,
     as_json: bool,
 ) -> anyhow::Result<Exit> {
-    let mut bar = StageBar::default();
-    let outcome = follow(client, path, body, |stage| bar.show(stage)).await?;
-    bar.finish();
+    let mut progress = StageProgress::default();
+    let outcome = follow(client, path, body, |stage| progress.show(stage)).await?;
+    progress.finish();
     if as_json {
         terminal::print_json(&outcome.json)?;
     } else {

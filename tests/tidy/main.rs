@@ -11,6 +11,7 @@ use std::process::Command;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 mod circles;
+mod words;
 
 /// Which files of the root package may name a crate; a folder stands for all in it. The other crates of
 /// the workspace name what their manifests list, and the compiler sees to that.

@@ -15,16 +15,16 @@ use super::judge::{aspect_choice, judge, scalar};
 use super::raw::{Problems, Section};
 use super::settings::Settings;
 use super::{
-    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising,
-    Reflection, ScalarConfig, StopEarly, Verifier,
+    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising, REWARD,
+    Reflection, ScalarConfig, StopEarly, VERIFIER, Verifier,
 };
 use inference::{EngineConfig, Sampling};
 use prompt::{Message, PromptSet, Role};
 
 /// Requests name the default agent so; no agent may.
 const DEFAULT: &str = "default";
-/// Assessments by a verifier and by a reward model carry these names; no aspect may.
-const RESERVED: [&str; 2] = ["verifier", "reward"];
+/// Names of assessments that no aspect may have.
+const RESERVED: [&str; 2] = [VERIFIER, REWARD];
 
 /// Reads and checks everything below a root folder.
 pub fn load(root: &Path) -> Result<Config, ConfigError> {

@@ -301,6 +301,12 @@ pub struct StopEarly {
     pub give_up: u32,
 }
 
+/// The aspect name of a verifier's assessments; no aspect of an agent may have it.
+pub const VERIFIER: &str = "verifier";
+
+/// The aspect name of a reward model's assessments; no aspect of an agent may have it.
+pub const REWARD: &str = "reward";
+
 /// Checks an answer without a model.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]

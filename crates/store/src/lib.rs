@@ -38,9 +38,9 @@ use inference::Generation;
 
 pub use rows::{
     Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, EarlierPair, Evaluation,
-    Event, Exchange, ExchangeId, Feedback, Filled, GenerationRow, JudgeBar, JudgeReport, Live,
-    NewCandidate, NewExchange, PairRow, Parent, Relevance, Run, RunId, RunState, Source, Standard,
-    Watch, WatchState,
+    Event, Exchange, ExchangeId, Feedback, Filled, GenerationRow, JudgeReport, JudgeThreshold,
+    Live, NewCandidate, NewExchange, PairRow, Parent, Relevance, Run, RunId, RunState, Source,
+    Standard, Watch, WatchState,
 };
 pub use thread::{Store, StoreThread, spawn};
 
@@ -335,13 +335,20 @@ impl Store {
         })
         .await
     }
-    /// Stores calibrated bars, and holds what was judged by the same version against them.
-    pub async fn set_judge_bars(&self, agent: String, bars: Vec<JudgeBar>) -> Result<()> {
-        self.write("store calibrated bars", move |tx| trust::set_bars(tx, &agent, &bars)).await
+    /// Stores calibrated thresholds, and holds what was judged by the same version against them.
+    pub async fn set_judge_thresholds(
+        &self,
+        agent: String,
+        thresholds: Vec<JudgeThreshold>,
+    ) -> Result<()> {
+        self.write("store calibrated thresholds", move |tx| {
+            trust::set_thresholds(tx, &agent, &thresholds)
+        })
+        .await
     }
-    /// The calibrated bars of an agent, of all versions.
-    pub async fn judge_bars(&self, agent: String) -> Result<Vec<JudgeBar>> {
-        self.read("read calibrated bars", move |tx| trust::bars(tx, &agent)).await
+    /// The calibrated thresholds of an agent, of all versions.
+    pub async fn judge_thresholds(&self, agent: String) -> Result<Vec<JudgeThreshold>> {
+        self.read("read calibrated thresholds", move |tx| trust::thresholds(tx, &agent)).await
     }
     /// Exchanges of an agent whose answers somebody or a verifier has labelled, newest first; a page
     /// of `limit` before `before`.
