@@ -20,6 +20,8 @@ mod exchanges;
 mod feedback;
 mod filled;
 mod generations;
+mod journal;
+mod require;
 mod rows;
 mod runs;
 mod schema;
@@ -297,7 +299,7 @@ impl Store {
             generations::set_active(tx, generation)?;
             watches::close(tx, "another generation was gone to")?;
             let detail = serde_json::json!({ "generation": generation });
-            schema::insert_event(tx, "rollback", &detail)
+            journal::insert_event(tx, "rollback", &detail)
         })
         .await
     }
@@ -370,11 +372,11 @@ impl Store {
     }
     /// Appends to the journal of operational events.
     pub async fn add_event(&self, kind: String, detail: serde_json::Value) -> Result<()> {
-        self.write("store an event", move |tx| schema::insert_event(tx, &kind, &detail)).await
+        self.write("store an event", move |tx| journal::insert_event(tx, &kind, &detail)).await
     }
     /// The newest events of one kind, newest first.
     pub async fn events(&self, kind: &'static str, limit: usize) -> Result<Vec<Event>> {
-        self.read("list events", move |tx| schema::events(tx, kind, limit)).await
+        self.read("list events", move |tx| journal::events(tx, kind, limit)).await
     }
     /// Ratings and edits since a time (Unix milliseconds).
     pub async fn feedback_since(&self, since_ms: i64) -> Result<usize> {
@@ -391,6 +393,6 @@ impl Store {
     }
     /// Row counts.
     pub async fn counts(&self) -> Result<Counts> {
-        self.read("count rows", schema::counts).await
+        self.read("count rows", journal::counts).await
     }
 }
