@@ -267,7 +267,7 @@ fn judges(results: &Results) -> String {
         ]
     });
     let shown = ["at_threshold", "at_half"].map(|key| {
-        let get = |what: &str| results.get(&format!("own/shown/{bar}/{what}"));
+        let get = |what: &str| results.get(&format!("own/shown/{key}/{what}"));
         let at = if key == "at_threshold" { "the agent's thresholds" } else { "thresholds of 0.5" };
         vec![
             format!("own judge, shown the reference, {at}"),
