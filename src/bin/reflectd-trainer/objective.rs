@@ -1,5 +1,5 @@
 //! The losses, and the metrics that TRL reports, under its names. Pure tensor functions with golden
-//! tests; no model and no data set here. Used by `train`.
+//! tests; no model and no data set here. Used by `step`.
 //!
 //! With pi the policy, ref the reference, y+ chosen, y- rejected, |y| tokens, s the sigmoid,
 //! r(y) = log pi(y) - log ref(y) and h = r(y+) - r(y-):
@@ -32,7 +32,7 @@ pub(crate) struct Answers {
     pub length: Tensor,
 }
 
-/// What an objective gives for a batch.
+/// Losses and metrics of a batch.
 #[derive(Debug)]
 pub(crate) struct Losses {
     /// `[B]`; the loss of a batch is their mean.
@@ -41,12 +41,12 @@ pub(crate) struct Losses {
     pub metrics: Vec<(&'static str, Tensor)>,
 }
 
-/// What distinguishes one answer's tokens in a group, each tensor `[N]` unless it says otherwise.
+/// The tokens of grouped answers, each tensor `[M]` unless it says otherwise.
 #[derive(Debug)]
 pub(crate) struct Tokens {
     pub policy: Tensor,
     pub reference: Tensor,
-    /// Log-probs of those who sampled them.
+    /// Log-probs under the policies that sampled them.
     pub behaviour: Tensor,
     /// The answer that a token belongs to.
     pub answer: Tensor,
@@ -94,14 +94,14 @@ pub(crate) fn preference(
         }
         Objective::RobustDpo { beta, nll: weight, label_smoothing: wrong } => {
             let (good, bad) = (ratio(chosen) * beta, ratio(rejected?) * beta);
-            let as_said = of_margin(&good - &bad) * (1.0 - wrong);
-            let reversed = of_margin(&bad - &good) * wrong;
-            ((as_said - reversed) / (1.0 - 2.0 * wrong) + &nll * weight, good, bad)
+            let clean = of_margin(&good - &bad) * (1.0 - wrong);
+            let flipped = of_margin(&bad - &good) * wrong;
+            ((clean - flipped) / (1.0 - 2.0 * wrong) + &nll * weight, good, bad)
         }
         Objective::Ipo { beta } => {
             let (good, bad) = (ratio(chosen), ratio(rejected?));
-            let off = &good - &bad - 1.0 / (2.0 * beta);
-            (off.square(), good * beta, bad * beta)
+            let error = &good - &bad - 1.0 / (2.0 * beta);
+            (error.square(), good * beta, bad * beta)
         }
         Objective::Simpo { beta, gamma } => {
             let mean = |answers: &Answers| &answers.policy / &answers.length * beta;
@@ -155,13 +155,13 @@ pub(crate) fn grpo(settings: Grpo, tokens: &Tokens) -> Losses {
     let advantage = tokens.advantages.index_select(0, &tokens.answer);
     let ratio = (&tokens.policy - &tokens.reference).exp();
     let (least, most) = (1.0 - settings.epsilon, 1.0 + settings.epsilon);
-    let free = &ratio * &advantage;
+    let unclipped = &ratio * &advantage;
     let clipped = ratio.clamp(least, most) * &advantage;
     let importance =
         (&tokens.reference - &tokens.behaviour).exp().clamp_max(settings.importance_cap);
-    let back = &tokens.reference - &tokens.policy;
-    let kl = back.exp() - back - 1.0;
-    let by_token = free.minimum(&clipped) * importance * -1.0 + &kl * settings.beta;
+    let log_inverse = &tokens.reference - &tokens.policy; // -ln q
+    let kl = log_inverse.exp() - log_inverse - 1.0;
+    let by_token = unclipped.minimum(&clipped) * importance * -1.0 + &kl * settings.beta;
     let loss = tokens.lengths.zeros_like().index_add(0, &tokens.answer, &by_token);
     let is_clipped = ratio
         .gt(most)
@@ -172,7 +172,7 @@ pub(crate) fn grpo(settings: Grpo, tokens: &Tokens) -> Losses {
     Losses { loss: loss / &tokens.lengths, metrics }
 }
 
-/// What each answer is worth against the others of its group, and the deviation of the rewards.
+/// Advantage of each answer in its group, and the standard deviation of the rewards.
 pub(crate) fn advantages(rewards: &[f64]) -> (Vec<f64>, f64) {
     let n = rewards.len() as f64;
     let mean = rewards.iter().sum::<f64>() / n;

@@ -17,7 +17,7 @@ use std::path::Path;
 use reflectd::gguf::{Gguf, model_sha256};
 use reflectd::protocol::{CHECKPOINT, Group, Job, Objective, Probe, Rollout, TrainerEvent};
 
-use super::{alone, job, refusal, run, write};
+use super::fixtures::{alone, job, refusal, run, write};
 use crate::train::Failure;
 
 const BASES: u64 = 300;
