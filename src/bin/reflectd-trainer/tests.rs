@@ -5,6 +5,7 @@
 mod architectures;
 mod fixtures;
 mod hostile;
+mod losses;
 mod objectives;
 #[path = "../../../tests/e2e/random_model.rs"]
 #[allow(dead_code, reason = "the end-to-end tests use the rest")]
