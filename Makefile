@@ -22,22 +22,23 @@ UNITS := $(DESTDIR)$(PREFIX)/lib/systemd
 demo: build
 	$(TARGET)/release/reflectd demo $(ARGS)
 
-# All that CI runs. The tests come last, so that their summary is what one reads.
-test: setup lint
-	cargo test --release --doc
-	cargo test --release --no-fail-fast --tests
+# All that CI runs. The tests come last, so that their summary is what one reads. The programs are
+# built first, because tests of the daemon start the trainer.
+test: build lint
+	cargo test --release --workspace --doc
+	cargo test --release --workspace --no-fail-fast --tests
 
 # Against llama-server where LLAMA_SERVER names its program; ARGS="--only chats --rounds 9", "--quick".
-bench-engine: setup
+bench-engine: build
 	cargo bench --bench engine -- $(ARGS)
 
 # The method proved on the nano model, about an hour; interrupted, it goes on where it was.
 # ARGS=--quick for minutes, ARGS=--render for tables and plot out of results.json alone.
-bench-rlrf: setup
+bench-rlrf: build
 	cargo bench --bench rlrf -- $(ARGS)
 
 # Against TRL and PEFT where TRL_PYTHON names a Python that has them; ARGS="--device cuda".
-bench-trainer: setup
+bench-trainer: build
 	cargo bench --bench trainer -- $(ARGS)
 
 setup:
@@ -48,8 +49,8 @@ build: setup
 
 lint:
 	cargo fmt --check
-	cargo clippy --release --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --no-deps --document-private-items
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --workspace --no-deps --document-private-items
 
 # Both programs, all libraries beside them (llama.cpp's with its kernel modules, the trainer's
 # libtorch), the default configuration to copy from, and units.

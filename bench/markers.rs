@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use reflectd::paths::write_atomic;
+use files::write_atomic;
 
 /// The markers of a benchmark.
 pub(crate) fn markers(name: &str) -> (String, String) {

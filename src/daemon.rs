@@ -15,7 +15,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::select_all;
+use futures_util::future::{BoxFuture, select_all};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -23,17 +23,16 @@ use tracing::{error, info, warn};
 
 use crate::api::wire::ConfigReport;
 use crate::api::{self, Phase};
-use crate::config::{self, Config, ConfigError};
-use crate::engine::fake::{Fake, Script};
-use crate::engine::floor::Floor;
-use crate::engine::probe::Prober;
-use crate::engine::{self, Engine, EngineConfig, EngineError, EngineThread, ModelInfo, reward};
-use crate::exit::Exit;
 use crate::learn::{self, Learner};
 use crate::paths::StateDir;
-use crate::prompt::{ChatTemplate, PromptError};
 use crate::reflect::Reflector;
-use crate::store::{self, StoreError, StoreThread};
+use config::{self, Config, ConfigError};
+use engine::floor::Floor;
+use engine::probe::Prober;
+use engine::{self, Engine, EngineConfig, EngineError, EngineThread, ModelInfo, reward};
+use prompt::{ChatTemplate, PromptError};
+use protocol::exit::Exit;
+use store::{self, StoreError, StoreThread};
 
 use lock::StateLock;
 use socket::SocketFile;
@@ -58,12 +57,25 @@ pub struct Options {
 }
 
 /// What answers.
-#[derive(Debug)]
 pub enum EngineSource {
     /// The configured GGUF in llama.cpp.
     Llama,
-    /// A scripted model, for tests.
-    Fake(Script),
+    /// An engine on a backend of the caller's, as tests have one.
+    Custom(Box<SpawnEngine>),
+}
+
+/// Starts an engine that takes turns on this floor and has a queue of this length.
+pub type SpawnEngine = dyn for<'a> Fn(&'a Floor, usize) -> BoxFuture<'a, Result<(Engine, EngineThread), EngineError>>
+    + Send
+    + Sync;
+
+impl std::fmt::Debug for EngineSource {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Llama => "Llama",
+            Self::Custom(_) => "Custom",
+        })
+    }
 }
 
 /// A word to the running daemon.
@@ -292,10 +304,7 @@ impl Models<'_> {
                 let (engine, thread) = engine::spawn_beside(self.floor, config, mapped).await?;
                 Ok((engine.with_prober(prober), thread))
             }
-            EngineSource::Fake(script) => {
-                let script = script.clone();
-                engine::spawn_on(self.floor, config.queue, || Ok(Fake::new(script))).await
-            }
+            EngineSource::Custom(spawn) => spawn(self.floor, config.queue).await,
         }
     }
 

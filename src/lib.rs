@@ -11,16 +11,12 @@
 //! | [`learn`] | pairs, schedule, trainer child, gate, promotion |
 //! | [`trust`] | how good the judge is, bars, attacks on it |
 //! | [`reflect`] | draft, assess, critique, refine, choose |
-//! | [`store`] | SQLite: one thread, one connection |
-//! | [`nano`] | the embedded default: world, corpora, tokenizer |
-//! | [`config`] | YAML to checked values, hot reload |
-//! | [`prompt`] | templates; pure after load |
-//! | [`lora`] | adapters as files: GGUF, PEFT, merged, with a card |
-//! | [`engine`] | the model: one thread, one context, lanes |
-//! | [`gguf`] | reading, checking and writing GGUF files |
-//! | [`statistics`] | shares with intervals, a judge against the truth; pure |
-//! | [`protocol`] | what daemon and trainer say to each other |
-//! | [`telemetry`], [`paths`], [`exit`] | the edges of the process |
+//! | [`merge`] | an adapter written into its base |
+//! | [`telemetry`], [`paths`] | the edges of the process |
+//!
+//! Below them are the crates of the workspace: `engine` (the model), `store` (SQLite), `config`, `prompt`,
+//! `nano` (the embedded default), `ggml`, `files` (GGUF and adapters), `protocol` (with the trainer),
+//! `statistics`, `inference` (requests and replies as data).
 
 #![cfg_attr(
     test,
@@ -36,20 +32,11 @@
 
 pub mod api;
 pub mod cli;
-pub mod config;
 pub mod daemon;
-pub mod engine;
-pub mod exit;
-pub mod gguf;
 pub mod learn;
-pub mod lora;
-pub mod nano;
+pub mod merge;
 pub mod paths;
-pub mod prompt;
-pub mod protocol;
 pub mod reflect;
 pub mod signals;
-pub mod statistics;
-pub mod store;
 pub mod telemetry;
 pub mod trust;

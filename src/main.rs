@@ -5,8 +5,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use protocol::exit::Exit;
 use reflectd::cli::{self, Arguments};
-use reflectd::exit::Exit;
 
 fn main() -> ExitCode {
     let exit = cli::run(Arguments::parse()).unwrap_or_else(|error| {

@@ -5,11 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-use reflectd::engine::{
+use engine::{
     Class, Engine, EngineConfig, FinishReason, FlashAttention, GenerateRequest, Generation,
     KvCache, Lane, Piece, Sampling, TextPart, spawn,
 };
-use reflectd::gguf::{Gguf, Value, Writer};
+use files::gguf::{Gguf, Value, Writer};
 
 const SWAPS: u32 = 200;
 /// The allocator and the page tables have found their size by then.

@@ -6,10 +6,10 @@
 use std::cell::Cell;
 
 use anyhow::Context as _;
+use config::{Agent, AgentAspect};
+use engine::Token;
 use futures_util::future::try_join_all;
-use reflectd::config::{Agent, AgentAspect};
-use reflectd::engine::Token;
-use reflectd::prompt::{AspectView, Message};
+use prompt::{AspectView, Message};
 
 use crate::peer::{Completed, Completion, Peer};
 use crate::setting::ANSWER;

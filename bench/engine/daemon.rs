@@ -6,8 +6,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use reflectd::config::{self, Config};
-use reflectd::paths::write_atomic;
+use config::{self, Config};
+use files::write_atomic;
 use tempfile::TempDir;
 use tokio::process::Command;
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use engine::{self, Class, Engine, Lane, ScoreRequest, Token};
 use futures_util::future::try_join_all;
-use reflectd::engine::{self, Class, Engine, Lane, ScoreRequest, Token};
 
 use crate::inside::{Answer, generate, request};
 use crate::results::{Curve, Findings};

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use reflectd::engine::{
+use engine::{
     Class, Engine, GenerateRequest, Generation, Lane, Piece, Sampling, Token, TokenPiece,
 };
 

@@ -38,7 +38,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use reflectd::engine::FlashAttention;
+use engine::FlashAttention;
 
 use model::Kind;
 use results::{Findings, Results};

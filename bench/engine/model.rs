@@ -6,9 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use reflectd::engine::llama::{Quantization, quantize};
-use reflectd::gguf::{Value, Writer};
-use reflectd::paths;
+use engine::llama::{Quantization, quantize};
+use files::gguf::{Value, Writer};
 use sha2::{Digest as _, Sha256};
 
 use crate::vocabulary::{SIZE, Vocabulary};
@@ -60,7 +59,7 @@ pub(crate) fn make(folder: &Path, texts: &[String], kind: Kind) -> anyhow::Resul
         digest.update(token);
         digest.update([0]);
     }
-    let version: String = paths::hex(&digest.finalize()).chars().take(8).collect();
+    let version: String = files::hex(&digest.finalize()).chars().take(8).collect();
     let kind_word = match kind {
         Kind::Random => "random",
         Kind::Predictable => "predictable",

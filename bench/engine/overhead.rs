@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use reflectd::engine;
 use tokio::time::sleep;
 
 use crate::chat;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use reflectd::engine::Token;
+use engine::Token;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;

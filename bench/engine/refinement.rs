@@ -6,8 +6,8 @@
 use std::time::Instant;
 
 use anyhow::Context as _;
+use engine::{self, Engine, EngineConfig, GenerateRequest, Sampling, Token};
 use futures_util::future::try_join_all;
-use reflectd::engine::{self, Engine, EngineConfig, GenerateRequest, Sampling, Token};
 
 use crate::inside::{Answer, generate, request};
 use crate::results::{Better, Findings, Goal, Measured};

@@ -6,8 +6,8 @@ use std::cell::Cell;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use reflectd::config::Agent;
-use reflectd::prompt::AspectView;
+use config::Agent;
+use prompt::AspectView;
 use serde_json::json;
 
 use crate::client::{Client, DRAFTS, Judging, REFINEMENTS, Tally};

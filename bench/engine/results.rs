@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use reflectd::paths::write_atomic;
+use files::write_atomic;
 use serde::{Deserialize, Serialize};
 
 use crate::statistics::{median, range, ratios};

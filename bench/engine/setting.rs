@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use reflectd::engine::{EngineConfig, FlashAttention, KvCache};
+use engine::{EngineConfig, FlashAttention, KvCache};
 
 /// KV cells on both sides.
 pub(crate) const CELLS: u32 = 16_384;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use reflectd::engine::{self, Class, Engine, Generation, Lane, LogprobRequest, Sampling, Token};
+use engine::{self, Class, Engine, Generation, Lane, LogprobRequest, Sampling, Token};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::sleep;

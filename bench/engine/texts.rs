@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use reflectd::engine::{self, EngineConfig, KvCache, Token, Vocabulary};
-use reflectd::prompt::{ChatTemplate, Message, Role};
+use engine::{self, EngineConfig, KvCache, Token, Vocabulary};
+use prompt::{ChatTemplate, Message, Role};
 
 use crate::vocabulary::word;
 

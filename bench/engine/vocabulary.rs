@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use reflectd::gguf::{Value, Writer, gpt2_letter};
+use files::gguf::{Value, Writer, gpt2_letter};
 
 /// Tokens in all, as Llama has.
 pub(crate) const SIZE: usize = 32_000;

@@ -4,9 +4,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use reflectd::config::{Agent, PairPolicy, Positives, PromptLine, Rejected, StopEarly, Verifier};
-use reflectd::engine::Generation;
-use reflectd::protocol::Objective;
+use config::{Agent, PairPolicy, Positives, PromptLine, Rejected, StopEarly, Verifier};
+use engine::Generation;
+use protocol::Objective;
 
 /// Who says which answers are good. Always frozen: generation 0.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]

@@ -5,14 +5,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::Context as _;
+use config::{Agent, PromptLine};
+use engine::{Class, Generation};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use reflectd::config::{Agent, PromptLine};
-use reflectd::engine::{Class, Generation};
 use reflectd::reflect::pursue::Aim;
 use reflectd::reflect::verify::Check;
 use reflectd::reflect::{passes, question, scalar};
-use reflectd::statistics::Judged;
-use reflectd::store::{Assessment, Candidate, CandidateId, Exchange, Store};
+use statistics::Judged;
+use store::{Assessment, Candidate, CandidateId, Exchange, Store};
 
 use crate::arms::reference;
 use crate::lab::Lab;

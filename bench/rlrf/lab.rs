@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use config::{self, Agent, Config, PromptLine};
+use engine::{self, Engine, EngineThread, Generation};
 use indicatif::{ProgressBar, ProgressStyle};
-use reflectd::config::{self, Agent, Config, PromptLine};
-use reflectd::engine::{self, Engine, EngineThread, Generation};
+use nano::prompts::prompt_lines;
+use prompt::ChatTemplate;
 use reflectd::learn::held_out::HeldOut;
-use reflectd::nano::prompts::prompt_lines;
-use reflectd::prompt::ChatTemplate;
 use reflectd::reflect::Reflector;
-use reflectd::store::{self, Store};
+use store::{self, Store};
 
 use crate::arms::Arm;
 use crate::records::{Finding, Records, Step};

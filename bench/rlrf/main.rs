@@ -62,7 +62,7 @@ struct Arguments {
     #[arg(long, default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/rlrf"))]
     work: PathBuf,
     /// The trainer program.
-    #[arg(long, default_value = env!("CARGO_BIN_EXE_reflectd-trainer"))]
+    #[arg(long, default_value_os_t = testkit::trainer(env!("CARGO_BIN_EXE_reflectd")))]
     trainer: PathBuf,
     /// Given by cargo.
     #[arg(long, hide = true)]

@@ -6,10 +6,10 @@ use std::collections::HashSet;
 use std::hash::Hash;
 
 use anyhow::Context as _;
+use config::PromptLine;
+use engine::{Class, Generation, Lane, LogprobRequest, Sampling, Token};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use reflectd::config::PromptLine;
-use reflectd::engine::{Class, Generation, Lane, LogprobRequest, Sampling, Token};
-use reflectd::prompt::{Message, Role};
+use prompt::{Message, Role};
 use reflectd::reflect::verify::Check;
 use reflectd::reflect::{Answer, Reflector};
 

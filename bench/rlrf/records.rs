@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use reflectd::learn::gate::Verdict;
-use reflectd::statistics::{JudgeQuality, Judged, judge_quality};
 use serde::{Deserialize, Serialize};
+use statistics::{JudgeQuality, Judged, judge_quality};
 
 /// The steps of one setting by name.
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use reflectd::paths::write_atomic;
-use reflectd::statistics::Share;
+use files::write_atomic;
 use serde::{Deserialize, Serialize};
+use statistics::Share;
 
 use crate::arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, Unit, name};
 use crate::records::{

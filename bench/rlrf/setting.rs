@@ -3,9 +3,9 @@
 
 use std::path::PathBuf;
 
-use reflectd::config::{Agent, Config};
-use reflectd::nano::world::Split;
-use reflectd::paths::hex;
+use config::{Agent, Config};
+use files::hex;
+use nano::world::Split;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 

@@ -4,7 +4,7 @@
 //! independent; then a problem is the unit, and its differences over seeds are summed before
 //! anything is squared (`McNemar`, clustered).
 
-use reflectd::statistics::Share;
+use statistics::Share;
 
 /// Two-sided exact `McNemar` p: discordant problems are tosses of a fair coin.
 pub(crate) fn mcnemar(a: &[bool], b: &[bool]) -> f64 {

@@ -22,17 +22,17 @@ mod unit;
 use std::path::Path;
 
 use arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, Unit};
+use config::PromptLine;
+use engine::{FinishReason, Generation, Sampling};
 use measure::distinct;
+use nano::prompts::prompt_lines;
+use nano::world::Split;
 use records::{Finding, Records};
-use reflectd::config::PromptLine;
-use reflectd::engine::{FinishReason, Generation, Sampling};
-use reflectd::nano::prompts::prompt_lines;
-use reflectd::nano::world::Split;
 use reflectd::reflect::verify::Check;
-use reflectd::store::{Assessment, Author, Candidate, CandidateId, Exchange, ExchangeId, Source};
 use results::Results;
 use setting::{Scale, Setting};
 use statistics::{mcnemar, pooled, shares};
+use store::{Assessment, Author, Candidate, CandidateId, Exchange, ExchangeId, Source};
 
 /// Everything once, in seconds.
 const TINY: Scale = Scale {
@@ -202,7 +202,7 @@ fn no_judge_is_shown_the_right_number_and_the_reference_is_compared_without_the_
 
 #[test]
 fn the_gold_judge_is_the_verifier_alone_and_the_own_judge_never_hears_it() {
-    let config = reflectd::config::load(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let config = config::load(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
     let agent = &config.agents["nano"];
     for judge in JUDGES {
         let judged = judge.agent(agent);
@@ -245,8 +245,7 @@ fn a_line_that_a_kill_has_cut_off_is_passed_over() {
     records.add("one".into(), 1.0, finding.clone()).unwrap();
     let whole = std::fs::read_to_string(&path).unwrap();
     let cut = format!("{whole}{}", whole.trim_start().split_at(40).0);
-    reflectd::paths::write_atomic(&path, |file| std::io::Write::write_all(file, cut.as_bytes()))
-        .unwrap();
+    files::write_atomic(&path, |file| std::io::Write::write_all(file, cut.as_bytes())).unwrap();
     let mut records = Records::open(&path, "key", "commit").unwrap();
     assert_eq!(records.get("one").unwrap().finding, finding);
     records.add("two".into(), 1.0, finding.clone()).unwrap();
@@ -266,7 +265,7 @@ async fn a_unit_of_the_experiment_runs_and_what_is_done_is_not_done_again() {
         scale: TINY,
         root: env!("CARGO_MANIFEST_DIR").into(),
         work: work.path().into(),
-        trainer: env!("CARGO_BIN_EXE_reflectd-trainer").into(),
+        trainer: testkit::trainer(env!("CARGO_BIN_EXE_reflectd")),
         threads: 1,
         commit: "test".into(),
     };
@@ -282,8 +281,7 @@ async fn a_unit_of_the_experiment_runs_and_what_is_done_is_not_done_again() {
     // Under the other judges' names it is all that tables and plot need.
     let others = ["reference-1", "gold-1"].map(|name| before.replace("own-1", name));
     let all = before + &others.concat();
-    reflectd::paths::write_atomic(&steps, |file| std::io::Write::write_all(file, all.as_bytes()))
-        .unwrap();
+    files::write_atomic(&steps, |file| std::io::Write::write_all(file, all.as_bytes())).unwrap();
     let records = experiment::run(&setting, &[]).await.unwrap();
     assert_eq!(all, std::fs::read_to_string(&steps).unwrap());
     let results = Results::new("a machine".into(), &records, &setting.scale).unwrap();

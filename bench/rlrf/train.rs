@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use reflectd::config::Agent;
-use reflectd::engine::Generation;
+use config::Agent;
+use engine::Generation;
+use files::write_atomic;
+use protocol::{self, Job, Objective, TrainerEvent};
 use reflectd::learn::adapter::{self, Base};
 use reflectd::learn::arena::Arena;
 use reflectd::learn::child::{self, Update};
 use reflectd::learn::held_out::Question;
 use reflectd::learn::pairs::{Pair, Pairing, Tally};
 use reflectd::learn::{Cancel, Parts, gate};
-use reflectd::paths::{StateDir, write_atomic};
-use reflectd::protocol::{self, Job, Objective, TrainerEvent};
-use reflectd::store::{Candidate, CandidateId, Exchange, Store};
+use reflectd::paths::StateDir;
+use store::{Candidate, CandidateId, Exchange, Store};
 use tokio::sync::watch;
 
 use crate::arms::{Arm, Unit, generation};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use reflectd::engine::Generation;
-use reflectd::nano::prompts::prompt_lines;
-use reflectd::nano::world::Split;
+use engine::Generation;
+use nano::prompts::prompt_lines;
+use nano::world::Split;
 
 use crate::arms::{ARMS, Arm, EXPLORERS, Judge, Unit, generation, name};
 use crate::explore;

@@ -19,8 +19,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser as _;
-use reflectd::paths;
-use reflectd::protocol::{
+use protocol::{
     BaseKind, CHECKPOINT, Compute, Device, Job, Lora, Objective, Optimizer, Step, TrainerEvent,
     VERSION,
 };
@@ -64,7 +63,7 @@ struct Arguments {
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Our program.
-    #[arg(long, default_value = env!("CARGO_BIN_EXE_reflectd-trainer"))]
+    #[arg(long, default_value_os_t = testkit::trainer(env!("CARGO_BIN_EXE_reflectd")))]
     trainer: PathBuf,
     /// The other side's script.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/trainer/peer.py"))]
@@ -99,7 +98,7 @@ fn main() -> anyhow::Result<()> {
     for &n_vocab in &arguments.vocabularies {
         let file = |name: &str| folder.path().join(format!("{n_vocab}-{name}"));
         model::write_base(&file("base.gguf"), n_vocab)?;
-        model::write_start(&file("start.gguf"), &paths::sha256(&file("base.gguf"))?, LORA)?;
+        model::write_start(&file("start.gguf"), &files::sha256(&file("base.gguf"))?, LORA)?;
         model::write_pairs(&file("data.jsonl"), n_pairs, [prompt, answer], n_vocab)?;
         for compute in &arguments.computes {
             let setting = Setting {
@@ -161,7 +160,7 @@ fn ours(setting: &Setting<'_>) -> anyhow::Result<Measured> {
         version: VERSION,
         run: "bench".into(),
         base: setting.base.clone(),
-        base_sha256: paths::sha256(&setting.base)?,
+        base_sha256: files::sha256(&setting.base)?,
         start: Some(setting.start.clone()),
         data: setting.data.clone(),
         out: setting.out.clone(),

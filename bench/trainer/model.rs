@@ -6,9 +6,8 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use reflectd::gguf::{Value, Writer};
-use reflectd::paths;
-use reflectd::protocol::{Example, Lora};
+use files::gguf::{Value, Writer};
+use protocol::{Example, Lora};
 
 const WIDTH: u64 = 768;
 const LAYERS: u64 = 12;
@@ -108,7 +107,7 @@ pub(crate) fn write_pairs(
         serde_json::to_writer(&mut lines, &example)?;
         lines.push(b'\n');
     }
-    paths::write_atomic(path, |file| file.write_all(&lines))
+    files::write_atomic(path, |file| file.write_all(&lines))
         .with_context(|| format!("write {}", path.display()))
 }
 

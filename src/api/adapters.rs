@@ -11,8 +11,8 @@ use super::error::ApiError;
 use super::read::{At, Body};
 use super::runs::answer;
 use super::wire::{ImportBody, RollbackBody};
-use crate::engine::Generation;
-use crate::store::GenerationRow;
+use engine::Generation;
+use store::GenerationRow;
 
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
     let rows = api.parts.store.generations().await?;

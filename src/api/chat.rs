@@ -22,10 +22,10 @@ use super::read::Body;
 use super::reply::{Reply, Shape};
 use super::wire::{ChatBody, ChatExtra, ChatMessage, Content, Stop};
 use super::{Api, Permit, RequestId};
-use crate::config::{Agent, Mode};
-use crate::engine::Sampling;
-use crate::prompt::{Message, Role};
 use crate::reflect::{Outcome, Progress, Task};
+use config::{Agent, Mode};
+use engine::Sampling;
+use prompt::{Message, Role};
 
 /// Tokens under way from `reflect` to one client. A client that reads slower than this holds its
 /// own request back and nobody else's.

@@ -9,10 +9,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::wire::{ErrorBody, ErrorReply};
-use crate::engine::EngineError;
 use crate::learn::LearnError;
 use crate::reflect::ReflectError;
-use crate::store::StoreError;
+use engine::EngineError;
+use store::StoreError;
 
 /// Why a request failed.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::Api;
 use super::error::ApiError;
 use super::read::Body;
-use crate::config::Agent;
-use crate::store::{CandidateId, Exchange, Feedback};
+use config::Agent;
+use store::{CandidateId, Exchange, Feedback};
 
 pub(super) async fn store(
     State(api): State<Api>,
@@ -78,7 +78,7 @@ fn check_aspect(agent: Option<&Agent>, feedback: &Feedback) -> Result<(), ApiErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::ExchangeId;
+    use store::ExchangeId;
 
     #[test]
     fn feedback_says_something_and_rates_within_the_three_levels() {

@@ -7,7 +7,7 @@ use axum::extract::State;
 use super::error::ApiError;
 use super::wire::{ConfigWord, Health, HealthWord, JudgeState, Status};
 use super::{Api, Phase, judge};
-use crate::engine::Engine;
+use engine::Engine;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 

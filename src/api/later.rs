@@ -8,9 +8,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::metrics::Metrics;
 use super::{Parts, Phase};
-use crate::config::Agent;
 use crate::reflect::Reflector;
-use crate::store::ExchangeId;
+use config::Agent;
+use store::ExchangeId;
 
 /// Exchanges that wait: minutes of work on a small machine. More would only delay exploration,
 /// which picks by need and not by order of arrival.

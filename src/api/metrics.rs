@@ -18,9 +18,9 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::Api;
 use super::error::ApiError;
-use crate::engine::Engine;
 use crate::learn::{Harvest, Learner};
 use crate::reflect::{CallCounts, Reflector};
+use engine::Engine;
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// From a cached prompt on a small model to a long inline reflection.

@@ -36,11 +36,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
-use crate::config::{Agent, Config};
-use crate::engine::Engine;
 use crate::learn::Learner;
 use crate::reflect::Reflector;
-use crate::store::Store;
+use config::{Agent, Config};
+use engine::Engine;
+use store::Store;
 
 use error::ApiError;
 use later::Later;

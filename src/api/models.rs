@@ -7,7 +7,7 @@ use super::Api;
 use super::error::ApiError;
 use super::read::At;
 use super::wire::{List, Model, ModelExtra};
-use crate::config::Agent;
+use config::Agent;
 
 pub(super) async fn list(State(api): State<Api>) -> Json<List<Model>> {
     let config = api.config();

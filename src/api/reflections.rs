@@ -8,7 +8,7 @@ use super::Api;
 use super::error::ApiError;
 use super::read::{Asked, At};
 use super::wire::List;
-use crate::store::{Exchange, ExchangeId};
+use store::{Exchange, ExchangeId};
 
 /// Exchanges are large; a page is bounded whatever a client asks.
 const MAX_LIMIT: usize = 1000;

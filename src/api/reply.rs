@@ -1,9 +1,9 @@
 //! The shape of a chat's reply: progress in, JSON out. Pure; one [`Reply`] a request, used whole
 //! or chunk by chunk by `chat`.
 
-use crate::engine::{FinishReason, Generation, TokenPiece};
 use crate::reflect::{self, Outcome, Progress};
-use crate::store::Candidate;
+use engine::{FinishReason, Generation, TokenPiece};
+use store::Candidate;
 
 use super::wire::{
     AnswerMessage, ChatReply, Choice, Chunk, ChunkChoice, CompletionTokens, Delta, JudgedAnswer,
@@ -244,8 +244,8 @@ fn logprob(piece: &TokenPiece) -> Option<TokenLogprob> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Token;
-    use crate::store::ExchangeId;
+    use engine::Token;
+    use store::ExchangeId;
 
     fn shape() -> Shape {
         Shape {

@@ -12,7 +12,7 @@ use super::follow::follow;
 use super::read::{Asked, At, Body};
 use super::wire::{ExploreBody, List, TrainBody};
 use crate::learn::{Exploration, LearnError};
-use crate::store::{Run, RunId};
+use store::{Run, RunId};
 
 /// Runs carry their whole job; a page is bounded whatever a client asks.
 const MAX_LIMIT: usize = 1000;

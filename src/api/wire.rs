@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::{Mode, Problem, PromptLine, Verifier};
-use crate::engine::{EngineStats, FinishReason, Generation, ModelInfo};
 use crate::learn::{Guards, Stage};
 use crate::reflect::CallCounts;
-use crate::store::{CandidateId, Counts, ExchangeId};
 use crate::trust::{Attack, Report, Standing};
+use config::{Mode, Problem, PromptLine, Verifier};
+use engine::{EngineStats, FinishReason, Generation, ModelInfo};
+use store::{CandidateId, Counts, ExchangeId};
 
 /// Body of every error.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -11,8 +11,8 @@ use super::explore::run_operation;
 use super::reply::{Adapter, Adapters};
 use super::table::{Table, fields, or_none, pairs, time};
 use super::terminal;
-use crate::engine::Generation;
-use crate::exit::Exit;
+use engine::Generation;
+use protocol::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::client::Client;
 use super::converse::{DEFAULT_AGENT, Part, Question, converse};
 use super::terminal;
-use crate::config::Mode;
-use crate::exit::Exit;
+use config::Mode;
+use protocol::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -14,11 +14,11 @@ use super::converse::{DEFAULT_AGENT, Part, Question, converse};
 use super::reply::Exchange;
 use super::terminal::{print, remark};
 use super::verdict::{Verdict, served, verdict};
-use crate::config::Mode;
-use crate::exit::Exit;
-use crate::prompt::{Message, Role};
-use crate::store::{ExchangeId, Feedback};
+use config::Mode;
 use line::Line;
+use prompt::{Message, Role};
+use protocol::exit::Exit;
+use store::{ExchangeId, Feedback};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

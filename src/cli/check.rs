@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Json, terminal};
-use crate::config;
-use crate::exit::Exit;
+use config;
+use protocol::exit::Exit;
 
 pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
     let loaded = config::load(root);

@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 
 use super::reply::ErrorBody;
 use super::sse;
-use crate::exit::Exit;
+use protocol::exit::Exit;
 
 /// Why the daemon did not do it, or could not be asked.
 #[derive(Debug, thiserror::Error)]

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::client::Client;
 use super::reply::{Chunk, Receipt};
-use crate::config::Mode;
-use crate::engine::Generation;
-use crate::prompt::{Message, Role};
+use config::Mode;
+use engine::Generation;
+use prompt::{Message, Role};
 
 /// The body of `POST /v1/chat/completions`, as far as the command line uses it.
 #[derive(Clone, Debug, Serialize)]

@@ -16,12 +16,12 @@ use self::beside::Beside;
 use self::training::Training;
 use super::table::{Table, pairs};
 use super::{Places, terminal};
-use crate::config::{self, Config, Defaults, Problem};
-use crate::engine::llama::{self, Machine, MemoryPlan, MemoryShare, Survey};
-use crate::engine::{EngineConfig, EngineError, probe};
-use crate::exit::Exit;
 use crate::learn::child;
-use crate::prompt::ChatTemplate;
+use config::{self, Config, Defaults, Problem};
+use engine::llama::{self, Machine, MemoryPlan, MemoryShare, Survey};
+use engine::{EngineConfig, EngineError, probe};
+use prompt::ChatTemplate;
+use protocol::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -56,7 +56,7 @@ struct Engine {
     batch_tokens: u32,
     threads: Option<usize>,
     batch_threads: Option<usize>,
-    kv_cache: crate::engine::KvCache,
+    kv_cache: engine::KvCache,
     flash_attention: String,
 }
 
@@ -73,7 +73,7 @@ struct Model {
 #[derive(Debug, Serialize)]
 struct Trainer {
     command: String,
-    device: crate::protocol::Device,
+    device: protocol::Device,
     /// Why it does not run; `None`: it does, with its libtorch.
     fault: Option<String>,
 }

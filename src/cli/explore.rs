@@ -9,8 +9,8 @@ use super::progress::{StageBar, follow};
 use super::reply::Ended;
 use super::table::span;
 use super::{judge, terminal};
-use crate::config::prompt_file;
-use crate::exit::Exit;
+use config::prompt_file;
+use protocol::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -2,6 +2,8 @@
 //! adapter and base lie and then reads them as the user who calls it; formats are `lora`'s.
 //! Called by `cli::run`.
 
+mod card;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -19,14 +21,14 @@ use super::progress;
 use super::reply::{Adapters, Model, Run, Status};
 use super::table::time;
 use super::terminal;
-use crate::engine::Generation;
-use crate::engine::llama::type_named;
-use crate::exit::Exit;
-use crate::gguf::{self, Gguf, Parts, TensorKind, Value};
-use crate::lora::card::{Card, Content, remark};
-use crate::lora::merge::{Merge, Written};
-use crate::lora::{Adapter, LoraError, peft};
-use crate::paths::{self, Existing};
+use crate::merge::{Merge, Written};
+use card::{Card, Content, remark};
+use engine::Generation;
+use files::Existing;
+use files::gguf::{self, Gguf, Parts, TensorKind, Value};
+use files::lora::{Adapter, LoraError, peft};
+use ggml::type_named;
+use protocol::exit::Exit;
 
 const ADAPTER: &str = "adapter.gguf";
 const CARD: &str = "README.md";
@@ -215,7 +217,7 @@ impl Export {
 
     fn try_write(&self) -> anyhow::Result<Vec<Written>> {
         let Origin { model, adapter: path, adapter_sha256, .. } = &self.origin;
-        let found = paths::sha256(path).with_context(|| {
+        let found = files::sha256(path).with_context(|| {
             format!(
                 "read the adapter {}: only the newest generations are kept, and only the user \
                      who runs the daemon may read them",
@@ -227,7 +229,7 @@ impl Export {
         let base = Parts::open(Path::new(&model.path))?;
         let existing = if self.arguments.force { Existing::Replace } else { Existing::Keep };
         let mut written = Vec::new();
-        paths::write_folder(&self.out, existing, |folder| {
+        files::write_folder(&self.out, existing, |folder| {
             let content = match self.arguments.format {
                 Format::Gguf => {
                     let mut to = File::create_new(folder.join(ADAPTER))?;

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::client::Client;
 use super::reply::{Candidate, Exchange};
 use super::{editor, terminal};
-use crate::exit::Exit;
-use crate::store::{CandidateId, ExchangeId, Feedback};
+use protocol::exit::Exit;
+use store::{CandidateId, ExchangeId, Feedback};
 
 /// What stands for a file that is not named.
 const IN_EDITOR: &str = "$EDITOR";

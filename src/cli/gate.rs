@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::table::{Table, or_none};
 use super::terminal;
-use crate::exit::Exit;
 use crate::learn::gate::prompts_needed;
+use protocol::exit::Exit;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

@@ -11,10 +11,10 @@ use super::explore::run_operation;
 use super::reply::{JudgeState, List};
 use super::table::{NONE, Table, pairs, time};
 use super::terminal;
-use crate::config::prompt_file;
-use crate::exit::Exit;
-use crate::statistics::Estimate;
 use crate::trust::{Attack, AttackReport, Calibration, Drift, Report, Row, Standing};
+use config::prompt_file;
+use protocol::exit::Exit;
+use statistics::Estimate;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -34,14 +34,14 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::prompt_file::PromptFileError;
-use crate::config::{ConfigError, Mode};
 use crate::daemon::StartError;
-use crate::engine::EngineError;
-use crate::exit::Exit;
-use crate::gguf::GgufError;
-use crate::lora::LoraError;
 use client::{Client, ClientError};
+use config::prompt_file::PromptFileError;
+use config::{ConfigError, Mode};
+use engine::EngineError;
+use files::gguf::GgufError;
+use files::lora::LoraError;
+use protocol::exit::Exit;
 
 /// Serves a GGUF model, reflects on its answers and fine-tunes it on this machine.
 #[derive(Debug, Parser)]

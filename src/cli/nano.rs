@@ -11,17 +11,17 @@ use serde_json::{Value, json};
 
 use super::progress;
 use super::terminal::{print, print_json};
-use crate::config::{ProbeLine, load_prompts, prompt_file};
-use crate::engine::{
+use config::{ProbeLine, load_prompts, prompt_file};
+use engine::{
     self, Class, Engine, EngineConfig, FlashAttention, GenerateRequest, Generation, KvCache, Lane,
     Piece, Sampling, ScoreRequest, TextPart, Token,
 };
-use crate::exit::Exit;
-use crate::nano::corpus::CHAT_TEMPLATE;
-use crate::nano::prompts::{problems, prompt_lines};
-use crate::nano::world::{ASPECTS, Answer, Habits, Problem, Split, judge};
-use crate::prompt::{AspectView, ChatTemplate, Message, PromptSet, Role};
-use crate::statistics::{Judged, Share, judge_quality};
+use nano::corpus::CHAT_TEMPLATE;
+use nano::prompts::{problems, prompt_lines};
+use nano::world::{ASPECTS, Answer, Habits, Problem, Split, judge};
+use prompt::{AspectView, ChatTemplate, Message, PromptSet, Role};
+use protocol::exit::Exit;
+use statistics::{Judged, Share, judge_quality};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {

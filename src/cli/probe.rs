@@ -3,9 +3,9 @@
 
 use std::path::PathBuf;
 
-use crate::engine::probe;
-use crate::exit::Exit;
 use crate::telemetry;
+use engine::probe;
+use protocol::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -12,7 +12,7 @@ use super::client::Client;
 use super::reply::{Ended, Stage};
 use super::table::span;
 use crate::learn::JudgeTask;
-use crate::protocol::Step;
+use protocol::Step;
 
 /// How a long operation ended.
 #[derive(Debug)]
@@ -160,9 +160,9 @@ pub(super) fn describe(stage: &Stage) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Generation;
     use crate::learn;
-    use crate::store::RunId;
+    use engine::Generation;
+    use store::RunId;
 
     /// What the daemon writes is what this program reads.
     fn reread(stage: &learn::Stage) -> Stage {

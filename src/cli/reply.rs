@@ -5,11 +5,11 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::engine::Generation;
 use crate::learn::JudgeTask;
-use crate::protocol::Step;
-use crate::store::{Assessment, CandidateId, Event, ExchangeId, RunId, RunState, Watch};
 use crate::trust::{AttackReport, Report, Standing};
+use engine::Generation;
+use protocol::Step;
+use store::{Assessment, CandidateId, Event, ExchangeId, RunId, RunState, Watch};
 
 /// `{"error": ...}`.
 #[derive(Debug, Deserialize)]

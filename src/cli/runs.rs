@@ -9,8 +9,8 @@ use super::client::Client;
 use super::reply::{List, Run, Stage};
 use super::table::{NONE, Table, fields, or_none, pairs, span, time};
 use super::{progress, terminal};
-use crate::exit::Exit;
-use crate::store::RunState;
+use protocol::exit::Exit;
+use store::RunState;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -143,8 +143,8 @@ fn state(state: RunState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Generation;
-    use crate::store::{self, RunId};
+    use engine::Generation;
+    use store::{self, RunId};
 
     fn run() -> Run {
         let run = store::Run {

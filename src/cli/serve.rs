@@ -3,8 +3,8 @@
 
 use super::Places;
 use crate::daemon::{self, EngineSource, Options};
-use crate::exit::Exit;
 use crate::{signals, telemetry};
+use protocol::exit::Exit;
 
 pub(super) fn run(places: &Places) -> anyhow::Result<Exit> {
     telemetry::init()?;

@@ -6,8 +6,8 @@ use super::client::Client;
 use super::reply::{Seen, Side, Status};
 use super::table::{or_none, pairs, span, time};
 use super::{Json, judge, progress, terminal};
-use crate::exit::Exit;
-use crate::store::{Watch, WatchState};
+use protocol::exit::Exit;
+use store::{Watch, WatchState};
 
 pub(super) async fn run(client: &Client, json: Json) -> anyhow::Result<Exit> {
     if json.json {

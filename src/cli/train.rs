@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::explore::run_operation;
 use super::terminal;
-use crate::exit::Exit;
+use protocol::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

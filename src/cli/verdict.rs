@@ -2,7 +2,7 @@
 
 use super::reply::{Candidate, Exchange};
 use crate::reflect::{passes, scalar};
-use crate::store::Assessment;
+use store::Assessment;
 
 /// The reflection on the served answer, as far as it has come.
 #[derive(Debug, Eq, PartialEq)]
@@ -56,7 +56,7 @@ fn scores(assessments: &[Assessment]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{CandidateId, ExchangeId};
+    use store::{CandidateId, ExchangeId};
 
     fn candidate(id: i64, parent: Option<i64>, p_best: Option<f32>) -> Candidate {
         Candidate {

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Config, ConfigError, Problem};
 use crate::reflect::Reflector;
+use config::{self, Config, ConfigError, Problem};
 
 /// Reads and checks the files, off the async threads.
 pub(super) async fn load(root: PathBuf) -> Result<Config, ConfigError> {

@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 use tokio::time::{self, Interval, MissedTickBehavior};
 use tracing::warn;
 
-use crate::engine::EngineStats;
+use engine::EngineStats;
 
 /// The socket answers; also the end of a reload.
 pub(super) fn ready() {

@@ -3,10 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::gguf::{Gguf, GgufError, Parts, TensorInfo, TensorKind};
-use crate::paths;
+use files::gguf::{Gguf, GgufError, Parts, TensorInfo, TensorKind};
 
-pub use crate::lora::BASE_KEY;
+pub use files::lora::BASE_KEY;
 
 /// Why a file is not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +58,7 @@ pub fn check(path: &Path, sha256: &str, base: Base<'_>) -> Result<(), AdapterErr
 
 /// The file is the one that was recorded.
 pub fn check_hash(path: &Path, sha256: &str) -> Result<(), AdapterError> {
-    let found = paths::sha256(path)
+    let found = files::sha256(path)
         .map_err(|source| AdapterError::Read { path: path.to_owned(), source })?;
     if found == sha256 {
         return Ok(());
@@ -130,7 +129,7 @@ fn shapes_fit(a: &TensorInfo, b: &TensorInfo, base: &TensorInfo) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::{Value, Writer};
+    use files::gguf::{Value, Writer};
 
     const BASE_SHA256: &str = "abc";
 
@@ -161,7 +160,7 @@ mod tests {
             }
             let path = self.folder.path().join("adapter.gguf");
             writer.write(&path).unwrap();
-            let sha256 = paths::sha256(&path).unwrap();
+            let sha256 = files::sha256(&path).unwrap();
             let base = Base { path: &self.folder.path().join("base.gguf"), sha256: BASE_SHA256 };
             check(&path, &sha256, base).err().map(|error| error.to_string())
         }
@@ -253,8 +252,8 @@ mod tests {
         assert!(matches!(error, AdapterError::Unfit { .. }), "{error}");
         for length in [0, 3, 24, bytes.len() / 2, bytes.len() - 40] {
             let cut = &bytes[..length];
-            paths::write_atomic(&path, |file| std::io::Write::write_all(file, cut)).unwrap();
-            let sha256 = paths::sha256(&path).unwrap();
+            files::write_atomic(&path, |file| std::io::Write::write_all(file, cut)).unwrap();
+            let sha256 = files::sha256(&path).unwrap();
             check(&path, &sha256, base).expect_err("a cut file is not sound");
         }
     }

@@ -10,12 +10,12 @@ use tracing::warn;
 use super::Parts;
 use super::gate::{self, Answered, Available, Comparison, Evidence, GeneralTrial, Trial};
 use super::held_out::Question;
-use crate::config::GateConfig;
-use crate::engine::{Class, EngineError, Generation, Lane, LogprobRequest, Sampling, Token};
-use crate::prompt::{Message, Role};
-use crate::protocol::Probe;
 use crate::reflect::{self, Answer, ReflectError};
-use crate::store::{Assessment, Evaluation, RunId, StoreError};
+use config::GateConfig;
+use engine::{Class, EngineError, Generation, Lane, LogprobRequest, Sampling, Token};
+use prompt::{Message, Role};
+use protocol::Probe;
+use store::{Assessment, Evaluation, RunId, StoreError};
 
 /// Prompts under way at once: enough to fill a batch, few enough that a chat finds room.
 const PARALLEL: usize = 4;
@@ -152,7 +152,7 @@ impl Arena<'_> {
         let text = tokio::fs::read(path).await.map_err(|error| unusable(error.to_string()))?;
         let probe: Probe =
             serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
-        let sound = |sequence: &crate::protocol::ProbeSequence| {
+        let sound = |sequence: &protocol::ProbeSequence| {
             0 < sequence.from
                 && sequence.tokens.len().checked_sub(sequence.from) == Some(sequence.logprobs.len())
                 && !sequence.logprobs.is_empty()

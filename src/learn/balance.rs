@@ -3,7 +3,7 @@
 
 use super::pairs::Pair;
 use super::random::Random;
-use crate::protocol::Objective;
+use protocol::Objective;
 
 /// Leaves of the larger side at most `most` times as many as the smaller side has. What the owner has
 /// spoken of stays. Equal input gives equal output; the order is kept.
@@ -66,8 +66,8 @@ fn scaled(n: usize, most: f64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Example;
-    use crate::store::{CandidateId, ExchangeId, PairRow};
+    use protocol::Example;
+    use store::{CandidateId, ExchangeId, PairRow};
 
     fn single(id: i64, is_good: bool, by_owner: bool) -> Pair {
         let side = |wanted| (is_good == wanted).then_some(CandidateId(id));

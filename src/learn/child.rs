@@ -18,10 +18,9 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::op_queue::{Cancel, Stop};
-use crate::config::TrainerConfig;
-use crate::exit::Exit;
-use crate::paths;
-use crate::protocol::{Job, TrainerEvent};
+use config::TrainerConfig;
+use protocol::exit::Exit;
+use protocol::{Job, TrainerEvent};
 
 /// Lines of standard error that become part of the error.
 const TAIL_LINES: usize = 50;
@@ -169,7 +168,7 @@ pub(super) async fn check_done(trained: Trained, out: &Path) -> Result<Trained, 
         return Err(lied(format!("adapter and probe have to be in {}", out.display())));
     }
     let path = trained.adapter.clone();
-    let sha256 = tokio::task::spawn_blocking(move || paths::sha256(&path))
+    let sha256 = tokio::task::spawn_blocking(move || files::sha256(&path))
         .await
         .expect("hashing a file does not panic")
         .map_err(|error| lied(error.to_string()))?;

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
+use protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
 
 /// Long enough that a loaded machine does not reach it.
 const LONG: Duration = Duration::from_mins(1);
@@ -53,7 +53,7 @@ impl Run {
     }
     fn job(&self) -> Job {
         Job {
-            version: crate::protocol::VERSION,
+            version: protocol::VERSION,
             run: "test".into(),
             base: "/base.gguf".into(),
             base_sha256: "00".into(),
@@ -118,7 +118,7 @@ async fn a_good_run_names_a_checked_adapter() {
     let run = Run::new("good.sh", &[]);
     let trained = run.alone().await.unwrap();
     assert_eq!(trained.adapter, run.out().join("adapter.gguf"));
-    assert_eq!(trained.sha256, paths::sha256(&trained.adapter).unwrap());
+    assert_eq!(trained.sha256, files::sha256(&trained.adapter).unwrap());
     assert_eq!(run.steps(), 3);
 }
 

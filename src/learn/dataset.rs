@@ -1,5 +1,5 @@
-//! The file that the trainer reads: one [`Example`](crate::protocol::Example) or
-//! [`Group`](crate::protocol::Group) a line. It must not choose: what is in the file was decided by
+//! The file that the trainer reads: one [`Example`](protocol::Example) or
+//! [`Group`](protocol::Group) a line. It must not choose: what is in the file was decided by
 //! `pairs` and `groups`. Used by `material` and `run`.
 
 use std::io::{self, Write as _};
@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::paths::{self, hex};
+use files::hex;
 
 /// A data set that is not on disk yet. Its hash names the run's folder, so it is known first.
 #[derive(Clone, Debug)]
@@ -42,14 +42,14 @@ impl Dataset {
 
     /// Writes the file.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
-        paths::write_atomic(path, |file| file.write_all(&self.lines))
+        files::write_atomic(path, |file| file.write_all(&self.lines))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Example;
+    use protocol::Example;
 
     #[test]
     fn the_file_holds_the_examples_in_order_and_its_hash_is_known_before() {
@@ -64,7 +64,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data.jsonl");
         dataset.write(&path).unwrap();
-        assert_eq!(paths::sha256(&path).unwrap(), dataset.sha256);
+        assert_eq!(files::sha256(&path).unwrap(), dataset.sha256);
         let text = std::fs::read_to_string(&path).unwrap();
         let read: Vec<Example> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

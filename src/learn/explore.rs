@@ -14,11 +14,11 @@ use tracing::warn;
 use super::op_queue::Exploration;
 use super::run::RunError;
 use super::{Ended, Parts, Stage};
-use crate::config::{Agent, Promising};
-use crate::engine::EngineError;
 use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{Explored, ReflectError};
-use crate::store::{ExchangeId, Filled};
+use config::{Agent, Promising};
+use engine::EngineError;
+use store::{ExchangeId, Filled};
 
 /// Prompts under way at once: their drafts fill the batch, and a chat still finds room.
 const PARALLEL: usize = 4;

@@ -16,8 +16,8 @@ use std::collections::HashSet;
 use serde::Serialize;
 
 use super::bet::{self, Bet};
-use crate::config::GateConfig;
-use crate::engine::Token;
+use config::GateConfig;
+use engine::Token;
 
 /// Fewer prompts than this prove nothing: a handful says too little about length and diversity.
 pub const MIN_PROMPTS: usize = 20;

@@ -13,10 +13,10 @@ use std::collections::BTreeMap;
 use super::held_out::HeldOut;
 use super::pairs::{Tally, ids, is_complete, prompt_id};
 use super::worth::{self, Answer};
-use crate::config::PairPolicy;
-use crate::engine::{Sampling, Vocabulary};
-use crate::protocol::{Group, Rollout};
-use crate::store::{Author, Candidate, CandidateId, Exchange, ExchangeId, PairRow};
+use config::PairPolicy;
+use engine::{Sampling, Vocabulary};
+use protocol::{Group, Rollout};
+use store::{Author, Candidate, CandidateId, Exchange, ExchangeId, PairRow};
 
 /// A group as it is recorded and as it is trained on.
 #[derive(Clone, Debug, PartialEq)]

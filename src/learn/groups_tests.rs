@@ -1,8 +1,8 @@
 //! Which answers make a group, and what of them is written down.
 
 use super::*;
-use crate::config::PairPolicy;
 use crate::learn::pairs::tests::{Words, candidate, edit, exchange, policy, word};
+use config::PairPolicy;
 
 fn grouped(policy: &PairPolicy, exchanges: &[Exchange]) -> (Vec<Grouped>, Tally) {
     let held_out = HeldOut::new(["held out"]);
@@ -45,7 +45,7 @@ fn what_was_not_sampled_for_this_prompt_stays_out() {
     let mut greedy = candidate(3, &[7], -0.9, false);
     greedy.sampling.temperature = 0.0;
     let mut cut = candidate(4, &[8], -0.9, false);
-    cut.finish = crate::engine::FinishReason::Length;
+    cut.finish = engine::FinishReason::Length;
     let mut impossible = candidate(5, &[9], -0.9, false);
     impossible.logprobs[0] = f32::NEG_INFINITY;
     let (edited, said) = edit(6, 1, &[4]);

@@ -8,9 +8,9 @@
 use serde::Serialize;
 
 use super::live::Seen;
-use crate::config::PauseConfig;
-use crate::engine::Generation;
-use crate::store::{Event, Run, RunId, RunState, Watch, WatchState};
+use config::PauseConfig;
+use engine::Generation;
+use store::{Event, Run, RunId, RunState, Watch, WatchState};
 
 /// What looks after the loop, for `status`.
 #[derive(Clone, Debug, Default, Serialize)]

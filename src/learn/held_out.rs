@@ -7,9 +7,9 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use super::random::Random;
-use crate::config::prompt_file::{self, PromptFileError};
-use crate::config::{Agent, PromptLine};
-use crate::prompt::{Message, Role};
+use config::prompt_file::{self, PromptFileError};
+use config::{Agent, PromptLine};
+use prompt::{Message, Role};
 
 /// One held-out prompt with the agent that answers it.
 #[derive(Clone, Debug)]

@@ -15,10 +15,9 @@ use super::op_queue::Cancel;
 use super::promote::blocking;
 use super::run::{self, Run, RunError};
 use super::{Ended, Parts, Stage};
-use crate::gguf;
-use crate::lora::{Adapter, LoraError, peft};
-use crate::paths;
-use crate::store::RunState;
+use files::gguf;
+use files::lora::{Adapter, LoraError, peft};
+use store::RunState;
 
 /// What is imported.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -126,7 +125,7 @@ fn convert(source: &Source, base: adapter::Base<'_>, out: &Path) -> Result<Conve
         std::fs::create_dir_all(out)?;
         let name = source.path.file_stem().unwrap_or_default().to_string_lossy();
         adapter.write(&name, &path)?;
-        paths::sha256(&path)
+        files::sha256(&path)
     };
     let written = write();
     let sha256 = written.map_err(|source| RunError::Write { path: path.clone(), source })?;

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use super::run::RunError;
 use super::{Ended, JudgeTask, Parts, Stage};
-use crate::config::{Agent, Config};
-use crate::engine::Class;
-use crate::store::ExchangeId;
 use crate::trust::{self, Attack, Meter, Standing};
+use config::{Agent, Config};
+use engine::Class;
+use store::ExchangeId;
 
 /// Exchanges read at once.
 const PAGE: usize = 64;

@@ -12,8 +12,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::bet::Bet;
-use crate::config::{CanaryConfig, WatchConfig};
-use crate::store::{Live, WatchState};
+use config::{CanaryConfig, WatchConfig};
+use store::{Live, WatchState};
 
 /// One kind of word on both generations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

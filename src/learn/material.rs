@@ -9,9 +9,9 @@ use super::held_out::HeldOut;
 use super::pairs::{Pairing, Tally};
 use super::replay::{self, Replayed};
 use super::{Parts, run::RunError};
-use crate::config::{Config, Start};
-use crate::protocol::Objective;
-use crate::store::{Exchange, PairRow};
+use config::{Config, Start};
+use protocol::Objective;
+use store::{Exchange, PairRow};
 
 /// Exchanges read at once.
 const PAGE: usize = 256;

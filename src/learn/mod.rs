@@ -44,13 +44,13 @@ use tokio::task::JoinHandle;
 
 use self::import::Source;
 use self::op_queue::{Reply, Wish};
-use crate::config::Config;
-use crate::engine::{Engine, Generation};
 use crate::paths::StateDir;
-use crate::protocol::Step;
 use crate::reflect::Reflector;
-use crate::store::{RunId, Store, StoreError};
 use crate::trust::{self, Attack, AttackReport};
+use config::Config;
+use engine::{Engine, Generation};
+use protocol::Step;
+use store::{RunId, Store, StoreError};
 
 pub use self::explore::Harvest;
 pub use self::guards::Guards;

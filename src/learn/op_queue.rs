@@ -174,7 +174,7 @@ mod tests {
         assert!(queue.ask(Wish::Resume, None));
         let (reply, mut end) = oneshot::channel();
         assert!(!queue.ask(Wish::Train { min_new_pairs: 0 }, Some(reply)));
-        let run = Some(crate::store::RunId(1));
+        let run = Some(store::RunId(1));
         let resumed = Ended::Failed { run, reason: "it broke".into() };
         assert_eq!(queue.instead(&resumed), None, "it was the run that was wanted");
         queue.ended(&resumed);

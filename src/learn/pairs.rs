@@ -18,11 +18,11 @@ use sha2::{Digest as _, Sha256};
 use super::held_out::HeldOut;
 use super::random::Random;
 use super::worth::{self, Answer};
-use crate::config::{PairPolicy, Positives, Rejected};
-use crate::engine::{FinishReason, Token, Vocabulary};
-use crate::paths::hex;
-use crate::protocol::{Example, Objective};
-use crate::store::{Candidate, Exchange, PairRow};
+use config::{PairPolicy, Positives, Rejected};
+use engine::{FinishReason, Token, Vocabulary};
+use files::hex;
+use protocol::{Example, Objective};
+use store::{Candidate, Exchange, PairRow};
 
 /// One pair, or a single answer: as it is recorded and as it is trained on.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::{Generation, Sampling, TextPart};
-use crate::prompt::{Message, Role};
 use crate::reflect;
-use crate::store::{Assessment, Author, CandidateId, ExchangeId, Feedback, Source};
+use engine::{Generation, Sampling, TextPart};
+use prompt::{Message, Role};
+use store::{Assessment, Author, CandidateId, ExchangeId, Feedback, Source};
 
 pub(in crate::learn) const END: Token = Token(0);
 

@@ -25,9 +25,8 @@ use super::adapter::{self, AdapterError};
 use super::child::Trained;
 use super::live::Outlook;
 use super::{LearnError, Parts};
-use crate::engine::{Canary, EngineError, Generation};
-use crate::paths;
-use crate::store::{GenerationRow, RunId, StoreError, Watch, WatchState};
+use engine::{Canary, EngineError, Generation};
+use store::{GenerationRow, RunId, StoreError, Watch, WatchState};
 
 /// Files of reference log-probs that are kept: that of the served generation, and of those around it.
 const KEEP_REFERENCES: usize = 4;
@@ -286,7 +285,7 @@ async fn install(from: &Path, to: &Path, sha256: &str) -> Result<(), PromoteErro
         let copy = || {
             std::fs::create_dir_all(to.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
             let mut source = std::fs::File::open(&from)?;
-            paths::write_atomic(&to, |target| io::copy(&mut source, target).map(drop))
+            files::write_atomic(&to, |target| io::copy(&mut source, target).map(drop))
         };
         copy().map_err(|source| PromoteError::Install { path: to.clone(), source })?;
         Ok(adapter::check_hash(&to, &sha256)?)
@@ -427,7 +426,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |i: u64| folder.path().join(format!("{i}.safetensors"));
         for i in 0..6 {
-            paths::write_atomic(&path(i), |_| Ok(())).unwrap();
+            files::write_atomic(&path(i), |_| Ok(())).unwrap();
             let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(100 - i);
             std::fs::File::options().write(true).open(path(i)).unwrap().set_modified(time).unwrap();
         }
@@ -445,11 +444,11 @@ mod tests {
     async fn an_installed_file_is_whole_and_replaces_what_a_crash_left() {
         let folder = tempfile::tempdir().unwrap();
         let from = folder.path().join("trained.gguf");
-        paths::write_atomic(&from, |file| io::Write::write_all(file, b"weights")).unwrap();
-        let sha256 = paths::sha256(&from).unwrap();
+        files::write_atomic(&from, |file| io::Write::write_all(file, b"weights")).unwrap();
+        let sha256 = files::sha256(&from).unwrap();
         let to = folder.path().join("adapters/1/adapter.gguf");
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-        paths::write_atomic(&to, |file| io::Write::write_all(file, b"left over")).unwrap();
+        files::write_atomic(&to, |file| io::Write::write_all(file, b"left over")).unwrap();
         install(&from, &to, &sha256).await.unwrap();
         assert_eq!(std::fs::read(&to).unwrap(), b"weights");
         install(&from, &to, "another hash").await.unwrap_err();

@@ -10,9 +10,9 @@ use std::collections::HashSet;
 use super::held_out::HeldOut;
 use super::pairs::{Pair, prompt_id};
 use super::random::Random;
-use crate::engine::Token;
-use crate::protocol::Example;
-use crate::store::{CandidateId, EarlierPair};
+use engine::Token;
+use protocol::Example;
+use store::{CandidateId, EarlierPair};
 
 /// Old pairs looked at; a night's run has thousands.
 pub(super) const MAX_EARLIER: usize = 20_000;
@@ -95,7 +95,7 @@ fn n_old(n_new: usize, share: f64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{ExchangeId, PairRow};
+    use store::{ExchangeId, PairRow};
 
     fn pair(chosen: i64, rejected: i64) -> Pair {
         Pair {
@@ -153,9 +153,8 @@ mod tests {
 
     #[test]
     fn what_has_become_held_out_is_not_replayed() {
-        let messages = |text: &str| {
-            vec![crate::prompt::Message { role: crate::prompt::Role::User, content: text.into() }]
-        };
+        let messages =
+            |text: &str| vec![prompt::Message { role: prompt::Role::User, content: text.into() }];
         let earlier = |text: &str| EarlierPair {
             row: pair(1, 2).row,
             messages: messages(text),

@@ -14,11 +14,10 @@ use super::Parts;
 use super::child::{self, Trained};
 use super::promote::blocking;
 use super::run::{RunError, job};
-use crate::config::Config;
-use crate::engine::Generation;
-use crate::paths;
-use crate::protocol::{CHECKPOINT, Job};
-use crate::store::{self, RunId, RunState, StoreError};
+use config::Config;
+use engine::Generation;
+use protocol::{CHECKPOINT, Job};
+use store::{self, RunId, RunState, StoreError};
 
 /// A run that is interrupted more often is given up: something about it does not work here.
 const MAX_RESUMES: u64 = 10;
@@ -116,7 +115,7 @@ async fn continued(
         return Ok(Err(format!("it was interrupted {MAX_RESUMES} times before")));
     }
     let data = today.data.clone();
-    let sha256 = blocking(move || paths::sha256(&data)).await;
+    let sha256 = blocking(move || files::sha256(&data)).await;
     if sha256.is_ok_and(|sha256| sha256 == run.data_sha256) {
         Ok(Ok(today))
     } else {

@@ -20,15 +20,14 @@ use super::op_queue::{Cancel, Stop};
 use super::pairs::Tally;
 use super::promote::{self, PromoteError, Promotion, blocking};
 use super::{Ended, Parts, Stage, judge, resume};
-use crate::config::prompt_file::PromptFileError;
-use crate::config::{Config, Start};
-use crate::engine::{EngineError, Generation};
-use crate::lora::LoraError;
-use crate::paths;
-use crate::protocol::{self, Job, Step, TrainerEvent};
 use crate::reflect::ReflectError;
-use crate::store::{RunId, RunState, StoreError};
 use crate::trust::{Standing, TrustError};
+use config::prompt_file::PromptFileError;
+use config::{Config, Start};
+use engine::{EngineError, Generation};
+use files::lora::LoraError;
+use protocol::{self, Job, Step, TrainerEvent};
+use store::{RunId, RunState, StoreError};
 
 /// Why a run or an exploration broke.
 #[derive(Debug, thiserror::Error)]
@@ -354,7 +353,7 @@ impl Run<'_> {
                 // What it said before it was interrupted.
                 let mut all = std::fs::read(&path).unwrap_or_default();
                 all.extend(lines);
-                paths::write_atomic(&path, |file| std::io::Write::write_all(file, &all))
+                files::write_atomic(&path, |file| std::io::Write::write_all(file, &all))
             }
         });
         written.await.map_err(|source| RunError::Write { path, source })?;

@@ -10,8 +10,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::child::command_line;
-use crate::config::TrainerConfig;
-use crate::protocol::{SurveyJob, TrainerEvent, TrainingSurvey};
+use config::TrainerConfig;
+use protocol::{SurveyJob, TrainerEvent, TrainingSurvey};
 
 /// The trainer measures for some seconds; blocks of a very large model, or a busy machine, take
 /// longer.
@@ -73,8 +73,8 @@ fn answer(output: &Output) -> Result<TrainingSurvey, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::defaults;
-    use crate::protocol::{PairLength, VERSION};
+    use config::defaults;
+    use protocol::{PairLength, VERSION};
 
     async fn ask(script: &str) -> Result<TrainingSurvey, String> {
         let defaults = defaults();

@@ -18,7 +18,7 @@ use super::schedule::{Decision, Schedule};
 use super::{
     Command, Ended, LearnError, News, Parts, Stage, explore, import, judge, promote, resume, run,
 };
-use crate::store::{RunId, StoreError, Watch};
+use store::{RunId, StoreError, Watch};
 
 /// How often the schedule looks at the clock.
 const TICK: Duration = Duration::from_secs(1);

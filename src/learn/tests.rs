@@ -11,25 +11,25 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
-use crate::config::{
+use config::{
     Address, Agent, AgentAspect, Aspect, AspectChoice, CanaryConfig, EndpointConfig, GateConfig,
     JudgeConfig, LearnConfig, Mode, PairPolicy, Pass, PauseConfig, Positives, Promising,
     Reflection, Rejected, ScalarConfig, ServerConfig, Start, StopEarly, TrainerConfig, TrustConfig,
     WatchConfig,
 };
-use crate::engine::fake::{CHAT_TEMPLATE, END, Fake, Script};
-use crate::engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
-use crate::gguf::{Value, Writer};
-use crate::paths::{self, write_atomic};
-use crate::prompt::{ChatTemplate, Message, PromptSet, Role};
-use crate::protocol::{
+use engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
+use files::gguf::{Value, Writer};
+use files::write_atomic;
+use prompt::{ChatTemplate, Message, PromptSet, Role};
+use protocol::{
     BaseKind, Compute, Device, Example, Group, Job, Lora, Objective, Optimizer, Probe,
     ProbeSequence,
 };
-use crate::store::{
+use store::{
     self, Assessment, Author, Feedback, NewCandidate, NewExchange, Parent, RunState, Source,
     StoreThread,
 };
+use testkit::fake::{CHAT_TEMPLATE, END, Fake, Script};
 
 const HELD_OUT: usize = 60;
 const LONG: Duration = Duration::from_mins(1);
@@ -271,8 +271,8 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             threads: None,
             batch_threads: None,
             gpu_layers: None,
-            flash_attention: crate::engine::FlashAttention::Auto,
-            kv_cache: crate::engine::KvCache::F16,
+            flash_attention: engine::FlashAttention::Auto,
+            kv_cache: engine::KvCache::F16,
             queue: 8,
         },
         server: ServerConfig {
@@ -440,7 +440,7 @@ async fn a_better_adapter_is_promoted_served_and_recorded() {
     assert_eq!((&verdict["wins"], &verdict["stopped"]), (&verdict["prompts"], &"clear".into()));
 
     let rows = world.parts.store.generations().await.unwrap();
-    assert_eq!(paths::sha256(&rows[0].path).unwrap(), rows[0].sha256);
+    assert_eq!(files::sha256(&rows[0].path).unwrap(), rows[0].sha256);
     let stored = world.parts.store.run(run).await.unwrap();
     assert_eq!((stored.state, stored.n_pairs), (RunState::Promoted, 4));
     assert_eq!(stored.generation, Some(generation));
@@ -449,7 +449,7 @@ async fn a_better_adapter_is_promoted_served_and_recorded() {
     assert_eq!(world.parts.store.evaluations(run).await.unwrap().len(), 2 * asked);
 
     let job: Job = serde_json::from_value(stored.job).unwrap();
-    assert_eq!(paths::sha256(&job.data).unwrap(), stored.data_sha256);
+    assert_eq!(files::sha256(&job.data).unwrap(), stored.data_sha256);
     let events = std::fs::read_to_string(job.out.join("events.jsonl")).unwrap();
     assert_eq!(events.lines().count(), 5);
 }

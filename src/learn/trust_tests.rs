@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use super::tests::*;
 use super::*;
-use crate::config::{Agent, Pass};
-use crate::engine::fake::Script;
-use crate::prompt::{Message, PromptSet, Role};
-use crate::store::{Feedback, RunState};
+use config::{Agent, Pass};
+use prompt::{Message, PromptSet, Role};
+use store::{Feedback, RunState};
+use testkit::fake::Script;
 
 /// Labelled answers: `says` is what the scripted judge will say to each.
 fn probes(world: &World, n: usize, label_of_good: bool) {
@@ -115,7 +115,7 @@ async fn a_calibrated_bar_counts_for_what_is_judged_and_for_what_was() {
     world.change_agent(|agent| agent.aspects[0].pass = Pass::Calibrated);
     let agent = |world: &World| -> Arc<Agent> { world.config.borrow().agents["tester"].clone() };
     let judge = async |answer: &str| {
-        let class = crate::engine::Class::Gate;
+        let class = engine::Class::Gate;
         let agent = agent(&world);
         let said = world.parts.reflector.assess(&agent, "ask", answer, None, None, class);
         said.await.unwrap().remove(0)

@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::reflect::{REWARD, VERIFIER, passes, scalar};
-use crate::store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
+use store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
 
 /// An answer that somebody has judged.
 #[derive(Clone, Copy, Debug)]

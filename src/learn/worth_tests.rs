@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::learn::pairs::tests::{candidate, edit, exchange, word};
-use crate::store::Feedback;
+use store::Feedback;
 
 /// (id, is good, scalar) of each answer.
 fn worth(candidates: Vec<Candidate>, feedback: Vec<Feedback>) -> Vec<(i64, bool, f64)> {

@@ -7,10 +7,9 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{Agent, AgentAspect, Pass, RewardConfig, Verifier};
-use crate::paths;
-use crate::prompt::{AspectView, Message, Role};
-use crate::store::{Assessment, ChosenAspects, JudgeBar, Relevance, Standard};
+use config::{Agent, AgentAspect, Pass, RewardConfig, Verifier};
+use prompt::{AspectView, Message, Role};
+use store::{Assessment, ChosenAspects, JudgeBar, Relevance, Standard};
 
 use super::judge::Scored;
 use super::verify::{self, Check, VerifierError};
@@ -71,7 +70,7 @@ pub(super) fn standard(agent: &Agent, rated: &AgentAspect, judge: &str) -> Stand
     Standard {
         aspect: rated.aspect.name.clone(),
         judge: judge.to_owned(),
-        rubric_version: twelve(&paths::hex(&Sha256::digest(asked))),
+        rubric_version: twelve(&files::hex(&Sha256::digest(asked))),
     }
 }
 
@@ -317,7 +316,7 @@ mod tests {
     #[test]
     fn the_most_relevant_aspects_are_chosen_in_the_agents_order() {
         let rated = |name: &str| AgentAspect {
-            aspect: std::sync::Arc::new(crate::config::Aspect {
+            aspect: std::sync::Arc::new(config::Aspect {
                 name: name.into(),
                 description: String::new(),
                 levels: ["", "", ""].map(String::from),
@@ -328,10 +327,7 @@ mod tests {
         };
         let scored = |high: f32| Scored {
             judge: "j".into(),
-            scores: crate::engine::LabelScores {
-                probabilities: vec![1.0 - high, 0.0, high],
-                mass: 0.9,
-            },
+            scores: engine::LabelScores { probabilities: vec![1.0 - high, 0.0, high], mass: 0.9 },
         };
         let aspects = ["a", "b", "c", "d"].map(rated);
         let scores = [0.2, 0.9, 0.5, 0.5].map(scored);

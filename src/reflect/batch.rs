@@ -3,11 +3,11 @@
 
 use tokio::sync::mpsc;
 
-use crate::engine::{
+use engine::{
     Engine, EngineError, FinishReason, GenerateRequest, Generation, Piece, Sampling, Token,
     TokenPiece,
 };
-use crate::store::{Assessment, Author, NewCandidate, Parent};
+use store::{Assessment, Author, NewCandidate, Parent};
 
 /// A generation under way. Dropping it cancels what is not complete.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::config::Reflection;
+use config::Reflection;
 
 /// Where an inline reflection stands after its candidates have been judged.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +97,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::{Mode, StopEarly};
+    use config::{Mode, StopEarly};
 
     fn budget() -> Reflection {
         Reflection {
@@ -106,7 +106,7 @@ mod tests {
             refinements: 5,
             rounds: 2,
             margin: 0.1,
-            promising: crate::config::Promising::BestFaulty,
+            promising: config::Promising::BestFaulty,
             refine_temperature: 0.8,
             critique_tokens: 64,
             latency: Duration::from_secs(10),

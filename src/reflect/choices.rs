@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use crate::store::ChosenAspects;
+use store::ChosenAspects;
 
 /// More than a gate has prompts; beyond it, all are asked again.
 const MOST: usize = 4096;

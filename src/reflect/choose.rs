@@ -3,8 +3,8 @@
 
 use std::cmp::Ordering;
 
-use crate::config::Promising;
-use crate::store::Assessment;
+use config::Promising;
+use store::Assessment;
 
 use super::assess::{passes, scalar};
 

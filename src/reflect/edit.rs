@@ -1,9 +1,9 @@
 //! The owner's own answer to a stored prompt, as a candidate: the tokens that the model would have
 //! had to say, and what it gives to them. Stores nothing. Used by `api`.
 
-use crate::config::Agent;
-use crate::engine::{Class, FinishReason, Lane, LogprobRequest, Sampling, TextPart, Token};
-use crate::store::{Author, CandidateId, Exchange, NewCandidate, Parent};
+use config::Agent;
+use engine::{Class, FinishReason, Lane, LogprobRequest, Sampling, TextPart, Token};
+use store::{Author, CandidateId, Exchange, NewCandidate, Parent};
 
 use super::assess::Verification;
 use super::{ReflectError, Reflector};

@@ -3,9 +3,9 @@
 //! the next begins: an exploration that is stopped or killed goes on where it was. Used by the
 //! [`Reflector`]'s `reflect_later` and `explore`.
 
-use crate::config::{Agent, Promising};
-use crate::engine::{Class, Lane, Sampling};
-use crate::store::{Author, Exchange, ExchangeId, Filled};
+use config::{Agent, Promising};
+use engine::{Class, Lane, Sampling};
+use store::{Author, Exchange, ExchangeId, Filled};
 
 use super::assess::{Verification, passes};
 use super::budget::Stop;

@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::config::Reflection;
-use crate::engine::{Class, Lane, TokenPiece};
+use config::Reflection;
+use engine::{Class, Lane, TokenPiece};
 
 use super::assess::{Verification, passes, scalar};
 use super::batch::Sample;

@@ -9,10 +9,10 @@ pub(super) mod model;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{Agent, AgentAspect, AspectChoice, JudgeConfig, Pass, Promising, ScalarConfig};
-use crate::engine::{Class, EngineError, GenerateRequest, LabelScores};
-use crate::prompt::{Message, PromptError, Role};
-use crate::store::{Assessment, ChosenAspects, JudgeBar, Standard};
+use config::{Agent, AgentAspect, AspectChoice, JudgeConfig, Pass, Promising, ScalarConfig};
+use engine::{Class, EngineError, GenerateRequest, LabelScores};
+use prompt::{Message, PromptError, Role};
+use store::{Assessment, ChosenAspects, JudgeBar, Standard};
 
 use self::endpoint::Asking;
 use self::model::ModelJudge;
@@ -60,7 +60,7 @@ pub(super) struct Scored {
 #[derive(Debug)]
 pub(super) enum Critic<'a> {
     /// A model of this process, which wants this request.
-    Model(&'a crate::engine::Engine, GenerateRequest),
+    Model(&'a engine::Engine, GenerateRequest),
     /// An endpoint, which wants this conversation and so many tokens at most.
     Endpoint(&'a Asking<'a>, Vec<Message>, u32),
 }

@@ -25,14 +25,14 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::config::{Agent, Mode, PromptLine, StopEarly, Verifier};
-use crate::engine::reward::Reward;
-use crate::engine::{
+use config::{Agent, Mode, PromptLine, StopEarly, Verifier};
+use engine::reward::Reward;
+use engine::{
     Class, Engine, EngineError, FinishReason, GenerateRequest, Generation, Lane, Sampling, Token,
     TokenPiece,
 };
-use crate::prompt::{ChatTemplate, Message, PromptError, Role};
-use crate::store::{Assessment, Candidate, Exchange, ExchangeId, Source, Store, StoreError};
+use prompt::{ChatTemplate, Message, PromptError, Role};
+use store::{Assessment, Candidate, Exchange, ExchangeId, Source, Store, StoreError};
 
 use choices::Choices;
 use judge::endpoint::Calls;

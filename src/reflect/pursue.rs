@@ -6,8 +6,8 @@
 //! in stages, so that a prompt that has what training needs of it, or that nothing helps, is left
 //! before all of (n, m) is spent on it.
 
-use crate::config::StopEarly;
-use crate::store::Filled;
+use config::StopEarly;
+use store::Filled;
 
 /// How far to fill a prompt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -75,7 +75,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::ExchangeId;
+    use store::ExchangeId;
 
     const NOTHING: Filled = Filled {
         exchange: ExchangeId(1),

@@ -3,12 +3,10 @@
 
 use tokio::sync::mpsc;
 
-use crate::config::{Agent, Mode, Verifier};
-use crate::engine::{Class, GenerateRequest, Lane, Piece, Token};
-use crate::prompt::{Message, Role};
-use crate::store::{
-    Candidate, ChosenAspects, ExchangeId, NewCandidate, NewExchange, Parent, Source,
-};
+use config::{Agent, Mode, Verifier};
+use engine::{Class, GenerateRequest, Lane, Piece, Token};
+use prompt::{Message, Role};
+use store::{Candidate, ChosenAspects, ExchangeId, NewCandidate, NewExchange, Parent, Source};
 
 use super::batch::{Batch, Sample};
 use super::budget::Stop;

@@ -7,9 +7,9 @@ use std::future::{Future, pending};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::Agent;
-use crate::engine::{Class, Engine, GenerateRequest, Generation, Lane, Sampling, Token};
-use crate::store::{Assessment, CandidateId, NewCandidate, Parent};
+use config::Agent;
+use engine::{Class, Engine, GenerateRequest, Generation, Lane, Sampling, Token};
+use store::{Assessment, CandidateId, NewCandidate, Parent};
 
 use super::batch::{Batch, Sample};
 use super::budget::Stop;

@@ -9,14 +9,14 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::config::{
+use config::{
     AgentAspect, Aspect, AspectChoice, JudgeConfig, Pass, Promising, Reflection, ScalarConfig,
     StopEarly,
 };
-use crate::engine::fake::{CHAT_TEMPLATE, Fake, Script};
-use crate::engine::{self, EngineThread};
-use crate::prompt::PromptSet;
-use crate::store::{self, Exchange, NewCandidate, StoreThread};
+use engine::{self, EngineThread};
+use prompt::PromptSet;
+use store::{self, Exchange, NewCandidate, StoreThread};
+use testkit::fake::{CHAT_TEMPLATE, Fake, Script};
 
 /// The judge's words for "bad", "so-so" and "good".
 pub(super) const BAD: &[(&str, f32)] = &[("-", 0.8), ("0", 0.1), ("+", 0.1)];
@@ -580,7 +580,7 @@ async fn an_edit_has_the_tokens_of_an_answer_that_the_model_could_have_given() {
     let verified = Exchange { verifier: Some(exact("bad")), ..stored.clone() };
     let edit = world.reflector.edited(&agent(), &verified, served.id, "good").await.unwrap();
     assert_eq!((&edit.tokens, &edit.logprobs), (&served.tokens, &served.logprobs));
-    assert_eq!(edit.parent, Some(crate::store::Parent::Stored(served.id)));
+    assert_eq!(edit.parent, Some(store::Parent::Stored(served.id)));
     assert!(!edit.assessments[0].passes, "the verifier is asked at once");
     // Nobody explores from it, and the judge does not grade it.
     let edit = NewCandidate { assessments: Vec::new(), text: "bad".into(), ..edit };

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use jsonschema::{PatternOptions, Validator};
 use regex::{Regex, RegexBuilder};
 
-use crate::config::Verifier;
+use config::Verifier;
 
 /// A compiled verifier.
 #[derive(Debug)]

@@ -8,9 +8,9 @@ use super::TrustError;
 use super::meter::Meter;
 use super::probes::Probe;
 use super::report::Answered;
-use crate::config::prompt_file;
 use crate::reflect::scalar;
-use crate::statistics::Estimate;
+use config::prompt_file;
+use statistics::Estimate;
 
 /// Where the answer stands in an attack's text.
 const ANSWER: &str = "{answer}";

@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::TrustConfig;
-use crate::statistics::{Estimate, Judged};
+use config::TrustConfig;
+use statistics::{Estimate, Judged};
 
 /// What calibration has found for one aspect.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

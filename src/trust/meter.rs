@@ -14,14 +14,13 @@ use super::probes::{self, Probe, VERIFIER};
 use super::report::{
     Answered, Drift, Observation, PositionBias, Report, Row, Scores, Sources, WHOLE, observations,
 };
-use crate::config::prompt_file;
-use crate::config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig};
-use crate::engine::{Class, Generation};
-use crate::paths;
-use crate::prompt::AspectView;
 use crate::reflect::{ReflectError, Reflector};
-use crate::statistics::Judged;
-use crate::store::{Assessment, JudgeBar, JudgeReport, Standard, Store, StoreError};
+use config::prompt_file;
+use config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig};
+use engine::{Class, Generation};
+use prompt::AspectView;
+use statistics::Judged;
+use store::{Assessment, JudgeBar, JudgeReport, Standard, Store, StoreError};
 
 /// Answers under judgement at once: enough to fill the batch, and a chat still finds room.
 pub(super) const PARALLEL: usize = 8;
@@ -80,7 +79,7 @@ fn version(standards: &[Standard]) -> String {
     for standard in standards {
         digest.update(format!("{} {}\n", standard.aspect, standard.rubric_version));
     }
-    paths::hex(&digest.finalize()[..6])
+    files::hex(&digest.finalize()[..6])
 }
 
 impl Meter<'_> {

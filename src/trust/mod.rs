@@ -17,9 +17,9 @@ pub use probes::{Origin, Probe};
 pub use report::{Drift, PositionBias, Report, Row, Sources};
 pub use standing::{Standing, standing};
 
-use crate::config::prompt_file::PromptFileError;
 use crate::reflect::ReflectError;
-use crate::store::StoreError;
+use config::prompt_file::PromptFileError;
+use store::StoreError;
 
 /// Why a judge could not be measured.
 #[derive(Debug, thiserror::Error)]

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::ProbeLine;
-use crate::engine::Generation;
 use crate::reflect::question;
-use crate::store::{Assessment, Candidate, Exchange, Feedback, Standard};
+use config::ProbeLine;
+use engine::Generation;
+use store::{Assessment, Candidate, Exchange, Feedback, Standard};
 
 /// The aspect name of a verifier's assessments (see `Assessment::aspect`).
 pub(super) const VERIFIER: &str = "verifier";
@@ -130,9 +130,9 @@ fn known(candidate: &Candidate, standards: &[Standard]) -> Vec<Assessment> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{FinishReason, Sampling};
-    use crate::prompt::{Message, Role};
-    use crate::store::{Author, CandidateId, ExchangeId, Source};
+    use engine::{FinishReason, Sampling};
+    use prompt::{Message, Role};
+    use store::{Author, CandidateId, ExchangeId, Source};
 
     fn said(aspect: &str, right: bool) -> Assessment {
         Assessment {

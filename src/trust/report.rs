@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::bar::Calibration;
 use super::probes::{Origin, Probe};
-use crate::engine::Generation;
 use crate::reflect::scalar;
-use crate::statistics::{Estimate, Judged, auc_estimate, kappa, partial_spearman};
-use crate::store::Assessment;
+use engine::Generation;
+use statistics::{Estimate, Judged, auc_estimate, kappa, partial_spearman};
+use store::Assessment;
 
 /// The name of the row on whole answers.
 pub(super) const WHOLE: &str = "whole answer";

@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::report::{Report, Row};
-use crate::config::TrustConfig;
-use crate::statistics::Estimate;
+use config::TrustConfig;
+use statistics::Estimate;
 
 /// What is known of a judge.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

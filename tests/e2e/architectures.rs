@@ -4,18 +4,17 @@
 
 use std::path::{Path, PathBuf};
 
+use engine::{Generation, Lane};
+use files::gguf::{Gguf, Writer, model_sha256, model_size};
+use ggml::dequantize;
 use llama_cpp_sys_2 as sys;
-use reflectd::engine::llama::dequantize;
-use reflectd::engine::{Generation, Lane};
-use reflectd::exit::Exit;
-use reflectd::gguf::{Gguf, Writer, model_sha256, model_size};
+use protocol::exit::Exit;
+use protocol::{BaseKind, Example, TrainerEvent};
 use reflectd::learn::adapter;
-use reflectd::paths;
-use reflectd::protocol::{BaseKind, Example, TrainerEvent};
 
 use super::parity::{gap, job, load, run, untrained};
-use super::random_model::{ARCHITECTURES, Linear, N_VOCAB, write, write_adapter};
 use super::split::split;
+use testkit::random_model::{ARCHITECTURES, Linear, N_VOCAB, write, write_adapter};
 
 /// Name, number in llama.cpp, and what may lie between trainer and server at most: its products
 /// round what goes into them to 8 bits too, the trainer's do not.
@@ -52,7 +51,7 @@ impl Model {
     }
     fn adapter(&self, architecture: &str, base: &Path) -> PathBuf {
         let path = base.with_extension("start.gguf");
-        write_adapter(architecture, &paths::sha256(base).unwrap(), &self.linears, 8, &path);
+        write_adapter(architecture, &files::sha256(base).unwrap(), &self.linears, 8, &path);
         path
     }
 }
@@ -150,10 +149,10 @@ async fn a_model_in_several_files_is_the_same_model_to_trainer_and_server() {
         let many = untrained(&first, &examples, None, BaseKind::Quantized, &out(name));
         assert_eq!(one.probe.sequences[0].tokens, many.probe.sequences[0].tokens);
         let sha256 = model_sha256(&first).unwrap();
-        let adapter_sha256 = paths::sha256(&many.adapter).unwrap();
+        let adapter_sha256 = files::sha256(&many.adapter).unwrap();
         let base = adapter::Base { path: &first, sha256: &sha256 };
         adapter::check(&many.adapter, &adapter_sha256, base).unwrap();
-        let of_one = adapter::check(&one.adapter, &paths::sha256(&one.adapter).unwrap(), base);
+        let of_one = adapter::check(&one.adapter, &files::sha256(&one.adapter).unwrap(), base);
         assert!(of_one.unwrap_err().to_string().contains("base_sha256"), "another identity");
 
         let (engine, thread) = load(&first).await;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use hyper::{Method, StatusCode};
-use reflectd::nano::world::{Problem, Split};
+use nano::world::{Problem, Split};
 use serde_json::{Value, json};
 
-use crate::client::{Answer, request, send};
+use testkit::client::{Answer, request, send};
 
 /// Problems that owners ask, from a seed.
 pub(crate) fn questions(count: usize, seed: u64) -> Vec<String> {

@@ -12,8 +12,8 @@ use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::client::{Answer, Reply, request, send};
 use crate::scratch::Scratch;
+use testkit::client::{Answer, Reply, request, send};
 
 /// Longer than anything takes on a busy machine; a daemon that hangs fails its test, not the suite.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(3);

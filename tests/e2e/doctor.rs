@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use files::gguf::Value as GgufValue;
 use futures_util::{StreamExt as _, stream};
-use reflectd::gguf::Value as GgufValue;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::random_model::{renamed, with_metadata, write};
 use crate::scratch::Scratch;
+use testkit::random_model::{renamed, with_metadata, write};
 
 async fn doctor(root: &Path, more: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd"));
@@ -26,7 +26,7 @@ pub(crate) async fn report(root: &Path, more: &[&str]) -> (Option<i32>, Value) {
 }
 
 fn put(path: &Path, bytes: &[u8]) {
-    reflectd::paths::write_atomic(path, |file| std::io::Write::write_all(file, bytes)).unwrap();
+    files::write_atomic(path, |file| std::io::Write::write_all(file, bytes)).unwrap();
 }
 
 #[tokio::test]

@@ -5,19 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use reflectd::engine::llama::{Quantization, quantize};
-use reflectd::engine::{Class, Engine, Generation, Lane, LogprobRequest, Token};
-use reflectd::gguf::{Gguf, TensorKind};
-use reflectd::lora::merge::{Merge, Written};
-use reflectd::lora::{Adapter, peft};
-use reflectd::paths;
+use engine::llama::{Quantization, quantize};
+use engine::{Class, Engine, Generation, Lane, LogprobRequest, Token};
+use files::gguf::{Gguf, TensorKind};
+use files::lora::{Adapter, peft};
+use reflectd::merge::{Merge, Written};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::parity::load;
-use super::random_model::{ARCHITECTURES, N_VOCAB, write, write_adapter};
 use crate::daemon::Daemon;
 use crate::scratch::Scratch;
+use testkit::random_model::{ARCHITECTURES, N_VOCAB, write, write_adapter};
 
 /// Log-probs of random texts.
 async fn logprobs(engine: &Engine, lane: Lane) -> Vec<f32> {
@@ -49,7 +48,7 @@ fn merge(base: &Path, adapter: &Path, kind: Option<TensorKind>, to: &Path) -> Ve
     let (base, adapter) = ([Gguf::open(base).unwrap()], Adapter::read(adapter).unwrap());
     let merge = Merge { base: &base, adapter: &adapter, kind, threads: 2 };
     let mut written = Vec::new();
-    paths::write_atomic(to, |out| {
+    files::write_atomic(to, |out| {
         written = merge.write_to(out, &[], &mut |_| Ok(())).map_err(std::io::Error::other)?;
         Ok(())
     })
@@ -65,7 +64,7 @@ async fn a_merged_model_means_base_and_adapter_and_peft_gives_the_adapter_back()
         let base = file("f32.gguf");
         let linears = write(architecture, 1, &base);
         let adapter = file("adapter.gguf");
-        write_adapter(architecture, &paths::sha256(&base).unwrap(), &linears, 8, &adapter);
+        write_adapter(architecture, &files::sha256(&base).unwrap(), &linears, 8, &adapter);
 
         let read = Adapter::read(&adapter).unwrap();
         assert_eq!(read.pairs.len(), linears.len());
@@ -98,7 +97,7 @@ async fn a_merged_model_of_a_quantized_base_is_as_near_as_its_rounding_says() {
         let (base, adapter) =
             (file(&format!("{name}.gguf")), file(&format!("{name}-adapter.gguf")));
         quantize(&exact, &base, to).unwrap();
-        write_adapter("llama", &paths::sha256(&base).unwrap(), &linears, 8, &adapter);
+        write_adapter("llama", &files::sha256(&base).unwrap(), &linears, 8, &adapter);
         let change =
             furthest(&logprobs_of(&base, None).await, &logprobs_of(&base, Some(&adapter)).await);
         let with_adapter = logprobs_of(&base, Some(&adapter)).await;
@@ -171,7 +170,7 @@ async fn a_generation_leaves_as_files_and_comes_back_as_a_candidate() {
     assert_eq!((&gguf["generation"], &gguf["format"]), (&json!(1), &json!("gguf")));
     assert_eq!(entries(Path::new(&to("gguf"))), ["README.md", "adapter.gguf"]);
     let adapter = daemon.get("/v1/adapters/1").await;
-    let copied = paths::sha256(&Path::new(&to("gguf")).join("adapter.gguf")).unwrap();
+    let copied = files::sha256(&Path::new(&to("gguf")).join("adapter.gguf")).unwrap();
     assert_eq!(adapter["sha256"], copied);
     let card = fs::read_to_string(Path::new(&to("gguf")).join("README.md")).unwrap();
     for fact in [&copied, adapter["base_sha256"].as_str().unwrap(), "pairs, SHA-256", "| gain |"] {
@@ -297,7 +296,7 @@ async fn peft_and_transformers_compute_what_the_server_computes() {
         thread.join().unwrap();
         let text = serde_json::to_vec(&served).unwrap();
         let write = |out: &mut std::io::BufWriter<fs::File>| std::io::Write::write_all(out, &text);
-        paths::write_atomic(&file("logprobs.json"), write).unwrap();
+        files::write_atomic(&file("logprobs.json"), write).unwrap();
     }
     ask("check").await;
 }

@@ -6,19 +6,19 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use reflectd::engine::llama::RewardModel;
-use reflectd::engine::reward::RewardBackend as _;
-use reflectd::engine::{EngineConfig, FlashAttention, KvCache, TextPart, Token};
-use reflectd::gguf::{Gguf, Value as Metadata, Writer};
-use reflectd::nano::corpus::CHAT_TEMPLATE;
-use reflectd::paths::write_atomic;
+use engine::llama::RewardModel;
+use engine::reward::RewardBackend as _;
+use engine::{EngineConfig, FlashAttention, KvCache, TextPart, Token};
+use files::gguf::{Gguf, Value as Metadata, Writer};
+use files::write_atomic;
+use nano::corpus::CHAT_TEMPLATE;
 use serde_json::{Value, json};
 
 use crate::chats::questions;
 use crate::daemon::Daemon;
 use crate::doctor::report;
-use crate::random_model;
 use crate::scratch::{Scratch, exploration};
+use testkit::random_model;
 
 const WIDTH: usize = 256;
 
@@ -103,8 +103,8 @@ async fn a_second_model_and_a_reward_model_judge_beside_the_served_one() {
     let explored = daemon.post("/v1/explore", &exploration(4, 1)).await;
     assert_eq!(explored["outcome"], "explored", "{explored}");
     let reply = reflected(&daemon, &questions(1, 7)[0]).await;
-    let judge = reflectd::paths::sha256(&daemon.scratch().root().join("judge.gguf")).unwrap();
-    let reward = reflectd::paths::sha256(&daemon.scratch().root().join("rm.gguf")).unwrap();
+    let judge = files::sha256(&daemon.scratch().root().join("judge.gguf")).unwrap();
+    let reward = files::sha256(&daemon.scratch().root().join("rm.gguf")).unwrap();
     let [judge, reward] = [judge, reward].map(|sha256| sha256.chars().take(12).collect::<String>());
     let names = [format!("model {judge}"), format!("reward model {reward}")];
     for candidate in candidates(&daemon, &reply).await {

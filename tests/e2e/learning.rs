@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use reflectd::gguf::model_sha256;
-use reflectd::paths::write_atomic;
+use files::gguf::model_sha256;
+use files::write_atomic;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 

@@ -5,9 +5,6 @@
 
 mod architectures;
 mod chats;
-#[path = "../it/client.rs"]
-#[allow(dead_code, reason = "the integration tests use the rest")]
-mod client;
 mod crash;
 mod daemon;
 mod doctor;
@@ -18,7 +15,6 @@ mod learning;
 mod objectives;
 mod parity;
 mod programs;
-mod random_model;
 mod rounds;
 mod scratch;
 mod signals;

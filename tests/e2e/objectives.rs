@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use reflectd::protocol::{Example, Group, Job, Objective};
+use protocol::{Example, Group, Job, Objective};
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;

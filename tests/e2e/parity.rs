@@ -6,20 +6,19 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
-use super::random_model::CONTEXT;
-use reflectd::config::load_prompts;
-use reflectd::engine::{
+use config::load_prompts;
+use engine::{
     self, Class, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, Lane,
     LogprobRequest, Token,
 };
-use reflectd::gguf::{Gguf, Writer, model_sha256};
-use reflectd::nano::corpus::Corpus;
-use reflectd::nano::tokenizer::Tokenizer;
-use reflectd::nano::world::{Answer, Habits, Problem, Split};
-use reflectd::paths;
-use reflectd::protocol::{
+use files::gguf::{Gguf, Writer, model_sha256};
+use nano::corpus::Corpus;
+use nano::tokenizer::Tokenizer;
+use nano::world::{Answer, Habits, Problem, Split};
+use protocol::{
     self, BaseKind, Compute, Device, Example, Job, Lora, Objective, Optimizer, Probe, TrainerEvent,
 };
+use testkit::random_model::CONTEXT;
 
 #[tokio::test]
 async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
@@ -114,7 +113,7 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
     let data = out.join("data.jsonl");
     let line = |example| serde_json::to_string(example).unwrap() + "\n";
     let lines: String = examples.iter().map(line).collect();
-    paths::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
+    files::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
     Job {
         version: protocol::VERSION,
         run: "parity".into(),
@@ -150,7 +149,7 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
 
 /// The real trainer with its job. Its standard input stays open: the end would tell it to stop.
 pub(crate) fn start(job: &Job) -> (Child, ChildStdin) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_reflectd-trainer"))
+    let mut child = Command::new(testkit::trainer(env!("CARGO_BIN_EXE_reflectd")))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -6,8 +6,8 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use reflectd::engine::{Class, Generation, Lane, LogprobRequest, Token};
-use reflectd::protocol::{Example, Step, TrainerEvent};
+use engine::{Class, Generation, Lane, LogprobRequest, Token};
+use protocol::{Example, Step, TrainerEvent};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::parity::{dequantize, examples, gap, job, load, said, start, train, trained};

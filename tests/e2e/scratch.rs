@@ -5,7 +5,8 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use reflectd::paths::{StateDir, write_atomic};
+use files::write_atomic;
+use reflectd::paths::StateDir;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;

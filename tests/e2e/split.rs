@@ -4,8 +4,8 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use reflectd::gguf::{Gguf, TensorInfo};
-use reflectd::paths::write_atomic;
+use files::gguf::{Gguf, TensorInfo};
+use files::write_atomic;
 
 /// `gguf_type`.
 const U16: u32 = 2;

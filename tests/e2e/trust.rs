@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Write as _;
 
-use reflectd::paths::write_atomic;
+use files::write_atomic;
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use reflectd::engine::fake::Script;
 use serde_json::{Value, json};
+use testkit::fake::Script;
 
 use crate::harness::TestDaemon;
 

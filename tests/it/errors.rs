@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use hyper::Method;
 use reflectd::daemon::Control;
-use reflectd::engine::fake::Script;
 use serde_json::{Value, json};
+use testkit::fake::Script;
 use tokio::net::UnixStream;
 
 use crate::harness::{TestDaemon, chat};
@@ -156,7 +156,7 @@ async fn a_daemon_that_drains_takes_nothing_new() {
     let connection = tokio::spawn(connection);
     let ask = |path: &str, body: String| {
         let method = if body.is_empty() { Method::GET } else { Method::POST };
-        crate::client::request(method, path, body)
+        testkit::client::request(method, path, body)
     };
     let health = sender.send_request(ask("/health", String::new())).await.unwrap();
     assert_eq!(health.status(), 200);

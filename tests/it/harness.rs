@@ -6,15 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::Method;
+use protocol::exit::Exit;
 use reflectd::daemon::{self, Control, Daemon, EngineSource, Options, StartError};
-use reflectd::engine::fake::Script;
-use reflectd::exit::Exit;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::client::{self, Answer, Reply};
+use testkit::fake::{Fake, Script};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-
-use crate::client::{self, Answer, Reply};
 
 /// Only a broken daemon needs so long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,8 +48,7 @@ reflection: { mode: off, drafts: 2, refinements: 1, rounds: 1 }
 ";
 
 pub(crate) fn write(path: &Path, text: &str) {
-    reflectd::paths::write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes()))
-        .unwrap();
+    files::write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes())).unwrap();
 }
 
 impl TestDaemon {
@@ -155,7 +153,10 @@ pub(crate) async fn start(root: &Path, script: Script) -> Result<Daemon, StartEr
         root: root.to_owned(),
         state: root.join("state"),
         socket: None,
-        engine: EngineSource::Fake(script),
+        engine: EngineSource::Custom(Box::new(move |floor, queue| {
+            let script = script.clone();
+            Box::pin(engine::spawn_on(floor, queue, || Ok(Fake::new(script))))
+        })),
     })
     .await
 }

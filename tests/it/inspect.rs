@@ -1,7 +1,7 @@
 //! What the daemon tells about itself, its answers and its learning.
 
-use reflectd::engine::fake::Script;
 use serde_json::{Value, json};
+use testkit::fake::Script;
 
 use crate::harness::TestDaemon;
 

@@ -3,10 +3,10 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use protocol::exit::Exit;
 use reflectd::daemon::{Control, StartError};
-use reflectd::engine::fake::Script;
-use reflectd::exit::Exit;
 use serde_json::json;
+use testkit::fake::Script;
 
 use crate::harness::TestDaemon;
 

@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod chat;
-mod client;
 mod errors;
 mod harness;
 mod inspect;

@@ -1,8 +1,8 @@
 //! The configuration changes while the daemon runs.
 
 use reflectd::daemon::Control;
-use reflectd::engine::fake::Script;
 use serde_json::{Value, json};
+use testkit::fake::Script;
 
 use crate::harness::{AGENT, TestDaemon, write};
 

@@ -1,7 +1,7 @@
 //! What a line typed into `reflectd chat` means. Pure. Used by `chat` alone.
 
 use crate::cli::parse_mode;
-use crate::config::Mode;
+use config::Mode;
 
 /// One line of the owner.
 #[derive(Debug, PartialEq)]

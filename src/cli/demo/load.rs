@@ -12,8 +12,8 @@ use tokio::time::sleep;
 
 use crate::cli::client::Client;
 use crate::cli::converse::{Question, converse};
-use crate::config::{Mode, PromptLine};
-use crate::engine::Generation;
+use config::{Mode, PromptLine};
+use engine::Generation;
 
 /// Chats at once.
 const WORKERS: usize = 3;

@@ -8,11 +8,11 @@ use crate::cli::client::Client;
 use crate::cli::converse::{Question, converse};
 use crate::cli::progress;
 use crate::cli::reply::{Exchange, List};
-use crate::config::{Mode, PromptLine};
-use crate::engine::Generation;
 use crate::reflect::verify::Check;
 use crate::reflect::{passes, scalar};
-use crate::statistics::{Judged, Share};
+use config::{Mode, PromptLine};
+use engine::Generation;
+use statistics::{Judged, Share};
 
 /// Requests at once: enough to fill the engine's batch.
 const PARALLEL: usize = 16;

@@ -20,15 +20,15 @@ use super::client::Client;
 use super::progress::{StageBar, follow};
 use super::reply::{Ended, Run, Stage};
 use super::terminal::{print, print_json, remark};
-use crate::config::PromptLine;
-use crate::exit::Exit;
-use crate::nano::prompts::prompt_lines;
-use crate::nano::world::Split;
-use crate::statistics;
+use config::PromptLine;
 use daemon_process::DaemonProcess;
 use load::{Counts, Load};
+use nano::prompts::prompt_lines;
+use nano::world::Split;
+use protocol::exit::Exit;
 use report::{Report, Round};
 use scratch::Scratch;
+use statistics;
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Arguments {

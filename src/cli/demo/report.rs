@@ -8,9 +8,9 @@ use super::load::Counts;
 use super::measure::Measured;
 use crate::cli::reply::Ended;
 use crate::cli::table::{NONE, Table, or_none, span};
-use crate::config::PromptLine;
-use crate::exit::Exit;
-use crate::statistics::JudgeQuality;
+use config::PromptLine;
+use protocol::exit::Exit;
+use statistics::JudgeQuality;
 
 /// Everything that a demo has found out.
 #[derive(Debug)]
@@ -206,8 +206,8 @@ fn percent(share: Option<f64>) -> String {
 mod tests {
     use super::super::measure::Answer;
     use super::*;
-    use crate::engine::Generation;
-    use crate::store::RunId;
+    use engine::Generation;
+    use store::RunId;
 
     fn measured(generation: u32, right: &[bool]) -> Measured {
         let answer = |&is_right| Answer { text: format!("=\n{is_right}"), is_right };

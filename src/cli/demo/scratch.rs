@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
-use crate::config::PromptLine;
-use crate::config::prompt_file;
-use crate::paths::write_atomic;
+use config::PromptLine;
+use config::prompt_file;
+use files::write_atomic;
 
 /// What is copied from the root folder.
 const FILES: [&str; 2] = ["reflectd.yaml", "agents/nano.yaml"];

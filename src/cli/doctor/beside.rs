@@ -4,9 +4,9 @@
 use serde::Serialize;
 
 use super::{Model, look_at_model, mib, problem};
-use crate::config::{Config, JudgeConfig, Problem};
-use crate::engine::llama::RewardModel;
 use crate::reflect;
+use config::{Config, JudgeConfig, Problem};
+use engine::llama::RewardModel;
 
 /// One judge, or a reward model.
 #[derive(Debug, Serialize)]

@@ -4,10 +4,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::table::Table;
-use crate::config::{LearnConfig, TrainerConfig};
-use crate::engine::EngineConfig;
 use crate::learn::survey::survey;
-use crate::protocol::{
+use config::{LearnConfig, TrainerConfig};
+use engine::EngineConfig;
+use protocol::{
     self, BaseWay, PairLength, SurveyJob, TrainingMemory, TrainingSpeed, TrainingSurvey,
 };
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::learn::task::Task;
-use crate::store::WatchState;
+use store::WatchState;
 
 /// The base answers `before` to what is asked, generation 1 `after`.
 fn answering(judge: Script, before: &str, after: &str) -> Script {

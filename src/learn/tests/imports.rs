@@ -10,7 +10,7 @@ use crate::learn::op_queue::Cancel;
 /// An adapter that says nothing of its base, or what it is told to say.
 fn adapter(world: &World, base_sha256: Option<&str>) -> PathBuf {
     let path = world.root().join("elsewhere.gguf");
-    let mut adapter = crate::lora::Adapter::read(&world.root().join("trained.gguf")).unwrap();
+    let mut adapter = files::lora::Adapter::read(&world.root().join("trained.gguf")).unwrap();
     adapter.base_sha256 = base_sha256.map(str::to_owned);
     adapter.alpha = 4.0;
     adapter.write("elsewhere", &path).unwrap();
@@ -42,7 +42,7 @@ async fn an_imported_adapter_that_wins_becomes_a_generation() {
     assert!(run.metrics["parity"].as_str().unwrap().contains("not measured"), "{}", run.metrics);
     // The file that is served names its base, so that it can be started from.
     let row = &world.parts.store.generations().await.unwrap()[0];
-    let served = crate::lora::Adapter::read(&row.path).unwrap();
+    let served = files::lora::Adapter::read(&row.path).unwrap();
     assert_eq!(served.base_sha256.as_ref(), Some(&world.parts.engine.info().sha256));
 }
 
@@ -73,7 +73,7 @@ async fn what_does_not_fit_leaves_nothing_behind() {
     refused(world.root(), None, "adapter_config.json").await;
     refused(&world.root().join("base.gguf"), None, "general.type").await;
     let path = adapter(&world, None);
-    let mut wide = crate::lora::Adapter::read(&path).unwrap();
+    let mut wide = files::lora::Adapter::read(&path).unwrap();
     wide.pairs.values_mut().next().unwrap().a.width = 8;
     wide.pairs.values_mut().next().unwrap().a.values.extend([0.0; 8]);
     wide.write("wide", &path).unwrap();

@@ -1,7 +1,7 @@
 //! Interrupted runs: which go on, as what, and which do not.
 
 use super::*;
-use crate::protocol::CHECKPOINT;
+use protocol::CHECKPOINT;
 
 /// A world whose trainer ends with this status after step 2 and comes to its end the second time.
 async fn interrupted(status: &str) -> (World, store::Run) {

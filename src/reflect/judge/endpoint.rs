@@ -11,9 +11,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::config::{Agent, EndpointConfig};
-use crate::engine::LabelScores;
-use crate::prompt::Message;
+use config::{Agent, EndpointConfig};
+use engine::LabelScores;
+use prompt::Message;
 
 use super::super::assess::view;
 use super::Scored;

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::config::{Address, EndpointConfig};
+use config::{Address, EndpointConfig};
 
 /// A reply is a sentence or twenty log-probs.
 const MAX_REPLY: usize = 4 << 20;

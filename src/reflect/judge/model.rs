@@ -4,13 +4,13 @@
 
 use std::sync::Arc;
 
-use crate::config::Agent;
-use crate::engine::reward::Reward;
-use crate::engine::{
+use config::Agent;
+use engine::reward::Reward;
+use engine::{
     Class, Engine, EngineError, GenerateRequest, Generation, Lane, Sampling, ScoreRequest,
     TextPart, Token,
 };
-use crate::prompt::{ChatTemplate, Message, PromptError, Role};
+use prompt::{ChatTemplate, Message, PromptError, Role};
 
 use super::super::ReflectError;
 use super::super::assess::{judge_name, twelve, view};

@@ -14,17 +14,17 @@ use super::super::tests::{
     BAD, GOOD, World, agent, aim, answers, aspect, outcome, script, task, text_of, texts,
 };
 use super::super::{CallCounts, ReflectError, passes, scalar};
-use crate::config::{
+use config::{
     Address, AspectChoice, EndpointConfig, JudgeConfig, Mode, Promising, PromptLine, RewardConfig,
     ScalarConfig,
 };
-use crate::engine::backend::Backend as _;
-use crate::engine::fake::{CHAT_TEMPLATE, Fake, Script};
-use crate::engine::floor::Floor;
-use crate::engine::reward::{self, RewardBackend};
-use crate::engine::{self, Class, EngineError, EngineThread, ModelInfo, Token, Vocabulary};
-use crate::prompt::ChatTemplate;
-use crate::store::Assessment;
+use engine::backend::Backend as _;
+use engine::floor::Floor;
+use engine::reward::{self, RewardBackend};
+use engine::{self, Class, EngineError, EngineThread, ModelInfo, Token, Vocabulary};
+use prompt::ChatTemplate;
+use store::Assessment;
+use testkit::fake::{CHAT_TEMPLATE, Fake, Script};
 
 fn template() -> Arc<ChatTemplate> {
     Arc::new(ChatTemplate::new(CHAT_TEMPLATE, "<|begin|>", "<|end|>").unwrap())
@@ -71,7 +71,7 @@ async fn an_agent_whose_second_model_is_not_loaded_is_refused_by_name() {
 }
 
 /// Three aspects of which the judge finds two to matter for "ask", which two others not.
-fn choosing() -> (Script, crate::config::Agent) {
+fn choosing() -> (Script, config::Agent) {
     let script = Script::new("?")
         .on("needs right", GOOD)
         .on("needs clear", BAD)
@@ -84,7 +84,7 @@ fn choosing() -> (Script, crate::config::Agent) {
     (script, agent)
 }
 
-fn judged_by(candidate: &crate::store::Candidate) -> Vec<&str> {
+fn judged_by(candidate: &store::Candidate) -> Vec<&str> {
     candidate.assessments.iter().map(|it| it.aspect.as_str()).collect()
 }
 
@@ -260,8 +260,8 @@ impl Server {
         Self { config, requests: Arc::default() }
     }
 
-    fn agent(&self) -> crate::config::Agent {
-        crate::config::Agent { judge: JudgeConfig::Endpoint(self.config.clone()), ..agent() }
+    fn agent(&self) -> config::Agent {
+        config::Agent { judge: JudgeConfig::Endpoint(self.config.clone()), ..agent() }
     }
 
     fn seen(&self) -> Vec<String> {
@@ -340,8 +340,7 @@ async fn an_endpoint_is_asked_for_one_token_and_read_from_its_log_probs() {
     let mut server = Server::start(turns).await;
     let folder = tempfile::tempdir().unwrap();
     let key_file = folder.path().join("key");
-    crate::paths::write_atomic(&key_file, |out| std::io::Write::write_all(out, b"secret\n"))
-        .unwrap();
+    files::write_atomic(&key_file, |out| std::io::Write::write_all(out, b"secret\n")).unwrap();
     server.config.key_file = Some(key_file);
     let world = World::new(script()).await;
     let outcome = world.outcome(task(server.agent(), Mode::Inline, "ask bad")).await;

@@ -2,20 +2,19 @@
 //! odd requests at a running daemon, and bad jobs for the trainer. Nothing may end the process that serves, and everything
 //! has a clear answer. A failure names the seed, which makes the same input again.
 
-mod mutation;
 mod requests;
-mod tiny;
+use testkit::{mutation, tiny};
 mod trainer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use futures_util::{StreamExt as _, stream};
-use reflectd::engine::probe::Prober;
-use reflectd::engine::{
+use engine::probe::Prober;
+use engine::{
     self, Class, EngineConfig, EngineError, FlashAttention, Generation, KvCache, Lane,
     LogprobRequest, Token,
 };
+use futures_util::{StreamExt as _, stream};
 
 use crate::scratch::Scratch;
 
@@ -128,7 +127,7 @@ async fn a_daemon_with_a_damaged_model_says_what_is_wrong_and_ends() {
     let model = scratch.root().join("agents/nano/model.gguf");
     let whole = std::fs::read(&model).unwrap();
     let cut = &whole[..whole.len() - 1000];
-    reflectd::paths::write_atomic(&model, |file| std::io::Write::write_all(file, cut)).unwrap();
+    files::write_atomic(&model, |file| std::io::Write::write_all(file, cut)).unwrap();
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_reflectd"))
         .arg("serve")
         .arg("--root")

@@ -3,22 +3,24 @@
 //! damaged files do to a run is tested beside the trainer, in one process.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use reflectd::exit::Exit;
-use reflectd::gguf::model_sha256;
-use reflectd::paths::write_atomic;
-use reflectd::protocol::{Example, Job, TrainerEvent};
+use files::gguf::model_sha256;
+use files::write_atomic;
+use protocol::exit::Exit;
+use protocol::{Example, Job, TrainerEvent};
 use serde_json::{Value, json};
 
-use super::tiny;
 use crate::chats::{chat, questions};
 use crate::daemon::Daemon;
 use crate::parity::{self, job};
 use crate::scratch::Scratch;
+use testkit::tiny;
 
-const TRAINER: &str = env!("CARGO_BIN_EXE_reflectd-trainer");
+fn program() -> PathBuf {
+    testkit::trainer(env!("CARGO_BIN_EXE_reflectd"))
+}
 /// A shell that lets its program write files of a few KiB at most: to who writes more, the disk is
 /// full. Without the trap a signal would come before the error.
 const FULL_DISK: &str = "trap '' XFSZ; ulimit -f 4; exec \"$0\"";
@@ -84,7 +86,7 @@ fn a_job_that_cannot_be_done_ends_with_65_and_says_why() {
     let mut other_base = tiny::adapter();
     other_base
         .metadata
-        .push(("reflectd.base_sha256".into(), reflectd::gguf::Value::String("0".into())));
+        .push(("reflectd.base_sha256".into(), files::gguf::Value::String("0".into())));
     other_base.write(&folder.join("other.gguf"));
     let text = |job: &Job| serde_json::to_string(job).unwrap();
     let cases = [
@@ -111,7 +113,7 @@ fn a_job_that_cannot_be_done_ends_with_65_and_says_why() {
         ),
     ];
     for (words, expected) in cases {
-        let (status, message) = speak(&mut Command::new(TRAINER), &words);
+        let (status, message) = speak(&mut Command::new(program()), &words);
         assert_eq!(status.code(), Some(Exit::BadData as i32), "{expected}: {message}");
         assert!(message.contains(expected), "{expected}: {message}");
         assert_clean(&sound.out);
@@ -124,7 +126,7 @@ fn a_run_that_cannot_write_may_be_tried_again() {
     let sound = sound(folder.path());
     let words = serde_json::to_string(&sound).unwrap();
     let mut full = Command::new("sh");
-    let (status, message) = speak(full.args(["-c", FULL_DISK, TRAINER]), &words);
+    let (status, message) = speak(full.args(["-c", FULL_DISK]).arg(program()), &words);
     assert_eq!(status.code(), Some(Exit::TryAgain as i32), "{message}");
     assert!(message.contains("write ") && message.contains("too large"), "{message}");
     assert_clean(&sound.out);
@@ -138,7 +140,7 @@ async fn a_full_disk_fails_the_run_and_serving_goes_on() {
     let scratch = Scratch::explored().await;
     let settings = scratch.root().join("reflectd.yaml");
     let text = std::fs::read_to_string(&settings).unwrap();
-    let command = json!(["sh", "-c", FULL_DISK, TRAINER]);
+    let command = json!(["sh", "-c", FULL_DISK, program()]);
     let text = text.replace("trainer: {", &format!("trainer: {{ command: {command},"));
     write_atomic(&settings, |file| file.write_all(text.as_bytes())).unwrap();
 

@@ -1,0 +1,560 @@
+//! YAML to checked values. `raw` takes files apart, `check` and `settings` say what is allowed and
+//! find all problems at once, `watch` notices changes; this file holds the checked types.
+//! Functions elsewhere take the slice they need, never the whole [`Config`].
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::assertions_on_result_states,
+        clippy::format_collect,
+        clippy::format_push_string,
+        reason = "a failed test prints what it needs to; its numbers are its own"
+    )
+)]
+
+mod check;
+mod judge;
+pub mod prompt_file;
+mod raw;
+mod settings;
+#[cfg(test)]
+mod tests;
+pub mod watch;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use inference::{EngineConfig, Sampling};
+use prompt::PromptSet;
+
+pub use check::{load, load_prompts};
+pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
+pub use settings::{Defaults, defaults};
+
+/// Everything that the YAML files say, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The folder of `reflectd.yaml`, `agents/` and `prompts/`.
+    pub root: PathBuf,
+    /// The model's thread. Cannot change live.
+    pub engine: EngineConfig,
+    /// The thread of a second model that judges, when an agent names one. Cannot change live.
+    pub judge_engine: Option<EngineConfig>,
+    /// The thread of a reward model, when an agent names one. Cannot change live.
+    pub reward_engine: Option<EngineConfig>,
+    /// The socket and its limits.
+    pub server: ServerConfig,
+    /// The trainer program.
+    pub trainer: TrainerConfig,
+    /// When and how to learn: one policy for the served model.
+    pub learn: LearnConfig,
+    /// How far a judge has to be trusted.
+    pub trust: TrustConfig,
+    /// By name. All serve the same GGUF (`engine.model`).
+    pub agents: BTreeMap<String, Arc<Agent>>,
+    /// The agent for requests that name the model `default`: the only one, or `default_agent`.
+    pub default_agent: String,
+    /// Allow prompt and answer text at TRACE.
+    pub log_text: bool,
+}
+
+/// One problem in one file. [`load`] reports all of them at once.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// Dotted path of the key; empty when the whole file is meant.
+    pub key: String,
+    /// What is wrong and what is allowed.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: ", self.file.display())?;
+        if !self.key.is_empty() {
+            write!(formatter, "{}: ", self.key)?;
+        }
+        formatter.write_str(&self.message)
+    }
+}
+
+/// All problems of a configuration; displays one a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigError(pub Vec<Problem>);
+
+/// The socket and its limits.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ServerConfig {
+    /// `None`: `reflectd.sock` in the state folder.
+    pub socket: Option<PathBuf>,
+    /// User ids that may connect besides root and the daemon's own.
+    pub allow_uids: Vec<u32>,
+    /// Chats at once; one more is 429.
+    pub max_requests: usize,
+    /// Largest body in bytes.
+    pub max_body_bytes: usize,
+    /// How long a drain may take at the end.
+    pub shutdown_grace: Duration,
+}
+
+/// The trainer program.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainerConfig {
+    /// Program and arguments; `None`: `reflectd-trainer` beside this program.
+    pub command: Option<Vec<String>>,
+    /// A run that says nothing for so long has stalled.
+    pub stall: Duration,
+    /// From SIGTERM to SIGKILL.
+    pub grace: Duration,
+    /// CPU threads.
+    pub threads: usize,
+    /// Where to compute.
+    pub device: protocol::Device,
+    /// How the frozen base is held in memory.
+    pub base: protocol::BaseKind,
+    /// What matrices are multiplied in.
+    pub compute: protocol::Compute,
+    /// Memory that the trainer may use; `None`: what is free.
+    pub memory_limit_bytes: Option<u64>,
+    /// See [`protocol::Job::checkpoint_s`].
+    pub checkpoint: Duration,
+    /// Stop the trainer (SIGSTOP) while a chat runs, and so long after.
+    pub yield_quiet: Duration,
+}
+
+/// One agent: how to answer, how to reflect, what to learn from.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// The model name that clients use: the file's stem.
+    pub name: String,
+    /// Shown by `/v1/models`.
+    pub description: String,
+    /// Standing instructions put before a conversation that has none.
+    pub system: Option<String>,
+    /// Defaults for requests.
+    pub sampling: Sampling,
+    /// The reflection templates.
+    pub prompts: Arc<PromptSet>,
+    /// What answers are judged by, at least one.
+    pub aspects: Vec<AgentAspect>,
+    /// Which of them judge a prompt.
+    pub aspect_choice: AspectChoice,
+    /// Who judges by them.
+    pub judge: JudgeConfig,
+    /// What becomes the one number of an answer.
+    pub scalar: ScalarConfig,
+    /// The reflection budget.
+    pub reflection: Reflection,
+    /// Verifier for prompts that bring none of their own.
+    pub verifier: Option<Verifier>,
+    /// Exchanges of this agent become training data.
+    pub learn: bool,
+    /// Held-out prompts (JSON lines of [`PromptLine`]) for the gate; they never enter training.
+    pub held_out: Option<PathBuf>,
+    /// Labelled answers (JSON lines of [`ProbeLine`]) that measure the judge; their prompts never
+    /// enter training.
+    pub probes: Option<PathBuf>,
+    /// Prompts that are not of this agent's task, in the same form: a candidate must not answer
+    /// them worse. They never enter training either.
+    pub general: Option<PathBuf>,
+}
+
+/// An aspect with its weight in the scalar.
+#[derive(Clone, Debug)]
+pub struct AgentAspect {
+    /// The criterion.
+    pub aspect: Arc<Aspect>,
+    /// Weight in the scalar, above 0.
+    pub weight: f64,
+    /// Where its bar is.
+    pub pass: Pass,
+}
+
+/// An answer passes an aspect when p(+1) is at least this.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pass {
+    /// The owner's number.
+    Fixed(f64),
+    /// What calibration has found; until then [`Pass::UNCALIBRATED`].
+    Calibrated,
+}
+
+impl Pass {
+    /// The bar of an aspect that waits for its calibration.
+    pub const UNCALIBRATED: f64 = 0.5;
+}
+
+/// One criterion with three written levels.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Aspect {
+    /// The file's stem.
+    pub name: String,
+    /// What it asks, in one sentence.
+    pub description: String,
+    /// What levels -1, 0 and +1 mean.
+    pub levels: [String; 3],
+    /// First 12 hexadecimal digits of the SHA-256 of all the above.
+    pub version: String,
+}
+
+/// When reflection happens.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Plain serving.
+    Off,
+    /// The answer waits for it, inside the budget.
+    Inline,
+    /// The first draft streams at once, reflection follows when the engine is idle.
+    Background,
+    /// Only idle-time exploration uses the prompt.
+    Explore,
+}
+
+/// The reflection budget of an agent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reflection {
+    /// Unless a request says otherwise.
+    pub mode: Mode,
+    /// Drafts (n).
+    pub drafts: u32,
+    /// Refinements (m), over all rounds.
+    pub refinements: u32,
+    /// Critique-and-refine rounds at most.
+    pub rounds: u32,
+    /// A refinement is served only when its value beats its parent's by this much (0 to 2).
+    pub margin: f64,
+    /// Which draft exploration revises.
+    pub promising: Promising,
+    /// Temperature of refinements.
+    pub refine_temperature: f32,
+    /// Most tokens of a critique.
+    pub critique_tokens: u32,
+    /// Inline only: how long an answer may wait.
+    pub latency: Duration,
+    /// Generated tokens at most, over all candidates.
+    pub tokens: u32,
+    /// (n, m) that exploration fills up to.
+    pub explore: (u32, u32),
+    /// When exploration leaves a prompt before.
+    pub stop_early: StopEarly,
+    /// Weight of a verifier's level in the scalar and, above 0, in the veto; 0 only measures.
+    pub verifier_weight: f64,
+}
+
+/// Which draft exploration revises.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Promising {
+    /// The one with the largest scalar among those that fail an aspect; none when all pass.
+    BestFaulty,
+    /// The one with the largest scalar of all (the paper).
+    Best,
+}
+
+/// When exploration leaves a prompt before all its drafts and refinements are made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StopEarly {
+    /// It has so many answers that pass and so many that do not; 0: never.
+    pub enough: u32,
+    /// So many answers of one generation were judged and none passes; 0: never.
+    pub give_up: u32,
+}
+
+/// Checks an answer without a model.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Verifier {
+    /// The last number in the answer (after `marker` where one is given) equals `expected`.
+    Numeric {
+        /// The right number.
+        expected: f64,
+        /// Allowed difference.
+        #[serde(default)]
+        tolerance: f64,
+        /// Only text after the last occurrence of this counts.
+        #[serde(default)]
+        marker: Option<String>,
+    },
+    /// The answer, trimmed, is this text.
+    Exact {
+        /// The right text.
+        expected: String,
+    },
+    /// The pattern matches somewhere in the answer.
+    Regex {
+        /// Rust `regex` syntax.
+        pattern: String,
+    },
+    /// The answer is JSON that fits the schema.
+    JsonSchema {
+        /// JSON Schema.
+        schema: serde_json::Value,
+    },
+}
+
+/// A prompt from a file: held-out sets, `explore --prompts`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromptLine {
+    /// Unique in its file.
+    pub id: String,
+    /// The user's words.
+    pub prompt: String,
+    /// Shown to the judge, never to the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// How to check an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifier: Option<Verifier>,
+}
+
+/// A labelled answer from a file.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeLine {
+    /// Unique in its file.
+    pub id: String,
+    /// The user's words.
+    pub prompt: String,
+    /// What was answered.
+    pub answer: String,
+    /// Shown to the judge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Whether the answer as a whole is good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub good: Option<bool>,
+    /// The level of each aspect that somebody has looked at: -1, 0 or 1.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aspects: BTreeMap<String, i8>,
+}
+
+/// How far a judge has to be trusted before a model learns from it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrustConfig {
+    /// The lower bound of the area under the ROC curve must reach this.
+    pub min_auc: f64,
+    /// Good labels, and as many bad ones, from which on a measurement counts.
+    pub min_labels: usize,
+    /// Share of bad answers that a calibrated bar may let pass.
+    pub max_false_accept: f64,
+    /// Without enough labels nothing is trained.
+    pub required: bool,
+    /// Labelled answers that one measurement looks at.
+    pub max_probes: usize,
+}
+
+/// When and how to learn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LearnConfig {
+    /// Cron pattern (five fields) and time zone; `None`: only when asked.
+    pub schedule: Option<(String, chrono_tz::Tz)>,
+    /// New pairs since the last run that a scheduled run needs.
+    pub min_new_pairs: usize,
+    /// A scheduled run waits until no chat has run for so long.
+    pub idle: Duration,
+    /// How pairs are made.
+    pub pairs: PairPolicy,
+    /// Where a run starts, which is also its reference policy.
+    pub start: Start,
+    /// What is minimised.
+    pub objective: protocol::Objective,
+    /// Shape of the adapter.
+    pub lora: protocol::Lora,
+    /// How it is minimised.
+    pub optimizer: protocol::Optimizer,
+    /// See [`protocol::Job::validation_share`].
+    pub validation_share: f64,
+    /// See [`protocol::Job::validations`].
+    pub validations: usize,
+    /// See [`protocol::Job::max_tokens`].
+    pub max_tokens: usize,
+    /// When a candidate is promoted.
+    pub gate: GateConfig,
+    /// What happens after a promotion.
+    pub canary: CanaryConfig,
+    /// When a promotion is taken back.
+    pub watch: WatchConfig,
+    /// When scheduled runs stop, and what makes them go on.
+    pub pause: PauseConfig,
+    /// Promoted generations whose files are kept.
+    pub keep_generations: usize,
+}
+
+/// The share of chats that try a promoted generation before all go there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CanaryConfig {
+    /// Above 0; 1: all chats at once, no canary.
+    pub share: f64,
+    /// Ends well when so many of its chats were judged and are not worse.
+    pub chats: usize,
+    /// Ends well after so long at the latest.
+    pub duration: Duration,
+}
+
+/// The live comparison of a promoted generation with the one before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WatchConfig {
+    /// Judged or rated chats that are compared at most; 0: no watch.
+    pub chats: usize,
+    /// It ends after so long at the latest.
+    pub duration: Duration,
+    /// A mean score (0 to 1) that is lower by more than this is a drop.
+    pub margin: f64,
+    /// One-sided confidence of a drop.
+    pub confidence: f64,
+}
+
+/// When scheduled runs stop, and what makes them go on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PauseConfig {
+    /// After so many rounds in a row without gain; 0: never.
+    pub after: usize,
+    /// So many new pairs start a scheduled run all the same.
+    pub resume_pairs: usize,
+    /// As do so many new ratings or edits.
+    pub resume_feedback: usize,
+}
+
+/// Where a run starts. It is compared with what is served in either case.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// From the adapter that is served, if one is.
+    Adapter,
+    /// From the base: everything is learned again from all pairs that are kept.
+    Base,
+}
+
+/// How pairs are made from one prompt's candidates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairPolicy {
+    /// Most pairs of one prompt.
+    pub per_prompt: usize,
+    /// Least difference of the scalars (0 to 2).
+    pub min_margin: f64,
+    /// Longest over shortest answer, in tokens.
+    pub max_length_ratio: f64,
+    /// A refinement is not paired with its parent when their texts are this alike (0 to 1).
+    pub max_parent_similarity: f64,
+    /// Which answers are chosen.
+    pub positives: Positives,
+    /// How the rejected answer is picked.
+    pub rejected: Rejected,
+    /// Refinements take part.
+    pub use_refinements: bool,
+    /// Share of a run's pairs that earlier runs were trained on or could have been; 1: all of them.
+    pub replay: f64,
+    /// `kto`: the larger of the two sides, good and bad answers, over the smaller at most.
+    pub max_imbalance: f64,
+    /// `grpo`: answers of one prompt at most; the newest count.
+    pub max_group: usize,
+}
+
+/// Which answers are chosen.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positives {
+    /// Those that pass every aspect; one that fails an aspect is rejected.
+    Veto,
+    /// Those with the largest scalars, whatever their aspects say; one with a lower scalar is
+    /// rejected. That is what a reward alone can tell (the paper's reward-only arm).
+    Best,
+}
+
+/// How the rejected answer is picked among those that may be.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejected {
+    /// Uniformly (the paper).
+    Random,
+    /// Nearest to mean minus two standard deviations of the scalars.
+    MeanMinus2Sd,
+}
+
+/// When a candidate is promoted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GateConfig {
+    /// Held-out prompts asked at most.
+    pub prompts: usize,
+    /// The lower bound of the gain must be above this (-1 to 1; below 0 a loss is borne).
+    pub margin: f64,
+    /// One-sided confidence of the bound, 0.5 to 1.
+    pub confidence: f64,
+    /// Where verifiers only measure, their share of right answers may fall by at most this.
+    pub truth_margin: f64,
+    /// Prompts of the agents' general sets asked at most.
+    pub general_prompts: usize,
+    /// The mean score of the general sets may fall by at most this.
+    pub general_margin: f64,
+    /// Largest mean |log-prob difference| between trainer and server on the probe.
+    pub max_parity_error: f64,
+    /// Mean answer length, candidate over active, lies in here.
+    pub length_ratio: (f64, f64),
+    /// Distinct-2 of the answers, candidate over active, is at least this.
+    pub min_diversity_ratio: f64,
+    /// Largest mean KL per token from the active generation on its own answers.
+    pub max_kl: f64,
+}
+
+impl Config {
+    /// The file of daemon-wide settings below a root folder.
+    pub fn file(root: &Path) -> PathBuf {
+        root.join("reflectd.yaml")
+    }
+}
+
+/// Names the keys that differ and cannot change while the daemon runs. When there is one, a reload
+/// keeps the old configuration.
+pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
+    // Taken apart, so that a new field must be thought about here.
+    let EngineConfig {
+        model,
+        context_tokens,
+        max_sequences,
+        batch_tokens,
+        threads,
+        batch_threads,
+        gpu_layers,
+        flash_attention,
+        kv_cache,
+        queue,
+    } = &old.engine;
+    [
+        ("agents.*.model", *model == new.engine.model),
+        ("engine.context_tokens", *context_tokens == new.engine.context_tokens),
+        ("engine.max_sequences", *max_sequences == new.engine.max_sequences),
+        ("engine.batch_tokens", *batch_tokens == new.engine.batch_tokens),
+        ("engine.threads", *threads == new.engine.threads),
+        ("engine.batch_threads", *batch_threads == new.engine.batch_threads),
+        ("engine.gpu_layers", *gpu_layers == new.engine.gpu_layers),
+        ("engine.flash_attention", *flash_attention == new.engine.flash_attention),
+        ("engine.kv_cache", *kv_cache == new.engine.kv_cache),
+        ("engine.queue", *queue == new.engine.queue),
+        ("judge.model", model_of(old.judge_engine.as_ref()) == model_of(new.judge_engine.as_ref())),
+        (
+            "scalar.reward_model",
+            model_of(old.reward_engine.as_ref()) == model_of(new.reward_engine.as_ref()),
+        ),
+        ("server.socket", old.server.socket == new.server.socket),
+    ]
+    .into_iter()
+    .filter(|&(_, is_same)| !is_same)
+    .map(|(key, _)| key.to_owned())
+    .collect()
+}
+
+/// The other settings of these threads are those of `engine`.
+fn model_of(engine: Option<&EngineConfig>) -> Option<&Path> {
+    engine.map(|engine| engine.model.as_path())
+}

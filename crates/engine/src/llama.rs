@@ -1,0 +1,458 @@
+//! llama.cpp: only this file and its folder name it and have unsafe code. Own RAII types over
+//! llama-cpp-sys-2, because the safe crate can neither load an adapter while a context lives nor
+//! free one. llama.cpp aborts the process on many wrong numbers, so everything is checked before
+//! it gets there. Used by the engine thread; [`quantize`] by `reflectd nano` and the benchmark,
+//! [`machine`] and [`survey`] by `reflectd doctor`.
+
+#![expect(unsafe_code, reason = "llama.cpp is C++; every block says why it is sound")]
+
+mod adapter;
+mod allocator;
+mod check;
+mod context;
+mod inspect;
+mod memory;
+mod open;
+mod process;
+mod processor;
+mod reward;
+mod shape;
+mod vocabulary;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use llama_cpp_sys_2 as sys;
+
+use super::{
+    EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, Vocabulary,
+};
+use adapter::{Adapter, Shapes};
+use check::check_model;
+use context::{Batch, Computing, Context};
+use files::gguf::{Gguf, Parts, model_sha256, model_size};
+use inference::backend::{Backend, Entry, Limits, SequenceId};
+use memory::Demand;
+use open::{c_path, load_error, open_model};
+use process::{Device, devices, init, last_error, physical_cores, system};
+use shape::Shape;
+use vocabulary::LlamaVocabulary;
+
+pub use inspect::{Machine, Stored, Survey, machine, survey, version};
+pub use memory::{MemoryPlan, MemoryShare};
+pub(super) use open::unreadable;
+pub use open::{Quantization, quantize};
+pub use reward::RewardModel;
+
+/// llama.cpp's own bound for one context (`LLAMA_MAX_SEQ`).
+const MAX_SEQUENCES: usize = 256;
+/// Rows of logits of a batch take at most this; a large vocabulary has 600 KB a row.
+const MAX_LOGITS_BYTES: usize = 256 << 20;
+
+/// The real backend. Field order is significant: the context goes before the adapters that it may
+/// have set, and both before the model.
+#[derive(Debug)]
+pub struct Llama {
+    context: Context,
+    batch: Batch,
+    adapters: BTreeMap<Generation, Adapter>,
+    selected: Generation,
+    limits: Limits,
+    info: ModelInfo,
+    /// Of the model's tensors: an adapter must fit them.
+    shapes: Shapes,
+    vocabulary: Arc<LlamaVocabulary>,
+    model: Arc<Model>,
+}
+
+impl Llama {
+    /// Loads the model and makes its context.
+    pub fn load(config: &EngineConfig) -> Result<Self, EngineError> {
+        Self::load_beside(config, 0)
+    }
+
+    /// The same beside other models, whose files take `mapped` bytes of memory.
+    pub(crate) fn load_beside(config: &EngineConfig, mapped: u64) -> Result<Self, EngineError> {
+        let sha256 = hash(&config.model)?;
+        Self::open(config, sha256, mapped)
+    }
+
+    /// The same for a file whose hash is known, or that nobody will ask it of.
+    pub(super) fn open(
+        config: &EngineConfig,
+        sha256: String,
+        mapped: u64,
+    ) -> Result<Self, EngineError> {
+        init()?;
+        let path = config.model.as_path();
+        let parts = open_model(path)?;
+        let header = parts.header();
+        let Loaded { model, limits, computing } = load(config, &parts, mapped, |limits| limits)?;
+        let context = Context::new(&model, &limits, computing)
+            .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
+        let vocabulary = Arc::new(LlamaVocabulary::new(
+            Arc::clone(&model),
+            header.string("tokenizer.chat_template").unwrap_or_default(),
+        ));
+        let info = info(path, sha256, header, &model, &vocabulary, limits.cells)?;
+        if info.max_sequence < limits.cells {
+            let (longest, pool) = (info.max_sequence, limits.cells);
+            tracing::info!(longest, pool, "One sequence ends where the model's training ended.");
+        }
+        Ok(Self {
+            info,
+            shapes: parts.tensors().map(|it| (it.name.clone(), it.shape.clone())).collect(),
+            batch: Batch::new(&limits),
+            adapters: BTreeMap::new(),
+            selected: Generation::BASE,
+            context,
+            limits,
+            vocabulary,
+            model,
+        })
+    }
+}
+
+/// A model in memory, and what its context may be.
+#[derive(Debug)]
+struct Loaded {
+    model: Arc<Model>,
+    limits: Limits,
+    computing: Computing,
+}
+
+/// Checks a file, plans its memory and loads it. `lower`: what of the limits its use needs.
+fn load(
+    config: &EngineConfig,
+    parts: &Parts,
+    mapped: u64,
+    lower: impl FnOnce(Limits) -> Limits,
+) -> Result<Loaded, EngineError> {
+    let path = config.model.as_path();
+    let refused = |reason: String| load_error(path, reason);
+    let shape = check_model(parts).map_err(refused)?;
+    let n_vocab = vocabulary_size(parts.header());
+    let devices = devices();
+    let mut demand = demand(config, parts, &shape, &devices).map_err(refused)?;
+    demand.limits = lower(demand.limits);
+    let limits = demand.limits;
+    let mut plan = demand.plan(config.gpu_layers, &devices).map_err(refused)?;
+    if plan.gpu.is_none() {
+        // The kernel calls mapped pages available, but they are read at every step.
+        plan.host.available = plan.host.available.saturating_sub(mapped);
+    }
+    demand.check(&plan).map_err(refused)?;
+
+    let model = Arc::new(Model::load(path, plan.gpu_layers)?);
+    if !model.has_plain_cache() {
+        let reason = "it is recurrent or has an encoder; use a decoder with attention only";
+        return Err(load_error(path, reason));
+    }
+    if model.n_vocab() != n_vocab {
+        let reason = format!("it has {} tokens, not {n_vocab}", model.n_vocab());
+        return Err(refused(reason));
+    }
+    let threads = config.threads.map_or_else(physical_cores, size);
+    let computing = Computing {
+        threads,
+        batch_threads: config.batch_threads.map_or(threads, size),
+        flash_attention: flash_attention(config, &devices),
+        kv_cache: config.kv_cache,
+        pooling: None,
+    };
+    Ok(Loaded { model, limits, computing })
+}
+
+fn hash(path: &Path) -> Result<String, EngineError> {
+    model_sha256(path).map_err(|error| unreadable(path, &error))
+}
+
+/// What serving this model would take.
+fn demand<'a>(
+    config: &EngineConfig,
+    parts: &'a Parts,
+    shape: &'a Shape,
+    devices: &[Device],
+) -> Result<Demand<'a>, String> {
+    let n_vocab = vocabulary_size(parts.header());
+    let attention = flash_attention(config, devices);
+    Ok(Demand {
+        parts,
+        shape,
+        n_vocab: n_vocab as u64,
+        limits: limits(config, n_vocab)?,
+        kv_cache: config.kv_cache,
+        has_flash_attention: attention != sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    })
+}
+
+/// Tokens in the file's vocabulary, which `check_model` has seen.
+fn vocabulary_size(header: &Gguf) -> usize {
+    header.array("tokenizer.ggml.tokens").map_or(0, <[_]>::len)
+}
+
+/// What of the configuration this model can have.
+fn limits(config: &EngineConfig, n_vocab: usize) -> Result<Limits, String> {
+    let sequences = size(config.max_sequences).clamp(1, MAX_SEQUENCES);
+    let cells = size(config.context_tokens);
+    if cells <= sequences {
+        return Err(format!("context_tokens must be at least {}", sequences + 1));
+    }
+    let batch_tokens = size(config.batch_tokens).max(sequences).min(cells);
+    let outputs = (MAX_LOGITS_BYTES / 4 / n_vocab.max(1)).max(sequences).min(batch_tokens);
+    Ok(Limits { cells, sequences, batch_tokens, outputs })
+}
+
+/// Attention looks at the cells of all sequences, and only the flash kernels pass over those that
+/// are not a sequence's own: with eight chats they made a step half as long. On the CPU they add up
+/// an f16 cache in f16, which moved log-probs by up to 0.02; an f32 cache they read far slower.
+fn flash_attention(config: &EngineConfig, devices: &[Device]) -> sys::llama_flash_attn_type {
+    let is_on_gpu = config.gpu_layers != Some(0) && devices.iter().any(|device| device.is_gpu);
+    match (config.flash_attention, config.kv_cache) {
+        (FlashAttention::On, _) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        (FlashAttention::Off, _) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        (FlashAttention::Auto, KvCache::F32) if !is_on_gpu => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        (FlashAttention::Auto, KvCache::F32 | KvCache::F16) => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+        // llama.cpp computes with a quantized V in no other way.
+        (FlashAttention::Auto, KvCache::Q8_0 | KvCache::Q4_0) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    }
+}
+
+impl Backend for Llama {
+    fn info(&self) -> ModelInfo {
+        self.info.clone()
+    }
+
+    fn vocabulary(&self) -> Arc<dyn Vocabulary> {
+        Arc::<LlamaVocabulary>::clone(&self.vocabulary)
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn decode(&mut self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
+        let never = AtomicBool::new(false);
+        self.decode_unless(batch, &never).map(drop)
+    }
+
+    fn decode_unless(
+        &mut self,
+        batch: &[Entry<'_>],
+        signal: &AtomicBool,
+    ) -> Result<bool, EngineError> {
+        self.batch.fill(batch, &self.limits, self.info.n_vocab)?;
+        let interruption = self.context.interrupted_by(signal);
+        // SAFETY: the context lives, and `fill` has checked sizes, tokens and sequence ids.
+        let code = unsafe { sys::llama_decode(self.context.0.as_ptr(), self.batch.raw) };
+        drop(interruption);
+        match code {
+            0 => Ok(true),
+            2 => Ok(false),
+            1 => Err(EngineError::Failed("the KV cache has no room for a batch".to_owned())),
+            code => {
+                let reason = last_error("no reason given");
+                Err(EngineError::Failed(format!("llama_decode returned {code}: {reason}")))
+            }
+        }
+    }
+
+    fn logits(&self, index: usize) -> Result<&[f32], EngineError> {
+        let missing = || EngineError::Failed(format!("entry {index} of the batch has no logits"));
+        let row = i32::try_from(index).map_err(|_| missing())?;
+        if row >= self.batch.raw.n_tokens {
+            return Err(missing());
+        }
+        // SAFETY: the context lives; an entry without logits gives a null pointer.
+        let logits = unsafe { sys::llama_get_logits_ith(self.context.0.as_ptr(), row) };
+        let logits = NonNull::new(logits).ok_or_else(missing)?;
+        // SAFETY: a row has one float a token of the vocabulary and stays until the next decode,
+        // which needs `&mut self`.
+        Ok(unsafe { std::slice::from_raw_parts(logits.as_ptr(), self.info.n_vocab) })
+    }
+
+    fn copy(&mut self, from: SequenceId, to: SequenceId, n: usize) {
+        let [from, to] = [from, to].map(|id| checked_id(id, &self.limits));
+        // SAFETY: the ids are below the context's `n_seq_max`; unified KV allows part of a sequence.
+        unsafe { sys::llama_memory_seq_cp(self.context.memory(), from, to, 0, position(n)) };
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, n: usize) {
+        let id = checked_id(sequence, &self.limits);
+        // SAFETY: the id is below the context's `n_seq_max`.
+        let removed =
+            unsafe { sys::llama_memory_seq_rm(self.context.memory(), id, position(n), -1) };
+        assert!(removed, "an attention cache can always drop the end of a sequence");
+    }
+
+    fn save(&mut self, sequence: SequenceId) -> Option<Vec<u8>> {
+        let (context, id) = (self.context.0.as_ptr(), checked_id(sequence, &self.limits));
+        // SAFETY: the context lives and the id is below its `n_seq_max`.
+        let size = unsafe { sys::llama_state_seq_get_size(context, id) };
+        let mut state = vec![0; size];
+        // SAFETY: as above; the buffer is as long as is said.
+        let written =
+            unsafe { sys::llama_state_seq_get_data(context, state.as_mut_ptr(), size, id) };
+        (0 < written && written == size).then_some(state)
+    }
+
+    fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> bool {
+        let (context, id) = (self.context.0.as_ptr(), checked_id(sequence, &self.limits));
+        // SAFETY: the context lives, the id is below its `n_seq_max`, and the bytes are those that
+        // the same context wrote.
+        let read =
+            unsafe { sys::llama_state_seq_set_data(context, state.as_ptr(), state.len(), id) };
+        read == state.len()
+    }
+
+    fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError> {
+        let adapter = Adapter::load(&self.model, path, &self.info.architecture, &self.shapes)?;
+        self.adapters.insert(generation, adapter);
+        Ok(())
+    }
+
+    fn select(&mut self, generation: Generation) -> Result<(), EngineError> {
+        if generation == self.selected {
+            return Ok(());
+        }
+        let adapter = match self.adapters.get(&generation) {
+            Some(adapter) => Some(adapter),
+            None if generation == Generation::BASE => None,
+            None => return Err(EngineError::NoLane(generation)),
+        };
+        let mut pointers: Vec<_> = adapter.iter().map(|adapter| adapter.raw.as_ptr()).collect();
+        let mut scales = vec![1.0_f32; pointers.len()];
+        // SAFETY: context and adapter live and belong to the same model; llama.cpp copies both
+        // arrays, which have the length that is said.
+        let code = unsafe {
+            sys::llama_set_adapters_lora(
+                self.context.0.as_ptr(),
+                pointers.as_mut_ptr(),
+                pointers.len(),
+                scales.as_mut_ptr(),
+            )
+        };
+        if code != 0 {
+            return Err(EngineError::Failed(format!("llama.cpp refused adapter {generation}")));
+        }
+        self.selected = generation;
+        Ok(())
+    }
+
+    fn free(&mut self, generation: Generation) {
+        if self.selected == generation {
+            // A freed adapter that is still set is used after free.
+            self.select(Generation::BASE).expect("no adapter at all is always accepted");
+        }
+        self.adapters.remove(&generation);
+    }
+}
+
+/// Owns a `llama_model`.
+#[derive(Debug)]
+struct Model(NonNull<sys::llama_model>);
+
+// SAFETY: a loaded model is read-only but for its list of adapters, which only the engine thread
+// touches (`Adapter` is not `Send`).
+unsafe impl Send for Model {}
+// SAFETY: as above.
+unsafe impl Sync for Model {}
+
+impl Model {
+    fn load(path: &Path, gpu_layers: u32) -> Result<Self, EngineError> {
+        let file = c_path(path)?;
+        // SAFETY: it only returns a struct.
+        let mut params = unsafe { sys::llama_model_default_params() };
+        params.n_gpu_layers = i32::try_from(gpu_layers).unwrap_or(i32::MAX);
+        // Repacking copies the weights out of the page cache; without it a prompt was evaluated
+        // 5 to 28 % faster here and a token generated 5 to 9 % slower, and prompts dominate.
+        params.use_extra_bufts = false;
+        // SAFETY: the path is a C string that lives through the call.
+        let raw = unsafe { sys::llama_model_load_from_file(file.as_ptr(), params) };
+        NonNull::new(raw)
+            .map(Self)
+            .ok_or_else(|| load_error(path, last_error("llama.cpp cannot read it")))
+    }
+
+    fn vocab(&self) -> *const sys::llama_vocab {
+        // SAFETY: the model lives.
+        unsafe { sys::llama_model_get_vocab(self.0.as_ptr()) }
+    }
+
+    fn n_vocab(&self) -> usize {
+        // SAFETY: the vocabulary lives as long as the model.
+        count(unsafe { sys::llama_vocab_n_tokens(self.vocab()) })
+    }
+
+    /// Whether a sequence can be cut and shared at any token.
+    fn has_plain_cache(&self) -> bool {
+        let raw = self.0.as_ptr();
+        // SAFETY: the model lives.
+        let is_recurrent =
+            unsafe { sys::llama_model_is_recurrent(raw) || sys::llama_model_is_hybrid(raw) };
+        // SAFETY: the model lives.
+        !is_recurrent && !unsafe { sys::llama_model_has_encoder(raw) }
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // SAFETY: contexts and adapters hold an `Arc` of this or are dropped before it.
+        unsafe { sys::llama_model_free(self.0.as_ptr()) }
+    }
+}
+
+fn info(
+    path: &Path,
+    sha256: String,
+    header: &Gguf,
+    model: &Model,
+    vocabulary: &LlamaVocabulary,
+    cells: usize,
+) -> Result<ModelInfo, EngineError> {
+    let raw = model.0.as_ptr();
+    // SAFETY: the model lives.
+    let (n_parameters, trained) =
+        unsafe { (sys::llama_model_n_params(raw), sys::llama_model_n_ctx_train(raw)) };
+    let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let [begin, end, end_of_turn] = vocabulary.special();
+    Ok(ModelInfo {
+        name: header.string("general.name").map_or_else(stem, str::to_owned),
+        // Whoever asks where it lies may be in another folder.
+        path: std::path::absolute(path).map_err(|error| load_error(path, error.to_string()))?,
+        sha256,
+        architecture: header.string("general.architecture").unwrap_or_default().to_owned(),
+        n_parameters,
+        size_bytes: model_size(path).map_err(|error| unreadable(path, &error))?,
+        n_vocab: model.n_vocab(),
+        max_sequence: cells.min(count(trained)),
+        chat_template: header.string("tokenizer.chat_template").map(str::to_owned),
+        bos: vocabulary.text(begin),
+        eos: vocabulary.text(end),
+        end_of_turn: if end_of_turn.0 >= 0 { end_of_turn } else { end },
+        system: system(),
+    })
+}
+
+/// A sequence id for llama.cpp, which aborts on one that is out of range.
+fn checked_id(id: SequenceId, limits: &Limits) -> i32 {
+    assert!(id.0 < limits.sequences, "sequence ids come from a list of this length");
+    position(id.0)
+}
+
+/// A number that llama.cpp wants as `int32_t`.
+fn position(n: usize) -> i32 {
+    i32::try_from(n).expect("contexts and vocabularies are far smaller than 2^31")
+}
+
+/// A number that llama.cpp gives as `int32_t`; negative ones are none.
+fn count(n: i32) -> usize {
+    usize::try_from(n).unwrap_or(0)
+}
+
+fn size(n: u32) -> usize {
+    usize::try_from(n).expect("a usize has at least 32 bits")
+}

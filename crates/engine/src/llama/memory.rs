@@ -1,0 +1,312 @@
+//! How much memory a model, its context and its adapters will take, before anything is allocated:
+//! llama.cpp hangs or is killed where this says which key to lower. The plan is pure; what the
+//! machine has is read from ggml's devices, `/proc` and the control groups. Used by `llama.rs`,
+//! `adapter` and `inspect`.
+
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::adapter;
+use super::check::tensor_bytes;
+use super::context::MICRO_BATCH;
+use super::process::Device;
+use super::shape::Shape;
+use crate::KvCache;
+use files::gguf::{Gguf, Parts};
+use inference::backend::Limits;
+
+/// llama.cpp rounds a context up to this.
+const CELL_PAD: u64 = 256;
+/// Left free on a GPU: the driver's own structures and other programs' fluctuation.
+const DEVICE_RESERVE: u64 = 512 << 20;
+
+/// What serving takes, by where it lies.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct MemoryPlan {
+    /// Layers on the GPUs, as llama.cpp counts: the output counts as one.
+    pub gpu_layers: u32,
+    /// Main memory.
+    pub host: MemoryShare,
+    /// All GPUs together.
+    pub gpu: Option<MemoryShare>,
+}
+
+/// Bytes by what they are for.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct MemoryShare {
+    /// The model's tensors.
+    pub weights: u64,
+    /// Keys and values of all cells.
+    pub kv_cache: u64,
+    /// Intermediate results of one step.
+    pub compute: u64,
+    /// Rows of logits of one step.
+    pub logits: u64,
+    /// What there is.
+    pub available: u64,
+    /// Who says so.
+    pub source: String,
+}
+
+impl MemoryShare {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        [self.weights, self.kv_cache, self.compute, self.logits]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+}
+
+/// What a plan is made of.
+#[derive(Debug)]
+pub(super) struct Demand<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) shape: &'a Shape,
+    pub(super) n_vocab: u64,
+    pub(super) limits: Limits,
+    pub(super) kv_cache: KvCache,
+    pub(super) has_flash_attention: bool,
+}
+
+impl Demand<'_> {
+    /// Bytes with this many layers on GPUs: (main memory, GPUs).
+    fn shares(&self, gpu_layers: u64) -> Result<(MemoryShare, MemoryShare), String> {
+        let n_layers = self.shape.layers.len() as u64;
+        // As llama.cpp counts: the output is the last layer and goes first.
+        let first_on_gpu = (n_layers + 1).saturating_sub(gpu_layers);
+        let mut host = MemoryShare::default();
+        let mut gpu = MemoryShare::default();
+        for tensor in self.parts.tensors() {
+            let bytes = tensor_bytes(tensor)?;
+            let layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
+            let is_on_gpu = match layer.and_then(|layer| layer.parse::<u64>().ok()) {
+                Some(layer) => layer >= first_on_gpu,
+                None => tensor.name.starts_with("output") && gpu_layers > 0,
+            };
+            let share = if is_on_gpu { &mut gpu } else { &mut host };
+            share.weights += bytes;
+            // Without an output matrix of its own the embedding is copied to the GPU.
+            let is_tied = self.parts.tensor("output.weight").is_none();
+            if gpu_layers > 0 && is_tied && tensor.name == "token_embd.weight" {
+                gpu.weights += bytes;
+            }
+        }
+        let (block, block_bytes) = self.kv_cache.block();
+        let cells = (self.limits.cells as u64).next_multiple_of(CELL_PAD);
+        for (layer, widths) in self.shape.layers.iter().enumerate() {
+            let values = widths.kv_heads * (self.shape.key + self.shape.value);
+            let bytes = cells.saturating_mul(values).div_ceil(block).saturating_mul(block_bytes);
+            let is_on_gpu = layer as u64 >= first_on_gpu;
+            let share = if is_on_gpu { &mut gpu } else { &mut host };
+            share.kv_cache = share.kv_cache.saturating_add(bytes);
+        }
+        host.logits = self.limits.outputs as u64 * self.n_vocab * 4;
+        let compute = self.compute(cells);
+        if gpu_layers > 0 {
+            gpu.compute = compute;
+            // Inputs and what goes from layer to layer.
+            host.compute = compute / 4;
+        } else {
+            host.compute = compute;
+        }
+        Ok((host, gpu))
+    }
+
+    /// Intermediate results of one micro batch: llama.cpp lets them share room one after another,
+    /// so the largest counts, and with it what lives through a layer. `docs/LOG.md` compares it
+    /// with what llama.cpp reports.
+    fn compute(&self, cells: u64) -> u64 {
+        let tokens = (self.limits.batch_tokens as u64).min(MICRO_BATCH.into());
+        let widest = |width: fn(&super::shape::Layer) -> u64| {
+            self.shape.layers.iter().map(width).max().unwrap_or(0)
+        };
+        let (heads, feed_forward) = (widest(|it| it.heads), widest(|it| it.feed_forward));
+        let a_cell = cells.saturating_mul(tokens);
+        // The mask, in f16 with flash attention.
+        let mask = a_cell.saturating_mul(if self.has_flash_attention { 2 } else { 4 });
+        let scores = if self.has_flash_attention { 0 } else { a_cell.saturating_mul(heads * 4) };
+        let logits = (self.limits.outputs as u64).min(tokens) * self.n_vocab * 4;
+        let largest = scores.max(logits).max(tokens * 4 * 2 * feed_forward);
+        let queries = heads * self.shape.key.max(self.shape.value);
+        let lasting = tokens * 4 * (4 * self.shape.embedding + queries) + (4 << 20);
+        mask.saturating_add(largest).saturating_add(lasting)
+    }
+
+    /// The plan for the devices at hand. `wanted`: layers on GPUs; `None` for as many as fit.
+    pub(super) fn plan(
+        &self,
+        wanted: Option<u32>,
+        devices: &[Device],
+    ) -> Result<MemoryPlan, String> {
+        let (available, source) = main_memory();
+        let gpus = || devices.iter().filter(|device| device.is_gpu);
+        let all = self.shape.layers.len() as u64 + 1;
+        let finish = |layers: u64| -> Result<MemoryPlan, String> {
+            let (mut host, mut gpu) = self.shares(layers)?;
+            (host.available, host.source) = (available, source.clone());
+            gpu.available = gpus().map(|device| device.free).sum();
+            gpu.source = gpus().map(|device| device.name.as_str()).collect::<Vec<_>>().join(", ");
+            let gpu_layers = u32::try_from(layers).unwrap_or(u32::MAX);
+            Ok(MemoryPlan { gpu_layers, host, gpu: (layers > 0).then_some(gpu) })
+        };
+        if gpus().next().is_none() {
+            return finish(0);
+        }
+        if let Some(wanted) = wanted {
+            return finish(u64::from(wanted).min(all));
+        }
+        for layers in (1..=all).rev() {
+            let plan = finish(layers)?;
+            if plan.gpu.as_ref().is_none_or(|gpu| gpu.total() + DEVICE_RESERVE <= gpu.available) {
+                return Ok(plan);
+            }
+        }
+        finish(0)
+    }
+
+    /// Refuses a plan that does not fit, with every number and what to lower to what.
+    pub(super) fn check(&self, plan: &MemoryPlan) -> Result<(), String> {
+        if let Some(gpu) = &plan.gpu
+            && gpu.total() > gpu.available
+        {
+            let advice = "lower engine.gpu_layers, or set it to auto";
+            return Err(format!("{}; {advice}", refusal("the GPU", gpu)));
+        }
+        if plan.host.total() <= plan.host.available {
+            return Ok(());
+        }
+        let advice = match self.fitting_cells(plan) {
+            Some(cells) => {
+                format!("lower engine.context_tokens from {} to {cells}", self.limits.cells)
+            }
+            None if self.kv_cache == KvCache::F32 => "set engine.kv_cache to f16".to_owned(),
+            None => "use a smaller model or a smaller quantization of it".to_owned(),
+        };
+        Err(format!("{}; {advice}", refusal("this machine", &plan.host)))
+    }
+
+    /// The largest context, in hundreds of cells and more than one for each sequence, that fits
+    /// into main memory beside the rest.
+    fn fitting_cells(&self, plan: &MemoryPlan) -> Option<usize> {
+        let fits = |cells: usize| {
+            let limits = Limits { cells, ..self.limits };
+            let demand = Demand { limits, ..*self };
+            demand
+                .shares(plan.gpu_layers.into())
+                .is_ok_and(|(host, _)| host.total() <= plan.host.available)
+        };
+        // Bisection: what fits, and what does not.
+        let least = self.limits.sequences.max(self.limits.batch_tokens) + 1;
+        let (mut low, mut high) = (least, self.limits.cells);
+        if high <= low || !fits(low) {
+            return None;
+        }
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        Some(if low >= 1000 { low / 100 * 100 } else { low })
+    }
+}
+
+fn refusal(place: &str, share: &MemoryShare) -> String {
+    let MemoryShare { weights, kv_cache, compute, logits, available, source } = share;
+    let [total, weights, kv_cache, compute, logits, available] =
+        [share.total(), *weights, *kv_cache, *compute, *logits, *available].map(mib);
+    format!(
+        "it needs {total} MiB of {place} and {available} MiB are there ({source}): weights \
+         {weights}, KV cache {kv_cache}, compute {compute}, logits {logits}"
+    )
+}
+
+/// Rounded up.
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+/// Refuses an adapter that main memory has no room for.
+pub(super) fn check_adapter(header: &Gguf) -> Result<(), String> {
+    let needed = adapter::weights(header)?;
+    let (available, source) = main_memory();
+    if needed <= available {
+        return Ok(());
+    }
+    let [needed, available] = [needed, available].map(mib);
+    Err(format!(
+        "the adapter needs {needed} MiB and {available} MiB are there ({source}); lower \
+         engine.context_tokens or learn.lora.rank"
+    ))
+}
+
+/// Bytes that this process may still take, and who says so.
+pub(super) fn main_memory() -> (u64, String) {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = field(&meminfo, "MemAvailable:").map(|kib| kib.saturating_mul(1024));
+    let free = (free.unwrap_or(u64::MAX), "MemAvailable".to_owned());
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    let limit = group.and_then(|group| group_memory(Path::new("/sys/fs/cgroup"), group));
+    match limit {
+        Some(limit) if limit < free.0 => (limit, "memory.max of the control group".to_owned()),
+        _ => free,
+    }
+}
+
+/// What is left below the tightest `memory.max` of a control group and those above it. Pages of
+/// files, such as an earlier run's mapped model, are given back when needed.
+fn group_memory(root: &Path, group: &str) -> Option<u64> {
+    let folder = root.join(group.trim_start_matches('/'));
+    let left = |folder: &Path| {
+        let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+        let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+        let max = number("memory.max")?;
+        let files = field(&read("memory.stat")?, "inactive_file").unwrap_or(0);
+        Some(max.saturating_sub(number("memory.current")?.saturating_sub(files)))
+    };
+    folder.ancestors().take_while(|folder| folder.starts_with(root)).filter_map(left).min()
+}
+
+/// The number behind a name in lines of names and numbers.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tightest_control_group_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let inner = root.path().join("system.slice/reflectd.service");
+        fs::create_dir_all(&inner).unwrap();
+        let put = |folder: &Path, name: &str, text: &str| {
+            files::write_atomic(&folder.join(name), |file| {
+                std::io::Write::write_all(file, text.as_bytes())
+            })
+            .unwrap();
+        };
+        let group = "/system.slice/reflectd.service";
+        assert_eq!(group_memory(root.path(), group), None);
+        put(&inner, "memory.max", "max\n");
+        put(&inner, "memory.current", "100\n");
+        put(&inner, "memory.stat", "anon 50\ninactive_file 40\n");
+        assert_eq!(group_memory(root.path(), group), None);
+        put(&inner, "memory.max", "1000\n");
+        assert_eq!(group_memory(root.path(), group), Some(940));
+        let outer = root.path().join("system.slice");
+        put(&outer, "memory.max", "500\n");
+        put(&outer, "memory.current", "450\n");
+        put(&outer, "memory.stat", "inactive_file 0\n");
+        assert_eq!(group_memory(root.path(), group), Some(50));
+    }
+
+    #[test]
+    fn this_machine_says_what_it_has() {
+        let (bytes, source) = main_memory();
+        assert!(bytes > 1 << 20 && !source.is_empty(), "{bytes} by {source}");
+    }
+}

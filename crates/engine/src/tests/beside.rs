@@ -1,0 +1,46 @@
+//! Two engines in one process: the one with the more urgent work computes, the other waits.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::super::floor::Floor;
+use super::super::llama::Llama;
+use super::llama::config;
+use super::*;
+
+const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../agents/nano/model.gguf");
+
+#[tokio::test]
+async fn idle_work_of_another_engine_never_takes_a_step_of_a_chat() {
+    let floor = Floor::default();
+    let script = || Script::new(&"word ".repeat(40)).step_delay(Duration::from_millis(1));
+    let (chats, judged) = (script(), script());
+    let (chats, _one) = spawn_on(&floor, 8, || Ok(Fake::new(chats))).await.unwrap();
+    let (judge, _other) = spawn_on(&floor, 8, || Ok(Fake::new(judged))).await.unwrap();
+
+    let idle = GenerateRequest { class: Class::Explore, ..request(prompt(&judge, "judge")) };
+    let idle = judge.generate(idle).await.unwrap();
+    let mut chat = chats.generate(request(prompt(&chats, "chat"))).await.unwrap();
+    // From its first word to its last, the other engine ends at most the step that it was in.
+    let mut n_pieces = 0;
+    let mut before = None;
+    while let Some(piece) = chat.pieces.recv().await {
+        before.get_or_insert_with(|| judge.stats().steps);
+        n_pieces += 1;
+        if matches!(piece, Piece::Finished { .. }) {
+            let after = judge.stats().steps;
+            assert!(after <= before.unwrap() + 1, "{before:?} to {after} in {n_pieces} pieces");
+            break;
+        }
+    }
+    assert!(100 < n_pieces, "the chat is longer than a step or two: {n_pieces}");
+    // And then it goes on to its end.
+    let answers = read(idle, 1).await;
+    assert_eq!(answers.reasons, [Some(FinishReason::Stop)]);
+}
+
+#[test]
+fn memory_of_models_that_are_loaded_counts_for_the_next_one() {
+    let error = Llama::load_beside(&config(Path::new(NANO).to_owned()), u64::MAX).unwrap_err();
+    assert!(error.to_string().contains("and 0 MiB are there"), "{error}");
+}

@@ -1,0 +1,17 @@
+# How llama.cpp is built here. CMake reads this file after each `project()` of llama.cpp, because
+# .cargo/config.toml names it as CMAKE_PROJECT_INCLUDE and llama-cpp-sys-2 passes that on.
+
+if(PROJECT_NAME STREQUAL "llama.cpp")
+  # llama-common (arguments, chat parsers, downloads) is linked by nothing here and takes as long to
+  # compile as the rest of libllama. llama-cpp-2 depends on the feature that switches it on.
+  set(LLAMA_BUILD_COMMON OFF CACHE BOOL "" FORCE)
+
+  # Cargo's feature `portable` sets GGML_BACKEND_DL: kernel modules for all processors. Without it
+  # ggml-cpu is built once, with -march=native.
+  if(NOT GGML_BACKEND_DL)
+    set(GGML_NATIVE ON CACHE BOOL "" FORCE)
+  endif()
+
+  # libllama reads files and builds graphs; the arithmetic is in ggml-cpu, which keeps -O3.
+  cmake_language(DEFER CALL target_compile_options llama PRIVATE -O1)
+endif()

@@ -1,0 +1,10 @@
+//! The embedded default: a small world of arithmetic word problems, the corpora in the project's
+//! own prompts, and the tokenizer of the nano model that is trained on them from scratch.
+//! Pure: seeds in, text and token ids out. Used by the trainer's `pretrain`, by `demo` and tests.
+
+#![cfg_attr(test, allow(clippy::cast_sign_loss, reason = "a failed test prints what it needs to"))]
+
+pub mod corpus;
+pub mod prompts;
+pub mod tokenizer;
+pub mod world;

@@ -1,0 +1,435 @@
+//! Prompts: the model's chat template and the project's own reflection templates, both minijinja.
+//! Pure after load. Text from users and models never becomes a control token: a rendered prompt is
+//! a list of [`TextPart`]s in which only the template's own parts count as control.
+//! Used by `reflect`, `learn` and `nano`.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::assertions_on_result_states,
+        clippy::format_collect,
+        clippy::format_push_string,
+        reason = "a failed test prints what it needs to; its numbers are its own"
+    )
+)]
+
+mod neutral;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::LazyLock;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, context};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use inference::TextPart;
+use neutral::neutral;
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Standing instructions.
+    System,
+    /// The owner.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// The word that chat templates know.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// One turn.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What.
+    pub content: String,
+}
+
+/// A template does not parse or render.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct PromptError(pub String);
+
+/// Content number i is rendered as `OPEN i CLOSE`, so that the template's own text and what people
+/// and models wrote can be told apart afterwards. Both are private-use characters; a template that
+/// holds one is refused, and contents never reach the template, so neither can be forged.
+const OPEN: char = '\u{E000}';
+/// See [`OPEN`].
+const CLOSE: char = '\u{E001}';
+
+const CHAT: &str = "the chat template";
+
+/// The model's own chat template (Jinja, from the GGUF).
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+impl ChatTemplate {
+    /// Compiles it.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, PromptError> {
+        if [source, bos, eos].iter().any(|text| text.contains([OPEN, CLOSE])) {
+            return Err(PromptError(format!("{CHAT} uses U+E000 or U+E001, which are reserved")));
+        }
+        let mut environment = Environment::new();
+        // What Hugging Face sets, and therefore what templates are written for.
+        environment.set_syntax(
+            SyntaxConfig::builder()
+                .trim_blocks(true)
+                .lstrip_blocks(true)
+                .build()
+                .expect("the delimiters are the usual ones"),
+        );
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_template_owned(CHAT, without_generation_tags(source)).map_err(in_words)?;
+        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
+    /// Renders a conversation up to where the assistant goes on. Contents stay plain text.
+    ///
+    /// The template sees a placeholder for each content that is not empty: one that would change
+    /// a content (trim it, cut old reasoning out) leaves it as it is.
+    pub fn render(&self, messages: &[Message]) -> Result<Vec<TextPart>, PromptError> {
+        self.render_up_to(messages, true)
+    }
+
+    /// Renders a conversation that has ended, as a reward model reads it.
+    pub fn render_whole(&self, messages: &[Message]) -> Result<Vec<TextPart>, PromptError> {
+        self.render_up_to(messages, false)
+    }
+
+    fn render_up_to(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Vec<TextPart>, PromptError> {
+        let turns: Vec<Value> = messages
+            .iter()
+            .enumerate()
+            .map(|(index, message)| {
+                let content = match message.content.as_str() {
+                    "" => String::new(),
+                    _ => format!("{OPEN}{index}{CLOSE}"),
+                };
+                context! { role => message.role.as_str(), content }
+            })
+            .collect();
+        let rendered = self
+            .environment
+            .get_template(CHAT)
+            .and_then(|template| {
+                template.render(context! {
+                    messages => turns,
+                    add_generation_prompt,
+                    bos_token => &self.bos,
+                    eos_token => &self.eos,
+                    // Templates ask `is none` as well as `is defined` of these.
+                    tools => (),
+                    documents => (),
+                })
+            })
+            .map_err(in_words)?;
+        split(&rendered, messages)
+    }
+}
+
+/// Puts the contents back where their placeholders are.
+fn split(rendered: &str, messages: &[Message]) -> Result<Vec<TextPart>, PromptError> {
+    let mut parts = Vec::new();
+    let mut push = |text: &str, control| {
+        if !text.is_empty() {
+            parts.push(TextPart { text: text.to_owned(), control });
+        }
+    };
+    let mut last_seen = None;
+    for (position, piece) in rendered.split(OPEN).enumerate() {
+        let template_text = if position == 0 {
+            piece
+        } else {
+            let (index, rest) = piece.split_once(CLOSE).ok_or_else(cut_apart)?;
+            let index: usize = index.parse().map_err(|_| cut_apart())?;
+            push(&messages.get(index).ok_or_else(cut_apart)?.content, false);
+            last_seen = Some(index);
+            rest
+        };
+        if template_text.contains(CLOSE) {
+            return Err(cut_apart());
+        }
+        push(template_text, true);
+    }
+    match messages.last() {
+        Some(last) if !last.content.is_empty() && last_seen != Some(messages.len() - 1) => {
+            Err(PromptError(format!("{CHAT} does not end with the last message")))
+        }
+        _ => Ok(parts),
+    }
+}
+
+fn cut_apart() -> PromptError {
+    PromptError(format!("{CHAT} cuts message contents apart, which cannot be followed"))
+}
+
+/// `{% generation %}` marks assistant text for training in Hugging Face's dialect. It changes
+/// nothing in what is rendered, but minijinja does not know it.
+fn without_generation_tags(source: &str) -> String {
+    static BEGIN: LazyLock<Regex> = LazyLock::new(|| tag("generation"));
+    static END: LazyLock<Regex> = LazyLock::new(|| tag("endgeneration"));
+    fn tag(name: &str) -> Regex {
+        Regex::new(&format!(r"\{{%([-+]?)\s*{name}\s*([-+]?)%\}}")).expect("the pattern is fixed")
+    }
+    let source = BEGIN.replace_all(source, "{%${1} if true ${2}%}");
+    END.replace_all(&source, "{%${1} endif ${2}%}").into_owned()
+}
+
+fn strftime_now(format: &str) -> Result<String, Error> {
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
+        Error::new(ErrorKind::InvalidOperation, format!("strftime_now does not know {format:?}"))
+    })?;
+    Ok(text)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn in_words(error: Error) -> PromptError {
+    PromptError(error.to_string())
+}
+
+/// The project's reflection templates (`prompts/reflect.yaml`, or an agent's own file): each is a
+/// short conversation whose contents are minijinja templates.
+#[derive(Clone, Debug)]
+pub struct PromptSet {
+    labels: [String; 3],
+    /// Holds each content under `name.index`.
+    environment: Environment<'static>,
+    roles: BTreeMap<String, Vec<Role>>,
+    /// What an answer looks like, where the judge knows one form only.
+    form: Option<Regex>,
+    /// Hash of all that the judge is asked with, but for the aspect.
+    version: String,
+    /// The first label stands for level +1 and the last one for -1.
+    is_reversed: bool,
+}
+
+/// What a critique or refinement template may show of one aspect.
+#[derive(Clone, Debug, Serialize)]
+pub struct AspectView<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Description.
+    pub description: &'a str,
+    /// Levels -1, 0, +1.
+    pub levels: &'a [String; 3],
+}
+
+impl AspectView<'_> {
+    fn to_value(&self) -> Value {
+        context! {
+            name => self.name,
+            description => self.description,
+            levels => self.levels.iter().map(Value::from).collect::<Vec<_>>(),
+        }
+    }
+}
+
+const NAMES: [&str; 3] = ["assess", "critique", "refine"];
+/// The one that an agent may do without.
+const CHOOSE: &str = "choose";
+
+impl PromptSet {
+    /// Compiles the templates from YAML text that `config` has read into strings:
+    /// name -> list of (role, template). Names: `assess`, `critique`, `refine`, and `choose` where
+    /// the judge chooses aspects. Each is rendered once, so that a misspelt variable is a problem
+    /// at load and not in the night.
+    pub fn new(
+        labels: [String; 3],
+        templates: BTreeMap<String, Vec<Message>>,
+    ) -> Result<Self, PromptError> {
+        if labels.iter().any(String::is_empty) || labels.iter().collect::<BTreeSet<_>>().len() < 3 {
+            return Err(PromptError("labels must be three different texts".into()));
+        }
+        if !templates.keys().map(String::as_str).filter(|name| *name != CHOOSE).eq(NAMES) {
+            let names = NAMES.join(", ");
+            return Err(PromptError(format!("templates must be {names} and, if wanted, {CHOOSE}")));
+        }
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.add_filter("quote", quote);
+        let mut roles = BTreeMap::new();
+        let version = version(&labels, &templates);
+        for (name, turns) in templates {
+            if turns.last().is_none_or(|last| last.role != Role::User) {
+                return Err(PromptError(format!("{name} must end with a turn of the user")));
+            }
+            roles.insert(name.clone(), turns.iter().map(|turn| turn.role).collect());
+            for (index, turn) in turns.into_iter().enumerate() {
+                environment
+                    .add_template_owned(format!("{name}.{index}"), turn.content)
+                    .map_err(in_words)?;
+            }
+        }
+        let (form, is_reversed) = (None, false);
+        let set = Self { labels, environment, roles, form, version, is_reversed };
+        set.try_out()?;
+        Ok(set)
+    }
+
+    /// Says what an answer looks like. For judges that were trained on answers of one form and have no
+    /// means to tell an answer from what is said about it: see [`PromptSet::readings`].
+    pub fn set_form(&mut self, form: &str) -> Result<(), PromptError> {
+        self.form = Some(Regex::new(form).map_err(|error| PromptError(error.to_string()))?);
+        self.version = files::hex(&Sha256::digest(format!("{}{form}", self.version)));
+        Ok(())
+    }
+
+    /// Names what the judge is asked with, but for the aspect: templates, labels, form, and how
+    /// answers are made harmless.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The same with the labels in the opposite order; the caller turns the aspects' levels round.
+    /// Shows how much the judge likes a label for its place.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self { is_reversed: !self.is_reversed, ..self.clone() }
+    }
+
+    /// An answer as the judge reads it: as it stands, and where there is more than an answer of the
+    /// form, also the first part that is one alone. The least favourable reading counts, so that what
+    /// was added to an answer to speak to the judge can only harm it.
+    pub fn readings(&self, response: &str) -> Vec<String> {
+        let whole = neutral(response).into_owned();
+        let Some(form) = &self.form else { return vec![whole] };
+        let formed = form.find(&whole).map_or("", |found| found.as_str());
+        if formed == whole {
+            return vec![whole];
+        }
+        let formed = formed.to_owned();
+        vec![whole, formed]
+    }
+
+    /// Text of the three level labels; each must be one token after the rendered `assess` prompt.
+    pub fn labels(&self) -> &[String; 3] {
+        &self.labels
+    }
+
+    /// Asks for one level. Question and response come first, the aspect last, so that the KV of
+    /// the former is shared by all aspects.
+    pub fn assess(
+        &self,
+        question: &str,
+        response: &str,
+        reference: Option<&str>,
+        aspect: &AspectView<'_>,
+    ) -> Result<Vec<Message>, PromptError> {
+        let aspect = aspect.to_value();
+        let (question, response) = (neutral(question), neutral(response));
+        let best = &self.labels[if self.is_reversed { 0 } else { 2 }];
+        self.render("assess", &context! { question, response, reference, aspect, best })
+    }
+
+    /// Whether there is a template for choosing aspects.
+    pub fn can_choose(&self) -> bool {
+        self.roles.contains_key(CHOOSE)
+    }
+
+    /// Asks how much an aspect matters for a request, answered with a label like a level. The
+    /// request comes first, so that its KV is shared by all aspects.
+    pub fn choose(
+        &self,
+        question: &str,
+        aspect: &AspectView<'_>,
+    ) -> Result<Vec<Message>, PromptError> {
+        let aspect = aspect.to_value();
+        self.render(CHOOSE, &context! { question, aspect })
+    }
+
+    /// Asks what falls short, for the aspects that did.
+    pub fn critique(
+        &self,
+        question: &str,
+        response: &str,
+        reference: Option<&str>,
+        aspects: &[AspectView<'_>],
+    ) -> Result<Vec<Message>, PromptError> {
+        let aspects: Vec<Value> = aspects.iter().map(AspectView::to_value).collect();
+        let (question, response) = (neutral(question), neutral(response));
+        self.render("critique", &context! { question, response, reference, aspects })
+    }
+
+    /// Asks for a better answer. No reference: it is never shown to the policy.
+    pub fn refine(
+        &self,
+        question: &str,
+        response: &str,
+        critique: &str,
+    ) -> Result<Vec<Message>, PromptError> {
+        self.render("refine", &context! { question, response, critique })
+    }
+
+    fn render(&self, name: &str, values: &Value) -> Result<Vec<Message>, PromptError> {
+        let turns = self.roles.get(name);
+        let turns = turns.ok_or_else(|| PromptError(format!("there is no template `{name}`")))?;
+        turns
+            .iter()
+            .enumerate()
+            .map(|(index, &role)| {
+                let template = self.environment.get_template(&format!("{name}.{index}"));
+                let content = template.and_then(|it| it.render(values)).map_err(in_words)?;
+                Ok(Message { role, content })
+            })
+            .collect()
+    }
+
+    fn try_out(&self) -> Result<(), PromptError> {
+        let levels = ["-1", "0", "+1"].map(String::from);
+        let aspect = AspectView { name: "name", description: "description", levels: &levels };
+        for reference in [None, Some("reference")] {
+            self.assess("question", "response", reference, &aspect)?;
+            self.critique("question", "response", reference, std::slice::from_ref(&aspect))?;
+        }
+        self.refine("question", "response", "critique")?;
+        if self.can_choose() {
+            self.choose("question", &aspect)?;
+        }
+        Ok(())
+    }
+}
+
+fn version(labels: &[String; 3], templates: &BTreeMap<String, Vec<Message>>) -> String {
+    let asked = (neutral::VERSION, labels, templates.get("assess"));
+    let text = serde_json::to_vec(&asked).expect("templates are plain data");
+    files::hex(&Sha256::digest(text))
+}
+
+/// Puts `> ` before every line: whatever the text says, it cannot end its own quotation.
+fn quote(text: &str) -> String {
+    text.split('\n').map(|line| format!("> {line}")).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,48 @@
+//! How far prompts are filled with answers, counted over `exchanges`, `candidates` and
+//! `assessments`. Decides nothing: whether that is enough is `reflect`'s business.
+
+use rusqlite::{Transaction, params};
+
+use super::Filled;
+use super::columns::Count;
+use super::thread::Outcome;
+use inference::Generation;
+
+pub(super) fn explorable(
+    tx: &Transaction<'_>,
+    agent: &str,
+    (n, m): (u32, u32),
+    generation: Generation,
+) -> Outcome<Vec<Filled>> {
+    // `passes` is null of an answer that nobody has judged.
+    let sql = "WITH answers AS (
+            SELECT exchange, parent, generation, candidates.id AS id, min(passes) AS passes
+            FROM exchanges JOIN candidates ON exchange = exchanges.id
+                LEFT JOIN assessments
+                    ON candidate = candidates.id AND weight > 0 AND is_current = 1
+            WHERE agent = ?1 AND author = 'model' GROUP BY candidates.id)
+        SELECT exchanges.id,
+            count(answers.id) - count(parent) AS drafts,
+            count(parent) AS refinements,
+            count(*) FILTER (WHERE passes = 1) AS positives,
+            count(*) FILTER (WHERE passes = 0) AS negatives,
+            count(*) FILTER (WHERE passes = 0 AND parent IS NULL) AS faulty_drafts,
+            count(*) FILTER (WHERE passes IS NOT NULL AND generation = ?4) AS tries
+        FROM exchanges LEFT JOIN answers ON answers.exchange = exchanges.id
+        WHERE agent = ?1 GROUP BY exchanges.id HAVING drafts < ?2 OR refinements < ?3
+        ORDER BY count(answers.id), exchanges.id";
+    let mut query = tx.prepare_cached(sql)?;
+    let filled = query.query_map(params![agent, n, m, generation.0], |row| {
+        let count = |name: &str| row.get::<_, Count<u32>>(name).map(|it| it.0);
+        Ok(Filled {
+            exchange: row.get(0)?,
+            drafts: count("drafts")?,
+            refinements: count("refinements")?,
+            positives: count("positives")?,
+            negatives: count("negatives")?,
+            faulty_drafts: count("faulty_drafts")?,
+            tries: count("tries")?,
+        })
+    })?;
+    Ok(filled.collect::<rusqlite::Result<_>>()?)
+}

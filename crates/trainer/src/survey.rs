@@ -1,0 +1,390 @@
+//! `reflectd-trainer survey`: whether a model can be trained, how much memory that takes, and how long
+//! pairs take on this machine. It uses the code that trains: its checks, its planner, and real passes
+//! over the first blocks and the head with the file's own weights, from which the time of a whole pass
+//! is extrapolated. It writes nothing. Used by `main` for `reflectd doctor`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use anyhow::ensure;
+use fastrand::Rng;
+use protocol::{
+    self, BaseKind, BaseWay, Compute, Objective, PairLength, SurveyJob, TrainingMemory,
+    TrainingSpeed, TrainingSurvey,
+};
+use tch::{Device, Kind as Number};
+
+use crate::arch::Shape;
+use crate::base::BaseFile;
+use crate::cuda;
+use crate::data::{Kind, Packed};
+use crate::lora::Lora;
+use crate::model::Model;
+use crate::optimizer::AdamW;
+use crate::plan::{self, Plan, Setting};
+use crate::step::{self, Unfinished};
+use crate::weights::{self, Weights};
+
+/// All measured passes together take about so long, unless a single block takes longer.
+const BUDGET_S: f64 = 5.0;
+/// Times that each pass is measured. The fastest counts: other processes only make a pass slower.
+const ROUNDS: usize = 2;
+/// Divisors of a pair's length, tried until a pass is short enough.
+const SHORTENED: [usize; 4] = [1, 2, 4, 8];
+/// Most blocks that are measured; more do not improve the extrapolation.
+const MAX_BLOCKS: i64 = 8;
+/// Longest sequence in a job.
+const MAX_TOKENS: usize = 1 << 20;
+/// Copies of an adapter in a run: the parameters, its gradient, two moments and the best checkpoint.
+const ADAPTER_COPIES: u64 = 5;
+/// Bytes of an f32.
+const F32: u64 = 4;
+/// Pairs whose time is reported.
+const PAIRS: f64 = 1000.0;
+
+/// Answers one job. Only an invalid job is an error: what is wrong with the model is in the answer.
+pub(crate) fn run(job: &SurveyJob, device: Device) -> anyhow::Result<TrainingSurvey> {
+    ensure!(
+        job.version == protocol::VERSION,
+        "the job has version {}, this trainer knows {}",
+        job.version,
+        protocol::VERSION
+    );
+    let lengths = [job.max_tokens, job.pair.prompt, job.pair.answer];
+    ensure!(
+        lengths.iter().all(|n| (1..=MAX_TOKENS).contains(n)),
+        "lengths are between 1 and {MAX_TOKENS} tokens"
+    );
+    ensure!(
+        (1..=1024).contains(&job.lora.rank) && 0 < job.batch_pairs,
+        "rank and batch_pairs are at least 1"
+    );
+    tch::set_num_threads(i32::try_from(job.threads.clamp(1, 1024))?);
+    let mut survey = TrainingSurvey {
+        refusal: None,
+        device: cuda::name(device).to_owned(),
+        device_memory: cuda::memory().filter(|_| device != Device::Cpu),
+        threads: job.threads,
+        memory: None,
+        speed: None,
+        speed_fault: None,
+    };
+    let checked = BaseFile::open(&job.base)
+        .and_then(|file| weights::check(&file, job.context_tokens).map(|shape| (file, shape)));
+    let (file, shape) = match checked {
+        Ok(found) => found,
+        Err(error) => {
+            survey.refusal = Some(format!("{error:#}"));
+            return Ok(survey);
+        }
+    };
+    let machine = Machine {
+        job,
+        file: &file,
+        shape: &shape,
+        device,
+        compute: plan::compute(job.compute, device, shape.sizes.n_embd),
+        available: plan::memory_bytes(device, job.memory_limit_bytes),
+    };
+    let memory = machine.memory();
+    match catch_unwind(AssertUnwindSafe(|| machine.measure(memory.taken))) {
+        Ok(Ok(speed)) => survey.speed = Some(speed),
+        Ok(Err(error)) => survey.speed_fault = Some(format!("{error:#}")),
+        Err(panic) => {
+            let text = step::panic_text(&*panic);
+            survey.speed_fault = Some(step::first_line(&text).to_owned());
+        }
+    }
+    survey.memory = Some(memory);
+    Ok(survey)
+}
+
+/// A model, and the machine that would train it.
+#[derive(Clone, Copy)]
+struct Machine<'a> {
+    job: &'a SurveyJob,
+    file: &'a BaseFile,
+    shape: &'a Shape,
+    device: Device,
+    compute: Number,
+    /// Bytes.
+    available: u64,
+}
+
+impl Machine<'_> {
+    fn memory(self) -> TrainingMemory {
+        let Self { job, available, .. } = self;
+        TrainingMemory {
+            available_bytes: available,
+            longest: stretched(job.pair, job.max_tokens),
+            compute: if self.compute == Number::BFloat16 { Compute::Bf16 } else { Compute::F32 },
+            taken: plan::base_kind(job.base_kind, self.compute, self.file, available),
+            ways: [BaseKind::F32, BaseKind::Bf16, BaseKind::Quantized]
+                .map(|base| self.way(base))
+                .into(),
+        }
+    }
+
+    fn way(self, base: BaseKind) -> BaseWay {
+        let Self { job, shape, available, .. } = self;
+        let base_bytes = held_bytes(self.file, base, shape.sizes.n_layer);
+        let a_layer: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out + n_in).sum();
+        let parameters = (a_layer * shape.sizes.n_layer).cast_unsigned() * job.lora.rank as u64;
+        // As in a run, which plans after it has loaded base and adapter.
+        let left = available.saturating_sub(base_bytes + parameters * F32);
+        let longest = tree_tokens(stretched(job.pair, job.max_tokens));
+        let plan = Plan::new(self.setting(base), longest, left);
+        let mut way = BaseWay {
+            base,
+            base_bytes,
+            adapter_bytes: parameters * F32 * ADAPTER_COPIES,
+            pass_bytes: plan.pass_bytes(self.setting(base)),
+            fits: false,
+            pass_tokens: plan.max_tokens,
+            recompute: plan.recompute,
+        };
+        way.fits = way.total_bytes() <= available;
+        way
+    }
+
+    /// How a run would compute with a base of this kind.
+    fn setting(&self, base: BaseKind) -> Setting<'_> {
+        let weights_are_transient = match base {
+            BaseKind::F32 => self.compute != Number::Float,
+            BaseKind::Bf16 => self.compute != Number::BFloat16,
+            BaseKind::Quantized | BaseKind::Auto => true,
+        };
+        let Self { shape, compute, device, .. } = *self;
+        Setting { shape, compute, device, weights_are_transient }
+    }
+
+    /// The first blocks of the model, and its head.
+    fn load(self, base: BaseKind, n_blocks: i64) -> anyhow::Result<Model> {
+        let mut shape = self.shape.clone();
+        shape.sizes.n_layer = n_blocks;
+        let weights = Weights::load(self.file, &shape, base, self.device)?;
+        let mut model = Model::new(shape, weights, self.device);
+        model.compute = self.compute;
+        model.fuse_projections();
+        Ok(model)
+    }
+
+    /// Measures passes with one block and with several, each over few tokens and over many. The time of a
+    /// pass is linear in both, with one constant part for any number of blocks (the head) and one for any
+    /// number of tokens (decoding a quantized base).
+    fn measure(self, base: BaseKind) -> anyhow::Result<TrainingSpeed> {
+        let Self { job, file, shape, available, .. } = self;
+        let n_blocks = shape.sizes.n_layer;
+        let left = available.saturating_sub(held_bytes(file, base, n_blocks));
+        let fitting = |n: &i64| held_bytes(file, base, *n) < available / 2;
+        let most = (1..=n_blocks.min(MAX_BLOCKS)).rev().find(fitting);
+        ensure!(most.is_some(), "not even one block and the head fit into half of the memory");
+        let mut bench = Bench {
+            model: self.load(base, most.unwrap_or(1))?,
+            lora: job.lora,
+            rng: Rng::with_seed(1),
+            plan: Plan::new(self.setting(base), tree_tokens(job.pair), left),
+        };
+
+        // The first pass of a process is slow; the second says how long the others may be.
+        let short = shortened(job.pair, SHORTENED[SHORTENED.len() - 1]);
+        bench.pass(1, short, 1)?;
+        let probe = bench.pass(1, short, 1)?.total();
+        let a_pass = BUDGET_S / (2.0 * ROUNDS as f64);
+        let seconds_of = |pair| probe * tree_tokens(pair) as f64 / tree_tokens(short) as f64;
+        let affordable = SHORTENED.map(|by| shortened(job.pair, by));
+        let pair = affordable.into_iter().find(|&pair| seconds_of(pair) <= a_pass / 2.0);
+        let pair = pair.unwrap_or(short);
+        let of_run = (bench.plan.max_tokens / tree_tokens(job.pair)).clamp(1, job.batch_pairs);
+        let n_pairs = truncate(a_pass / 2.0 / seconds_of(pair)).clamp(1, of_run);
+        // Few and many tokens: fewer pairs where there are several, else a shorter one.
+        let few = if n_pairs == 1 { (shortened(pair, 2), 1) } else { (pair, n_pairs.div_ceil(2)) };
+        let many = (pair, n_pairs);
+
+        let one = [bench.fastest(1, few)?, bench.fastest(1, many)?];
+        let by_time = i64::try_from(truncate(a_pass / one[1].total())).unwrap_or(MAX_BLOCKS);
+        let measured_blocks = by_time.max(2).min(bench.model.shape.sizes.n_layer);
+        let several = if measured_blocks == 1 {
+            one
+        } else {
+            [bench.fastest(measured_blocks, few)?, bench.fastest(measured_blocks, many)?]
+        };
+
+        let tokens = |(pair, n): (PairLength, usize)| (tree_tokens(pair) * n) as f64;
+        let wanted_tokens = (tree_tokens(job.pair) * of_run) as f64;
+        let whole = |part: fn(&Seconds) -> f64| {
+            let at = |blocks: &[Seconds; 2]| {
+                line(
+                    wanted_tokens,
+                    (tokens(few), part(&blocks[0])),
+                    (tokens(many), part(&blocks[1])),
+                )
+            };
+            line(n_blocks as f64, (1.0, at(&one)), (measured_blocks as f64, at(&several)))
+        };
+        let passes = PAIRS / of_run as f64;
+        let steps = PAIRS / job.batch_pairs as f64;
+        let epoch_s = passes * whole(|it| it.gradients) + steps * whole(|it| it.update);
+        Ok(TrainingSpeed {
+            pair: job.pair,
+            base,
+            reference_s: passes * whole(|it| it.reference),
+            epoch_s,
+            tokens_per_second: PAIRS * tree_tokens(job.pair) as f64 / epoch_s.max(1e-9),
+            measured_blocks,
+            n_blocks,
+            measured_pair: pair,
+            measured_pairs: n_pairs,
+        })
+    }
+}
+
+/// Memory of the first blocks and the head of a base of this kind.
+fn held_bytes(file: &BaseFile, base: BaseKind, n_blocks: i64) -> u64 {
+    let is_loaded = |name: &str| {
+        let block = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
+        block.and_then(|block| block.parse::<i64>().ok()).is_none_or(|block| block < n_blocks)
+    };
+    let bytes = |tensor: &files::gguf::TensorInfo| {
+        let bytes_per_value = match base {
+            _ if tensor.shape.len() != 2 => F32,
+            BaseKind::Quantized => 0,
+            BaseKind::Bf16 => 2,
+            BaseKind::F32 | BaseKind::Auto => F32,
+        };
+        tensor.n_values().saturating_mul(bytes_per_value)
+    };
+    file.tensors().filter(|tensor| is_loaded(&tensor.name)).map(bytes).fold(0, u64::saturating_add)
+}
+
+/// A pair of the same proportions whose sequences have `tokens` tokens.
+fn stretched(pair: PairLength, tokens: usize) -> PairLength {
+    let answer = (tokens * pair.answer / (pair.prompt + pair.answer)).max(1);
+    PairLength { prompt: tokens.saturating_sub(answer).max(1), answer }
+}
+
+fn shortened(pair: PairLength, by: usize) -> PairLength {
+    PairLength { prompt: (pair.prompt / by).max(1), answer: (pair.answer / by).max(1) }
+}
+
+/// Tokens that are computed of a pair: the prompt once, and the answers without their last tokens.
+fn tree_tokens(PairLength { prompt, answer }: PairLength) -> usize {
+    prompt + 2 * (answer - 1)
+}
+
+/// Seconds of the parts of one optimizer step over one pass.
+#[derive(Clone, Copy, Debug)]
+struct Seconds {
+    reference: f64,
+    gradients: f64,
+    update: f64,
+}
+
+impl Seconds {
+    fn total(self) -> f64 {
+        self.reference + self.gradients + self.update
+    }
+}
+
+/// The y at `x` of the line through two points. A negative slope is noise and counts as zero.
+fn line(x: f64, (x0, y0): (f64, f64), (x1, y1): (f64, f64)) -> f64 {
+    let slope = if x0 < x1 { ((y1 - y0) / (x1 - x0)).max(0.0) } else { 0.0 };
+    (y1 + (x - x1) * slope).max(0.0)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a quotient of positive numbers; a cast saturates"
+)]
+fn truncate(x: f64) -> usize {
+    x as usize
+}
+
+/// The loaded blocks of a model, and what measures them.
+struct Bench {
+    model: Model,
+    lora: protocol::Lora,
+    rng: Rng,
+    plan: Plan,
+}
+
+impl Bench {
+    fn fastest(
+        &mut self,
+        n_blocks: i64,
+        (pair, n_pairs): (PairLength, usize),
+    ) -> anyhow::Result<Seconds> {
+        let mut best = self.pass(n_blocks, pair, n_pairs)?;
+        for _ in 1..ROUNDS {
+            let again = self.pass(n_blocks, pair, n_pairs)?;
+            best = Seconds {
+                reference: best.reference.min(again.reference),
+                gradients: best.gradients.min(again.gradients),
+                update: best.update.min(again.update),
+            };
+        }
+        Ok(best)
+    }
+
+    /// One step of a run, with a new adapter on the first blocks.
+    fn pass(&mut self, n_blocks: i64, pair: PairLength, n_pairs: usize) -> anyhow::Result<Seconds> {
+        let mut examples: Vec<Packed> = (0..n_pairs).map(|_| self.example(pair)).collect();
+        let all_blocks = std::mem::replace(&mut self.model.shape.sizes.n_layer, n_blocks);
+        let seconds = self.compute(&mut examples);
+        self.model.shape.sizes.n_layer = all_blocks;
+        seconds.map_err(|unfinished| match unfinished {
+            Unfinished::OutOfMemory(error) | Unfinished::NotFinite(error) => error,
+        })
+    }
+
+    fn compute(&mut self, examples: &mut [Packed]) -> Result<Seconds, Unfinished> {
+        let Self { model, lora, plan, .. } = self;
+        let adapter = Lora::new(&model.shape, lora.rank, lora.alpha, model.device);
+        let mut optimizer = AdamW::new(adapter.parameters(), 0.0, 1.0);
+        model.lora = Some(adapter);
+        let mut plan = *plan;
+        let mut started = Instant::now();
+        let mut lap = || std::mem::replace(&mut started, Instant::now()).elapsed().as_secs_f64();
+        let mut all: Vec<&mut Packed> = examples.iter_mut().collect();
+        step::add_reference(model, &mut all, &mut plan)?;
+        let reference = lap();
+        let objective = Objective::Dpo { beta: 0.1, nll: 1.0 };
+        let batch: Vec<&Packed> = examples.iter().collect();
+        step::gradients(model, objective, &batch, &mut plan, &mut || optimizer.zero_grad())?;
+        let gradients = lap();
+        optimizer.update(1e-6);
+        Ok(Seconds { reference, gradients, update: lap() })
+    }
+
+    fn example(&mut self, PairLength { prompt, answer }: PairLength) -> Packed {
+        let n_vocab = i32::try_from(self.model.shape.sizes.n_vocab).unwrap_or(i32::MAX);
+        let mut tokens = |n: usize| (0..n).map(|_| self.rng.i32(0..n_vocab)).collect::<Vec<_>>();
+        let (prompt, one, other) = (tokens(prompt), tokens(answer), tokens(answer));
+        Packed::new(String::new(), &prompt, &[&one, &other], Kind::Preference)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_pass_lies_on_the_line_through_two_measured_ones() {
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        assert!(close(line(10.0, (1.0, 3.0), (2.0, 5.0)), 21.0));
+        assert!(close(line(2.0, (1.0, 3.0), (2.0, 5.0)), 5.0), "a measured point is on the line");
+        assert!(close(line(9.0, (1.0, 3.0), (2.0, 2.5)), 2.5), "a negative slope is noise");
+        assert!(close(line(1.0, (1.0, 3.0), (1.0, 3.0)), 3.0), "a model of one block");
+    }
+
+    #[test]
+    fn pairs_keep_their_proportions() {
+        let pair = PairLength { prompt: 256, answer: 128 };
+        assert_eq!(tree_tokens(pair), 510);
+        assert_eq!(stretched(pair, 3000), PairLength { prompt: 2000, answer: 1000 });
+        assert_eq!(shortened(pair, 8), PairLength { prompt: 32, answer: 16 });
+        let least = PairLength { prompt: 1, answer: 1 };
+        assert_eq!((stretched(pair, 1), shortened(least, 8)), (least, least));
+    }
+}

@@ -1,0 +1,364 @@
+//! Rules that no compiler checks, as text checks over the tree: layers, crate boundaries, headers,
+//! file length, and what the two programs link. A rule that is broken on purpose is changed here.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![expect(clippy::string_slice, reason = "every index comes from a search in the same text")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+mod circles;
+
+/// Which files of the root package may name a crate; a folder stands for all in it. The other crates of
+/// the workspace name what their manifests list, and the compiler sees to that.
+const CRATES: &[(&str, &[&str])] = &[
+    ("anyhow", &["main.rs", "daemon.rs", "cli/"]),
+    ("axum", &["api/"]),
+    ("clap", &["main.rs", "cli/"]),
+    ("indicatif", &["main.rs", "cli/"]),
+    ("signal_hook", &["signals.rs"]),
+];
+
+/// Which modules of the root package a module may use. The table in `src/lib.rs` orders them, and
+/// every edge points down in it.
+const EDGES: &[(&str, &[&str])] = &[
+    ("cli", &["signals", "daemon", "api", "learn", "trust", "reflect", "merge"]),
+    // The words that a signal stands for are the daemon's.
+    ("signals", &["daemon"]),
+    ("daemon", &["api", "learn", "reflect"]),
+    ("api", &["learn", "trust", "reflect"]),
+    ("learn", &["trust", "reflect"]),
+    ("trust", &["reflect"]),
+    ("reflect", &[]),
+    ("merge", &[]),
+    ("telemetry", &[]),
+    ("paths", &[]),
+];
+
+/// What every module may use: words and files, no behaviour.
+const COMMON: &[&str] = &["paths", "telemetry"];
+
+/// The longest a file may be: beyond this nobody reads it in one sitting.
+const MAX_LINES: usize = 800;
+
+/// Every file of the project that a person wrote, relative to the root, in order.
+fn files() -> Vec<PathBuf> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let generated = ["target", "state", ".git", ".deps", "Cargo.lock"].contains(&&*name);
+            match path.is_dir() {
+                _ if generated => {}
+                true => walk(&path, found),
+                false => found.push(path.strip_prefix(ROOT).unwrap().to_owned()),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new(ROOT), &mut found);
+    found.sort();
+    found
+}
+
+/// The files with one of these extensions and their text.
+fn texts(extensions: &[&str]) -> Vec<(PathBuf, String)> {
+    files()
+        .into_iter()
+        .filter(|path| {
+            path.extension().is_some_and(|ext| extensions.contains(&ext.to_str().unwrap()))
+        })
+        .map(|path| (path.clone(), fs::read_to_string(Path::new(ROOT).join(path)).unwrap()))
+        .collect()
+}
+
+/// The Rust files below `src/` by their path there, each line without its comment.
+fn sources() -> Vec<(String, Vec<String>)> {
+    texts(&["rs"])
+        .into_iter()
+        .filter_map(|(path, text)| {
+            let path = path.strip_prefix("src").ok()?.to_str().unwrap().to_owned();
+            Some((path, text.lines().map(|line| without_comment(line).to_owned()).collect()))
+        })
+        .collect()
+}
+
+/// Cuts a line where a comment begins; a `//` inside a word (as in an address) is none.
+fn without_comment(line: &str) -> &str {
+    let starts = line.match_indices("//").map(|(at, _)| at);
+    let comment = starts
+        .into_iter()
+        .find(|&at| line[..at].chars().all(char::is_whitespace) || line[..at].ends_with(' '));
+    &line[..comment.unwrap_or(line.len())]
+}
+
+fn is_word(character: char) -> bool {
+    character.is_alphanumeric() || character == '_'
+}
+
+/// Whether the line has this text between characters that are no part of a name.
+fn has_word(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| {
+        !line[..at].ends_with(is_word) && !line[at + word.len()..].starts_with(is_word)
+    })
+}
+
+/// Whether the line names a crate: `name::`, or `use name` alone.
+fn names_crate(line: &str, name: &str) -> bool {
+    let path = format!("{name}::");
+    let used = line.trim().strip_prefix("use ").or(line.trim().strip_prefix("pub use "));
+    line.match_indices(&path).any(|(at, _)| {
+        let before = &line[..at];
+        !before.ends_with(is_word) && !before.ends_with(':')
+    }) || used
+        .is_some_and(|rest| rest.trim_end_matches(';').split_whitespace().next() == Some(name))
+}
+
+/// The first names after `root::` (`crate::` or `reflectd::`), braces taken apart.
+fn modules_named(text: &str, root: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices(root) {
+        if text[..at].ends_with(is_word) {
+            continue;
+        }
+        let rest = &text[at + root.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            found.insert(rest.chars().take_while(|&c| is_word(c)).collect());
+            continue;
+        };
+        let mut depth = 1;
+        let mut name = String::new();
+        for character in group.chars() {
+            match character {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ if depth == 1 => name.push(character),
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+        found.extend(
+            name.split(',').map(|part| part.trim().chars().take_while(|&c| is_word(c)).collect()),
+        );
+    }
+    found.remove("");
+    found
+}
+
+/// The module that a file below `src/` belongs to; `None` for `lib.rs` and `main.rs`.
+fn module_of(path: &str) -> Option<&str> {
+    if path == "lib.rs" || path == "main.rs" {
+        return None;
+    }
+    path.split('/').next().map(|first| first.trim_end_matches(".rs"))
+}
+
+/// Fails with all findings at once.
+fn assert_none(findings: &[String]) {
+    assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
+}
+
+#[test]
+fn foreign_crates_are_named_only_by_the_files_that_own_them() {
+    let mut findings = Vec::new();
+    for (path, lines) in sources() {
+        for (name, owners) in CRATES {
+            let owned = owners.iter().any(|owner| match owner.strip_suffix('/') {
+                Some(folder) => path.starts_with(folder) && path[folder.len()..].starts_with('/'),
+                None => path == *owner,
+            });
+            for (at, line) in lines.iter().enumerate() {
+                if !owned && names_crate(line, name) {
+                    findings
+                        .push(format!("src/{path}:{}: names {name}; only {owners:?} may", at + 1));
+                }
+            }
+        }
+    }
+    assert_none(&findings);
+}
+
+#[test]
+fn modules_use_only_what_lies_below_them() {
+    let edges: BTreeMap<_, _> = EDGES.iter().copied().collect();
+    let mut findings = Vec::new();
+    for (path, lines) in sources() {
+        let Some(module) = module_of(&path) else { continue };
+        let Some(allowed) = edges.get(module) else {
+            findings.push(format!("src/{path}: {module} is missing in EDGES of tests/tidy.rs"));
+            continue;
+        };
+        for used in modules_named(&lines.join("\n"), "crate::") {
+            let used = used.as_str();
+            let is_allowed = used == module || allowed.contains(&used) || COMMON.contains(&used);
+            if edges.contains_key(used) && !is_allowed {
+                findings.push(format!("src/{path}: {module} may not use {used}"));
+            }
+        }
+    }
+    assert_none(&findings);
+}
+
+#[test]
+fn the_code_map_in_lib_rs_lists_every_module_above_those_it_uses() {
+    let lib = fs::read_to_string(Path::new(ROOT).join("src/lib.rs")).unwrap();
+    let rows = lib.lines().filter_map(|line| line.strip_prefix("//! | ")?.split('|').next());
+    let order: Vec<&str> = rows
+        .flat_map(|cell| cell.split("[`").skip(1))
+        .filter_map(|part| part.split('`').next())
+        .collect();
+    let declared: BTreeSet<&str> = lib
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pub mod ")?.strip_suffix(';'))
+        .collect();
+    assert_eq!(
+        order.iter().copied().collect::<BTreeSet<_>>(),
+        declared,
+        "the table names each module"
+    );
+    let place = |module: &str| order.iter().position(|other| *other == module);
+    let mut findings = Vec::new();
+    for (module, used) in EDGES.iter().filter(|(module, _)| declared.contains(module)) {
+        for below in used.iter().filter(|below| place(below) < place(module)) {
+            findings.push(format!("src/lib.rs lists {below} above {module}, which may use it"));
+        }
+    }
+    assert_none(&findings);
+}
+
+#[test]
+fn every_rust_file_begins_with_its_header() {
+    let missing = texts(&["rs"]).into_iter().filter(|(_, text)| !text.starts_with("//! "));
+    assert_none(&missing.map(|(path, _)| path.display().to_string()).collect::<Vec<_>>());
+}
+
+#[test]
+fn no_file_is_too_long_and_main_is_short() {
+    let mut findings = Vec::new();
+    for (path, text) in texts(&["rs", "sh", "py"]) {
+        let limit = if path == Path::new("src/main.rs") { 60 } else { MAX_LINES };
+        let n = text.lines().count();
+        if limit < n {
+            findings.push(format!("{}: {n} lines, {limit} are allowed", path.display()));
+        }
+    }
+    assert_none(&findings);
+}
+
+#[test]
+fn work_left_to_do_names_its_issue() {
+    let markers = [["TO", "DO"].concat(), ["FIX", "ME"].concat()];
+    let mut findings = Vec::new();
+    for (path, text) in texts(&["rs", "sh", "py", "toml", "yaml"]) {
+        for (at, line) in text.lines().enumerate() {
+            let issue = |marker: &String| line.contains(&format!("{marker}(#"));
+            if markers.iter().any(|marker| has_word(line, marker) && !issue(marker)) {
+                findings.push(format!("{}:{}: {}", path.display(), at + 1, line.trim()));
+            }
+        }
+    }
+    assert_none(&findings);
+}
+
+#[test]
+fn no_file_names_a_folder_of_somebodys_machine() {
+    let folders = ["/home", "/root", "/work", "/Users"].map(|folder| format!("{folder}/"));
+    let mut findings = Vec::new();
+    for (path, text) in texts(&["rs", "sh", "py", "toml", "yaml", "md", "json", "jsonl", "service"])
+    {
+        for (at, line) in text.lines().enumerate() {
+            if folders.iter().any(|folder| line.contains(folder)) {
+                findings.push(format!("{}:{}: {}", path.display(), at + 1, line.trim()));
+            }
+        }
+    }
+    assert_none(&findings);
+}
+
+#[test]
+fn every_dependency_has_its_reason_in_the_architecture() {
+    let manifest = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
+    let document = fs::read_to_string(Path::new(ROOT).join("docs/ARCHITECTURE.md")).unwrap();
+    let mut in_dependencies = false;
+    let mut findings = Vec::new();
+    for line in manifest.lines() {
+        if line.starts_with('#') {
+            continue;
+        }
+        if line.starts_with('[') {
+            in_dependencies = line.ends_with("dependencies]");
+        } else if let Some((name, _)) = line.split_once(" = ")
+            && in_dependencies
+            && !document.contains(&format!("`{name}`"))
+        {
+            findings.push(format!("docs/ARCHITECTURE.md does not say why `{name}` is there"));
+        }
+    }
+    assert_none(&findings);
+}
+
+#[test]
+fn the_shipped_configuration_has_no_problems() {
+    if let Err(error) = config::load(Path::new(ROOT)) {
+        panic!("{error}");
+    }
+}
+
+/// The libraries that a program asks the loader for.
+fn needed(program: &Path) -> Vec<String> {
+    let output = Command::new("readelf").args(["--dynamic", "--wide"]).arg(program).output();
+    let output = output.expect("readelf comes with the linker");
+    assert!(output.status.success(), "readelf {}", program.display());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines = text.lines().filter(|line| line.contains("(NEEDED)"));
+    lines
+        .filter_map(|line| Some(line.split_once('[')?.1.trim_end_matches(']').to_owned()))
+        .collect()
+}
+
+#[test]
+fn the_daemon_does_not_link_libtorch() {
+    let needed = needed(Path::new(env!("CARGO_BIN_EXE_reflectd")));
+    assert!(needed.iter().any(|library| library.starts_with("libc.so")), "{needed:?}");
+    assert!(!needed.iter().any(|library| library.contains("torch")), "{needed:?}");
+}
+
+#[test]
+fn the_trainer_links_libtorch() {
+    let needed = needed(&testkit::trainer(env!("CARGO_BIN_EXE_reflectd")));
+    assert!(needed.iter().any(|library| library == "libtorch_cpu.so"), "{needed:?}");
+}
+
+#[test]
+fn the_trainer_loads_one_openmp_runtime_and_of_llama_cpp_the_decoders_alone() {
+    let output = Command::new("ldd").arg(testkit::trainer(env!("CARGO_BIN_EXE_reflectd"))).output();
+    let text = String::from_utf8(output.expect("ldd comes with the C library").stdout).unwrap();
+    let count = |name: &str| text.lines().filter(|line| line.contains(name)).count();
+    assert_eq!(
+        (count("gomp") + count("libomp") + count("libiomp"), count("ggml-base")),
+        (1, 1),
+        "{text}"
+    );
+    assert_eq!((count("libllama"), count("ggml-cpu")), (0, 0), "{text}");
+}
+
+#[test]
+fn the_checks_see_what_they_look_for() {
+    assert!(names_crate("    let db = rusqlite::Connection::open(path)?;", "rusqlite"));
+    assert!(names_crate("use axum;", "axum"));
+    assert!(!names_crate("sd_notify::notify(&[])", "notify"));
+    assert!(!names_crate("self.notify.notified()", "notify"));
+    assert_eq!(without_comment("let a = 1; // rusqlite::"), "let a = 1; ");
+    assert_eq!(without_comment(r#"let a = "unix://x";"#), r#"let a = "unix://x";"#);
+    assert!(has_word("unsafe { call() }", "unsafe"));
+    assert!(!has_word("#[expect(unsafe_code)]", "unsafe"));
+    let used =
+        modules_named("use crate::{api::{self, error}, store};\ncrate::engine::Token", "crate::");
+    assert_eq!(used.into_iter().collect::<Vec<_>>(), ["api", "engine", "store"]);
+    assert_eq!(module_of("store/thread.rs"), Some("store"));
+}
