@@ -22,11 +22,11 @@ UNITS := $(DESTDIR)$(PREFIX)/lib/systemd
 demo: build
 	$(TARGET)/release/reflectd demo $(ARGS)
 
-# All that CI runs. The tests come last, so that their summary is what one reads. The programs are
-# built first, because tests of the daemon start the trainer.
+# All that CI runs. The tests come last, so that the slowest ones and their summary are what one
+# reads. The programs are built first, because tests of the daemon start the trainer.
 test: build lint
 	cargo test --release --workspace --doc
-	cargo test --release --workspace --no-fail-fast --tests
+	@scripts/test.sh --release --workspace --no-fail-fast --tests
 
 # Against llama-server where LLAMA_SERVER names its program; ARGS="--only chats --rounds 9", "--quick".
 bench-engine: build

@@ -124,9 +124,25 @@ install_libtorch() {
   rm -rf "$wheels"
 }
 
+# --- Processor -------------------------------------------------------------------------------
+
+# llama.cpp's kernels are compiled with -march=native. On another processor than that of the last build
+# they are compiled again, which cargo does not notice by itself.
+check_processor() {
+  local now
+  now=$(${CC:-cc} -march=native -E -dM -x c /dev/null 2>/dev/null | sort)
+  mkdir -p "$DEPS"
+  if [[ -f $DEPS/processor && $(<"$DEPS/processor") != "$now" ]]; then
+    say "another processor than at the last build: llama.cpp is compiled again"
+    cargo clean --quiet --release -p llama-cpp-sys-2 -p reflectd-engine || die "cargo clean failed; see its message above"
+  fi
+  echo "$now" >"$DEPS/processor"
+}
+
 main() {
   install_packages
   check_rust
+  check_processor
   if [[ -n ${LIBTORCH:-} ]]; then
     [[ -f $LIBTORCH/lib/libtorch_cpu.so ]] ||
       die "LIBTORCH is $LIBTORCH but $LIBTORCH/lib/libtorch_cpu.so is missing; unset it or point it at libtorch $TORCH"

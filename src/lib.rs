@@ -9,7 +9,7 @@
 //! | [`daemon`] | builds everything, one loop over `enum Event`, stops everything in order |
 //! | [`api`] | HTTP on the Unix socket |
 //! | [`learn`] | pairs, schedule, trainer child, gate, promotion |
-//! | [`trust`] | how good the judge is, bars, attacks on it |
+//! | [`trust`] | how good the judge is, thresholds, attacks on it |
 //! | [`reflect`] | draft, assess, critique, refine, choose |
 //! | [`merge`] | an adapter written into its base |
 //! | [`telemetry`], [`paths`] | the edges of the process |

@@ -463,7 +463,9 @@ mod tests {
         let base = base(folder.path(), TensorKind::F32);
         for threads in [1, 3, 64] {
             let (merged, written) = merge(&base, None, threads);
-            for (found, wanted) in values(&merged).iter().zip(expected(&base)) {
+            let (found, wanted) = (values(&merged), expected(&base));
+            assert_eq!((found.len(), wanted.len()), (WIDTH * ROWS, WIDTH * ROWS));
+            for (found, wanted) in found.iter().zip(wanted) {
                 assert!((f64::from(*found) - wanted).abs() < 1e-6, "{found} {wanted}");
             }
             assert_eq!((written.len(), written[0].tensors), (1, 1));

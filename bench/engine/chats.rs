@@ -9,7 +9,7 @@ use crate::chat::stream;
 use crate::daemon::Daemon;
 use crate::http::Endpoint;
 use crate::peer::Peer;
-use crate::results::{Better, Findings, Goal, Measured};
+use crate::results::{Better, Findings, Goal, LLAMA_SERVER, Measured};
 use crate::setting::{ANSWER, PROMPT, Setting};
 use crate::statistics::median;
 use crate::texts::Texts;
@@ -17,7 +17,6 @@ use crate::texts::Texts;
 /// Numbers of chats at once.
 const PARALLEL: [usize; 3] = [1, 4, 8];
 const ROUNDS: usize = 5;
-const LLAMA_SERVER: &str = "llama-server";
 
 #[derive(Default)]
 struct Side {

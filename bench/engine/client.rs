@@ -10,6 +10,7 @@ use config::{Agent, AgentAspect};
 use engine::Token;
 use futures_util::future::try_join_all;
 use prompt::{AspectView, Message};
+use statistics::mean;
 
 use crate::peer::{Completed, Completion, Peer};
 use crate::setting::ANSWER;
@@ -117,7 +118,7 @@ impl Client<'_> {
             let aspects = self.agent.aspects.iter();
             try_join_all(aspects.map(|aspect| self.judge(answer, aspect, None))).await
         });
-        Ok(try_join_all(all).await?.iter().map(|values| mean(values)).collect())
+        Ok(try_join_all(all).await?.iter().map(|values| mean(values.iter().copied())).collect())
     }
 
     async fn judge_warm(&self, answers: &[String], judging: Judging) -> anyhow::Result<Vec<f64>> {
@@ -128,7 +129,7 @@ impl Client<'_> {
                 for aspect in &self.agent.aspects {
                     values.push(self.judge(&answer, aspect, Some(slot)).await?);
                 }
-                anyhow::Ok(mean(&values))
+                anyhow::Ok(mean(values))
             }
         };
         match judging {
@@ -198,8 +199,4 @@ fn value(top: &[(String, f64)], [low, _, high]: &[String; 3]) -> f64 {
         top.iter().filter(|(text, _)| text == label).map(|(_, logprob)| logprob.exp()).sum()
     };
     probability(high) - probability(low)
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
 }

@@ -11,6 +11,7 @@ use futures_util::future::try_join_all;
 use crate::inside::{Answer, generate, request};
 use crate::results::{Curve, Findings};
 use crate::setting::{ANSWER, PROMPT, Setting};
+use crate::shared::Provenance;
 use crate::statistics::median;
 use crate::texts::Texts;
 
@@ -149,7 +150,7 @@ fn curve(name: &str, title: &str, [x, y]: [&str; 2], lines: &[(&str, Points)]) -
         x: x.to_owned(),
         y: y.to_owned(),
         lines,
-        commit: String::new(),
+        provenance: Provenance::default(),
     };
     (name.to_owned(), curve)
 }

@@ -1,9 +1,9 @@
-//! Where the numbers come from: processor, memory, system, commit. Used by `main`.
+//! Where the numbers come from: processor, memory, system, commit. Used by the benchmarks.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::Context as _;
-use tokio::process::Command;
 
 /// One line about this machine.
 pub(crate) fn describe(threads: u32) -> anyhow::Result<String> {
@@ -28,18 +28,21 @@ pub(crate) fn describe(threads: u32) -> anyhow::Result<String> {
 }
 
 /// The commit of the code under test; `+` when the code differs from it.
-pub(crate) async fn commit() -> anyhow::Result<String> {
-    let git = async |arguments: &[&str]| {
+pub(crate) fn commit() -> anyhow::Result<String> {
+    let git = |arguments: &[&str]| {
         let output = Command::new("git")
             .args(["-C", env!("CARGO_MANIFEST_DIR")])
             .args(arguments)
             .output()
-            .await
             .context("ask git for the commit")?;
         anyhow::Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
-    let commit = git(&["rev-parse", "--short=10", "HEAD"]).await?;
-    let code = ["status", "--porcelain", "--", "src", "prompts", "Cargo.lock", "bench/*.rs"];
-    let is_changed = !git(&code).await?.is_empty();
+    let commit = git(&["rev-parse", "--short=10", "HEAD"])?;
+    // From the top of the repository, wherever this file lies.
+    let code = ["src", "crates", "prompts", "agents", "Cargo.lock", "bench/*.rs", "bench/*.py"];
+    let code = code.map(|path| format!(":/{path}"));
+    let mut status = vec!["status", "--porcelain", "--"];
+    status.extend(code.iter().map(String::as_str));
+    let is_changed = !git(&status)?.is_empty();
     Ok(if is_changed { format!("{commit}+") } else { commit })
 }

@@ -1,7 +1,7 @@
 //! `make bench-engine`: the engine and the daemon, measured side by side with llama-server (its program
 //! in the environment variable `LLAMA_SERVER`; without it the columns of the other side stay empty).
-//! Writes `results.json`, plots, and the table of `docs/PERFORMANCE.md`. This file is the table of
-//! contents: one file a workload, and below them the two servers, their client and the model.
+//! Writes `results.json`, plots, and the table of `docs/internals/performance.md`. This file is
+//! the table of contents: one file a workload, and below them the two servers, their client and the model.
 
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
 #![expect(clippy::print_stdout, reason = "and what it found")]
@@ -27,6 +27,9 @@ mod refinement;
 mod reflection;
 mod results;
 mod setting;
+#[path = "../results.rs"]
+#[allow(dead_code, reason = "other benchmarks use the rest")]
+mod shared;
 mod statistics;
 mod swap;
 mod table;
@@ -43,6 +46,7 @@ use engine::FlashAttention;
 use model::Kind;
 use results::{Findings, Results};
 use setting::Setting;
+use shared::Provenance;
 use texts::Texts;
 
 /// In the order of the table.
@@ -91,13 +95,16 @@ async fn main() -> anyhow::Result<()> {
         is_quick: arguments.quick,
     };
     let mut texts = Texts::new(&setting.engine()).await?;
-    let commit = machine::commit().await?;
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/engine");
-    let mut results = Results::read(&folder.join("results.json"))?;
-    results.machine = machine::describe(setting.threads)?;
-    results.peer = match &setting.peer {
-        Some(program) => Some(peer::describe(program, setting.threads).await?),
-        None => None,
+    let mut results: Results = shared::read(&folder.join("results.json"))?;
+    let run = Provenance {
+        machine: machine::describe(setting.threads)?,
+        commit: machine::commit()?,
+        command: Some(shared::command("engine", &["LLAMA_SERVER", "LLAMA_SERVER_FLAGS"])),
+        peer: match &setting.peer {
+            Some(program) => Some(peer::describe(program, setting.threads).await?),
+            None => None,
+        },
     };
 
     for workload in WORKLOADS {
@@ -109,16 +116,16 @@ async fn main() -> anyhow::Result<()> {
             .await
             .with_context(|| format!("workload {workload}"))?;
         eprintln!("{workload}: {:.0} s", began.elapsed().as_secs_f64());
-        results.replace(workload, &commit, findings);
+        results.replace(workload, &run, findings);
         if !setting.is_quick {
-            results.write(&folder.join("results.json"))?;
+            shared::write(&folder.join("results.json"), &results)?;
         }
     }
 
     let table = table::render(&results, &WORKLOADS);
     println!("{table}");
     if !setting.is_quick {
-        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/PERFORMANCE.md");
+        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/internals/performance.md");
         markers::insert(&document, "engine", &table)?;
         for (name, curve) in &results.curves {
             plot::draw(&folder.join(format!("{name}.svg")), curve)?;

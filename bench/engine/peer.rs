@@ -1,5 +1,6 @@
 //! The other side: llama-server, started with the flags that served it best here (see
-//! `docs/PERFORMANCE.md`), and its own completion endpoint. Used by the workloads that compare.
+//! `docs/internals/performance.md`), and its own completion endpoint. Used by the workloads
+//! that compare.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -13,7 +14,9 @@ use tokio::process::Command;
 
 use crate::http::Endpoint;
 use crate::process::Server;
+use crate::results::LLAMA_SERVER;
 use crate::setting::{BATCH, CELLS, Setting};
+use crate::shared;
 
 /// A running llama-server; killed when dropped.
 #[derive(Debug)]
@@ -123,7 +126,7 @@ impl Completed {
 }
 
 /// What the program calls itself, and how it is started.
-pub(crate) async fn describe(program: &Path, threads: u32) -> anyhow::Result<String> {
+pub(crate) async fn describe(program: &Path, threads: u32) -> anyhow::Result<shared::Peer> {
     let output = tokio::time::timeout(
         Duration::from_secs(10),
         Command::new(program).arg("--version").output(),
@@ -134,5 +137,8 @@ pub(crate) async fn describe(program: &Path, threads: u32) -> anyhow::Result<Str
     let line = text.lines().find(|line| line.starts_with("version"));
     let version = line.context("the peer does not say its version")?;
     let flags = [flags(), extra()].concat().join(" ");
-    Ok(format!("llama-server {version}; -t {threads} -tb {threads} {flags}"))
+    Ok(shared::Peer {
+        version: format!("{LLAMA_SERVER} {version}"),
+        flags: format!("-t {threads} -tb {threads} {flags}"),
+    })
 }

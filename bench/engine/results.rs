@@ -3,23 +3,20 @@
 //! `plot`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write as _;
-use std::path::Path;
 
-use anyhow::Context as _;
-use files::write_atomic;
 use serde::{Deserialize, Serialize};
 
+use crate::shared::{self, Provenance};
 use crate::statistics::{median, range, ratios};
+
+/// How our other side is called that is another program.
+pub(crate) const LLAMA_SERVER: &str = "llama-server";
 
 /// All that is known.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Results {
-    /// Processor, cores, memory, system.
-    pub(crate) machine: String,
-    /// Its version and flags; `None`: the last run had none.
-    pub(crate) peer: Option<String>,
+    /// One for each figure that has a goal.
+    pub(crate) goals: Vec<shared::Goal>,
     /// By name.
     pub(crate) figures: BTreeMap<String, Figure>,
     /// By name.
@@ -43,10 +40,10 @@ pub(crate) struct Figure {
     pub(crate) range: Option<(f64, f64)>,
     pub(crate) goal: Option<Goal>,
     pub(crate) rounds: usize,
-    /// What was measured, and what the other side was.
-    pub(crate) commit: String,
     /// What the other side was.
     pub(crate) against: Option<String>,
+    #[serde(flatten)]
+    pub(crate) provenance: Provenance,
 }
 
 /// What must be reached.
@@ -92,23 +89,28 @@ pub(crate) struct Curve {
     pub(crate) y: String,
     /// (x, y), by what they show.
     pub(crate) lines: BTreeMap<String, Vec<(f64, f64)>>,
-    pub(crate) commit: String,
+    #[serde(flatten)]
+    pub(crate) provenance: Provenance,
 }
 
 /// What a workload hands back.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
     pub(crate) measured: Vec<Measured>,
-    /// By name, without commit.
+    /// By name, without provenance.
     pub(crate) curves: Vec<(String, Curve)>,
 }
 
 impl Measured {
-    pub(crate) fn figure(&self, workload: &str, commit: &str) -> Option<Figure> {
+    /// `run`: where and how; the peer stays in it where it is the other side.
+    pub(crate) fn figure(&self, workload: &str, run: &Provenance) -> Option<Figure> {
         let compared = match self.better {
             Better::Higher => ratios(&self.ours, &self.other),
             Better::Lower => ratios(&self.other, &self.ours),
         };
+        let against = self.against.clone().filter(|_| !self.other.is_empty());
+        let is_peer = against.as_ref().is_some_and(|it| it.starts_with(LLAMA_SERVER));
+        let peer = run.peer.clone().filter(|_| is_peer);
         Some(Figure {
             workload: workload.to_owned(),
             title: self.title.clone(),
@@ -119,47 +121,40 @@ impl Measured {
             range: range(if compared.is_empty() { &self.ours } else { &compared }),
             goal: self.goal,
             rounds: self.ours.len(),
-            commit: commit.to_owned(),
-            against: self.against.clone().filter(|_| !self.other.is_empty()),
+            against,
+            provenance: Provenance { peer, ..run.clone() },
         })
     }
 }
 
 impl Figure {
+    /// The goal for machines; `None`: there is none.
+    pub(crate) fn goal_of(&self, name: &str) -> Option<shared::Goal> {
+        Some(match self.goal? {
+            Goal::RatioAtLeast(least) => shared::Goal::at_least(name, least, self.ratio),
+            Goal::AtMost(most) => shared::Goal::at_most(name, most, Some(self.ours)),
+        })
+    }
+
     /// Whether the goal is reached; `None` without a goal or without a peer.
     pub(crate) fn holds(&self) -> Option<bool> {
-        match self.goal? {
-            Goal::RatioAtLeast(least) => self.ratio.map(|ratio| least <= ratio),
-            Goal::AtMost(most) => Some(self.ours <= most),
-        }
+        self.goal_of("")?.is_reached()
     }
 }
 
 impl Results {
-    /// What earlier runs have left; nothing when there is no file.
-    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        if !path.exists() {
-            return Ok(Self::default());
-        }
-        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
-    }
-
     /// Replaces what a workload found before.
-    pub(crate) fn replace(&mut self, workload: &str, commit: &str, findings: Findings) {
+    pub(crate) fn replace(&mut self, workload: &str, run: &Provenance, findings: Findings) {
         self.figures.retain(|_, figure| figure.workload != workload);
         for measured in findings.measured {
-            let figure = measured.figure(workload, commit);
+            let figure = measured.figure(workload, run);
             self.figures.extend(figure.map(|figure| (measured.name, figure)));
         }
         for (name, curve) in findings.curves {
-            self.curves.insert(name, Curve { commit: commit.to_owned(), ..curve });
+            let provenance = Provenance { peer: None, ..run.clone() };
+            self.curves.insert(name, Curve { provenance, ..curve });
         }
-    }
-
-    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let text = serde_json::to_string_pretty(self).context("results are plain data")?;
-        write_atomic(path, |file| writeln!(file, "{text}"))
-            .with_context(|| format!("write {}", path.display()))
+        let goals = self.figures.iter().filter_map(|(name, figure)| figure.goal_of(name));
+        self.goals = shared::with_reasons(goals.collect(), &self.goals);
     }
 }

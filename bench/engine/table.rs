@@ -39,7 +39,7 @@ pub(crate) fn row(figure: &Figure) -> String {
         or_dash(goal),
         or_dash(holds),
         figure.rounds,
-        figure.commit,
+        figure.provenance.commit,
     )
 }
 

@@ -7,6 +7,8 @@ mod http;
 mod markers;
 mod process;
 mod results;
+#[path = "../results.rs"]
+mod shared;
 mod statistics;
 mod table;
 mod vocabulary;
@@ -16,7 +18,8 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use markers::{between, markers};
-use results::{Better, Figure, Findings, Goal, Measured, Results};
+use results::{Better, Figure, Findings, Goal, LLAMA_SERVER, Measured, Results};
+use shared::{Peer, Provenance};
 use statistics::{median, range, ratios};
 use table::row;
 use vocabulary::{CONTROL, SIZE, SPACE, Vocabulary, word};
@@ -105,6 +108,16 @@ fn pages_of_the_model_are_counted_apart() {
     assert_eq!((found.total, found.model), (114 * 1024, 100 * 1024));
 }
 
+/// A run on this machine beside a peer.
+fn run(machine: &str) -> Provenance {
+    Provenance {
+        machine: machine.to_owned(),
+        commit: "abc".to_owned(),
+        command: Some("cargo bench".to_owned()),
+        peer: Some(Peer { version: "1".to_owned(), flags: "-x".to_owned() }),
+    }
+}
+
 fn measured(better: Better, ours: &[f64], other: &[f64], goal: Option<Goal>) -> Measured {
     Measured {
         name: "name".to_owned(),
@@ -121,7 +134,8 @@ fn measured(better: Better, ours: &[f64], other: &[f64], goal: Option<Goal>) -> 
 #[test]
 fn a_ratio_above_one_always_means_that_ours_is_better() {
     for (better, expected) in [(Better::Higher, 0.5), (Better::Lower, 2.0)] {
-        let figure = measured(better, &[1.0, 1.0], &[2.0, 2.0], None).figure("w", "c").unwrap();
+        let figure =
+            measured(better, &[1.0, 1.0], &[2.0, 2.0], None).figure("w", &run("m")).unwrap();
         assert_eq!(figure.ratio, Some(expected));
     }
 }
@@ -129,37 +143,108 @@ fn a_ratio_above_one_always_means_that_ours_is_better() {
 #[test]
 fn without_the_other_side_a_ratio_goal_is_neither_reached_nor_missed() {
     let goal = Some(Goal::RatioAtLeast(1.0));
-    let figure = measured(Better::Lower, &[1.0], &[], goal).figure("w", "c").unwrap();
+    let figure = measured(Better::Lower, &[1.0], &[], goal).figure("w", &run("m")).unwrap();
     assert_eq!((figure.ratio, figure.holds(), figure.against), (None, None, None));
     let goal = Some(Goal::AtMost(2.0));
-    let figure = measured(Better::Lower, &[1.0], &[], goal).figure("w", "c").unwrap();
+    let figure = measured(Better::Lower, &[1.0], &[], goal).figure("w", &run("m")).unwrap();
     assert_eq!(figure.holds(), Some(true));
 }
 
 #[test]
 fn a_goal_is_missed_by_any_amount() {
     let goal = Some(Goal::RatioAtLeast(1.0));
-    let figure = measured(Better::Higher, &[0.99], &[1.0], goal).figure("w", "c").unwrap();
+    let figure = measured(Better::Higher, &[0.99], &[1.0], goal).figure("w", &run("m")).unwrap();
     assert_eq!(figure.holds(), Some(false));
 }
 
 #[test]
-fn a_workload_replaces_its_own_figures_and_no_others() {
+fn a_figure_names_the_peer_where_it_is_the_other_side() {
+    let against = |against: &str, other: &[f64]| {
+        let against = Some(against.to_owned());
+        let measured = Measured { against, ..measured(Better::Lower, &[1.0], other, None) };
+        measured.figure("w", &run("m")).unwrap().provenance.peer
+    };
+    assert_eq!(against(&format!("{LLAMA_SERVER}, `n`"), &[2.0]), run("m").peer);
+    assert_eq!(against("engine in process", &[2.0]), None);
+    assert_eq!(against(LLAMA_SERVER, &[]), None, "there was nothing to compare with");
+}
+
+#[test]
+fn a_partial_run_replaces_its_own_rows_and_keeps_the_others_as_they_were_measured() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("results.json");
-    let mut results = Results::read(&path).unwrap();
+    let mut results: Results = shared::read(&path).unwrap();
     let named = |name: &str, ours: f64| Measured {
         name: name.to_owned(),
-        ..measured(Better::Lower, &[ours], &[], None)
+        ..measured(Better::Lower, &[ours], &[], Some(Goal::AtMost(2.0)))
     };
     let findings = |measured| Findings { measured, curves: Vec::new() };
-    results.replace("a", "1", findings(vec![named("a1", 1.0), named("a2", 2.0)]));
-    results.replace("b", "1", findings(vec![named("b1", 3.0)]));
-    results.replace("a", "2", findings(vec![named("a1", 9.0)]));
-    results.write(&path).unwrap();
-    let read = Results::read(&path).unwrap();
+    let (old, new) = (run("old machine"), run("new machine"));
+    results.replace("a", &old, findings(vec![named("a1", 1.0), named("a2", 2.0)]));
+    results.replace("b", &old, findings(vec![named("b1", 3.0)]));
+    results.goals.iter_mut().for_each(|goal| goal.why = Some(format!("why {}", goal.name)));
+    results.replace("a", &new, findings(vec![named("a1", 9.0)]));
+    shared::write(&path, &results).unwrap();
+
+    let read: Results = shared::read(&path).unwrap();
     assert_eq!(read.figures.keys().collect::<Vec<_>>(), ["a1", "b1"]);
-    assert_eq!((read.figures["a1"].ours, &*read.figures["a1"].commit), (9.0, "2"));
+    let of = |name: &str| (read.figures[name].ours, &*read.figures[name].provenance.machine);
+    assert_eq!((of("a1"), of("b1")), ((9.0, "new machine"), (3.0, "old machine")));
+    let goals: Vec<_> = read.goals.iter().map(|goal| (&*goal.name, goal.value)).collect();
+    assert_eq!(goals, [("a1", Some(9.0)), ("b1", Some(3.0))]);
+    assert!(read.goals.iter().all(|goal| goal.at_most && goal.is_reached() == Some(false)));
+    let why = |goal: &shared::Goal| goal.why.clone().unwrap();
+    assert_eq!(read.goals.iter().map(why).collect::<Vec<_>>(), ["why a1", "why b1"]);
+
+    // Who reaches a goal needs no excuse any more.
+    results.replace("a", &new, findings(vec![named("a1", 1.0)]));
+    assert_eq!((results.goals[0].is_reached(), &results.goals[0].why), (Some(true), &None));
+}
+
+#[test]
+fn a_number_of_several_steps_names_everything_that_differs() {
+    let one = Provenance { peer: None, ..run("m") };
+    let two = Provenance { commit: "def".to_owned(), ..one.clone() };
+    let unknown = Provenance { machine: String::new(), command: None, ..one.clone() };
+    let of_all = Provenance::of_all([&two, &one, &unknown, &one]);
+    assert_eq!(of_all, Provenance { commit: "abc, def".to_owned(), ..one });
+}
+
+#[test]
+fn a_command_is_told_without_the_folders_of_this_machine() {
+    let words = |words: &[&str]| words.iter().map(Into::into).collect::<Vec<std::ffi::OsString>>();
+    let peer = ("LLAMA_SERVER", "/opt/llama/llama-server".into());
+    let told = shared::command_of("engine", [peer], words(&["--only", "chats", "--bench"]));
+    assert_eq!(told, "LLAMA_SERVER=llama-server cargo bench --bench engine -- --only chats");
+    let told = shared::command_of("trainer", [], words(&["--peer", "/a b/c d.py", "--bench"]));
+    assert_eq!(told, "cargo bench --bench trainer -- --peer 'c d.py'");
+    assert_eq!(shared::command_of("rlrf", [], words(&["--bench"])), "cargo bench --bench rlrf");
+}
+
+/// The committed files of all benchmarks, as whoever reads them by machine does.
+#[test]
+fn every_row_says_where_it_was_measured_and_every_missed_goal_why() {
+    let rows: [(&str, &[&str]); 3] =
+        [("engine", &["figures", "curves"]), ("rlrf", &["rows"]), ("trainer", &["rows"])];
+    for (bench, lists) in rows {
+        let path = format!("{}/bench/{bench}/results.json", env!("CARGO_MANIFEST_DIR"));
+        let file: serde_json::Value = shared::read(path.as_ref()).unwrap();
+        for list in lists {
+            let rows = file[list].as_object().unwrap_or_else(|| panic!("{bench}: no {list}"));
+            assert!(!rows.is_empty(), "{bench}: no {list}");
+            for (name, row) in rows {
+                let run: Provenance = serde_json::from_value(row.clone()).unwrap();
+                let is_known = !run.machine.is_empty() && !run.commit.is_empty();
+                assert!(is_known && row.get("command").is_some(), "{bench}, {name}: {run:?}");
+            }
+        }
+        let goals: Vec<shared::Goal> = serde_json::from_value(file["goals"].clone()).unwrap();
+        assert!(!goals.is_empty(), "{bench}: no goals");
+        for goal in goals {
+            let why = goal.why.as_deref().unwrap_or_default();
+            assert!(goal.is_reached() == Some(true) || !why.is_empty(), "{bench}: {goal:?}");
+        }
+    }
 }
 
 fn figure() -> Figure {
@@ -173,8 +258,8 @@ fn figure() -> Figure {
         range: Some((120.0, 130.0)),
         goal: Some(Goal::RatioAtLeast(1.0)),
         rounds: 5,
-        commit: "abc".to_owned(),
         against: None,
+        provenance: run("m"),
     }
 }
 

@@ -56,7 +56,7 @@ impl Lab {
         let split = setting.scale.measured_split();
         let problems = prompt_lines(split, setting.scale.held_out, MEASURED_SEED);
         let key = setting.key(&config, &info.sha256);
-        let records = Records::open(&setting.work.join("steps.jsonl"), &key, &setting.commit)?;
+        let records = Records::open(&setting.work.join("steps.jsonl"), &key, &setting.provenance)?;
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} of {eta} {msg}")
             .context("the template is a constant")?;
         let bar = ProgressBar::new(n_steps as u64).with_style(style);

@@ -1,7 +1,7 @@
 //! `make bench-rlrf`: the method's experiment on the nano model. Arms of the paper and ours under
 //! three judges, on held-out problems that no training has seen. Writes `results.json`, a plot, and
-//! the tables of `docs/RLRF.md`. `arms` has the words, `unit` the course of it, `explore`, `train`
-//! and `measure` the steps; all that they do is done by the library's own parts.
+//! the tables of `docs/internals/rlrf.md`. `arms` has the words, `unit` the course of it, `explore`,
+//! `train` and `measure` the steps; all that they do is done by the library's own parts.
 
 #![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
@@ -20,6 +20,9 @@ mod plot;
 mod records;
 mod results;
 mod setting;
+#[path = "../results.rs"]
+#[allow(dead_code, reason = "other benchmarks use the rest")]
+mod shared;
 mod statistics;
 mod table;
 mod train;
@@ -32,6 +35,7 @@ use clap::Parser as _;
 use arms::Unit;
 use results::Results;
 use setting::{Scale, Setting};
+use shared::Provenance;
 
 #[derive(Debug, clap::Parser)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
@@ -74,29 +78,35 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let file = repository.join("bench/rlrf/results.json");
+    let older: Results = shared::read(&file)?;
     if arguments.render {
-        return publish(repository, &Results::read(&file)?);
+        return publish(repository, &older);
     }
     let all_threads = u32::try_from(std::thread::available_parallelism()?.get())?;
     let mut scale = if arguments.quick { Scale::QUICK } else { Scale::FULL };
     scale.prompts = arguments.prompts.unwrap_or(scale.prompts);
     scale.is_development = arguments.development;
+    let threads = arguments.threads.unwrap_or(all_threads);
     let setting = Setting {
         scale,
         root: arguments.root,
         work: arguments.work,
         trainer: arguments.trainer,
-        threads: arguments.threads.unwrap_or(all_threads),
-        commit: machine::commit().await?,
+        threads,
+        provenance: Provenance {
+            machine: machine::describe(threads)?,
+            commit: machine::commit()?,
+            command: Some(shared::command("rlrf", &[])),
+            peer: None,
+        },
     };
     let records = experiment::run(&setting, &arguments.only).await?;
     if !arguments.only.is_empty() {
         return Ok(());
     }
-    let machine = machine::describe(setting.threads)?;
-    let results = Results::new(machine, &records, &setting.scale)?;
+    let results = Results::new(&records, &setting.scale, &older.goals)?;
     if setting.scale == Scale::FULL {
-        results.write(&file)?;
+        shared::write(&file, &results)?;
         return publish(repository, &results);
     }
     println!("{}", table::render(&results));
@@ -107,6 +117,6 @@ async fn main() -> anyhow::Result<()> {
 fn publish(repository: &Path, results: &Results) -> anyhow::Result<()> {
     let table = table::render(results);
     println!("{table}");
-    markers::insert(&repository.join("docs/RLRF.md"), "rlrf", &table)?;
+    markers::insert(&repository.join("docs/internals/rlrf.md"), "rlrf", &table)?;
     plot::draw(&repository.join("bench/rlrf/accuracy.svg"), results)
 }

@@ -12,6 +12,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use prompt::{Message, Role};
 use reflectd::reflect::verify::Check;
 use reflectd::reflect::{Answer, Reflector};
+use statistics::mean;
 
 use crate::lab::Lab;
 use crate::records::Answered;
@@ -59,9 +60,7 @@ pub(crate) async fn answers(
 
 fn summarize(answers: &[Answers]) -> Answered {
     let samples: Vec<&Samples> = answers.iter().filter_map(|one| one.samples.as_ref()).collect();
-    let mean = |of: fn(&Samples) -> f64| {
-        samples.iter().map(|one| of(one)).sum::<f64>() / samples.len() as f64
-    };
+    let mean = |of: fn(&Samples) -> f64| mean(samples.iter().map(|one| of(one)));
     let greedy_tokens: usize = answers.iter().map(|one| one.tokens).sum();
     let sample_tokens: usize = samples.iter().map(|one| one.tokens).sum();
     let log_ratio: f64 = samples.iter().map(|one| one.log_ratio).sum();

@@ -12,12 +12,15 @@ use reflectd::learn::gate::Verdict;
 use serde::{Deserialize, Serialize};
 use statistics::{JudgeQuality, Judged, judge_quality};
 
+use crate::shared::Provenance;
+
 /// The steps of one setting by name.
 #[derive(Debug)]
 pub(crate) struct Records {
     path: PathBuf,
     key: String,
-    commit: String,
+    /// Of the steps that are added.
+    provenance: Provenance,
     steps: BTreeMap<String, Step>,
 }
 
@@ -26,10 +29,10 @@ pub(crate) struct Records {
 pub(crate) struct Step {
     /// See `Setting::key`.
     key: String,
-    /// Of the code that did it.
-    pub(crate) commit: String,
+    #[serde(flatten)]
+    pub(crate) provenance: Provenance,
     /// `<unit>/explored/<policy>`, `<unit>/trained/<arm>`, `<unit>/answered/<arm>`, `m0`.
-    name: String,
+    pub(crate) name: String,
     /// Seconds.
     pub(crate) wall_s: f64,
     pub(crate) finding: Finding,
@@ -182,7 +185,7 @@ impl Judgements {
 impl Records {
     /// Reads what is there. A last line that a kill has cut off is passed over; its step is done
     /// again.
-    pub(crate) fn open(path: &Path, key: &str, commit: &str) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path, key: &str, run: &Provenance) -> anyhow::Result<Self> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -194,7 +197,7 @@ impl Records {
             .filter(|step| step.key == key)
             .map(|step| (step.name.clone(), step))
             .collect();
-        Ok(Self { path: path.to_owned(), key: key.to_owned(), commit: commit.to_owned(), steps })
+        Ok(Self { path: path.to_owned(), key: key.to_owned(), provenance: run.clone(), steps })
     }
 
     pub(crate) fn key(&self) -> &str {
@@ -205,14 +208,18 @@ impl Records {
         self.steps.get(name)
     }
 
+    pub(crate) fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.steps.values()
+    }
+
     pub(crate) fn add(
         &mut self,
         name: String,
         wall_s: f64,
         finding: Finding,
     ) -> anyhow::Result<()> {
-        let step =
-            Step { key: self.key.clone(), commit: self.commit.clone(), name, wall_s, finding };
+        let (key, provenance) = (self.key.clone(), self.provenance.clone());
+        let step = Step { key, provenance, name, wall_s, finding };
         let line = serde_json::to_string(&step).context("a step is plain data")?;
         let file = OpenOptions::new().create(true).append(true).open(&self.path);
         // In one write, so that lines of several processes do not mix; a new line first ends what a

@@ -2,33 +2,38 @@
 //! and the plot are made of. Used by `main`, `table` and `plot`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write as _;
-use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use files::write_atomic;
 use serde::{Deserialize, Serialize};
-use statistics::Share;
+use statistics::{Share, mean};
 
 use crate::arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, Unit, name};
 use crate::records::{
     Answered, Explored, Finding, Judgements, Picked, Records, Shown, Step, Trained,
 };
 use crate::setting::Scale;
+use crate::shared::{Goal, Provenance, with_reasons};
 use crate::statistics::{Difference, difference, mcnemar, pooled, shares};
 
-/// All that was found.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// All that was found. A number's name begins with the row that it stands in:
+/// `<judge>/<arm>/<what>` over all seeds, `<judge>/<arm>/<what>/<seed>` of one.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Results {
-    /// Processor, cores, memory, system.
-    pub(crate) machine: String,
-    /// Of the code that did the steps.
-    pub(crate) commits: Vec<String>,
+    pub(crate) goals: Vec<Goal>,
     pub(crate) scale: Scale,
-    /// `<judge>/<arm>/<what>` over all seeds, `<judge>/<arm>/<what>/<seed>` of one.
+    pub(crate) rows: BTreeMap<String, Row>,
+}
+
+/// What is known about one policy, or about two that are compared.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Row {
+    /// Of the steps that it rests on.
+    #[serde(flatten)]
+    pub(crate) provenance: Provenance,
+    /// By the rest of their names.
     pub(crate) numbers: BTreeMap<String, Number>,
-    /// Likewise: what the gate would have said.
+    /// By seed: what the gate would have said.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) verdicts: BTreeMap<String, String>,
 }
 
@@ -62,12 +67,23 @@ pub(crate) const ARM_COMPARISONS: [(Arm, Arm); 7] = [
 pub(crate) const JUDGE_COMPARISONS: [(Judge, Judge); 2] =
     [(Judge::Own, Judge::Reference), (Judge::Reference, Judge::Gold)];
 
+/// What has to be reached: judge, gain over M0 after round 2, and that in every seed.
+pub(crate) const GOALS: [(Judge, f64); 2] = [(Judge::Own, 0.15), (Judge::Reference, 0.2)];
+/// The largest p of a seed that counts.
+pub(crate) const SIGNIFICANT: f64 = 0.05;
+
+/// Cuts a name into its row and the rest: the base and the whole have one word, all others two.
+fn place(name: &str) -> (&str, &str) {
+    let n_words = if name.starts_with("m0/") || name.starts_with("all/") { 1 } else { 2 };
+    let end = name.match_indices('/').nth(n_words - 1).map_or(name.len(), |(at, _)| at);
+    let (row, rest) = name.split_at(end);
+    (row, rest.trim_start_matches('/'))
+}
+
 impl Results {
-    /// Fails when a step is missing.
-    pub(crate) fn new(machine: String, records: &Records, scale: &Scale) -> anyhow::Result<Self> {
-        let numbers = BTreeMap::new();
-        let (commits, verdicts) = (Vec::new(), BTreeMap::new());
-        let mut results = Self { machine, commits, scale: scale.clone(), numbers, verdicts };
+    /// Fails when a step is missing. `older`: goals with the reasons for missing them.
+    pub(crate) fn new(records: &Records, scale: &Scale, older: &[Goal]) -> anyhow::Result<Self> {
+        let mut results = Self { scale: scale.clone(), ..Self::default() };
         let reader = Reader { records, seeds: scale.seeds };
         let base = reader.base()?;
         results.base(base);
@@ -85,46 +101,66 @@ impl Results {
         results.judges_compared(&reader)?;
         results.shown(&reader)?;
         results.times(&reader)?;
+        for (name, row) in &mut results.rows {
+            row.provenance = Provenance::of_all(reader.behind(name).map(|step| &step.provenance));
+        }
+        results.goals = with_reasons(results.goals(), older);
         Ok(results)
     }
 
-    /// What an earlier run has left.
-    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+    /// Of all steps.
+    pub(crate) fn provenance(&self) -> Provenance {
+        self.rows.get("all").map(|row| row.provenance.clone()).unwrap_or_default()
     }
 
-    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let text = serde_json::to_string_pretty(self).context("results are plain data")?;
-        write_atomic(path, |file| writeln!(file, "{text}"))
-            .with_context(|| format!("write {}", path.display()))
+    /// A number, if it is there.
+    pub(crate) fn find(&self, name: &str) -> Option<Number> {
+        let (row, rest) = place(name);
+        self.rows.get(row)?.numbers.get(rest).copied()
     }
 
     /// A number that is there.
     pub(crate) fn get(&self, name: &str) -> Number {
-        self.numbers.get(name).copied().unwrap_or(Number { value: f64::NAN, ..Number::default() })
+        self.find(name).unwrap_or(Number { value: f64::NAN, ..Number::default() })
     }
 
-    fn set(&mut self, name: String, number: Number) {
-        self.numbers.insert(name, number);
+    fn row(&mut self, row: &str) -> &mut Row {
+        self.rows.entry(row.to_owned()).or_default()
+    }
+
+    fn set(&mut self, name: &str, number: Number) {
+        let (row, rest) = place(name);
+        self.row(row).numbers.insert(rest.to_owned(), number);
+    }
+
+    fn goals(&self) -> Vec<Goal> {
+        let of = |(judge, gain): (Judge, f64)| {
+            let name = format!("{}/{}/gain", judge.name(), Arm::Rlrf2.name());
+            let found = self.find(&name).map(|gain| gain.value);
+            let each = (1..=self.scale.seeds).map(|seed| self.get(&format!("{name}/{seed}")).p);
+            let largest = each.fold(Some(0.0), |most: Option<f64>, p| Some(most?.max(p?)));
+            let p = Goal::at_most(format!("{name}, largest p of a seed"), SIGNIFICANT, largest);
+            [Goal::at_least(name, gain, found), p]
+        };
+        GOALS.into_iter().flat_map(of).collect()
     }
 
     /// One value a seed: each by its seed, and their mean.
     fn per_seed(&mut self, name: &str, values: &[f64]) {
         for (seed, &value) in (1..).zip(values) {
-            self.set(format!("{name}/{seed}"), Number { value, ..Number::default() });
+            self.set(&format!("{name}/{seed}"), Number { value, ..Number::default() });
         }
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let value = values.iter().sum::<f64>() / values.len() as f64;
+        let value = mean(values.iter().copied());
         let number = Number { value, range: Some((least, most)), p: None };
-        self.set(name.to_owned(), number);
+        self.set(name, number);
     }
 
     fn base(&mut self, answered: &Answered) {
         self.greedy("m0", &[bits(&answered.greedy)]);
         for (what, value) in described(answered) {
-            self.set(format!("m0/{what}"), Number { value, ..Number::default() });
+            self.set(&format!("m0/{what}"), Number { value, ..Number::default() });
         }
     }
 
@@ -138,11 +174,11 @@ impl Results {
         for (seed, answers) in (1..).zip(seeds) {
             let n_right = answers.iter().filter(|&&is_right| is_right).count();
             if let Some(share) = Share::new(n_right, answers.len()) {
-                self.set(format!("{name}/greedy/{seed}"), number(share));
+                self.set(&format!("{name}/greedy/{seed}"), number(share));
             }
         }
         if let Some(share) = pooled(seeds) {
-            self.set(format!("{name}/greedy"), number(share));
+            self.set(&format!("{name}/greedy"), number(share));
         }
     }
 
@@ -175,22 +211,22 @@ impl Results {
             (name.to_owned(), &shares_of(a), &shares_of(b)),
             (format!("{name}/at_8"), &a.samples, &b.samples),
         ] {
-            self.set(what.clone(), number(difference(a, b)));
+            self.set(&what, number(difference(a, b)));
             for (seed, (a, b)) in (1..).zip(a.iter().zip(b)) {
                 let one = difference(std::slice::from_ref(a), std::slice::from_ref(b));
-                self.set(format!("{what}/{seed}"), number(one));
+                self.set(&format!("{what}/{seed}"), number(one));
             }
         }
         for (seed, (a, b)) in (1..).zip(a.greedy.iter().zip(&b.greedy)) {
             let name = format!("{name}/{seed}");
             let exact = Number { p: Some(mcnemar(a, b)), ..self.get(&name) };
-            self.set(name, exact);
+            self.set(&name, exact);
         }
     }
 
     fn compared(&mut self, judge: Judge, reader: &Reader<'_>) -> anyhow::Result<()> {
         for (first, second) in ARM_COMPARISONS {
-            let at = format!("{}/{}-{}", judge.name(), second.name(), first.name());
+            let at = format!("{}/{}-{}/gain", judge.name(), second.name(), first.name());
             self.differ(&at, &reader.told(judge, first)?, &reader.told(judge, second)?);
         }
         Ok(())
@@ -199,7 +235,7 @@ impl Results {
     fn judges_compared(&mut self, reader: &Reader<'_>) -> anyhow::Result<()> {
         for (first, second) in JUDGE_COMPARISONS {
             for arm in ARMS {
-                let at = format!("{}-{}/{}", second.name(), first.name(), arm.name());
+                let at = format!("{}-{}/{}/gain", second.name(), first.name(), arm.name());
                 self.differ(&at, &reader.told(first, arm)?, &reader.told(second, arm)?);
             }
         }
@@ -303,15 +339,14 @@ impl Results {
         each("gate_lower_bound", &|one| Some(one.verdict.lower_bound));
         each("gate_promotes", &|one| Some(f64::from(u8::from(one.verdict.promote))));
         each("parity_error", &|one| one.verdict.parity_error);
-        for (seed, one) in (1..).zip(&trained) {
-            self.verdicts.insert(format!("{at}/{seed}"), one.verdict.reason.clone());
+        for (seed, one) in (1_u64..).zip(&trained) {
+            self.row(&at).verdicts.insert(seed.to_string(), one.verdict.reason.clone());
         }
         Ok(())
     }
 
     fn times(&mut self, reader: &Reader<'_>) -> anyhow::Result<()> {
         let mut total = reader.step("m0")?.wall_s;
-        let mut commits: Vec<String> = vec![reader.step("m0")?.commit.clone()];
         for judge in JUDGES {
             let mut kinds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
             for seed in 1..=reader.seeds {
@@ -324,20 +359,16 @@ impl Results {
                     let step = reader.step(&format!("{unit}/{kind}/{what}"))?;
                     *sums.entry(kind).or_default() += step.wall_s;
                     total += step.wall_s;
-                    commits.push(step.commit.clone());
                 }
                 for (kind, sum) in sums {
                     kinds.entry(kind).or_default().push(sum);
                 }
             }
             for (kind, values) in kinds {
-                self.per_seed(&format!("{}/{kind}_wall_s", judge.name()), &values);
+                self.per_seed(&format!("{}/times/{kind}_wall_s", judge.name()), &values);
             }
         }
-        self.set("wall_s".to_owned(), Number { value: total, ..Number::default() });
-        commits.sort();
-        commits.dedup();
-        self.commits = commits;
+        self.set("all/wall_s", Number { value: total, ..Number::default() });
         Ok(())
     }
 }
@@ -375,7 +406,7 @@ fn described(answered: &Answered) -> Vec<(&'static str, f64)> {
     let n = right.len() as f64;
     let solved = right.iter().filter(|&&right| 0.0 < right).count() as f64;
     vec![
-        ("mean_at_8", right.iter().sum::<f64>() / n),
+        ("mean_at_8", mean(right.iter().copied())),
         ("pass_at_8", solved / n),
         ("greedy_tokens", answered.greedy_tokens),
         ("sample_tokens", answered.sample_tokens),
@@ -395,6 +426,21 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn step(&self, name: &str) -> anyhow::Result<&'a Step> {
         self.records.get(name).with_context(|| format!("{name} is not done yet"))
+    }
+
+    /// The steps that a row rests on: those of its judges, and the base with which all begin.
+    fn behind(&self, row: &str) -> impl Iterator<Item = &'a Step> {
+        let judges = row.split('/').next().unwrap_or_default();
+        let is_all = judges == "all";
+        let units: Vec<String> = Unit::all(self.seeds)
+            .into_iter()
+            .filter(|unit| is_all || judges.split('-').any(|judge| judge == unit.judge.name()))
+            .map(|unit| format!("{unit}/"))
+            .collect();
+        let is_behind = move |step: &&Step| {
+            step.name == "m0" || units.iter().any(|unit| step.name.starts_with(unit))
+        };
+        self.records.steps().filter(is_behind)
     }
 
     fn base(&self) -> anyhow::Result<&'a Answered> {

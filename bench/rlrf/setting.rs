@@ -9,6 +9,8 @@ use nano::world::Split;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::shared::Provenance;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
@@ -21,12 +23,12 @@ pub(crate) struct Setting {
     pub(crate) trainer: PathBuf,
     /// CPU threads of the engine and of the trainer.
     pub(crate) threads: u32,
-    /// Commit of this code, for the records.
-    pub(crate) commit: String,
+    /// Of this run, for the records.
+    pub(crate) provenance: Provenance,
 }
 
 /// How much is done.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Scale {
     /// Repetitions, each with prompts and random numbers of its own.
     pub(crate) seeds: u64,

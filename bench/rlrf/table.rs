@@ -3,25 +3,22 @@
 use std::fmt::Write as _;
 
 use crate::arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, name};
-use crate::results::{ARM_COMPARISONS, JUDGE_COMPARISONS, Number, Results};
-
-/// What has to be reached: judge, points of gain over M0 after round 2.
-const GOALS: [(Judge, f64); 2] = [(Judge::Own, 15.0), (Judge::Reference, 20.0)];
+use crate::results::{ARM_COMPARISONS, GOALS, JUDGE_COMPARISONS, Number, Results, SIGNIFICANT};
+use crate::shared::Provenance;
 
 /// All tables with a line above each.
 pub(crate) fn render(results: &Results) -> String {
     let scale = &results.scale;
+    let Provenance { machine, commit, .. } = results.provenance();
     let mut text = format!(
-        "{} held-out problems, {} seeds, {} problems a round, (n, m) = ({}, {}). Machine: {}. \
-         Commit: {}. Sum of all steps: {:.0} min.\n",
+        "{} held-out problems, {} seeds, {} problems a round, (n, m) = ({}, {}). Machine: {machine}. \
+         Commit: {commit}. Sum of all steps: {:.0} min.\n",
         scale.held_out,
         scale.seeds,
         scale.prompts,
         scale.drafts,
         scale.refinements,
-        results.machine,
-        results.commits.join(", "),
-        results.get("wall_s").value / 60.0
+        results.get("all/wall_s").value / 60.0
     );
     if scale.is_development {
         text.push_str("\n**On the development set: for choosing settings, not for reporting.**\n");
@@ -151,9 +148,9 @@ fn accuracy(results: &Results) -> String {
 fn answers(results: &Results) -> String {
     let row = |judge: &str, arm: &str, at: &str| {
         let get = |what: &str| results.get(&format!("{at}/{what}"));
-        let gain = results.numbers.get(&format!("{at}/gain/at_8")).map_or_else(
+        let gain = results.find(&format!("{at}/gain/at_8")).map_or_else(
             || NONE.to_owned(),
-            |&gain| format!("{} ({})", points(gain), points_interval(gain)),
+            |gain| format!("{} ({})", points(gain), points_interval(gain)),
         );
         vec![
             judge.to_owned(),
@@ -195,7 +192,7 @@ fn arms_compared(results: &Results) -> String {
         .into_iter()
         .flat_map(|judge| ARM_COMPARISONS.into_iter().map(move |pair| (judge, pair)));
     let rows = pairs.map(|(judge, (first, second))| {
-        let at = format!("{}/{}-{}", judge.name(), second.name(), first.name());
+        let at = format!("{}/{}-{}/gain", judge.name(), second.name(), first.name());
         let what = format!("{} over {}", second.title(), first.title());
         compared(results, judge.title(), what, &at)
     });
@@ -206,7 +203,7 @@ fn judges_compared(results: &Results) -> String {
     let pairs =
         JUDGE_COMPARISONS.into_iter().flat_map(|pair| ARMS.into_iter().map(move |arm| (pair, arm)));
     let rows = pairs.map(|((first, second), arm)| {
-        let at = format!("{}-{}/{}", second.name(), first.name(), arm.name());
+        let at = format!("{}-{}/{}/gain", second.name(), first.name(), arm.name());
         let what = format!("{} over {}", second.title(), first.title());
         compared(results, arm.title(), what, &at)
     });
@@ -366,7 +363,7 @@ fn pairs(results: &Results) -> String {
 fn times(results: &Results) -> String {
     let rows = JUDGES.into_iter().map(|judge| {
         let get = |what: &str| {
-            format!("{:.0}", results.get(&format!("{}/{what}_wall_s", judge.name())).value)
+            format!("{:.0}", results.get(&format!("{}/times/{what}_wall_s", judge.name())).value)
         };
         vec![judge.title().to_owned(), get("explored"), get("trained"), get("answered")]
     });
@@ -382,11 +379,14 @@ fn goals(results: &Results) -> String {
         let gain = results.get(&at);
         let each: Vec<Number> =
             (1..=results.scale.seeds).map(|seed| results.get(&format!("{at}/{seed}"))).collect();
-        let is_significant = each.iter().all(|one| one.p.is_some_and(|p| p < 0.05));
-        let holds = goal <= 100.0 * gain.value && is_significant;
+        let is_significant = each.iter().all(|one| one.p.is_some_and(|p| p < SIGNIFICANT));
+        let holds = goal <= gain.value && is_significant;
         vec![
             judge.title().to_owned(),
-            format!("at least {goal:+.0} points in two rounds, p < 0.05 in every seed"),
+            format!(
+                "at least {:+.0} points in two rounds, p < {SIGNIFICANT} in every seed",
+                100.0 * goal
+            ),
             format!("{} {}", points(gain), points_interval(gain)),
             if holds { "yes" } else { "**no**" }.to_owned(),
         ]

@@ -1,6 +1,6 @@
 //! Tests of the experiment: its pure parts, and the whole course of it once in a size of seconds,
 //! with the real model and the real trainer. That shows that the parts fit; what the method gains
-//! is in `docs/RLRF.md`. A program of its own, because the benchmark has no test harness.
+//! is in `docs/internals/rlrf.md`. A program of its own, because the benchmark has no test harness.
 #![allow(dead_code, reason = "the parts are used by the benchmark, which is another program")]
 #![allow(clippy::print_stderr, reason = "the parts say what they do")]
 #![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
@@ -14,6 +14,8 @@ mod plot;
 mod records;
 mod results;
 mod setting;
+#[path = "../results.rs"]
+mod shared;
 mod statistics;
 mod table;
 mod train;
@@ -31,6 +33,7 @@ use records::{Finding, Records};
 use reflectd::reflect::verify::Check;
 use results::Results;
 use setting::{Scale, Setting};
+use shared::Provenance;
 use statistics::{mcnemar, pooled, shares};
 use store::{Assessment, Author, Candidate, CandidateId, Exchange, ExchangeId, Source};
 
@@ -45,6 +48,10 @@ const TINY: Scale = Scale {
     refinements: 4,
     is_development: false,
 };
+
+fn run() -> Provenance {
+    Provenance { machine: "a machine".into(), commit: "test".into(), ..Provenance::default() }
+}
 
 fn difference(a: &[Vec<bool>], b: &[Vec<bool>]) -> statistics::Difference {
     let of = |seeds: &[Vec<bool>]| seeds.iter().map(|one| shares(one)).collect::<Vec<_>>();
@@ -241,17 +248,17 @@ fn a_line_that_a_kill_has_cut_off_is_passed_over() {
         distinct_2: 1.0,
         different: 1.0,
     });
-    let mut records = Records::open(&path, "key", "commit").unwrap();
+    let mut records = Records::open(&path, "key", &run()).unwrap();
     records.add("one".into(), 1.0, finding.clone()).unwrap();
     let whole = std::fs::read_to_string(&path).unwrap();
     let cut = format!("{whole}{}", whole.trim_start().split_at(40).0);
     files::write_atomic(&path, |file| std::io::Write::write_all(file, cut.as_bytes())).unwrap();
-    let mut records = Records::open(&path, "key", "commit").unwrap();
+    let mut records = Records::open(&path, "key", &run()).unwrap();
     assert_eq!(records.get("one").unwrap().finding, finding);
     records.add("two".into(), 1.0, finding.clone()).unwrap();
-    let records = Records::open(&path, "key", "commit").unwrap();
+    let records = Records::open(&path, "key", &run()).unwrap();
     assert!(records.get("one").is_some() && records.get("two").is_some());
-    let others = Records::open(&path, "another key", "commit").unwrap();
+    let others = Records::open(&path, "another key", &run()).unwrap();
     assert!(others.get("one").is_none(), "steps of other settings are not ours");
 }
 
@@ -267,11 +274,11 @@ async fn a_unit_of_the_experiment_runs_and_what_is_done_is_not_done_again() {
         work: work.path().into(),
         trainer: testkit::trainer(env!("CARGO_BIN_EXE_reflectd")),
         threads: 1,
-        commit: "test".into(),
+        provenance: run(),
     };
     let steps = work.path().join("steps.jsonl");
     let records = experiment::run(&setting, &[UNIT]).await.unwrap();
-    let missing = Results::new(String::new(), &records, &setting.scale).unwrap_err();
+    let missing = Results::new(&records, &setting.scale, &[]).unwrap_err();
     assert!(missing.to_string().contains("reference-1"), "{missing}");
 
     let before = std::fs::read_to_string(&steps).unwrap();
@@ -284,7 +291,7 @@ async fn a_unit_of_the_experiment_runs_and_what_is_done_is_not_done_again() {
     files::write_atomic(&steps, |file| std::io::Write::write_all(file, all.as_bytes())).unwrap();
     let records = experiment::run(&setting, &[]).await.unwrap();
     assert_eq!(all, std::fs::read_to_string(&steps).unwrap());
-    let results = Results::new("a machine".into(), &records, &setting.scale).unwrap();
+    let results = Results::new(&records, &setting.scale, &[]).unwrap();
     let base = results.get("m0/greedy").value;
     assert!((0.05..=0.95).contains(&base), "{base}");
     for arm in ARMS {
@@ -300,8 +307,10 @@ async fn a_unit_of_the_experiment_runs_and_what_is_done_is_not_done_again() {
 
     // Table and plot come out of the file alone.
     let path = work.path().join("results.json");
-    results.write(&path).unwrap();
-    let read = Results::read(&path).unwrap();
+    shared::write(&path, &results).unwrap();
+    let read: Results = shared::read(&path).unwrap();
+    assert!(read.rows.values().all(|row| row.provenance == run()));
+    assert_eq!(read.goals.len(), 2 * results::GOALS.len());
     assert_eq!(table::render(&read), table::render(&results));
     assert!(!table::render(&read).contains("NaN"));
     plot::draw(&work.path().join("plot.svg"), &read).unwrap();

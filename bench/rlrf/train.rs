@@ -16,6 +16,7 @@ use reflectd::learn::adapter::{self, Base};
 use reflectd::learn::arena::Arena;
 use reflectd::learn::child::{self, Update};
 use reflectd::learn::held_out::Question;
+use reflectd::learn::job::Assignment;
 use reflectd::learn::pairs::{Pair, Pairing, Tally};
 use reflectd::learn::{Cancel, Parts, gate};
 use reflectd::paths::StateDir;
@@ -113,31 +114,18 @@ impl Run<'_> {
             Ok(())
         })
         .with_context(|| format!("write {}", data.display()))?;
-        let (learn, trainer, info) = (&lab.config.learn, &lab.config.trainer, lab.engine.info());
-        Ok(Job {
-            version: protocol::VERSION,
+        let info = lab.engine.info();
+        let assignment = Assignment {
             run: format!("{unit}-{}", arm.name()),
             base: absolute(&info.path)?,
             base_sha256: info.sha256.clone(),
             start: self.start.map(absolute).transpose()?,
-            data,
             out,
             reference_cache: None,
             objective: self.objective(),
-            lora: learn.lora,
-            optimizer: learn.optimizer,
-            validation_share: learn.validation_share,
-            validations: learn.validations,
-            checkpoint_s: trainer.checkpoint.as_secs_f64(),
-            max_tokens: learn.max_tokens,
-            context_tokens: lab.config.engine.context_tokens,
-            base_kind: trainer.base,
-            compute: trainer.compute,
-            memory_limit_bytes: trainer.memory_limit_bytes,
-            threads: trainer.threads,
-            device: trainer.device,
             seed: unit.seed,
-        })
+        };
+        Ok(assignment.job(&lab.config))
     }
 
     /// What the gate would say of the adapter against the one that it started from. It asks the

@@ -1,8 +1,8 @@
 //! `make bench-trainer`: DPO with LoRA by `reflectd-trainer` and by TRL with PEFT, on the same
 //! random-weight base, start adapter and pairs, one after the other in every round. The other side's
 //! Python, with `trl`, `peft`, `datasets` and `gguf`, is named by `TRL_PYTHON`; without it its columns stay
-//! empty. Writes `results.json` and prints the table for `docs/PERFORMANCE.md`. Both sides say their losses,
-//! and must say the same.
+//! empty. Writes `results.json` and prints the table for `docs/internals/performance.md`. Both sides
+//! say their losses, and must say the same.
 
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
 
@@ -95,6 +95,8 @@ fn main() -> anyhow::Result<()> {
     let python = std::env::var_os("TRL_PYTHON").map(PathBuf::from);
     let folder = tempfile::tempdir().context("make a scratch folder")?;
     let mut results = Results::new(&arguments.device, arguments.threads)?;
+    results.peer_flags =
+        format!("{} pairs at once, without and with gradient checkpointing", arguments.micro);
     for &n_vocab in &arguments.vocabularies {
         let file = |name: &str| folder.path().join(format!("{n_vocab}-{name}"));
         model::write_base(&file("base.gguf"), n_vocab)?;

@@ -1,26 +1,46 @@
-//! What was measured, as numbers and as ratios: `results.json`, and a table for people. Used by
-//! `main`.
+//! What was measured, as numbers and as ratios: `results.json`, where the rows of other runs stay,
+//! and a table for people. Used by `main`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use files::write_atomic;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use statistics::mean;
 
 use crate::machine;
 use crate::side::Seen;
 use crate::statistics::{median, range, ratios};
+use shared::{Goal, Peer, Provenance};
 
-#[derive(Debug, Serialize)]
+#[path = "../results.rs"]
+#[allow(dead_code, reason = "other benchmarks use the rest")]
+mod shared;
+
+/// Ours is to be so many times as fast as the faster of the other sides, and to need the memory of
+/// the smaller one divided by it.
+const TIMES: f64 = 2.0;
+
+/// The rows of this run.
+#[derive(Debug)]
 pub(crate) struct Results {
     machine: String,
     commit: String,
+    device: String,
     /// Versions of the other side.
     pub(crate) peer: Option<Value>,
+    /// What the other side is started with.
+    pub(crate) peer_flags: String,
     cases: Vec<Summary>,
+}
+
+/// The file: rows by name. Those of other runs are kept as they are.
+#[derive(Debug, Default, Deserialize, Serialize)]
+struct File {
+    goals: Vec<Goal>,
+    rows: BTreeMap<String, Value>,
 }
 
 /// One comparison.
@@ -52,17 +72,21 @@ impl Measured {
     pub(crate) fn new(n_pairs: usize, seconds: f64, seen: &Seen, losses: Vec<f64>) -> Self {
         Self { pairs_per_second: n_pairs as f64 / seconds, peak_bytes: seen.peak_bytes, losses }
     }
-    /// The largest difference of the losses; the orders of the pairs differ, so of their means.
+    /// How far the means of the losses lie apart (the orders of the pairs differ); not a number
+    /// when a side has none.
     pub(crate) fn gap(&self, other: &Self) -> f64 {
-        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len().max(1) as f64;
-        (mean(&self.losses) - mean(&other.losses)).abs()
+        let [own, other] = [self, other].map(|side| mean(side.losses.iter().copied()));
+        (own - other).abs()
     }
 }
 
 /// A comparison's medians, and ratios above 1 where ours is better.
 #[derive(Debug, Serialize)]
 struct Summary {
+    #[serde(skip)]
     name: String,
+    #[serde(flatten)]
+    provenance: Provenance,
     n_vocab: u64,
     compute: String,
     prompt_tokens: usize,
@@ -88,7 +112,6 @@ struct Side {
 impl Results {
     pub(crate) fn new(device: &str, threads: usize) -> anyhow::Result<Self> {
         let threads = u32::try_from(threads)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut machine = machine::describe(threads)?;
         if device == "cuda" {
             let query = ["--query-gpu=name,driver_version", "--format=csv,noheader"];
@@ -97,8 +120,9 @@ impl Results {
             machine = format!("{}; {machine}", String::from_utf8_lossy(&gpu.stdout).trim());
         }
         // Where there is no git, as on a lent machine, whoever copies the results adds the commit.
-        let commit = runtime.block_on(machine::commit()).unwrap_or_default();
-        Ok(Self { machine, commit, peer: None, cases: Vec::new() })
+        let commit = machine::commit().unwrap_or_default();
+        let (peer_flags, device) = (String::new(), device.to_owned());
+        Ok(Self { machine, commit, device, peer: None, peer_flags, cases: Vec::new() })
     }
 
     pub(crate) fn add(&mut self, case: Case) {
@@ -123,8 +147,10 @@ impl Results {
                 memory_ratio: median(&smaller),
             })
         };
+        let on = if self.device == "cpu" { String::new() } else { format!("_{}", self.device) };
         let summary = Summary {
-            name: format!("dpo_lora_{compute}_vocabulary_{n_vocab}"),
+            name: format!("dpo_lora_{compute}_vocabulary_{n_vocab}{on}"),
+            provenance: self.provenance(),
             n_vocab,
             prompt_tokens,
             answer_tokens,
@@ -137,12 +163,34 @@ impl Results {
         self.cases.push(summary);
     }
 
-    /// Writes `results.json` and prints the table.
+    fn provenance(&self) -> Provenance {
+        let versions = self.peer.as_ref().and_then(Value::as_object);
+        let peer = versions.map(|versions| {
+            let of = |(name, version): (&String, &Value)| {
+                format!("{name} {}", version.as_str().unwrap_or_default())
+            };
+            let version = versions.iter().map(of).collect::<Vec<_>>().join(", ");
+            Peer { version, flags: self.peer_flags.clone() }
+        });
+        Provenance {
+            machine: self.machine.clone(),
+            commit: self.commit.clone(),
+            command: Some(shared::command("trainer", &["TRL_PYTHON"])),
+            peer,
+        }
+    }
+
+    /// Writes this run's rows into `results.json` and prints their table.
     pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<()> {
         let path = folder.join("results.json");
-        let text = serde_json::to_string_pretty(self).context("render the results")? + "\n";
-        write_atomic(&path, |file| file.write_all(text.as_bytes()))
-            .with_context(|| format!("write {}", path.display()))?;
+        let mut file: File = shared::read(&path)?;
+        for case in &self.cases {
+            let row = serde_json::to_value(case).context("a row is plain data")?;
+            file.rows.insert(case.name.clone(), row);
+        }
+        let goals = file.rows.iter().flat_map(|(name, row)| goals(name, row));
+        file.goals = shared::with_reasons(goals.collect(), &file.goals);
+        shared::write(&path, &file)?;
         eprintln!("{}", self.table());
         Ok(())
     }
@@ -177,4 +225,14 @@ impl Results {
         }
         text
     }
+}
+
+/// Speed and memory against whichever of the other sides is better at it.
+fn goals(name: &str, row: &Value) -> [Goal; 2] {
+    let least = |ratio: &str| {
+        let sides = ["plain", "checkpointed"].iter().filter_map(|side| row[side][ratio].as_f64());
+        sides.reduce(f64::min)
+    };
+    [("faster than TRL", "speed_ratio"), ("smaller than TRL", "memory_ratio")]
+        .map(|(what, ratio)| Goal::at_least(format!("{name}, times {what}"), TIMES, least(ratio)))
 }

@@ -1,5 +1,5 @@
 //! The JSON of the socket as Rust types, both directions: `api` reads and writes them, the command
-//! line client writes and reads them. Pure data; `docs/api.md` is their description.
+//! line client writes and reads them. Pure data; `docs/reference/api.md` is their description.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::explore::run_operation;
+use super::operation::run_operation;
 use super::reply::{Adapter, Adapters};
 use super::table::{Table, fields, or_none, pairs, time};
 use super::terminal;

@@ -16,7 +16,7 @@ use self::beside::Beside;
 use self::training::Training;
 use super::table::{Table, pairs};
 use super::{Places, terminal};
-use crate::learn::child;
+use crate::learn::program;
 use config::{self, Config, Defaults, Problem};
 use engine::llama::{self, Machine, MemoryPlan, MemoryShare, Survey};
 use engine::{EngineConfig, EngineError, probe};
@@ -203,7 +203,7 @@ fn reason(error: EngineError) -> String {
 /// Whether the program starts, which it only does with its libtorch. Serving goes on without it.
 async fn look_at_trainer(config: &Config) -> Trainer {
     let device = config.trainer.device;
-    let words = match child::command_line(&config.trainer) {
+    let words = match program::command_line(&config.trainer) {
         Ok(words) => words,
         Err(error) => {
             let fault = Some(error.to_string());

@@ -284,9 +284,9 @@ impl Export {
             ("reflectd.merged.base_sha256", text(&model.sha256)),
             ("reflectd.merged.adapter_sha256", text(adapter_sha256)),
         ];
-        let bar = progress::bar("merging", merge.n_bytes()? >> 20);
+        let progress = progress::counter("merging", merge.n_bytes()? >> 20);
         let mut show = |done: u64| {
-            bar.set_position(done >> 20);
+            progress.set_position(done >> 20);
             if self.stop.load(Ordering::Relaxed) {
                 return Err(io::Error::other("interrupted"));
             }
@@ -295,7 +295,7 @@ impl Export {
         let mut out = BufWriter::new(File::create_new(path)?);
         let written = merge.write_to(&mut out, &about, &mut show)?;
         out.flush()?;
-        bar.finish();
+        progress.finish();
         Ok(written)
     }
 

@@ -145,9 +145,9 @@ const SAMPLES: u32 = 8;
 struct Trial {
     greedy: bool,
     samples: Vec<bool>,
-    /// The judge's word on the first sample, at the usual bar of one half.
+    /// The judge's word on the first sample, at the usual threshold of one half.
     judged: Judged,
-    /// The smallest p(+1) of its aspects: it is accepted wherever the bar is not higher.
+    /// The smallest p(+1) of its aspects: it is accepted wherever the threshold is not higher.
     lowest: f32,
     /// Whether the greedy revision of the first sample is right.
     refined: bool,
@@ -173,14 +173,14 @@ async fn measure(model: &Path, prompts: &Path, n: usize, seed: u64) -> anyhow::R
         engine,
     };
     let problems = problems(Split::HeldOut, n, seed);
-    let bar = progress::bar("measuring", n as u64);
+    let progress = progress::counter("measuring", n as u64);
     let trials: Vec<Trial> = stream::iter(&problems)
         .map(|problem| subject.try_problem(problem, seed))
         .buffered(PARALLEL)
-        .inspect(|_| bar.inc(1))
+        .inspect(|_| progress.inc(1))
         .try_collect()
         .await?;
-    bar.abandon();
+    progress.abandon();
     drop(subject);
     thread.join().map_err(|_| anyhow::anyhow!("the engine thread panicked"))?;
     Ok(summary(&trials))
@@ -196,10 +196,11 @@ fn summary(trials: &[Trial]) -> Value {
         let of = trials.iter().filter(|trial| trial.judged.is_right == right);
         share(of.map(|trial| trial.refined == wanted).collect())
     };
-    let at = |bar: f32| {
-        let judged = |trial: &Trial| Judged { is_accepted: trial.lowest >= bar, ..trial.judged };
+    let at = |threshold: f32| {
+        let judged =
+            |trial: &Trial| Judged { is_accepted: trial.lowest >= threshold, ..trial.judged };
         let quality = judge_quality(&trials.iter().map(judged).collect::<Vec<_>>());
-        json!({"pass": bar, "auc": quality.auc, "false_accept": quality.false_accept, "false_reject": quality.false_reject})
+        json!({"pass": threshold, "auc": quality.auc, "false_accept": quality.false_accept, "false_reject": quality.false_reject})
     };
     let judge = [0.5, 0.6, 0.7, 0.8, 0.9].map(at);
     json!({

@@ -44,35 +44,35 @@ pub(super) async fn follow(
 
 /// One bar for the stage under way; the bars of earlier stages stay above it.
 #[derive(Debug, Default)]
-pub(super) struct StageBar {
+pub(super) struct StageProgress {
     current: Option<(Discriminant<Stage>, ProgressBar)>,
 }
 
-impl StageBar {
+impl StageProgress {
     pub(super) fn show(&mut self, stage: &Stage) {
         let Some(view) = view(stage) else { return };
         let kind = std::mem::discriminant(stage);
         if self.current.as_ref().is_none_or(|(current, _)| *current != kind) {
             self.finish();
-            self.current = Some((kind, bar(view.name, view.total)));
+            self.current = Some((kind, counter(view.name, view.total)));
         }
-        if let Some((_, bar)) = &self.current {
-            bar.set_length(view.total);
-            bar.set_position(view.done);
-            bar.set_message(view.message);
+        if let Some((_, counter)) = &self.current {
+            counter.set_length(view.total);
+            counter.set_position(view.done);
+            counter.set_message(view.message);
         }
     }
 
     /// Leaves the last bar as it stands.
     pub(super) fn finish(&mut self) {
-        if let Some((_, bar)) = self.current.take() {
-            bar.abandon();
+        if let Some((_, counter)) = self.current.take() {
+            counter.abandon();
         }
     }
 }
 
 /// A bar on standard error; it draws nothing where that is no terminal.
-pub(super) fn bar(name: &'static str, total: u64) -> ProgressBar {
+pub(super) fn counter(name: &'static str, total: u64) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{prefix:10} {bar:30} {pos:>4}/{len} {elapsed:>4} {msg}")
             .expect("the template is a constant that a test renders");
@@ -230,21 +230,21 @@ mod tests {
 
     #[test]
     fn a_bar_follows_the_stages() {
-        let mut stage_bar = StageBar::default();
-        stage_bar.show(&Stage::Idle);
-        assert!(stage_bar.current.is_none());
+        let mut stage_progress = StageProgress::default();
+        stage_progress.show(&Stage::Idle);
+        assert!(stage_progress.current.is_none());
         let (generated_tokens, positives_per_1000_tokens) = (0, 0.0);
-        stage_bar.show(&Stage::Exploring {
+        stage_progress.show(&Stage::Exploring {
             done: 1,
             total: 2,
             positives: 0,
             generated_tokens,
             positives_per_1000_tokens,
         });
-        stage_bar.show(&Stage::Pairing);
-        let (kind, bar) = stage_bar.current.as_ref().unwrap();
+        stage_progress.show(&Stage::Pairing);
+        let (kind, counter) = stage_progress.current.as_ref().unwrap();
         assert_eq!(*kind, std::mem::discriminant(&Stage::Pairing));
-        assert_eq!(bar.prefix(), "pairing");
-        stage_bar.finish();
+        assert_eq!(counter.prefix(), "pairing");
+        stage_progress.finish();
     }
 }

@@ -1,5 +1,5 @@
-//! What the daemon replies, as far as the command line reads it: `docs/api.md` has the whole of it.
-//! Unknown fields are ignored, so that a newer daemon can be asked by an older program.
+//! What the daemon replies, as far as the command line reads it: `docs/reference/api.md` has the
+//! whole of it. Unknown fields are ignored, so that a newer daemon can be asked by an older program.
 //! Used by the subcommands; the words of the store and the protocol are theirs.
 
 use serde::Deserialize;

@@ -83,10 +83,10 @@ mod tests {
             cut in 0_usize..200,
         ) {
             let whole = Parser::default().push(&bytes);
-            let (head, tail) = bytes.split_at(cut.min(bytes.len()));
+            let (head, rest) = bytes.split_at(cut.min(bytes.len()));
             let mut parser = Parser::default();
             let mut parts = parser.push(head);
-            parts.extend(parser.push(tail));
+            parts.extend(parser.push(rest));
             prop_assert_eq!(whole, parts);
         }
 

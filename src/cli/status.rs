@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::client::Client;
 use super::reply::{Seen, Side, Status};
 use super::table::{or_none, pairs, span, time};
-use super::{Json, judge, progress, terminal};
+use super::{Json, judge_report, progress, terminal};
 use protocol::exit::Exit;
 use store::{Watch, WatchState};
 
@@ -40,7 +40,7 @@ fn render(status: &Status) -> String {
         ("configuration", status.config.state.replace('_', " ")),
     ];
     for state in &status.judges {
-        let (who, standing) = (&state.judge, judge::describe(&state.standing));
+        let (who, standing) = (&state.judge, judge_report::describe(&state.standing));
         let text = format!("{}: {who}; scalar: {}; {standing}", state.agent, state.scalar);
         rows.push(("judge", text));
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::explore::run_operation;
+use super::operation::run_operation;
 use super::terminal;
 use protocol::exit::Exit;
 

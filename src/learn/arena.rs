@@ -11,10 +11,11 @@ use super::Parts;
 use super::gate::{self, Answered, Available, Comparison, Evidence, GeneralTrial, Trial};
 use super::held_out::Question;
 use crate::reflect::{self, Answer, ReflectError};
-use config::GateConfig;
+use config::{GateConfig, VERIFIER};
 use engine::{Class, EngineError, Generation, Lane, LogprobRequest, Sampling, Token};
 use prompt::{Message, Role};
 use protocol::Probe;
+use statistics::mean;
 use store::{Assessment, Evaluation, RunId, StoreError};
 
 /// Prompts under way at once: enough to fill a batch, few enough that a chat finds room.
@@ -93,9 +94,7 @@ impl Arena<'_> {
             trial.stopped().is_some()
         });
         let asked = asked.await?;
-        let log_ratios: Vec<f64> =
-            asked.iter().flat_map(|outcome| outcome.log_ratios.iter().copied()).collect();
-        evidence.kl = mean(&log_ratios);
+        evidence.kl = mean(asked.iter().flat_map(|outcome| outcome.log_ratios.iter().copied()));
         evidence.comparisons = self.record(asked, false).await?;
         if gate::judge(&evidence, self.config).promote {
             let mut trial = GeneralTrial::new(self.config, available);
@@ -170,13 +169,12 @@ impl Arena<'_> {
             )
             .await?;
         let trained = probe.sequences.iter().flat_map(|sequence| &sequence.logprobs);
-        let differences: Vec<f64> = served
+        let differences = served
             .iter()
             .flatten()
             .zip(trained)
-            .map(|(served, trained)| f64::from(served - trained).abs())
-            .collect();
-        Ok(mean(&differences))
+            .map(|(served, trained)| f64::from(served - trained).abs());
+        Ok(mean(differences))
     }
 
     /// `None` for a prompt that does not fit the context: it says nothing about the adapter.
@@ -286,8 +284,7 @@ fn verifier_decides(question: &Question) -> bool {
 }
 
 fn answered(answer: &Answer, said: &[Assessment]) -> Answered {
-    // The verifier's aspect has this name (see `Assessment::aspect`).
-    let verified = said.iter().find(|assessment| assessment.aspect == "verifier");
+    let verified = said.iter().find(|assessment| assessment.aspect == VERIFIER);
     Answered {
         // An answer too long to be judged has no assessments: the worst that it can get.
         scalar: if said.is_empty() { -1.0 } else { reflect::scalar(said) },
@@ -295,9 +292,4 @@ fn answered(answer: &Answer, said: &[Assessment]) -> Answered {
         verified: verified.map(|assessment| 0.5 < assessment.levels[2]),
         tokens: answer.tokens.get(answer.from..).unwrap_or_default().to_vec(),
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
 }

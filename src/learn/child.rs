@@ -1,4 +1,4 @@
-//! The trainer process: the only place that starts a process. It owns the child's group, pipes and
+//! The trainer process of a run. It owns the child's group, pipes and
 //! end; it must not retry (that is `schedule`'s decision) and must not touch the store.
 //! Used by `run`.
 //!
@@ -7,17 +7,18 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group, setpriority_process};
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::op_queue::{Cancel, Stop};
+use super::program;
 use config::TrainerConfig;
 use protocol::exit::Exit;
 use protocol::{Job, TrainerEvent};
@@ -120,16 +121,6 @@ pub enum TrainerError {
     Cancelled(Stop),
 }
 
-/// The program beside this one, or what `trainer.command` names.
-pub fn command_line(config: &TrainerConfig) -> Result<Vec<String>, TrainerError> {
-    if let Some(command) = &config.command {
-        return Ok(command.clone());
-    }
-    let start = |source| TrainerError::Start { program: "reflectd-trainer".into(), source };
-    let beside = std::env::current_exe().map_err(start)?.with_file_name("reflectd-trainer");
-    Ok(vec![beside.to_string_lossy().into_owned()])
-}
-
 /// Runs one job to its end. `quiet` says for how long no chat has run.
 pub async fn train(
     config: &TrainerConfig,
@@ -179,42 +170,23 @@ pub(super) async fn check_done(trained: Trained, out: &Path) -> Result<Trained, 
 }
 
 async fn start(config: &TrainerConfig, job: &Job) -> Result<(Child, ChildStdin), TrainerError> {
-    let mut words = command_line(config)?;
-    let program = PathBuf::from(&words[0]);
-    let failed = |source| TrainerError::Start { program: program.clone(), source };
+    let unknown = |source| TrainerError::Start { program: program::PROGRAM.into(), source };
+    let mut words = program::command_line(config).map_err(unknown)?;
+    let path = PathBuf::from(&words[0]);
+    let failed = |source| TrainerError::Start { program: path.clone(), source };
     if words[0].contains('/') {
         // Looked at here, because `chrt` below would say less clearly that it is missing; absolute,
         // because the trainer runs in its run's folder.
-        words[0] = std::fs::canonicalize(&program).map_err(failed)?.to_string_lossy().into_owned();
+        words[0] = std::fs::canonicalize(&path).map_err(failed)?.to_string_lossy().into_owned();
     }
     // SCHED_IDLE gives the trainer only what nobody else wants: ggml's spin barriers make any
     // competing process cost the chat far more than its share. Without `chrt`, nice 19 remains.
     if let Some(chrt) = find_program("chrt") {
         words.splice(0..0, [chrt, "-i".into(), "0".into()]);
     }
-    let mut child = Command::new(&words[0])
-        .args(&words[1..])
-        .current_dir(&job.out)
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
-    let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    if let Err(error) = setpriority_process(pid, 19) {
-        warn!(%error, "The trainer keeps its priority.");
-    }
-    let mut stdin = child.stdin.take().expect("standard input was asked for");
-    let mut line = serde_json::to_vec(job).expect("a job is plain data");
-    line.push(b'\n');
-    // A job is smaller than any pipe, so this does not wait for the trainer. One that does not read
-    // its job ends by itself, and its exit status says more than a broken pipe.
-    if let Err(error) = stdin.write_all(&line).await {
-        debug!(%error, "The trainer does not read its job.");
-    }
-    Ok((child, stdin))
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).current_dir(&job.out).process_group(0);
+    program::start(&mut command, job).await.map_err(failed)
 }
 
 fn find_program(name: &str) -> Option<String> {

@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::bet::{self, Bet};
 use config::GateConfig;
 use engine::Token;
+use statistics::mean;
 
 /// Fewer prompts than this prove nothing: a handful says too little about length and diversity.
 pub const MIN_PROMPTS: usize = 20;
@@ -522,12 +523,6 @@ fn discordant(outcomes: impl Iterator<Item = (bool, bool)>) -> (usize, usize) {
     outcomes.fold((0, 0), |(wins, losses), (active, candidate)| {
         (wins + usize::from(candidate && !active), losses + usize::from(active && !candidate))
     })
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
-    let n = values.len() as f64;
-    values.sum::<f64>() / n
 }
 
 /// P(at least `wins` heads in `wins + losses` tosses of a fair coin).

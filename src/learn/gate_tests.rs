@@ -330,7 +330,8 @@ fn empty_answers_are_outside_the_bands() {
     for both in &mut evidence.comparisons {
         both.candidate.tokens.clear();
     }
-    assert!(!judge(&evidence, &config()).promote);
+    let verdict = judge(&evidence, &config());
+    assert!(!verdict.promote && verdict.reason.contains("length_ratio"), "{}", verdict.reason);
 }
 
 #[test]

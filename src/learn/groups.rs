@@ -16,6 +16,7 @@ use super::worth::{self, Answer};
 use config::PairPolicy;
 use engine::{Sampling, Vocabulary};
 use protocol::{Group, Rollout};
+use statistics::mean;
 use store::{Author, Candidate, CandidateId, Exchange, ExchangeId, PairRow};
 
 /// A group as it is recorded and as it is trained on.
@@ -89,7 +90,7 @@ impl<'a> Grouping<'a> {
                 continue;
             }
             self.tally.tempered += members.iter().filter(|it| it.is_tempered).count();
-            let mean = mean(&rewards);
+            let mean = mean(rewards.iter().copied());
             let rows = members.iter().map(|member| row(member, mean)).collect();
             let answers = members.into_iter().map(|member| member.rollout).collect();
             let prompt_id = names.remove(&first).expect("every prompt was named when it came");
@@ -134,11 +135,6 @@ fn row(member: &Member, mean: f64) -> PairRow {
         rejected: side(margin < 0.0),
         margin: margin.abs(),
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 #[cfg(test)]

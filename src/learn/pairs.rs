@@ -22,6 +22,7 @@ use config::{PairPolicy, Positives, Rejected};
 use engine::{FinishReason, Token, Vocabulary};
 use files::hex;
 use protocol::{Example, Objective};
+use statistics::mean;
 use store::{Candidate, Exchange, PairRow};
 
 /// One pair, or a single answer: as it is recorded and as it is trained on.
@@ -309,12 +310,10 @@ pub(super) fn ids(tokens: &[Token]) -> Vec<i32> {
     tokens.iter().map(|token| token.0).collect()
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 fn mean_minus_2_sd(answers: &[Answer<'_>]) -> f64 {
-    let n = answers.len() as f64;
-    let mean = answers.iter().map(|answer| answer.scalar).sum::<f64>() / n;
-    let squares = answers.iter().map(|answer| (answer.scalar - mean).powi(2)).sum::<f64>();
-    mean - 2.0 * (squares / n).sqrt()
+    let centre = mean(answers.iter().map(|answer| answer.scalar));
+    let variance = mean(answers.iter().map(|answer| (answer.scalar - centre).powi(2)));
+    centre - 2.0 * variance.sqrt()
 }
 
 /// Longest over shortest; neither is empty.

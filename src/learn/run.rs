@@ -15,6 +15,7 @@ use super::arena::{Arena, ArenaError};
 use super::child::{self, Trained, TrainerError, Update};
 use super::gate::{self, Verdict};
 use super::held_out::{self, Questions};
+use super::job::Assignment;
 use super::material::{self, Material};
 use super::op_queue::{Cancel, Stop};
 use super::pairs::Tally;
@@ -26,7 +27,7 @@ use config::prompt_file::PromptFileError;
 use config::{Config, Start};
 use engine::{EngineError, Generation};
 use files::lora::LoraError;
-use protocol::{self, Job, Step, TrainerEvent};
+use protocol::{Job, Step, TrainerEvent};
 use store::{RunId, RunState, StoreError};
 
 /// Why a run or an exploration broke.
@@ -238,32 +239,17 @@ pub(super) async fn job(
     // The trainer runs in another folder, so its paths are absolute.
     let base = std::path::absolute(&info.path)
         .map_err(|source| RunError::Write { path: info.path.clone(), source })?;
-    let out = parts.state.run(&label);
-    let (learn, trainer) = (&config.learn, &config.trainer);
-    Ok(Job {
-        version: protocol::VERSION,
-        run: label,
+    let assignment = Assignment {
         base,
         base_sha256: info.sha256.clone(),
         start: adapter,
-        data: out.join("data.jsonl"),
-        out,
+        out: parts.state.run(&label),
+        run: label,
         reference_cache: Some(parts.state.references()),
-        objective: learn.objective,
-        lora: learn.lora,
-        optimizer: learn.optimizer,
-        validation_share: learn.validation_share,
-        validations: learn.validations,
-        checkpoint_s: trainer.checkpoint.as_secs_f64(),
-        max_tokens: learn.max_tokens,
-        context_tokens: config.engine.context_tokens,
-        base_kind: trainer.base,
-        compute: trainer.compute,
-        memory_limit_bytes: trainer.memory_limit_bytes,
-        threads: trainer.threads,
-        device: trainer.device,
+        objective: config.learn.objective,
         seed,
-    })
+    };
+    Ok(assignment.job(config))
 }
 
 impl Run<'_> {

@@ -2,14 +2,12 @@
 //! `reflectd-trainer survey`. It must not interpret the answer. Used by `cli/doctor`.
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::time::Duration;
 
-use rustix::process::{Pid, setpriority_process};
-use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::child::command_line;
+use super::program;
 use config::TrainerConfig;
 use protocol::{SurveyJob, TrainerEvent, TrainingSurvey};
 
@@ -19,27 +17,12 @@ const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The trainer's answer, or why there is none.
 pub async fn survey(config: &TrainerConfig, job: &SurveyJob) -> Result<TrainingSurvey, String> {
-    let words = command_line(config).map_err(|error| error.to_string())?;
+    let words = program::command_line(config)
+        .map_err(|error| format!("find {}: {error}", program::PROGRAM))?;
     let failed = |error: std::io::Error| format!("start {}: {error}", words[0]);
-    let mut child = Command::new(&words[0])
-        .args(&words[1..])
-        .arg("survey")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
-    // As a run: what it measures beside a chat is what a run gets beside it.
-    let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    if let Err(error) = setpriority_process(pid, 19) {
-        tracing::debug!(%error, "The trainer keeps its priority.");
-    }
-    let mut line = serde_json::to_vec(job).expect("a job is plain data");
-    line.push(b'\n');
-    let mut stdin = child.stdin.take().expect("standard input was asked for");
-    // One that does not read its job ends by itself, and that says more than a broken pipe.
-    drop(stdin.write_all(&line).await);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).arg("survey");
+    let (child, stdin) = program::start(&mut command, job).await.map_err(failed)?;
     let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
     drop(stdin);
     match ended {

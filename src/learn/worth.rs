@@ -13,7 +13,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::reflect::{REWARD, VERIFIER, passes, scalar};
+use crate::reflect::{passes, scalar};
+use config::{REWARD, VERIFIER};
 use store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
 
 /// An answer that somebody has judged.

@@ -114,7 +114,9 @@ proptest! {
             ..word(candidate, rating)
         });
         let candidates = vec![judged(true), candidate(2, &[6], -0.2, false), edit(3, 2, &[7]).0];
-        for (_, _, scalar) in worth(candidates, feedback.collect()) {
+        let found = worth(candidates, feedback.collect());
+        prop_assert!(!found.is_empty());
+        for (_, _, scalar) in found {
             prop_assert!((-1.0..=1.0).contains(&scalar));
         }
     }

@@ -7,18 +7,12 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
-use config::{Agent, AgentAspect, Pass, RewardConfig, Verifier};
+use config::{Agent, AgentAspect, Pass, REWARD, RewardConfig, VERIFIER, Verifier};
 use prompt::{AspectView, Message, Role};
-use store::{Assessment, ChosenAspects, JudgeBar, Relevance, Standard};
+use store::{Assessment, ChosenAspects, JudgeThreshold, Relevance, Standard};
 
 use super::judge::Scored;
 use super::verify::{self, Check, VerifierError};
-
-/// The aspect name of a verifier's assessments.
-pub const VERIFIER: &str = "verifier";
-
-/// The aspect name of a reward model's assessments.
-pub const REWARD: &str = "reward";
 
 /// The one number of an answer, -1 to 1: the reward model's, where one has read it, else the
 /// weighted mean of the aspects' values. Aspects of weight 0 do not count; 0 when none does.
@@ -75,7 +69,7 @@ pub(super) fn standard(agent: &Agent, rated: &AgentAspect, judge: &str) -> Stand
 }
 
 /// Where the bar of an aspect is, given what calibration has found for this standard.
-pub(super) fn bar(pass: Pass, standard: &Standard, calibrated: &[JudgeBar]) -> f64 {
+pub(super) fn bar(pass: Pass, standard: &Standard, calibrated: &[JudgeThreshold]) -> f64 {
     match pass {
         Pass::Fixed(bar) => bar,
         Pass::Calibrated => calibrated
@@ -91,7 +85,7 @@ pub(super) fn read_scores(
     agent: &Agent,
     aspects: &[AgentAspect],
     judge: &str,
-    calibrated: &[JudgeBar],
+    calibrated: &[JudgeThreshold],
     scored: &[Scored],
 ) -> Vec<Assessment> {
     aspects
@@ -186,10 +180,7 @@ impl Verification {
     ) -> Result<Option<Self>, VerifierError> {
         let Some(verifier) = verifier.or(agent.verifier.as_ref()) else { return Ok(None) };
         let text = serde_json::to_vec(verifier).expect("a verifier is plain data");
-        let hash = Sha256::digest(&text).iter().fold(String::new(), |mut hash, byte| {
-            write!(hash, "{byte:02x}").expect("writing to a string succeeds");
-            hash
-        });
+        let hash = files::hex(&Sha256::digest(&text));
         Ok(Some(Self {
             check: Check::new(verifier)?,
             judge: format!("{VERIFIER}:{}", verify::kind(verifier)),

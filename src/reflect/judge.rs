@@ -12,7 +12,7 @@ mod tests;
 use config::{Agent, AgentAspect, AspectChoice, JudgeConfig, Pass, Promising, ScalarConfig};
 use engine::{Class, EngineError, GenerateRequest, LabelScores};
 use prompt::{Message, PromptError, Role};
-use store::{Assessment, ChosenAspects, JudgeBar, Standard};
+use store::{Assessment, ChosenAspects, JudgeThreshold, Standard};
 
 use self::endpoint::Asking;
 use self::model::ModelJudge;
@@ -292,11 +292,11 @@ impl Reflector {
     }
 
     /// What calibration has found, where an aspect wants to know.
-    async fn bars(&self, agent: &Agent) -> Result<Vec<JudgeBar>, ReflectError> {
+    async fn bars(&self, agent: &Agent) -> Result<Vec<JudgeThreshold>, ReflectError> {
         if agent.aspects.iter().all(|rated| rated.pass != Pass::Calibrated) {
             return Ok(Vec::new());
         }
-        Ok(self.store.judge_bars(agent.name.clone()).await?)
+        Ok(self.store.judge_thresholds(agent.name.clone()).await?)
     }
 
     /// What becomes the one number of this agent's answers.

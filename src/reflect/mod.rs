@@ -39,7 +39,7 @@ use judge::endpoint::Calls;
 use judge::model::{RewardJudge, Second};
 use pursue::Aim;
 
-pub use assess::{REWARD, VERIFIER, passes, question, scalar};
+pub use assess::{passes, question, scalar};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
 
 /// Everything that reflection needs of the daemon. Cheap to clone.

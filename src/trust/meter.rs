@@ -10,17 +10,17 @@ use sha2::{Digest as _, Sha256};
 
 use super::TrustError;
 use super::bar::{Calibration, choose};
-use super::probes::{self, Probe, VERIFIER};
+use super::probes::{self, Probe};
 use super::report::{
     Answered, Drift, Observation, PositionBias, Report, Row, Scores, Sources, WHOLE, observations,
 };
 use crate::reflect::{ReflectError, Reflector};
 use config::prompt_file;
-use config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig};
+use config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig, VERIFIER};
 use engine::{Class, Generation};
 use prompt::AspectView;
 use statistics::Judged;
-use store::{Assessment, JudgeBar, JudgeReport, Standard, Store, StoreError};
+use store::{Assessment, JudgeReport, JudgeThreshold, Standard, Store, StoreError};
 
 /// Answers under judgement at once: enough to fill the batch, and a chat still finds room.
 pub(super) const PARALLEL: usize = 8;
@@ -236,12 +236,12 @@ impl Meter<'_> {
             .filter(|((rated, _), _)| rated.pass == Pass::Calibrated)
             .filter_map(|((_, standard), calibration)| match calibration {
                 Calibration::Found { pass, .. } => {
-                    Some(JudgeBar { standard: standard.clone(), pass: *pass })
+                    Some(JudgeThreshold { standard: standard.clone(), pass: *pass })
                 }
                 Calibration::MissingLabels { .. } | Calibration::OutOfReach => None,
             })
             .collect();
-        Ok(self.store.set_judge_bars(self.agent.name.clone(), bars).await?)
+        Ok(self.store.set_judge_thresholds(self.agent.name.clone(), bars).await?)
     }
 
     async fn store(&self, report: &Report, scores: &Scores) -> Result<(), TrustError> {

@@ -4,12 +4,9 @@
 use std::collections::BTreeMap;
 
 use crate::reflect::question;
-use config::ProbeLine;
+use config::{ProbeLine, VERIFIER};
 use engine::Generation;
 use store::{Assessment, Candidate, Exchange, Feedback, Standard};
-
-/// The aspect name of a verifier's assessments (see `Assessment::aspect`).
-pub(super) const VERIFIER: &str = "verifier";
 
 /// Where a label comes from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -11,7 +11,7 @@ use super::bar::Calibration;
 use super::probes::{Origin, Probe};
 use crate::reflect::scalar;
 use engine::Generation;
-use statistics::{Estimate, Judged, auc_estimate, kappa, partial_spearman};
+use statistics::{self, Estimate, Judged, auc_estimate, kappa, partial_spearman};
 use store::Assessment;
 
 /// The name of the row on whole answers.
@@ -216,7 +216,7 @@ fn self_preference(observations: &[Observation<'_>]) -> Option<Estimate> {
         }
         let weight = own.len() + other.len();
         let [(own_mean, own_error), (other_mean, other_error)] =
-            [&own, &other].map(|scores| mean(scores));
+            [&own, &other].map(|scores| mean_and_standard_error(scores));
         sum += weight as f64 * (own_mean - other_mean);
         variance += (weight as f64).powi(2) * (own_error.powi(2) + other_error.powi(2));
         n += weight;
@@ -224,10 +224,9 @@ fn self_preference(observations: &[Observation<'_>]) -> Option<Estimate> {
     (0 < n).then(|| Estimate::normal(sum / n as f64, variance.sqrt() / n as f64, n))
 }
 
-/// Mean and its standard error.
-fn mean(values: &[f64]) -> (f64, f64) {
+fn mean_and_standard_error(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
+    let mean = statistics::mean(values.iter().copied());
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
     (mean, (squares / (n - 1.0).max(1.0) / n).sqrt())
 }
@@ -239,7 +238,7 @@ impl PositionBias {
         let flips = both.iter().filter(|[usual, turned]| usual.1 != turned.1).count();
         let absolute = changes.iter().map(|change| change.abs()).sum::<f64>();
         let flips = Estimate::share(flips, both.len())?;
-        let (change, error) = mean(&changes);
+        let (change, error) = mean_and_standard_error(&changes);
         let change = Estimate::normal(change, error, both.len());
         Some(Self { change, absolute: absolute / both.len() as f64, flips })
     }
@@ -264,7 +263,7 @@ impl Drift {
         Some(Self {
             since_ms: report.created_ms,
             n: changes.len(),
-            mean: changes.iter().sum::<f64>() / changes.len() as f64,
+            mean: statistics::mean(changes.iter().copied()),
             largest: changes.iter().fold(0.0, |largest, change| change.abs().max(largest)),
             auc: row.auc.zip(old_auc).map(|(now, old)| now.value - old),
         })

@@ -30,7 +30,8 @@ async fn kill_9_while_it_explores_loses_nothing_that_was_stored_and_it_goes_on_t
     let daemon = Daemon::start(daemon.kill().await).await;
     let after = daemon.get("/v1/status").await["counts"].clone();
     for rows in ["exchanges", "candidates", "assessments"] {
-        assert!(before[rows].as_u64() <= after[rows].as_u64(), "{rows}: {before} became {after}");
+        let [before, after] = [&before, &after].map(|counts| counts[rows].as_u64().unwrap());
+        assert!(0 < before && before <= after, "{rows}: {before} became {after}");
     }
     assert_eq!(after["exchanges"], PROMPTS, "prompts are stored before the first is explored");
     serves(&daemon, 0).await;
@@ -41,8 +42,10 @@ async fn kill_9_while_it_explores_loses_nothing_that_was_stored_and_it_goes_on_t
     let all = json!({ "limit": PROMPTS, "n": 4, "m": 2 });
     daemon.post("/v1/explore", &all).await;
     let found = daemon.get("/v1/reflections?limit=1000").await;
-    for exchange in found["data"].as_array().unwrap().iter().filter(|it| it["source"] == "explore")
-    {
+    let explored = found["data"].as_array().unwrap().iter();
+    let explored: Vec<_> = explored.filter(|it| it["source"] == "explore").collect();
+    assert_eq!(explored.len(), PROMPTS);
+    for exchange in explored {
         let candidates = exchange["candidates"].as_array().unwrap();
         let drafts = candidates.iter().filter(|it| it["parent"].is_null()).count();
         assert_eq!(drafts, 4, "what was there is neither lost nor made again: {exchange}");

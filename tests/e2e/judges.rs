@@ -107,8 +107,10 @@ async fn a_second_model_and_a_reward_model_judge_beside_the_served_one() {
     let reward = files::sha256(&daemon.scratch().root().join("rm.gguf")).unwrap();
     let [judge, reward] = [judge, reward].map(|sha256| sha256.chars().take(12).collect::<String>());
     let names = [format!("model {judge}"), format!("reward model {reward}")];
-    for candidate in candidates(&daemon, &reply).await {
-        let said = assessments(&candidate);
+    let candidates = candidates(&daemon, &reply).await;
+    assert!(!candidates.is_empty(), "{reply}");
+    for candidate in &candidates {
+        let said = assessments(candidate);
         let judges: Vec<&str> = said.iter().map(|it| it["judge"].as_str().unwrap()).collect();
         assert_eq!(judges, [&*names[0], &*names[0], &*names[1]], "two aspects and the reward");
         let levels = said[2]["levels"].as_array().unwrap();
@@ -147,7 +149,7 @@ async fn another_daemon_judges_as_the_model_itself_would_and_its_end_breaks_no_c
     let here = reflected(&endpoint, question).await;
     let (there, here) = (candidates(&daemon, &there).await, candidates(&endpoint, &here).await);
     assert_eq!(there[0]["text"], here[0]["text"], "the same weights and no luck");
-    assert_eq!(assessments(&there[0]).len(), 3);
+    assert_eq!((assessments(&there[0]).len(), assessments(&here[0]).len()), (3, 3));
     for (a, b) in assessments(&there[0]).iter().zip(assessments(&here[0])) {
         assert_eq!(a["judge"], format!("nano at {url} (generation-0)"));
         assert_eq!(a["aspect"], b["aspect"]);

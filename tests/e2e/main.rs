@@ -18,5 +18,6 @@ mod programs;
 mod rounds;
 mod scratch;
 mod signals;
+mod skipped;
 mod split;
 mod trust;

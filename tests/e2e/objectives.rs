@@ -31,6 +31,7 @@ async fn single_answers_and_the_owners_edits_are_learned_from() {
     let (run, examples) = trained::<Example>(&daemon).await;
     let n_good = examples.iter().filter(|example| !example.chosen.is_empty()).count();
     let n_bad = examples.iter().filter(|example| example.rejected.is_some()).count();
+    assert!(0 < n_good && 0 < n_bad, "{n_good} wanted and {n_bad} unwanted answers");
     assert_eq!(examples.len(), n_good + n_bad, "every answer stands alone");
     let job: Job = serde_json::from_value(run["job"].clone()).unwrap();
     let Objective::Kto { desirable_weight, undesirable_weight, .. } = job.objective else {

@@ -15,9 +15,7 @@ use files::gguf::{Gguf, Writer, model_sha256};
 use nano::corpus::Corpus;
 use nano::tokenizer::Tokenizer;
 use nano::world::{Answer, Habits, Problem, Split};
-use protocol::{
-    self, BaseKind, Compute, Device, Example, Job, Lora, Objective, Optimizer, Probe, TrainerEvent,
-};
+use protocol::{BaseKind, Example, Job, Optimizer, Probe, TrainerEvent};
 use testkit::random_model::CONTEXT;
 
 #[tokio::test]
@@ -114,48 +112,30 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
     let line = |example| serde_json::to_string(example).unwrap() + "\n";
     let lines: String = examples.iter().map(line).collect();
     files::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
+    let sound = Job::example();
     Job {
-        version: protocol::VERSION,
         run: "parity".into(),
         base: base.to_owned(),
         base_sha256: model_sha256(base).unwrap(),
-        start: None,
         data,
         out: out.to_owned(),
-        reference_cache: None,
-        objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
-        lora: Lora { rank: 8, alpha: 16.0 },
-        optimizer: Optimizer {
-            learning_rate: 1e-3,
-            epochs: 4,
-            batch_pairs: 4,
-            warmup_ratio: 0.0,
-            max_grad_norm: 1.0,
-            weight_decay: 0.0,
-        },
-        validation_share: 0.0,
-        validations: 4,
-        checkpoint_s: 60.0,
-        max_tokens: 4096,
+        optimizer: Optimizer { epochs: 4, ..sound.optimizer },
         context_tokens: CONTEXT,
-        base_kind: BaseKind::Auto,
-        compute: Compute::F32,
-        memory_limit_bytes: None,
-        threads: 1,
-        device: Device::Cpu,
-        seed: 7,
+        ..sound
     }
 }
 
 /// The real trainer with its job. Its standard input stays open: the end would tell it to stop.
 pub(crate) fn start(job: &Job) -> (Child, ChildStdin) {
-    let mut child = Command::new(testkit::trainer(env!("CARGO_BIN_EXE_reflectd")))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = Command::new(testkit::trainer(env!("CARGO_BIN_EXE_reflectd")));
+    start_with(&mut command, &serde_json::to_string(&job).unwrap())
+}
+
+/// The same with any command and any words in the place of the job.
+pub(crate) fn start_with(command: &mut Command, words: &str) -> (Child, ChildStdin) {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    writeln!(stdin, "{}", serde_json::to_string(&job).unwrap()).unwrap();
+    writeln!(stdin, "{words}").unwrap();
     (child, stdin)
 }
 

@@ -115,12 +115,18 @@ fn a_trainer_that_is_told_to_end_goes_on_where_it_was_and_comes_to_the_same() {
         events.iter().filter_map(of).collect()
     };
     let (own, other) = (losses(&together), losses(&undisturbed));
+    assert!(20 < other.len(), "{other:?}");
     assert_eq!(own.len(), other.len(), "no step is done twice: {own:?}");
     for (own, other) in own.iter().zip(&other) {
         assert!(own.0 == other.0 && (own.1 - other.1).abs() < 1e-4, "{own:?} {other:?}");
     }
     let read = |events: &[TrainerEvent]| trained(events.last().unwrap()).probe;
-    for (own, other) in read(&together).sequences.iter().zip(&read(&undisturbed).sequences) {
+    let [own, other] = [&together, &undisturbed].map(|events| read(events).sequences);
+    assert!(!own.is_empty() && own.len() == other.len(), "{} of {}", own.len(), other.len());
+    for (own, other) in own.iter().zip(&other) {
+        assert_eq!(own.tokens, other.tokens);
+        assert_eq!(own.logprobs.len(), own.tokens.len() - own.from);
+        assert_eq!(other.logprobs.len(), own.logprobs.len());
         let pairs = own.logprobs.iter().zip(&other.logprobs);
         assert!(pairs.into_iter().all(|(own, other)| (own - other).abs() < 1e-3));
     }

@@ -63,7 +63,8 @@ async fn a_stream_says_the_same_as_a_whole_reply() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_include_usage_a_stream_has_none() {
     let daemon = TestDaemon::start(Script::new("Hi")).await;
-    let (chunks, _) = daemon.chat_stream(json!({})).await.events().await;
+    let (chunks, is_done) = daemon.chat_stream(json!({})).await.events().await;
+    assert_eq!((contents(&chunks, 0).as_str(), is_done), ("Hi", true));
     assert!(chunks.iter().all(|chunk| chunk.get("usage").is_none()));
 }
 
@@ -91,6 +92,7 @@ async fn the_same_seed_gives_the_same_answers() {
     let fields = json!({"n": 12, "seed": 3});
     let first = daemon.chat(fields.clone()).await.json();
     let second = daemon.chat(fields).await.json();
+    assert_eq!(first["choices"].as_array().unwrap().len(), 12);
     assert_eq!(first["choices"], second["choices"]);
 }
 

@@ -225,6 +225,7 @@ async fn exploration_stores_new_prompts_and_is_followed_to_its_end() {
     let (events, is_done) = answer.events().await;
     assert!(is_done);
     let (last, stages) = events.split_last().unwrap();
+    assert!(!stages.is_empty());
     assert!(stages.iter().all(|event| event["stage"].is_string()), "{stages:?}");
     assert_eq!(last["outcome"], "explored");
     assert_eq!(last["prompts"], 2);

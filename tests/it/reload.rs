@@ -4,7 +4,7 @@ use reflectd::daemon::Control;
 use serde_json::{Value, json};
 use testkit::fake::Script;
 
-use crate::harness::{AGENT, TestDaemon, write};
+use crate::harness::{AGENT, PATIENCE, TestDaemon, write};
 
 fn is_rolled_back(health: &Value) -> bool {
     health["config"]["state"] == "rolled_back"
@@ -58,10 +58,15 @@ async fn limits_change_live() {
     daemon.tell(Control::Reload).await;
     let large = json!([{"role": "user", "content": "x".repeat(2000)}]);
     let body = crate::harness::chat(json!({ "messages": large })).to_string();
-    loop {
-        let reply = daemon.send(hyper::Method::POST, "/v1/chat/completions", body.clone()).await;
-        if reply.status() == 413 {
-            break;
+    let refused = async {
+        loop {
+            let chat = "/v1/chat/completions";
+            let answer = daemon.send(hyper::Method::POST, chat, body.clone()).await;
+            if answer.status() == 413 {
+                return answer.whole().await.error().1;
+            }
         }
-    }
+    };
+    let code = tokio::time::timeout(PATIENCE, refused).await.expect("the limit stays what it was");
+    assert_eq!(code, "body_too_large");
 }

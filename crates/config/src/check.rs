@@ -15,16 +15,16 @@ use super::judge::{aspect_choice, judge, scalar};
 use super::raw::{Problems, Section};
 use super::settings::Settings;
 use super::{
-    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising,
-    Reflection, ScalarConfig, StopEarly, Verifier,
+    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising, REWARD,
+    Reflection, ScalarConfig, StopEarly, VERIFIER, Verifier,
 };
 use inference::{EngineConfig, Sampling};
 use prompt::{Message, PromptSet, Role};
 
 /// Requests name the default agent so; no agent may.
 const DEFAULT: &str = "default";
-/// Assessments by a verifier and by a reward model carry these names; no aspect may.
-const RESERVED: [&str; 2] = ["verifier", "reward"];
+/// Names of assessments that no aspect may have.
+const RESERVED: [&str; 2] = [VERIFIER, REWARD];
 
 /// Reads and checks everything below a root folder.
 pub fn load(root: &Path) -> Result<Config, ConfigError> {
@@ -59,7 +59,7 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
         Section::empty(settings_file, problems)
     };
     let mut settings = Settings::check(root, &mut keys);
-    let wanted_default = keys.optional::<String>("default_agent");
+    let wanted_default = settings.default_agent.take();
 
     let mut files = Files { root, problems, prompts: BTreeMap::new(), aspects: BTreeMap::new() };
     let mut agents = BTreeMap::new();
@@ -163,6 +163,17 @@ fn one_of<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
     if names.is_empty() { "there is none".into() } else { format!("allowed: {}", names.join(", ")) }
 }
 
+/// What an agent's file says, as far as nothing is wrong with it.
+pub(super) fn agent(
+    root: &Path,
+    keys: Section<'_>,
+    settings: &Settings,
+    problems: &Problems,
+) -> Option<(Agent, PathBuf)> {
+    let mut files = Files { root, problems, prompts: BTreeMap::new(), aspects: BTreeMap::new() };
+    files.agent_of("NAME", keys, settings)
+}
+
 /// Reads what agents refer to, each file once.
 struct Files<'a> {
     root: &'a Path,
@@ -174,7 +185,16 @@ struct Files<'a> {
 impl Files<'_> {
     /// An agent and its model, if nothing is wrong that would leave a hole in it.
     fn agent(&mut self, name: &str, file: &Path, settings: &Settings) -> Option<(Agent, PathBuf)> {
-        let mut keys = Section::read(self.root, file, self.problems)?;
+        let keys = Section::read(self.root, file, self.problems)?;
+        self.agent_of(name, keys, settings)
+    }
+
+    fn agent_of(
+        &mut self,
+        name: &str,
+        mut keys: Section<'_>,
+        settings: &Settings,
+    ) -> Option<(Agent, PathBuf)> {
         if name == DEFAULT || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         {
             keys.problem(
@@ -291,17 +311,20 @@ fn pass(keys: &mut Section<'_>) -> Pass {
         Word(String),
         Other(serde::de::IgnoredAny),
     }
-    match keys.value("pass", Given::Number(0.5)) {
+    const DEFAULT: f64 = 0.5;
+    const WANTED: &str = "calibrated or a number from 0 to 1";
+    let given = keys.mixed("pass", &DEFAULT.to_string(), WANTED);
+    match given.unwrap_or(Given::Number(DEFAULT)) {
         Given::Number(number) if (0.0..=1.0).contains(&number) => Pass::Fixed(number),
         Given::Word(word) if word == "calibrated" => Pass::Calibrated,
         Given::Number(_) | Given::Word(_) | Given::Other(_) => {
-            keys.problem("pass", "must be calibrated or a number from 0 to 1");
+            keys.problem("pass", format!("must be {WANTED}"));
             Pass::Calibrated
         }
     }
 }
 
-fn aspect(name: &str, mut keys: Section<'_>) -> Option<Aspect> {
+pub(super) fn aspect(name: &str, mut keys: Section<'_>) -> Option<Aspect> {
     if RESERVED.contains(&name) {
         keys.problem("", format!("is an aspect named {name:?}, which is reserved"));
     }
@@ -330,7 +353,7 @@ struct Turn {
     content: String,
 }
 
-fn prompt_set(mut keys: Section<'_>) -> Option<PromptSet> {
+pub(super) fn prompt_set(mut keys: Section<'_>) -> Option<PromptSet> {
     let form = keys.optional::<String>("form");
     let labels = keys.required("labels", "three texts, one token each, stand for levels -1, 0, +1");
     let mut templates = BTreeMap::new();

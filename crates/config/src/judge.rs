@@ -22,13 +22,13 @@ pub enum JudgeConfig {
 /// A judge behind HTTP.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct EndpointConfig {
-    /// Where it listens.
+    /// Where a judge behind HTTP listens: on this machine, because prompts leave as they are.
     pub address: Address,
     /// What comes before `/chat/completions`: `/v1`.
     pub base: String,
     /// The name by which it knows the model.
     pub model: String,
-    /// A file with the key that it wants.
+    /// A file with the server's API key.
     pub key_file: Option<PathBuf>,
     /// How long one reply may take.
     pub timeout: Duration,
@@ -75,25 +75,21 @@ pub enum ScalarConfig {
 /// A reward model, and how its number becomes one between -1 and 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RewardConfig {
-    /// The GGUF.
+    /// The GGUF of the reward model.
     pub model: PathBuf,
     /// The reward that becomes 0.
     pub center: f64,
-    /// `tanh((reward - center) / (2 * scale))`: with 1, as a Bradley-Terry model means it.
+    /// The value is `tanh((reward - center) / (2 * scale))`; 1 is what a Bradley-Terry model means.
     pub scale: f64,
 }
 
 /// `judge`: `otherwise` when nobody sets it.
 pub(super) fn judge(root: &Path, keys: &mut Section<'_>, otherwise: JudgeConfig) -> JudgeConfig {
-    let mut keys = match keys.word_or_section("judge") {
-        None => return otherwise,
-        Some(Ok(word)) => {
-            if word != "self" {
-                keys.problem("judge", format!("is {word:?}; self, {{ model: FILE }} or {{ endpoint: URL, model: NAME }} is allowed"));
-            }
-            return JudgeConfig::Own;
-        }
-        Some(Err(section)) => section,
+    const ALLOWED: &str = "self, { model: FILE } or { endpoint: URL, model: NAME }";
+    // A word is `self`, which takes back what the file of the daemon says for all agents.
+    let is_set = keys.has("judge");
+    let Some(mut keys) = keys.word_or_section("judge", "self", ALLOWED) else {
+        return if is_set { JudgeConfig::Own } else { otherwise };
     };
     if keys.has("endpoint") {
         return endpoint(root, &mut keys).map_or(JudgeConfig::Own, JudgeConfig::Endpoint);
@@ -165,16 +161,9 @@ pub(super) fn aspect_choice(
     n_aspects: usize,
     can_choose: bool,
 ) -> AspectChoice {
-    let mut keys = match keys.word_or_section("aspect_choice") {
-        None => return AspectChoice::All,
-        Some(Ok(word)) => {
-            if word != "all" {
-                let allowed = "all or { judge: NUMBER } is allowed";
-                keys.problem("aspect_choice", format!("is {word:?}; {allowed}"));
-            }
-            return AspectChoice::All;
-        }
-        Some(Err(section)) => section,
+    const ALLOWED: &str = "all or { judge: NUMBER }";
+    let Some(mut keys) = keys.word_or_section("aspect_choice", "all", ALLOWED) else {
+        return AspectChoice::All;
     };
     let chosen = keys.number("judge", 3, &(1..=64));
     if n_aspects <= chosen {
@@ -189,16 +178,9 @@ pub(super) fn aspect_choice(
 
 /// `scalar`.
 pub(super) fn scalar(root: &Path, keys: &mut Section<'_>) -> ScalarConfig {
-    let mut keys = match keys.word_or_section("scalar") {
-        None => return ScalarConfig::Aspects,
-        Some(Ok(word)) => {
-            if word != "aspects" {
-                let allowed = "aspects or { reward_model: FILE } is allowed";
-                keys.problem("scalar", format!("is {word:?}; {allowed}"));
-            }
-            return ScalarConfig::Aspects;
-        }
-        Some(Err(section)) => section,
+    const ALLOWED: &str = "aspects or { reward_model: FILE }";
+    let Some(mut keys) = keys.word_or_section("scalar", "aspects", ALLOWED) else {
+        return ScalarConfig::Aspects;
     };
     let model = model_file(root, &mut keys, "reward_model");
     let center = keys.number("center", 0.0, &(-1e6..=1e6));

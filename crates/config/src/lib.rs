@@ -1,5 +1,6 @@
 //! YAML to checked values. `raw` takes files apart, `check` and `settings` say what is allowed and
-//! find all problems at once, `watch` notices changes; this file holds the checked types.
+//! find all problems at once, `keys` lists all that may be set, `watch` notices changes; this file
+//! holds the checked types.
 //! Functions elsewhere take the slice they need, never the whole [`Config`].
 
 #![cfg_attr(
@@ -16,6 +17,7 @@
 
 mod check;
 mod judge;
+mod keys;
 pub mod prompt_file;
 mod raw;
 mod settings;
@@ -36,6 +38,7 @@ use prompt::PromptSet;
 
 pub use check::{load, load_prompts};
 pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
+pub use keys::{Key, KeyDefault, keys};
 pub use settings::{Defaults, defaults};
 
 /// Everything that the YAML files say, checked.
@@ -59,9 +62,9 @@ pub struct Config {
     pub trust: TrustConfig,
     /// By name. All serve the same GGUF (`engine.model`).
     pub agents: BTreeMap<String, Arc<Agent>>,
-    /// The agent for requests that name the model `default`: the only one, or `default_agent`.
+    /// The agent for requests that name no model, or `default`; must be set when there are several.
     pub default_agent: String,
-    /// Allow prompt and answer text at TRACE.
+    /// Allow prompt and answer text in the log, at level TRACE.
     pub log_text: bool,
 }
 
@@ -94,15 +97,15 @@ pub struct ConfigError(pub Vec<Problem>);
 /// The socket and its limits.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServerConfig {
-    /// `None`: `reflectd.sock` in the state folder.
+    /// Where to listen. `None`: `reflectd.sock` in the state folder.
     pub socket: Option<PathBuf>,
     /// User ids that may connect besides root and the daemon's own.
     pub allow_uids: Vec<u32>,
-    /// Chats at once; one more is 429.
+    /// Chats at once; one more is answered with 429.
     pub max_requests: usize,
-    /// Largest body in bytes.
+    /// Largest body of a request in bytes.
     pub max_body_bytes: usize,
-    /// How long a drain may take at the end.
+    /// How long requests may go on after SIGTERM.
     pub shutdown_grace: Duration,
 }
 
@@ -115,7 +118,7 @@ pub struct TrainerConfig {
     pub stall: Duration,
     /// From SIGTERM to SIGKILL.
     pub grace: Duration,
-    /// CPU threads.
+    /// CPU threads; all cores unless set.
     pub threads: usize,
     /// Where to compute.
     pub device: protocol::Device,
@@ -123,11 +126,12 @@ pub struct TrainerConfig {
     pub base: protocol::BaseKind,
     /// What matrices are multiplied in.
     pub compute: protocol::Compute,
-    /// Memory that the trainer may use; `None`: what is free.
+    /// Memory that a run may use; `None`: what is free when it starts.
     pub memory_limit_bytes: Option<u64>,
-    /// See [`protocol::Job::checkpoint_s`].
+    /// An interrupted run loses at most the steps of so long a time; its state is about four adapters
+    /// large.
     pub checkpoint: Duration,
-    /// Stop the trainer (SIGSTOP) while a chat runs, and so long after.
+    /// The trainer is stopped (SIGSTOP) while a chat runs, and so long after.
     pub yield_quiet: Duration,
 }
 
@@ -142,29 +146,29 @@ pub struct Agent {
     pub system: Option<String>,
     /// Defaults for requests.
     pub sampling: Sampling,
-    /// The reflection templates.
+    /// The file of reflection templates.
     pub prompts: Arc<PromptSet>,
     /// What answers are judged by, at least one.
     pub aspects: Vec<AgentAspect>,
-    /// Which of them judge a prompt.
+    /// Which of the aspects judge a prompt.
     pub aspect_choice: AspectChoice,
-    /// Who judges by them.
+    /// Who judges by the aspects. In `reflectd.yaml`: for all agents that name no judge.
     pub judge: JudgeConfig,
     /// What becomes the one number of an answer.
     pub scalar: ScalarConfig,
     /// The reflection budget.
     pub reflection: Reflection,
-    /// Verifier for prompts that bring none of their own.
+    /// The verifier of prompts that bring none of their own.
     pub verifier: Option<Verifier>,
     /// Exchanges of this agent become training data.
     pub learn: bool,
-    /// Held-out prompts (JSON lines of [`PromptLine`]) for the gate; they never enter training.
+    /// A file of held-out prompts for the gate (JSON lines, [`PromptLine`]); they never enter training.
     pub held_out: Option<PathBuf>,
-    /// Labelled answers (JSON lines of [`ProbeLine`]) that measure the judge; their prompts never
-    /// enter training.
+    /// A file of labelled answers that measure the judge (JSON lines, [`ProbeLine`]); their prompts
+    /// never enter training.
     pub probes: Option<PathBuf>,
-    /// Prompts that are not of this agent's task, in the same form: a candidate must not answer
-    /// them worse. They never enter training either.
+    /// A file of prompts that are not of this agent's task, in the form of `held_out`: a candidate must
+    /// not answer them worse. They never enter training either.
     pub general: Option<PathBuf>,
 }
 
@@ -175,7 +179,8 @@ pub struct AgentAspect {
     pub aspect: Arc<Aspect>,
     /// Weight in the scalar, above 0.
     pub weight: f64,
-    /// Where its bar is.
+    /// The p(+1) from which on an answer passes; `calibrated`: what `reflectd judge calibrate` finds,
+    /// 0.5 until then.
     pub pass: Pass,
 }
 
@@ -189,7 +194,7 @@ pub enum Pass {
 }
 
 impl Pass {
-    /// The bar of an aspect that waits for its calibration.
+    /// The threshold of an aspect that waits for its calibration.
     pub const UNCALIBRATED: f64 = 0.5;
 }
 
@@ -223,9 +228,9 @@ pub enum Mode {
 /// The reflection budget of an agent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reflection {
-    /// Unless a request says otherwise.
+    /// When reflection happens, unless a request says otherwise.
     pub mode: Mode,
-    /// Drafts (n).
+    /// Drafts of a prompt (n).
     pub drafts: u32,
     /// Refinements (m), over all rounds.
     pub refinements: u32,
@@ -264,11 +269,17 @@ pub enum Promising {
 /// When exploration leaves a prompt before all its drafts and refinements are made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct StopEarly {
-    /// It has so many answers that pass and so many that do not; 0: never.
+    /// A prompt is left when it has so many answers that pass and so many that do not; 0: never.
     pub enough: u32,
-    /// So many answers of one generation were judged and none passes; 0: never.
+    /// A prompt is left when so many answers of one generation were judged and none passes; 0: never.
     pub give_up: u32,
 }
+
+/// The aspect name of a verifier's assessments; no aspect of an agent may have it.
+pub const VERIFIER: &str = "verifier";
+
+/// The aspect name of a reward model's assessments; no aspect of an agent may have it.
+pub const REWARD: &str = "reward";
 
 /// Checks an answer without a model.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -346,11 +357,11 @@ pub struct TrustConfig {
     pub min_auc: f64,
     /// Good labels, and as many bad ones, from which on a measurement counts.
     pub min_labels: usize,
-    /// Share of bad answers that a calibrated bar may let pass.
+    /// Share of bad answers that a calibrated threshold may let pass.
     pub max_false_accept: f64,
-    /// Without enough labels nothing is trained.
+    /// Whether nothing is trained without enough labels.
     pub required: bool,
-    /// Labelled answers that one measurement looks at.
+    /// Labelled answers that one measurement looks at, the newest ones.
     pub max_probes: usize,
 }
 
@@ -373,11 +384,11 @@ pub struct LearnConfig {
     pub lora: protocol::Lora,
     /// How it is minimised.
     pub optimizer: protocol::Optimizer,
-    /// See [`protocol::Job::validation_share`].
+    /// Share of prompts kept aside to choose among checkpoints.
     pub validation_share: f64,
-    /// See [`protocol::Job::validations`].
+    /// Checkpoints that are validated, evenly spread over the run; the best one goes to the gate.
     pub validations: usize,
-    /// See [`protocol::Job::max_tokens`].
+    /// Longest example in tokens; longer ones are left out and counted.
     pub max_tokens: usize,
     /// When a candidate is promoted.
     pub gate: GateConfig,
@@ -387,18 +398,18 @@ pub struct LearnConfig {
     pub watch: WatchConfig,
     /// When scheduled runs stop, and what makes them go on.
     pub pause: PauseConfig,
-    /// Promoted generations whose files are kept.
+    /// Promoted generations whose files stay on disk.
     pub keep_generations: usize,
 }
 
 /// The share of chats that try a promoted generation before all go there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CanaryConfig {
-    /// Above 0; 1: all chats at once, no canary.
+    /// The share of the chats that a promoted generation gets at first; 1: all at once, no canary.
     pub share: f64,
-    /// Ends well when so many of its chats were judged and are not worse.
+    /// It takes all chats when so many of its chats were judged and are not worse.
     pub chats: usize,
-    /// Ends well after so long at the latest.
+    /// It takes all chats after so long at the latest.
     pub duration: Duration,
 }
 
@@ -407,7 +418,7 @@ pub struct CanaryConfig {
 pub struct WatchConfig {
     /// Judged or rated chats that are compared at most; 0: no watch.
     pub chats: usize,
-    /// It ends after so long at the latest.
+    /// The comparison ends after so long at the latest.
     pub duration: Duration,
     /// A mean score (0 to 1) that is lower by more than this is a drop.
     pub margin: f64,
@@ -418,16 +429,16 @@ pub struct WatchConfig {
 /// When scheduled runs stop, and what makes them go on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PauseConfig {
-    /// After so many rounds in a row without gain; 0: never.
+    /// Scheduled runs pause after so many rounds in a row without gain; 0: never.
     pub after: usize,
-    /// So many new pairs start a scheduled run all the same.
+    /// While it pauses, so many new pairs start a scheduled run all the same.
     pub resume_pairs: usize,
-    /// As do so many new ratings or edits.
+    /// So many new ratings or edits end the pause.
     pub resume_feedback: usize,
 }
 
 /// Where a run starts. It is compared with what is served in either case.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
     /// From the adapter that is served, if one is.
@@ -451,7 +462,7 @@ pub struct PairPolicy {
     pub positives: Positives,
     /// How the rejected answer is picked.
     pub rejected: Rejected,
-    /// Refinements take part.
+    /// Whether refinements take part.
     pub use_refinements: bool,
     /// Share of a run's pairs that earlier runs were trained on or could have been; 1: all of them.
     pub replay: f64,
@@ -497,7 +508,7 @@ pub struct GateConfig {
     pub general_prompts: usize,
     /// The mean score of the general sets may fall by at most this.
     pub general_margin: f64,
-    /// Largest mean |log-prob difference| between trainer and server on the probe.
+    /// Largest mean absolute difference of log-probs between trainer and server.
     pub max_parity_error: f64,
     /// Mean answer length, candidate over active, lies in here.
     pub length_ratio: (f64, f64),

@@ -1,7 +1,8 @@
 //! One YAML file as sections whose keys are taken one by one. Whatever does not fit is noted with
 //! file and dotted key and replaced by the default, so that one look at a file finds all its
-//! problems; keys that nobody took are problems too. Knows nothing of what keys mean. Only this
-//! file names `serde_yaml`. Used by `check` and `settings`.
+//! problems; keys that nobody took are problems too. Each key that is taken can be noted with its
+//! default and what is allowed, which is what the reference of keys is made of. Knows nothing of
+//! what keys mean. Only this file names `serde_yaml`. Used by `check`, `settings` and `keys`.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -9,22 +10,36 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_yaml::{Mapping, Value};
 
 use super::Problem;
+use super::keys::{Key, KeyDefault};
 
 /// What is wrong so far.
 #[derive(Debug, Default)]
-pub(super) struct Problems(RefCell<Vec<Problem>>);
+pub(super) struct Problems {
+    found: RefCell<Vec<Problem>>,
+    /// The keys that were taken, where somebody wants to know them.
+    taken: Option<RefCell<Vec<Key>>>,
+}
 
 impl Problems {
+    /// Notes every key that is taken, too.
+    pub(super) fn with_keys() -> Self {
+        Self { taken: Some(RefCell::default()), ..Self::default() }
+    }
     pub(super) fn add(&self, file: &Path, key: impl Into<String>, message: impl Into<String>) {
         let problem = Problem { file: file.into(), key: key.into(), message: message.into() };
-        self.0.borrow_mut().push(problem);
+        self.found.borrow_mut().push(problem);
     }
     pub(super) fn into_inner(self) -> Vec<Problem> {
-        self.0.into_inner()
+        self.found.into_inner()
+    }
+    /// Empty without [`Problems::with_keys`].
+    pub(super) fn into_keys(self) -> Vec<Key> {
+        self.taken.map(RefCell::into_inner).unwrap_or_default()
     }
 }
 
@@ -63,6 +78,15 @@ impl<'a> Section<'a> {
         Self::new(file, String::new(), Value::Null, problems)
     }
 
+    /// A section of this text.
+    pub(super) fn parse(file: &Path, text: &str, problems: &'a Problems) -> Self {
+        let value = serde_yaml::from_str(text).unwrap_or_else(|error| {
+            problems.add(file, "", format!("is not YAML: {error}"));
+            Value::Null
+        });
+        Self::new(file, String::new(), value, problems)
+    }
+
     fn new(file: &Path, path: String, value: Value, problems: &'a Problems) -> Self {
         let left = match value {
             Value::Mapping(mapping) => mapping,
@@ -89,8 +113,22 @@ impl<'a> Section<'a> {
         self.left.remove(key).unwrap_or_default()
     }
 
+    /// Notes a key for the reference of keys.
+    fn note<T>(&self, key: &str, describe: impl FnOnce() -> (KeyDefault, String)) {
+        let Some(taken) = &self.problems.taken else { return };
+        let (default, allowed) = describe();
+        let kind = std::any::type_name::<T>().rsplit("::").next().unwrap_or_default();
+        let key = self.dotted(key);
+        taken.borrow_mut().push(Key { file: self.file.clone(), key, default, allowed, kind });
+    }
+
     /// A value of any type; `None` when it is not set or does not fit.
     pub(super) fn optional<T: DeserializeOwned>(&mut self, key: &'static str) -> Option<T> {
+        self.note::<T>(key, || (KeyDefault::Absent, words::<T>()));
+        self.fitting(key)
+    }
+
+    fn fitting<T: DeserializeOwned>(&mut self, key: &'static str) -> Option<T> {
         let value = self.take(key);
         if value.is_null() {
             return None;
@@ -99,8 +137,23 @@ impl<'a> Section<'a> {
     }
 
     /// A value of any type that has a default.
-    pub(super) fn value<T: DeserializeOwned>(&mut self, key: &'static str, default: T) -> T {
-        self.optional(key).unwrap_or(default)
+    pub(super) fn value<T>(&mut self, key: &'static str, default: T) -> T
+    where
+        T: DeserializeOwned + Serialize,
+    {
+        self.note::<T>(key, || (KeyDefault::Value(shown(&default)), words::<T>()));
+        self.fitting(key).unwrap_or(default)
+    }
+
+    /// A value of more than one type: `default` and `allowed` in words.
+    pub(super) fn mixed<T: DeserializeOwned>(
+        &mut self,
+        key: &'static str,
+        default: &str,
+        allowed: &str,
+    ) -> Option<T> {
+        self.note::<T>(key, || (KeyDefault::Value(default.to_owned()), allowed.to_owned()));
+        self.fitting(key)
     }
 
     /// A number within bounds, if one is set.
@@ -112,12 +165,19 @@ impl<'a> Section<'a> {
     where
         T: DeserializeOwned + PartialOrd + Display,
     {
-        let number = self.optional::<T>(key)?;
+        self.note::<T>(key, || (KeyDefault::Absent, range(allowed)));
+        self.within(key, allowed)
+    }
+
+    fn within<T>(&mut self, key: &'static str, allowed: &RangeInclusive<T>) -> Option<T>
+    where
+        T: DeserializeOwned + PartialOrd + Display,
+    {
+        let number = self.fitting::<T>(key)?;
         if allowed.contains(&number) {
             return Some(number);
         }
-        let (least, most) = (allowed.start(), allowed.end());
-        self.problem(key, format!("is {number}; {least} to {most} is allowed"));
+        self.problem(key, format!("is {number}; {} is allowed", range(allowed)));
         None
     }
 
@@ -131,7 +191,8 @@ impl<'a> Section<'a> {
     where
         T: DeserializeOwned + PartialOrd + Display,
     {
-        self.optional_number(key, allowed).unwrap_or(default)
+        self.note::<T>(key, || (KeyDefault::Value(default.to_string()), range(allowed)));
+        self.within(key, allowed).unwrap_or(default)
     }
 
     /// Seconds, up to a day.
@@ -145,6 +206,7 @@ impl<'a> Section<'a> {
         key: &'static str,
         wanted: &str,
     ) -> Option<T> {
+        self.note::<T>(key, || (KeyDefault::Required, wanted.to_owned()));
         let value = self.take(key);
         if value.is_null() {
             self.problem(key, format!("is missing; {wanted}"));
@@ -166,16 +228,29 @@ impl<'a> Section<'a> {
 
     /// A mapping below this one; empty when it is not set.
     pub(super) fn section(&mut self, key: &'static str) -> Self {
+        self.note::<Self>(key, || (KeyDefault::Absent, "keys below".to_owned()));
         let value = self.take(key);
         Self::new(&self.file, self.dotted(key), value, self.problems)
     }
 
-    /// A word, or a mapping with more to say; `None` when neither is there.
-    pub(super) fn word_or_section(&mut self, key: &'static str) -> Option<Result<String, Self>> {
+    /// The keys of a mapping, or `None` when there is the word that is also the default, or nothing.
+    /// `allowed` is all that may be there, in words.
+    pub(super) fn word_or_section(
+        &mut self,
+        key: &'static str,
+        default: &str,
+        allowed: &str,
+    ) -> Option<Self> {
+        self.note::<String>(key, || (KeyDefault::Value(default.to_owned()), allowed.to_owned()));
         match self.take(key) {
             Value::Null => None,
-            Value::String(word) => Some(Ok(word)),
-            value => Some(Err(Self::new(&self.file, self.dotted(key), value, self.problems))),
+            Value::String(word) => {
+                if word != default {
+                    self.problem(key, format!("is {word:?}; {allowed} is allowed"));
+                }
+                None
+            }
+            value => Some(Self::new(&self.file, self.dotted(key), value, self.problems)),
         }
     }
 
@@ -188,6 +263,9 @@ impl<'a> Section<'a> {
     /// `name` alone.
     pub(super) fn named_items(&mut self, key: &'static str) -> Vec<Self> {
         let path = self.dotted(key);
+        self.note::<Vec<Self>>(key, || {
+            (KeyDefault::Required, "a list of names or mappings".into())
+        });
         let items = match self.take(key) {
             Value::Null => Vec::new(),
             Value::Sequence(items) => items,
@@ -207,6 +285,33 @@ impl<'a> Section<'a> {
         };
         items.into_iter().enumerate().map(section).collect()
     }
+}
+
+/// How the bounds of a number read.
+fn range<T: Display>(allowed: &RangeInclusive<T>) -> String {
+    format!("{} to {}", allowed.start(), allowed.end())
+}
+
+/// A default as YAML has it on one line.
+fn shown<T: Serialize>(default: &T) -> String {
+    match serde_yaml::to_value(default) {
+        Ok(Value::String(text)) => text,
+        Ok(Value::Sequence(items)) => {
+            format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(", "))
+        }
+        other => {
+            serde_yaml::to_string(&other.unwrap_or_default()).unwrap_or_default().trim().to_owned()
+        }
+    }
+}
+
+/// What a type takes, as its deserializer says when it gets something else.
+fn words<T: DeserializeOwned>() -> String {
+    let nothing = Value::String(String::new());
+    let Err(error) = serde_yaml::from_value::<T>(nothing) else { return "a text".to_owned() };
+    let text = error.to_string();
+    let wanted = text.rsplit_once("expected ").map_or(text.as_str(), |(_, wanted)| wanted);
+    wanted.trim_start_matches("one of ").replace('`', "")
 }
 
 impl Drop for Section<'_> {

@@ -19,7 +19,7 @@ use protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
 /// Longest path of a Unix socket on Linux.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Everything of the file but `default_agent`.
+/// Everything of the file.
 pub(super) struct Settings {
     pub(super) engine: EngineConfig,
     pub(super) server: ServerConfig,
@@ -29,6 +29,8 @@ pub(super) struct Settings {
     pub(super) judge: JudgeConfig,
     pub(super) trust: TrustConfig,
     pub(super) log_text: bool,
+    /// Checked when the agents are known.
+    pub(super) default_agent: Option<String>,
 }
 
 impl Settings {
@@ -42,6 +44,7 @@ impl Settings {
             judge: judge(root, file, JudgeConfig::Own),
             trust: trust(&mut file.section("trust")),
             log_text: file.value("log_text", false),
+            default_agent: file.optional("default_agent"),
         }
     }
 }
@@ -109,12 +112,12 @@ fn auto_or_number(
         Word(String),
         Other(serde::de::IgnoredAny),
     }
-    match keys.optional(key)? {
+    let wanted = format!("auto or a number from {} to {}", allowed.start(), allowed.end());
+    match keys.mixed(key, "auto", &wanted)? {
         Given::Number(number) if allowed.contains(&number) => Some(number),
         Given::Word(word) if word == "auto" => None,
         Given::Number(_) | Given::Word(_) | Given::Other(_) => {
-            let (least, most) = (allowed.start(), allowed.end());
-            keys.problem(key, format!("must be auto or a number from {least} to {most}"));
+            keys.problem(key, format!("must be {wanted}"));
             None
         }
     }
@@ -150,7 +153,7 @@ fn trainer(root: &Path, keys: &mut Section<'_>) -> TrainerConfig {
         command,
         stall: keys.seconds("stall_s", 600.0),
         grace: keys.seconds("grace_s", 10.0),
-        threads: keys.number("threads", cores, &(1..=1024)),
+        threads: keys.optional_number("threads", &(1..=1024)).unwrap_or(cores),
         device: keys.value("device", Device::Auto),
         base: keys.value("base", BaseKind::Auto),
         compute: keys.value("compute", Compute::Auto),
@@ -237,7 +240,7 @@ fn pairs(keys: &mut Section<'_>) -> PairPolicy {
 
 fn objective(keys: &mut Section<'_>) -> Objective {
     const NAMES: &str = "dpo, dpo_norm, robust_dpo, ipo, simpo, kto, sft or grpo";
-    let name = keys.value("name", "dpo".to_owned());
+    let name = keys.mixed("name", "dpo", NAMES).unwrap_or_else(|| "dpo".to_owned());
     let mut weight = |key, default| keys.number(key, default, &(0.0..=1000.0));
     match name.as_str() {
         "sft" => Objective::Sft,

@@ -120,7 +120,7 @@ fn every_objective_has_keys_of_its_own() {
 }
 
 #[test]
-fn a_bar_is_a_number_or_waits_for_calibration() {
+fn a_threshold_is_a_number_or_waits_for_calibration() {
     let root = Root::new();
     let pass = |keys: &str| {
         root.write(

@@ -167,6 +167,7 @@ async fn a_score_is_the_distribution_over_the_labels_and_agrees_with_logprobs() 
         class: Class::Background,
     };
     let logprobs = engine.logprobs(request).await.unwrap();
+    assert_eq!((scores[0].probabilities.len(), logprobs.len()), (3, 3));
     for (label, logprob) in scores[0].probabilities.iter().zip(&logprobs) {
         assert!((label * scores[0].mass - logprob[0].exp()).abs() < 1e-4);
     }
@@ -180,6 +181,7 @@ async fn more_prompts_than_sequences_are_scored_in_waves() {
     let labels = vec![Token(i32::from(b'A')), Token(i32::from(b'B'))];
     let request = ScoreRequest { prompts, labels, lane: Lane::Active, class: Class::Gate };
     let scores = engine.score(request).await.unwrap();
+    assert_eq!(scores.len(), 10);
     for (i, score) in scores.iter().enumerate() {
         assert_eq!(score.probabilities[1] > 0.5, i == 7, "prompt {i}");
     }

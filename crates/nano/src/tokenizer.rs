@@ -162,8 +162,8 @@ fn apply(parts: &mut Vec<String>, (left, right): &(String, String)) {
     let mut i = 0;
     while i + 1 < parts.len() {
         if parts[i] == *left && parts[i + 1] == *right {
-            let tail = parts.remove(i + 1);
-            parts[i].push_str(&tail);
+            let joined = parts.remove(i + 1);
+            parts[i].push_str(&joined);
         }
         i += 1;
     }

@@ -1,5 +1,5 @@
 //! Every way in which a program of ours ends, as a number. Used by both mains and documented in
-//! `docs/api.md`. The values follow `sysexits.h` where it has a word for the case.
+//! `docs/reference/api.md`. The values follow `sysexits.h` where it has a word for the case.
 
 use std::process::ExitCode;
 

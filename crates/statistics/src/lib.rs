@@ -31,6 +31,16 @@ pub struct Share {
 /// 97.5 % quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
+/// The sum over the number of values; not a number without any.
+pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
+    let (mut sum, mut n) = (0.0, 0_u32);
+    for value in values {
+        sum += value;
+        n += 1;
+    }
+    sum / f64::from(n)
+}
+
 impl Share {
     /// `None`: there were no trials.
     pub fn new(successes: usize, trials: usize) -> Option<Self> {
@@ -169,8 +179,7 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 }
 
 fn pearson(x: &[f64], y: &[f64]) -> Option<f64> {
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    let (x_mean, y_mean) = (mean(x), mean(y));
+    let [x_mean, y_mean] = [x, y].map(|values| mean(values.iter().copied()));
     let product = |a: &[f64], a_mean: f64, b: &[f64], b_mean: f64| -> f64 {
         a.iter().zip(b).map(|(a, b)| (a - a_mean) * (b - b_mean)).sum()
     };
@@ -242,6 +251,12 @@ mod tests {
 
     fn judged(score: f64, is_accepted: bool, is_right: bool) -> Judged {
         Judged { score, is_accepted, is_right }
+    }
+
+    #[test]
+    fn the_mean_of_nothing_is_not_a_number() {
+        assert!((mean([1.0, 2.0, 6.0]) - 3.0).abs() < 1e-12);
+        assert!(mean([]).is_nan());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::columns::{Json, Logprobs, Tokens, Word, limit, now_ms};
 use super::thread::{Outcome, Refusal};
 use super::{
     Assessment, Candidate, CandidateId, ChosenAspects, Exchange, ExchangeId, NewCandidate,
-    NewExchange, Parent, feedback,
+    NewExchange, Parent, feedback, require,
 };
 use inference::Generation;
 
@@ -47,7 +47,7 @@ pub(super) fn set_aspect_choice(
     exchange: ExchangeId,
     choice: &ChosenAspects,
 ) -> Outcome<()> {
-    require(tx, exchange)?;
+    require::exchange(tx, exchange)?;
     let sql = "UPDATE exchanges SET aspect_choice = ? WHERE id = ?";
     tx.prepare_cached(sql)?.execute(params![Json(choice), exchange])?;
     Ok(())
@@ -58,14 +58,14 @@ pub(super) fn insert_candidates(
     exchange: ExchangeId,
     candidates: &[NewCandidate],
 ) -> Outcome<Vec<CandidateId>> {
-    require(tx, exchange)?;
+    require::exchange(tx, exchange)?;
     let mut ids = Vec::with_capacity(candidates.len());
     for candidate in candidates {
         let parent = match candidate.parent {
             None => None,
             Some(Parent::Index(index)) => Some(at(&ids, index)?),
             Some(Parent::Stored(id)) => {
-                require_candidate(tx, exchange, id)?;
+                require::candidate(tx, exchange, id)?;
                 Some(id)
             }
         };
@@ -99,25 +99,6 @@ pub(super) fn insert_candidates(
 fn at(ids: &[CandidateId], index: usize) -> Outcome<CandidateId> {
     let missing = Refusal::NotFound { what: "candidate", id: limit(index) };
     ids.get(index).copied().ok_or(missing)
-}
-
-pub(super) fn require(tx: &Transaction<'_>, id: ExchangeId) -> Outcome<()> {
-    let mut query = tx.prepare_cached("SELECT 1 FROM exchanges WHERE id = ?")?;
-    if query.exists([id])? { Ok(()) } else { Err(no_exchange(id)) }
-}
-
-pub(super) fn require_candidate(
-    tx: &Transaction<'_>,
-    exchange: ExchangeId,
-    id: CandidateId,
-) -> Outcome<()> {
-    let sql = "SELECT 1 FROM candidates WHERE exchange = ? AND id = ?";
-    let found = tx.prepare_cached(sql)?.exists(params![exchange, id])?;
-    if found { Ok(()) } else { Err(Refusal::NotFound { what: "candidate", id: id.0 }) }
-}
-
-fn no_exchange(id: ExchangeId) -> Refusal {
-    Refusal::NotFound { what: "exchange", id: id.0 }
 }
 
 pub(super) fn insert_assessments(
@@ -191,7 +172,7 @@ pub(super) fn history(tx: &Transaction<'_>, candidate: CandidateId) -> Outcome<V
 pub(super) fn one(tx: &Transaction<'_>, id: ExchangeId) -> Outcome<Exchange> {
     let sql = "SELECT * FROM exchanges WHERE id = ?";
     let exchange = tx.prepare_cached(sql)?.query_row([id], read_exchange).optional()?;
-    let mut exchange = exchange.ok_or_else(|| no_exchange(id))?;
+    let mut exchange = exchange.ok_or_else(|| require::no_exchange(id))?;
     let sql = "SELECT * FROM candidates WHERE exchange = ? ORDER BY id";
     exchange.candidates = tx
         .prepare_cached(sql)?

@@ -4,12 +4,12 @@ use rusqlite::{Transaction, params};
 
 use super::columns::{Count, now_ms};
 use super::thread::Outcome;
-use super::{ExchangeId, Feedback, exchanges};
+use super::{ExchangeId, Feedback, require};
 
 pub(super) fn insert(tx: &Transaction<'_>, feedback: &Feedback) -> Outcome<()> {
-    exchanges::require(tx, feedback.exchange)?;
+    require::exchange(tx, feedback.exchange)?;
     if let Some(candidate) = feedback.candidate {
-        exchanges::require_candidate(tx, feedback.exchange, candidate)?;
+        require::candidate(tx, feedback.exchange, candidate)?;
     }
     tx.prepare_cached(
         "INSERT INTO feedback (created_ms, exchange, candidate, rating, aspect, edit)
@@ -27,7 +27,7 @@ pub(super) fn insert(tx: &Transaction<'_>, feedback: &Feedback) -> Outcome<()> {
 }
 
 pub(super) fn of(tx: &Transaction<'_>, exchange: ExchangeId) -> Outcome<Vec<Feedback>> {
-    exchanges::require(tx, exchange)?;
+    require::exchange(tx, exchange)?;
     let sql = "SELECT feedback.exchange, coalesce(candidate, served) AS candidate, rating, aspect,
             edit
         FROM feedback JOIN exchanges ON exchanges.id = feedback.exchange

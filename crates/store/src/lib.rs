@@ -20,6 +20,8 @@ mod exchanges;
 mod feedback;
 mod filled;
 mod generations;
+mod journal;
+mod require;
 mod rows;
 mod runs;
 mod schema;
@@ -36,9 +38,9 @@ use inference::Generation;
 
 pub use rows::{
     Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, EarlierPair, Evaluation,
-    Event, Exchange, ExchangeId, Feedback, Filled, GenerationRow, JudgeBar, JudgeReport, Live,
-    NewCandidate, NewExchange, PairRow, Parent, Relevance, Run, RunId, RunState, Source, Standard,
-    Watch, WatchState,
+    Event, Exchange, ExchangeId, Feedback, Filled, GenerationRow, JudgeReport, JudgeThreshold,
+    Live, NewCandidate, NewExchange, PairRow, Parent, Relevance, Run, RunId, RunState, Source,
+    Standard, Watch, WatchState,
 };
 pub use thread::{Store, StoreThread, spawn};
 
@@ -297,7 +299,7 @@ impl Store {
             generations::set_active(tx, generation)?;
             watches::close(tx, "another generation was gone to")?;
             let detail = serde_json::json!({ "generation": generation });
-            schema::insert_event(tx, "rollback", &detail)
+            journal::insert_event(tx, "rollback", &detail)
         })
         .await
     }
@@ -333,13 +335,20 @@ impl Store {
         })
         .await
     }
-    /// Stores calibrated bars, and holds what was judged by the same version against them.
-    pub async fn set_judge_bars(&self, agent: String, bars: Vec<JudgeBar>) -> Result<()> {
-        self.write("store calibrated bars", move |tx| trust::set_bars(tx, &agent, &bars)).await
+    /// Stores calibrated thresholds, and holds what was judged by the same version against them.
+    pub async fn set_judge_thresholds(
+        &self,
+        agent: String,
+        thresholds: Vec<JudgeThreshold>,
+    ) -> Result<()> {
+        self.write("store calibrated thresholds", move |tx| {
+            trust::set_thresholds(tx, &agent, &thresholds)
+        })
+        .await
     }
-    /// The calibrated bars of an agent, of all versions.
-    pub async fn judge_bars(&self, agent: String) -> Result<Vec<JudgeBar>> {
-        self.read("read calibrated bars", move |tx| trust::bars(tx, &agent)).await
+    /// The calibrated thresholds of an agent, of all versions.
+    pub async fn judge_thresholds(&self, agent: String) -> Result<Vec<JudgeThreshold>> {
+        self.read("read calibrated thresholds", move |tx| trust::thresholds(tx, &agent)).await
     }
     /// Exchanges of an agent whose answers somebody or a verifier has labelled, newest first; a page
     /// of `limit` before `before`.
@@ -370,11 +379,11 @@ impl Store {
     }
     /// Appends to the journal of operational events.
     pub async fn add_event(&self, kind: String, detail: serde_json::Value) -> Result<()> {
-        self.write("store an event", move |tx| schema::insert_event(tx, &kind, &detail)).await
+        self.write("store an event", move |tx| journal::insert_event(tx, &kind, &detail)).await
     }
     /// The newest events of one kind, newest first.
     pub async fn events(&self, kind: &'static str, limit: usize) -> Result<Vec<Event>> {
-        self.read("list events", move |tx| schema::events(tx, kind, limit)).await
+        self.read("list events", move |tx| journal::events(tx, kind, limit)).await
     }
     /// Ratings and edits since a time (Unix milliseconds).
     pub async fn feedback_since(&self, since_ms: i64) -> Result<usize> {
@@ -391,6 +400,6 @@ impl Store {
     }
     /// Row counts.
     pub async fn counts(&self) -> Result<Counts> {
-        self.read("count rows", schema::counts).await
+        self.read("count rows", journal::counts).await
     }
 }

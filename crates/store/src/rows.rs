@@ -159,7 +159,7 @@ pub struct Assessment {
     pub mass: f32,
     /// Weight in the scalar; 0 for verifiers that only measure.
     pub weight: f64,
-    /// Whether the level meets the agent's bar.
+    /// Whether the level meets the agent's threshold.
     pub passes: bool,
 }
 
@@ -459,9 +459,9 @@ pub struct Standard {
     pub rubric_version: String,
 }
 
-/// Where calibration has put the bar of one aspect.
+/// Where calibration has put the threshold of one aspect.
 #[derive(Clone, Debug, PartialEq)]
-pub struct JudgeBar {
+pub struct JudgeThreshold {
     /// It holds for these scores alone.
     pub standard: Standard,
     /// An answer passes when p(+1) is at least this.

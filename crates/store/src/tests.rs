@@ -223,7 +223,7 @@ async fn exchanges_are_listed_newest_first_in_pages() {
 }
 
 #[tokio::test]
-async fn learnable_are_the_agents_exchanges_with_two_assessed_candidates() {
+async fn learnable_are_the_agents_exchanges_with_an_assessed_candidate_or_the_owners_word() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (first, _) = record(store, "one").await;
     let (other, _) = record(store, "other").await;
@@ -241,6 +241,9 @@ async fn learnable_are_the_agents_exchanges_with_two_assessed_candidates() {
     assert_eq!(learnable(&["one", "other"], Some(first), 9).await, [other]);
     assert_eq!(learnable(&[], None, 9).await, []);
     store.add_assessments(ids[1], vec![assessment("kind")]).await.unwrap();
+    assert_eq!(learnable(&["one"], None, 9).await, [first, unjudged]);
+    // A second one does not list it twice.
+    store.add_assessments(ids[0], vec![assessment("kind")]).await.unwrap();
     assert_eq!(learnable(&["one"], None, 9).await, [first, unjudged]);
     let word =
         Feedback { exchange: spoken, candidate: None, rating: Some(-1), aspect: None, edit: None };
@@ -715,26 +718,26 @@ async fn a_file_that_is_no_database_is_a_start_up_error() {
 }
 
 #[tokio::test]
-async fn calibrated_bars_hold_for_what_the_same_version_has_judged() {
+async fn calibrated_thresholds_hold_for_what_the_same_version_has_judged() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (id, _) = record(store, "one").await;
     let (other, _) = record(store, "two").await;
-    let bar = |standard: Standard, pass| JudgeBar { standard, pass };
+    let threshold = |standard: Standard, pass| JudgeThreshold { standard, pass };
     let kind = assessment("kind").standard();
     let foreign = Standard { judge: "another".into(), ..assessment("true").standard() };
-    let bars = vec![bar(kind.clone(), 0.8), bar(foreign, 0.9)];
-    store.set_judge_bars("one".into(), bars).await.unwrap();
+    let thresholds = vec![threshold(kind.clone(), 0.8), threshold(foreign, 0.9)];
+    store.set_judge_thresholds("one".into(), thresholds).await.unwrap();
     let passes = async |id| {
         let found = store.exchange(id).await.unwrap().candidates.remove(0).assessments;
         found.into_iter().map(|it| (it.aspect, it.passes)).collect::<Vec<_>>()
     };
     assert_eq!(passes(id).await, [("kind".into(), false), ("true".into(), true)]);
     assert_eq!(passes(other).await, [("kind".into(), true), ("true".into(), true)]);
-    store.set_judge_bars("one".into(), vec![bar(kind.clone(), 0.5)]).await.unwrap();
+    store.set_judge_thresholds("one".into(), vec![threshold(kind.clone(), 0.5)]).await.unwrap();
     assert_eq!(passes(id).await[0], ("kind".into(), true));
-    let kept = store.judge_bars("one".into()).await.unwrap();
-    assert!(kept.contains(&bar(kind, 0.5)) && kept.len() == 2, "{kept:?}");
-    assert_eq!(store.judge_bars("two".into()).await.unwrap(), []);
+    let kept = store.judge_thresholds("one".into()).await.unwrap();
+    assert!(kept.contains(&threshold(kind, 0.5)) && kept.len() == 2, "{kept:?}");
+    assert_eq!(store.judge_thresholds("two".into()).await.unwrap(), []);
 }
 
 #[tokio::test]

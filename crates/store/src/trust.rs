@@ -1,12 +1,12 @@
 //! Tables `judge_reports` and `judge_bars`: how far the judge can be trusted, and where calibration
-//! has put its bars. Also which stored answers can label a judge, and which have been judged by
+//! has put its thresholds. Also which stored answers can label a judge, and which have been judged by
 //! another version of it.
 
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::columns::{Json, limit, now_ms};
 use super::thread::Outcome;
-use super::{ExchangeId, JudgeBar, JudgeReport, Standard, exchanges};
+use super::{ExchangeId, JudgeReport, JudgeThreshold, Standard, exchanges};
 
 pub(super) fn insert_report(tx: &Transaction<'_>, report: &JudgeReport) -> Outcome<()> {
     tx.prepare_cached(
@@ -46,8 +46,12 @@ pub(super) fn newest_report(
     Ok(report.optional()?)
 }
 
-/// What was judged by the same version before, an endpoint's in whatever state, is held against the new bar too: its levels are known.
-pub(super) fn set_bars(tx: &Transaction<'_>, agent: &str, bars: &[JudgeBar]) -> Outcome<()> {
+/// What was judged by the same version before, an endpoint's in whatever state, is held against the new threshold too: its levels are known.
+pub(super) fn set_thresholds(
+    tx: &Transaction<'_>,
+    agent: &str,
+    thresholds: &[JudgeThreshold],
+) -> Outcome<()> {
     let mut insert = tx.prepare_cached(
         "INSERT OR REPLACE INTO judge_bars
             (agent, aspect, judge, rubric_version, created_ms, pass)
@@ -60,14 +64,15 @@ pub(super) fn set_bars(tx: &Transaction<'_>, agent: &str, bars: &[JudgeBar]) -> 
             AND candidate IN (SELECT candidates.id FROM candidates
                 JOIN exchanges ON exchanges.id = candidates.exchange WHERE agent = ?5)",
     )?;
-    for JudgeBar { standard: Standard { aspect, judge, rubric_version }, pass } in bars {
+    for JudgeThreshold { standard: Standard { aspect, judge, rubric_version }, pass } in thresholds
+    {
         insert.execute(params![agent, aspect, judge, rubric_version, now_ms(), pass])?;
         update.execute(params![pass, aspect, judge, rubric_version, agent])?;
     }
     Ok(())
 }
 
-pub(super) fn bars(tx: &Transaction<'_>, agent: &str) -> Outcome<Vec<JudgeBar>> {
+pub(super) fn thresholds(tx: &Transaction<'_>, agent: &str) -> Outcome<Vec<JudgeThreshold>> {
     let sql = "SELECT * FROM judge_bars WHERE agent = ?";
     let mut query = tx.prepare_cached(sql)?;
     let rows = query.query_map([agent], |row| {
@@ -76,7 +81,7 @@ pub(super) fn bars(tx: &Transaction<'_>, agent: &str) -> Outcome<Vec<JudgeBar>> 
             judge: row.get("judge")?,
             rubric_version: row.get("rubric_version")?,
         };
-        Ok(JudgeBar { standard, pass: row.get("pass")? })
+        Ok(JudgeThreshold { standard, pass: row.get("pass")? })
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }

@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
 use super::columns::{Word, limit, now_ms};
 use super::thread::{Outcome, Refusal};
-use super::{Live, Watch, WatchState, generations, schema};
+use super::{Live, Watch, WatchState, generations, journal};
 use inference::Generation;
 
 /// Opens a generation's watch; one that was open for another ends.
@@ -69,7 +69,7 @@ pub(super) fn settle(
         "generation": generation, "state": word, "active": active, "reason": reason,
     });
     let kind = if state == WatchState::RolledBack { "alarm" } else { "watch" };
-    schema::insert_event(tx, kind, &detail)
+    journal::insert_event(tx, kind, &detail)
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Watch> {

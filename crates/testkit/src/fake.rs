@@ -338,14 +338,14 @@ impl Vocabulary for Bytes {
         let mut tokens = Vec::new();
         for part in parts {
             let mut rest = part.text.as_bytes();
-            while let Some((&byte, tail)) = rest.split_first() {
+            while let Some((&byte, following)) = rest.split_first() {
                 let control = CONTROL.iter().position(|c| rest.starts_with(c.as_bytes()));
                 if let (true, Some(which)) = (part.control, control) {
                     tokens.push(token(256 + which));
                     rest = &rest[CONTROL[which].len()..];
                 } else {
                     tokens.push(Token(i32::from(byte)));
-                    rest = tail;
+                    rest = following;
                 }
             }
         }

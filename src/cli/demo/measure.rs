@@ -10,7 +10,7 @@ use crate::cli::progress;
 use crate::cli::reply::{Exchange, List};
 use crate::reflect::verify::Check;
 use crate::reflect::{passes, scalar};
-use config::{Mode, PromptLine};
+use config::{Mode, PromptLine, VERIFIER};
 use engine::Generation;
 use statistics::{Judged, Share};
 
@@ -53,14 +53,14 @@ impl Measured {
 /// Asks all problems; every answer must come from the same generation.
 pub(super) async fn held_out(client: &Client, problems: &[PromptLine]) -> anyhow::Result<Measured> {
     ensure!(!problems.is_empty(), "there are no held-out problems to measure with");
-    let bar = progress::bar("measuring", problems.len() as u64);
+    let progress = progress::counter("measuring", problems.len() as u64);
     let answers: Vec<(Generation, Answer)> = stream::iter(problems)
         .map(|problem| ask(client, problem))
         .buffered(PARALLEL)
-        .inspect(|_| bar.inc(1))
+        .inspect(|_| progress.inc(1))
         .try_collect()
         .await?;
-    bar.abandon();
+    progress.abandon();
     let generation = answers[0].0;
     if let Some((other, _)) = answers.iter().find(|(other, _)| *other != generation) {
         bail!("the weights changed from {generation} to {other} while they were measured");
@@ -96,7 +96,7 @@ pub(super) async fn judged(client: &Client) -> anyhow::Result<Vec<Judged>> {
 fn known(exchange: &Exchange) -> impl Iterator<Item = Judged> {
     exchange.candidates.iter().filter_map(|candidate| {
         let assessments = &candidate.assessments;
-        let verifier = assessments.iter().find(|assessment| assessment.aspect == "verifier")?;
+        let verifier = assessments.iter().find(|assessment| assessment.aspect == VERIFIER)?;
         let has_judge = assessments.iter().any(|assessment| 0.0 < assessment.weight);
         has_judge.then(|| Judged {
             score: scalar(assessments),

@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::Client;
-use super::progress::{StageBar, follow};
+use super::progress::{StageProgress, follow};
 use super::reply::{Ended, Run, Stage};
 use super::terminal::{print, print_json, remark};
 use config::PromptLine;
@@ -126,12 +126,12 @@ async fn play(
     arguments: &Arguments,
     prompts: &Arc<[PromptLine]>,
 ) -> anyhow::Result<(Round, Counts)> {
-    let mut bar = StageBar::default();
+    let mut progress = StageProgress::default();
     let body = json!({
         "prompts": prompts, "limit": prompts.len(), "n": arguments.n, "m": arguments.m,
         "stream": true,
     });
-    let outcome = follow(client, "/v1/explore", &body, |stage| bar.show(stage)).await?;
+    let outcome = follow(client, "/v1/explore", &body, |stage| progress.show(stage)).await?;
     let Ended::Explored { candidates, positives, wall_s: explore_s, .. } = outcome.ended else {
         bail!("the exploration did not come to its end: {}", outcome.json);
     };
@@ -139,13 +139,13 @@ async fn play(
     let began = Instant::now();
     let mut gate = None;
     let outcome = follow(client, "/v1/runs", &json!({ "stream": true }), |stage| {
-        bar.show(stage);
+        progress.show(stage);
         if matches!(stage, Stage::Gating { .. }) && gate.is_none() {
             gate = Some((Instant::now(), Load::start(client, prompts)));
         }
     })
     .await?;
-    bar.finish();
+    progress.finish();
     let ended = Instant::now();
     let (gate_began, counts) = match gate {
         Some((began, load)) => (began, load.stop().await?),

@@ -60,10 +60,36 @@ async fn a_judge_that_always_says_yes_shows_no_gain() {
     rejected(answering(yes(), "bad", "good"), "gate.margin").await;
 }
 
+/// Tosses one coin for each answer to each held-out prompt: heads, and it passes.
+fn coins(seed: u64) -> Script {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut script = Script::new("?");
+    for prompt in 0..HELD_OUT {
+        for answer in ["bad", "poor"] {
+            let label = if rng.bool() { "+" } else { "-" };
+            let judgement = format!("held out {prompt} judge right of {answer}");
+            script = script.on(&judgement, &[(label, 1.0)]);
+        }
+    }
+    script.on("probe", &[("x", 1.0)])
+}
+
 #[tokio::test]
 async fn a_judge_that_tosses_coins_shows_no_gain() {
-    let coins = Script::new("?").on("judge", &[("-", 0.5), ("+", 0.5)]).on("probe", &[("x", 1.0)]);
-    rejected(answering(coins, "good", "bad"), "gate.margin").await;
+    for seed in 1..=4 {
+        // Both answers are wrong, so that the verifiers have nothing to say and the coins decide.
+        let world = rejected(answering(coins(seed), "bad", "poor"), "gate.margin").await;
+        let gate = world.last_run().await.metrics["gate"].clone();
+        let number = |key: &str| gate[key].as_f64().unwrap_or_else(|| panic!("{key} of {gate}"));
+        let (prompts, wins, losses) = (number("prompts"), number("wins"), number("losses"));
+        // Two coins differ every second time, to either side: each within four standard deviations.
+        let n = wins + losses;
+        assert!(0.0 < wins && 0.0 < losses && 20.0 <= prompts, "seed {seed}: {gate}");
+        assert!((n - prompts / 2.0).abs() <= 2.0 * prompts.sqrt(), "seed {seed}: {gate}");
+        assert!((wins - losses).abs() <= 4.0 * n.sqrt(), "seed {seed}: {gate}");
+        assert!((number("gain") - (wins - losses) / prompts).abs() < 1e-3, "seed {seed}: {gate}");
+        assert!(number("lower_bound") <= 0.0, "seed {seed}: {gate}");
+    }
 }
 
 #[tokio::test]

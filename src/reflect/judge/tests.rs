@@ -57,7 +57,7 @@ async fn a_second_model_judges_and_criticises_and_the_served_one_answers() {
     assert_eq!(texts(&stored), ["bad", "good"]);
     assert_eq!(stored.candidates[1].critique.as_deref(), Some("use the other word"));
     let judges = stored.candidates.iter().flat_map(|it| &it.assessments).map(|it| &it.judge);
-    assert!(judges.into_iter().all(|judge| judge == "model 000000000000"));
+    assert_eq!(judges.collect::<Vec<_>>(), ["model 000000000000"; 4], "two aspects of two answers");
     assert_eq!(world.reflector.judge_name(&agent).unwrap(), "model 000000000000");
 }
 
@@ -120,6 +120,7 @@ async fn a_prompt_whose_answers_were_judged_before_keeps_its_aspects() {
     let id = outcome.exchange.unwrap();
     world.reflector.explore(&choosing, id, aim(3, 2), &|_| {}).await.unwrap();
     let stored = world.store.exchange(id).await.unwrap();
+    assert_eq!(texts(&stored).len(), 5, "three drafts and two refinements");
     assert!(stored.candidates.iter().all(|it| judged_by(it) == ["right", "clear"]));
     assert_eq!(stored.aspect_choice, None);
 }
@@ -186,6 +187,8 @@ async fn a_reward_model_is_the_scalar_and_the_aspects_are_the_veto() {
     let id = world.reflector.remember(&agent, line).await.unwrap();
     world.reflector.explore(&agent, id, aim(12, 1), &|_| {}).await.unwrap();
     let stored = world.store.exchange(id).await.unwrap();
+    let n_good = texts(&stored).iter().filter(|text| **text == "good").count();
+    assert!(0 < n_good && n_good < texts(&stored).len(), "{:?}", texts(&stored));
     for candidate in &stored.candidates {
         let said = candidate.assessments.last().unwrap();
         assert_eq!((said.aspect.as_str(), said.weight), ("reward", 0.0));

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::chats::{chat, questions};
 use crate::daemon::Daemon;
-use crate::parity::{self, job};
+use crate::parity::{self, job, start_with};
 use crate::scratch::Scratch;
 use testkit::tiny;
 
@@ -43,10 +43,7 @@ fn sound(folder: &Path) -> Job {
 
 /// How the process ends that is given these words, and the message of its last line.
 fn speak(command: &mut Command, words: &str) -> (ExitStatus, String) {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    writeln!(stdin, "{words}").unwrap();
+    let (child, stdin) = start_with(command.stderr(Stdio::null()), words);
     let output = child.wait_with_output().unwrap();
     drop(stdin);
     let said = String::from_utf8(output.stdout).unwrap();

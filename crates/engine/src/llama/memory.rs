@@ -307,6 +307,7 @@ mod tests {
     #[test]
     fn this_machine_says_what_it_has() {
         let (bytes, source) = main_memory();
-        assert!(bytes > 1 << 20 && !source.is_empty(), "{bytes} by {source}");
+        // Where nothing can be read, everything would be there.
+        assert!((1 << 20..1 << 50).contains(&bytes), "{bytes} by {source}");
     }
 }

@@ -21,6 +21,7 @@ async fn judging_evaluates_every_prefix_once() {
     let labels = vec![Token(i32::from(b'A')), Token(i32::from(b'B'))];
     let request = ScoreRequest { prompts, labels, lane: Lane::Active, class: Class::Inline };
     let scores = engine.score(request.clone()).await.unwrap();
+    assert_eq!(scores.len(), 12);
     for (i, score) in scores.iter().enumerate() {
         assert_eq!(score.probabilities[1] > 0.5, i == 1, "prompt {i}");
     }

@@ -1,0 +1,51 @@
+//! The trainer program: where it is, and how a process of it begins. Used by `child` (runs),
+//! `survey` and `reflectd doctor`.
+
+use std::io;
+use std::process::Stdio;
+
+use config::TrainerConfig;
+use rustix::process::{Pid, setpriority_process};
+use serde::Serialize;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, ChildStdin, Command};
+use tracing::{debug, warn};
+
+/// The name of the program that lies beside the daemon.
+pub const PROGRAM: &str = "reflectd-trainer";
+
+/// What `trainer.command` says, else the program beside this one.
+pub fn command_line(config: &TrainerConfig) -> io::Result<Vec<String>> {
+    if let Some(command) = &config.command {
+        return Ok(command.clone());
+    }
+    let beside = std::env::current_exe()?.with_file_name(PROGRAM);
+    Ok(vec![beside.to_string_lossy().into_owned()])
+}
+
+/// Starts a trainer with pipes, at the lowest priority, and gives it its job. Dropping the child
+/// kills it; dropping its standard input tells it that nobody waits for it any more.
+pub(super) async fn start(
+    command: &mut Command,
+    job: &impl Serialize,
+) -> io::Result<(Child, ChildStdin)> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    if let Err(error) = setpriority_process(pid, 19) {
+        warn!(%error, "The trainer keeps its priority.");
+    }
+    let mut stdin = child.stdin.take().expect("standard input was asked for");
+    let mut line = serde_json::to_vec(job).expect("a job is plain data");
+    line.push(b'\n');
+    // A job is smaller than any pipe, so this does not wait for the trainer. One that does not read
+    // its job ends by itself, and its exit status says more than a broken pipe.
+    if let Err(error) = stdin.write_all(&line).await {
+        debug!(%error, "The trainer does not read its job.");
+    }
+    Ok((child, stdin))
+}

@@ -1,0 +1,85 @@
+//! Words of a private language that may not be parts of identifiers: each has a standard term of the
+//! field (admission, step lock, adapter or generation, host prefix cache, threshold ...). The folders
+//! where they may still stand get their names in the issues that rebuild them.
+
+use crate::{assert_none, is_word, texts, without_comment};
+
+/// (word, the term instead).
+const WORDS: &[(&str, &str)] = &[
+    ("bar", "threshold"),
+    ("bars", "thresholds"),
+    ("door", "admission"),
+    ("floor", "step lock"),
+    ("lane", "adapter or generation"),
+    ("lanes", "adapters or generations"),
+    ("parked", "host prefix cache"),
+    ("seat", "ticket"),
+    ("stranger", "mismatched answer"),
+    ("strangers", "mismatched answers"),
+    ("tail", "suffix or remainder"),
+    ("worth", "value or verdict"),
+];
+
+/// Where all of these may still stand: the engine's core, and what judges and learns.
+const OWED: &[&str] = &["crates/engine/", "src/learn/", "src/reflect/", "src/trust/"];
+
+/// Names that those folders make public, and names of other crates.
+const FOREIGN: &[&str] =
+    &["Floor", "Lane", "NoLane", "ProgressBar", "load_lane", "lane", "lanes", "floor"];
+
+/// The words of an identifier in lower case: `JudgeBar`, `judge_bar` and `JUDGE_BAR` have two.
+fn parts(identifier: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut before = '_';
+    for character in identifier.chars() {
+        let begins = character == '_' || character.is_uppercase() && before.is_lowercase();
+        if begins {
+            parts.push(String::new());
+        }
+        if character != '_' {
+            parts.last_mut().expect("there is always one").extend(character.to_lowercase());
+        }
+        before = character;
+    }
+    parts
+}
+
+/// The identifiers of a line, without those in its strings.
+fn identifiers(line: &str) -> Vec<&str> {
+    let code = without_comment(line).split('"').step_by(2);
+    code.flat_map(|code| code.split(|c| !is_word(c))).filter(|word| !word.is_empty()).collect()
+}
+
+#[test]
+fn identifiers_use_the_terms_of_the_field() {
+    let mut findings = Vec::new();
+    let mut n_identifiers = 0;
+    for (path, text) in texts(&["rs"]) {
+        let path = path.display().to_string();
+        if OWED.iter().any(|folder| path.starts_with(folder)) {
+            continue;
+        }
+        for (at, line) in text.lines().enumerate() {
+            for identifier in identifiers(line) {
+                n_identifiers += 1;
+                let parts = parts(identifier);
+                let banned = WORDS.iter().find(|(word, _)| parts.iter().any(|part| part == word));
+                if let Some((_, term)) = banned
+                    && !FOREIGN.contains(&identifier)
+                {
+                    findings.push(format!("{path}:{}: {identifier}; say {term}", at + 1));
+                }
+            }
+        }
+    }
+    assert!(n_identifiers > 100_000, "only {n_identifiers} identifiers were found");
+    assert_none(&findings);
+}
+
+#[test]
+fn the_check_takes_identifiers_apart() {
+    assert_eq!(parts("JudgeBar"), ["judge", "bar"]);
+    assert_eq!(parts("MIN_BAR"), ["min", "bar"]);
+    assert_eq!(parts("barrier"), ["barrier"]);
+    assert_eq!(identifiers(r#"let bar = f("a door"); // a floor"#), ["let", "bar", "f"]);
+}
