@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use engine::llama::{Quantization, quantize};
-use files::gguf::{Value, Writer};
+use files::gguf::{Hyperparameters, Value, Writer};
 use sha2::{Digest as _, Sha256};
 
 use crate::vocabulary::{SIZE, Vocabulary};
@@ -83,21 +83,21 @@ pub(crate) fn make(folder: &Path, texts: &[String], kind: Kind) -> anyhow::Resul
 fn weights(vocabulary: &Vocabulary, kind: Kind) -> Writer {
     let mut writer = Writer::default();
     let vocab = SIZE as u64;
-    writer.metadata("general.architecture", Value::String("llama".to_owned()));
-    writer.metadata("general.name", Value::String("bench-150m".to_owned()));
-    for (key, value) in [
-        ("block_count", LAYERS),
-        ("context_length", CONTEXT),
-        ("embedding_length", EMBEDDING),
-        ("feed_forward_length", FEED_FORWARD),
-        ("attention.head_count", HEADS),
-        ("attention.head_count_kv", KV_HEADS),
-        ("rope.dimension_count", HEAD),
-        ("vocab_size", vocab),
-    ] {
-        writer.metadata(&format!("llama.{key}"), Value::Unsigned(value));
-    }
-    writer.metadata("llama.attention.layer_norm_rms_epsilon", Value::Float(1e-5));
+    let hyperparameters = Hyperparameters {
+        architecture: "llama",
+        name: "bench-150m",
+        blocks: LAYERS,
+        context: CONTEXT,
+        width: EMBEDDING,
+        feed_forward: FEED_FORWARD,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        rotated: HEAD,
+        vocabulary: vocab,
+        rms_epsilon: 1e-5,
+        rope_base: 10_000.0,
+    };
+    hyperparameters.write(&mut writer);
     vocabulary.write(&mut writer);
 
     let mut rng = fastrand::Rng::with_seed(1);

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use files::gguf::{Value, Writer};
+use files::gguf::{Hyperparameters, Value, Writer};
 use protocol::{Example, Lora};
 
 const WIDTH: u64 = 768;
@@ -35,22 +35,21 @@ const LINEARS: [(&str, u64, u64); 7] = [
 pub(crate) fn write_base(path: &Path, n_vocab: u64) -> anyhow::Result<()> {
     let mut rng = fastrand::Rng::with_seed(n_vocab);
     let mut writer = Writer::default();
-    writer.metadata("general.architecture", text("llama"));
-    writer.metadata("general.name", text("bench"));
-    for (key, value) in [
-        ("block_count", LAYERS),
-        ("context_length", CONTEXT),
-        ("embedding_length", WIDTH),
-        ("feed_forward_length", FEED_FORWARD),
-        ("attention.head_count", HEADS),
-        ("attention.head_count_kv", KV_HEADS),
-        ("rope.dimension_count", HEAD),
-        ("vocab_size", n_vocab),
-    ] {
-        writer.metadata(&format!("llama.{key}"), Value::Unsigned(value));
-    }
-    writer.metadata("llama.attention.layer_norm_rms_epsilon", Value::Float(1e-5));
-    writer.metadata("llama.rope.freq_base", Value::Float(10_000.0));
+    let hyperparameters = Hyperparameters {
+        architecture: "llama",
+        name: "bench",
+        blocks: LAYERS,
+        context: CONTEXT,
+        width: WIDTH,
+        feed_forward: FEED_FORWARD,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        rotated: HEAD,
+        vocabulary: n_vocab,
+        rms_epsilon: 1e-5,
+        rope_base: 10_000.0,
+    };
+    hyperparameters.write(&mut writer);
     writer.tensor("token_embd.weight", &[WIDTH, n_vocab], noise(&mut rng, WIDTH * n_vocab, 0.05));
     writer.tensor("output_norm.weight", &[WIDTH], ones());
     for layer in 0..LAYERS {

@@ -25,13 +25,12 @@ use super::{Api, Permit, RequestId};
 use crate::reflect::{Outcome, Progress, Task};
 use config::{Agent, Mode};
 use engine::Sampling;
+use inference::ranges;
 use prompt::{Message, Role};
 
 /// Tokens under way from `reflect` to one client. A client that reads slower than this holds its
 /// own request back and nobody else's.
 const PROGRESS: usize = 64;
-const MAX_STOPS: usize = 16;
-const MAX_TOP_LOGPROBS: u32 = 20;
 
 pub(super) async fn complete(
     State(api): State<Api>,
@@ -188,7 +187,7 @@ fn task(body: ChatBody, agent: Arc<Agent>, max_n: u32) -> Result<Task, ApiError>
     let messages = messages(&body.messages)?;
     let n = within("n", body.n.unwrap_or(1), &(1..=max_n))?;
     let top_logprobs =
-        within("top_logprobs", body.top_logprobs.unwrap_or(0), &(0..=MAX_TOP_LOGPROBS))?;
+        within("top_logprobs", body.top_logprobs.unwrap_or(0), &ranges::TOP_LOGPROBS)?;
     if top_logprobs > 0 && body.logprobs != Some(true) {
         return Err(ApiError::invalid("top_logprobs", "needs `logprobs: true`"));
     }
@@ -198,8 +197,8 @@ fn task(body: ChatBody, agent: Arc<Agent>, max_n: u32) -> Result<Task, ApiError>
         Some(Stop::One(text)) => vec![text],
         Some(Stop::Many(texts)) => texts,
     };
-    if stop.len() > MAX_STOPS || stop.iter().any(String::is_empty) {
-        let message = format!("at most {MAX_STOPS} strings, none of them empty");
+    if stop.len() > ranges::MAX_STOPS || stop.iter().any(String::is_empty) {
+        let message = format!("at most {} strings, none of them empty", ranges::MAX_STOPS);
         return Err(ApiError::invalid("stop", message));
     }
     let ChatExtra { mode, reference, verifier, .. } = body.reflectd.unwrap_or_default();
@@ -212,10 +211,10 @@ fn sampling(body: &ChatBody, default: Sampling) -> Result<Sampling, ApiError> {
     let max_tokens = body.max_completion_tokens.or(body.max_tokens).unwrap_or(default.max_tokens);
     let temperature = body.temperature.unwrap_or(default.temperature);
     Ok(Sampling {
-        temperature: within("temperature", temperature, &(0.0..=10.0))?,
-        top_p: within("top_p", body.top_p.unwrap_or(default.top_p), &(f32::MIN_POSITIVE..=1.0))?,
+        temperature: within("temperature", temperature, &ranges::TEMPERATURE)?,
+        top_p: within("top_p", body.top_p.unwrap_or(default.top_p), &ranges::TOP_P)?,
         top_k: extra.top_k.unwrap_or(default.top_k),
-        min_p: within("reflectd.min_p", extra.min_p.unwrap_or(default.min_p), &(0.0..=1.0))?,
+        min_p: within("reflectd.min_p", extra.min_p.unwrap_or(default.min_p), &ranges::MIN_P)?,
         max_tokens: within("max_tokens", max_tokens, &(1..=u32::MAX))?,
         seed: body.seed.map(i64::cast_unsigned).or(default.seed),
     })

@@ -18,7 +18,7 @@ use super::{
     Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising, REWARD,
     Reflection, ScalarConfig, StopEarly, VERIFIER, Verifier,
 };
-use inference::{EngineConfig, Sampling};
+use inference::{EngineConfig, Sampling, ranges};
 use prompt::{Message, PromptSet, Role};
 
 /// Requests name the default agent so; no agent may.
@@ -386,10 +386,11 @@ pub(super) fn prompt_set(mut keys: Section<'_>) -> Option<PromptSet> {
 fn sampling(keys: &mut Section<'_>, engine: &EngineConfig) -> Sampling {
     let default = Sampling::default();
     Sampling {
-        temperature: keys.number("temperature", default.temperature, &(0.0..=10.0)),
-        top_p: keys.number("top_p", default.top_p, &(0.001..=1.0)),
+        temperature: keys.number("temperature", default.temperature, &ranges::TEMPERATURE),
+        // An owner who wants less than this wants temperature 0.
+        top_p: keys.number("top_p", default.top_p, &(0.001..=*ranges::TOP_P.end())),
         top_k: keys.number("top_k", default.top_k, &(0..=1_000_000)),
-        min_p: keys.number("min_p", default.min_p, &(0.0..=1.0)),
+        min_p: keys.number("min_p", default.min_p, &ranges::MIN_P),
         // One cell at least is the prompt's.
         max_tokens: keys.number(
             "max_tokens",
@@ -404,17 +405,17 @@ fn reflection(keys: &mut Section<'_>) -> Reflection {
     let mut explore = keys.section("explore");
     Reflection {
         mode: keys.value("mode", Mode::Background),
-        drafts: keys.number("drafts", 4, &(1..=64)),
+        drafts: keys.number("drafts", 4, &ranges::CONTINUATIONS),
         refinements: keys.number("refinements", 4, &(0..=64)),
         rounds: keys.number("rounds", 1, &(0..=8)),
         margin: keys.number("margin", 0.1, &(0.0..=2.0)),
         promising: keys.value("promising", Promising::BestFaulty),
-        refine_temperature: keys.number("refine_temperature", 1.0, &(0.0..=10.0)),
+        refine_temperature: keys.number("refine_temperature", 1.0, &ranges::TEMPERATURE),
         critique_tokens: keys.number("critique_tokens", 200, &(1..=4096)),
         latency: keys.seconds("latency_s", 20.0).max(Duration::from_millis(1)),
         tokens: keys.number("tokens", 8192, &(1..=10_000_000)),
         explore: (
-            explore.number("drafts", 10, &(1..=64)),
+            explore.number("drafts", 10, &ranges::CONTINUATIONS),
             explore.number("refinements", 20, &(0..=64)),
         ),
         stop_early: StopEarly {

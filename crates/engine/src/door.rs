@@ -1,8 +1,12 @@
 //! What a request must be like before the engine looks at it: every number in its range, every
 //! token in the vocabulary, and small enough to fit one day. Makes jobs; used by `thread.rs`.
 
+use std::fmt::Display;
 use std::hash::{BuildHasher, Hasher};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+
+use inference::ranges;
 
 use super::job::{Branch, BranchState, Job, Purpose, Reply};
 use super::kv::common_prefix;
@@ -14,10 +18,6 @@ use super::{
     Class, EngineError, GenerateRequest, Generation, LabelScores, LogprobRequest, ModelInfo,
     Sampling, ScoreRequest, Started, Token,
 };
-
-const MAX_CONTINUATIONS: u32 = 64;
-const MAX_STOPS: usize = 16;
-const MAX_TOP_LOGPROBS: u32 = 20;
 
 /// Knows what fits.
 #[derive(Debug)]
@@ -148,14 +148,10 @@ impl Door {
             self.check_length(copies.len())?;
         }
         check_sampling(sampling)?;
-        require((1..=MAX_CONTINUATIONS).contains(n), || {
-            format!("n is {n} but must be 1 to {MAX_CONTINUATIONS}")
-        })?;
-        require(*top_logprobs <= MAX_TOP_LOGPROBS, || {
-            format!("top_logprobs is {top_logprobs} but must be at most {MAX_TOP_LOGPROBS}")
-        })?;
-        require(stop.len() <= MAX_STOPS && stop.iter().all(|s| !s.is_empty()), || {
-            format!("stop must be at most {MAX_STOPS} strings, none of them empty")
+        within("n", *n, &ranges::CONTINUATIONS)?;
+        within("top_logprobs", *top_logprobs, &ranges::TOP_LOGPROBS)?;
+        require(stop.len() <= ranges::MAX_STOPS && stop.iter().all(|s| !s.is_empty()), || {
+            format!("stop must be at most {} strings, none of them empty", ranges::MAX_STOPS)
         })?;
         self.check_length(prompt.len() + 1)?;
         Ok(widen(sampling.max_tokens).min(self.max_sequence - prompt.len()))
@@ -206,15 +202,23 @@ impl Door {
 
 fn check_sampling(sampling: &Sampling) -> Result<(), EngineError> {
     let Sampling { temperature, top_p, min_p, max_tokens, .. } = *sampling;
-    // A comparison with NaN is false, so NaN is refused too.
-    require((0.0..=10.0).contains(&temperature), || {
-        format!("temperature is {temperature} but must be 0 to 10")
+    within("temperature", temperature, &ranges::TEMPERATURE)?;
+    require(ranges::TOP_P.contains(&top_p), || {
+        format!("top_p is {top_p} but must be above 0 and at most {}", ranges::TOP_P.end())
     })?;
-    require(top_p > 0.0 && top_p <= 1.0, || {
-        format!("top_p is {top_p} but must be above 0 and at most 1")
-    })?;
-    require((0.0..=1.0).contains(&min_p), || format!("min_p is {min_p} but must be 0 to 1"))?;
+    within("min_p", min_p, &ranges::MIN_P)?;
     require(max_tokens > 0, || "max_tokens must be at least 1".to_owned())
+}
+
+/// NaN is in no range.
+fn within<T: PartialOrd + Display>(
+    what: &str,
+    value: T,
+    range: &RangeInclusive<T>,
+) -> Result<(), EngineError> {
+    require(range.contains(&value), || {
+        format!("{what} is {value} but must be {} to {}", range.start(), range.end())
+    })
 }
 
 fn require(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), EngineError> {

@@ -3,6 +3,7 @@
 //! Used by the trainer (weights, export), by `learn` (checks an adapter before llama.cpp sees it)
 //! and by the nano model's making.
 
+mod hyperparameters;
 mod parts;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use half::{bf16, f16};
 
 mod rewrite;
 
+pub use hyperparameters::Hyperparameters;
 pub use parts::{Parts, model_files, model_sha256, model_size};
 pub use rewrite::Rewrite;
 

@@ -3,6 +3,7 @@
 //! It must not know llama.cpp, so that configuration, store, prompts and tests compile without it.
 
 pub mod backend;
+pub mod ranges;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,13 +37,13 @@ impl std::fmt::Display for Generation {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sampling {
-    /// 0 is greedy; at most 10.
+    /// 0 is greedy. What it may be stands in [`ranges`], as for all of these.
     pub temperature: f32,
-    /// Nucleus mass, above 0 and at most 1.
+    /// Nucleus mass.
     pub top_p: f32,
     /// Most likely tokens kept; 0 keeps all.
     pub top_k: u32,
-    /// Least probability relative to the most likely token, 0 to 1.
+    /// Least probability relative to the most likely token.
     pub min_p: f32,
     /// Most new tokens.
     pub max_tokens: u32,

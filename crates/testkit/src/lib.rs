@@ -6,6 +6,7 @@ pub mod fake;
 pub mod mutation;
 pub mod random_model;
 pub mod tiny;
+pub mod vocabulary;
 
 use std::path::{Path, PathBuf};
 

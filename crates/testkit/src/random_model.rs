@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use files::gguf::{Gguf, Value, Writer};
+use files::gguf::{Gguf, Hyperparameters, Value, Writer};
 use nano::tokenizer::Tokenizer;
 
 /// All that the trainer knows.
@@ -122,23 +122,25 @@ impl Making<'_> {
             _ => (4, 2, 128),
         };
         let (q, kv) = (n_head * head_dim, n_head_kv * head_dim);
-        self.writer.metadata("general.architecture", text(name));
+        let hyperparameters = Hyperparameters {
+            architecture: name,
+            name: "random",
+            blocks: LAYERS as u64,
+            context: 8192,
+            width: WIDTH,
+            feed_forward: FEED_FORWARD,
+            heads: n_head,
+            kv_heads: n_head_kv,
+            rotated: if name == "phi3" { 48 } else { head_dim },
+            vocabulary: u64::from(N_VOCAB.unsigned_abs()),
+            rms_epsilon: 1e-5,
+            rope_base: 500.0,
+        };
+        hyperparameters.write(&mut self.writer);
         self.writer.metadata("general.type", text("model"));
-        self.writer.metadata("general.name", text("random"));
-        for (key, value) in [
-            ("block_count", LAYERS as u64),
-            ("context_length", 8192),
-            ("embedding_length", WIDTH),
-            ("feed_forward_length", FEED_FORWARD),
-            ("attention.head_count", n_head),
-            ("attention.head_count_kv", n_head_kv),
-            ("attention.key_length", head_dim),
-            ("attention.value_length", head_dim),
-        ] {
-            self.number(key, Value::Unsigned(value));
+        for key in ["attention.key_length", "attention.value_length"] {
+            self.number(key, Value::Unsigned(head_dim));
         }
-        self.number("attention.layer_norm_rms_epsilon", Value::Float(1e-5));
-        self.number("rope.freq_base", Value::Float(500.0));
         self.metadata_of_architecture();
         let tokenizer = Tokenizer::train(&[], 271);
         assert_eq!(i32::try_from(tokenizer.n_vocab()).unwrap(), N_VOCAB);
@@ -174,7 +176,6 @@ impl Making<'_> {
             "llama" => {
                 self.number("rope.scaling.type", text("linear"));
                 self.number("rope.scaling.factor", Value::Float(1.5));
-                self.number("rope.dimension_count", Value::Unsigned(64));
             }
             "gemma2" => {
                 self.number("attention.sliding_window", Value::Unsigned(WINDOW));
@@ -190,7 +191,6 @@ impl Making<'_> {
                 self.number("final_logit_softcapping", Value::Float(3.0));
             }
             "phi3" => {
-                self.number("rope.dimension_count", Value::Unsigned(48));
                 self.number("rope.scaling.type", text("longrope"));
                 self.number("rope.scaling.attn_factor", Value::Float(1.19));
                 self.number("rope.scaling.original_context_length", Value::Unsigned(2048));

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use files::gguf::{Value, Writer, gpt2_letter};
+use files::gguf::{Hyperparameters, Value, Writer};
+
+use crate::vocabulary;
 
 const EMBEDDING: u64 = 32;
 const FEED_FORWARD: u64 = 64;
@@ -69,35 +71,22 @@ impl From<Vec<Value>> for Stored {
 }
 
 pub fn model() -> Parts {
-    let mut parts = Parts::default();
-    parts.put("general.architecture", "llama");
-    for (key, value) in [
-        ("block_count", 1),
-        ("context_length", 128),
-        ("embedding_length", EMBEDDING),
-        ("feed_forward_length", FEED_FORWARD),
-        ("attention.head_count", 2),
-        ("attention.head_count_kv", 1),
-        ("rope.dimension_count", 16),
-        ("vocab_size", VOCAB),
-    ] {
-        parts.put(&format!("llama.{key}"), value);
-    }
-    parts.put("llama.attention.layer_norm_rms_epsilon", 1e-5);
-    parts.put("llama.rope.freq_base", 10_000.0);
-    parts.put("tokenizer.ggml.model", "gpt2");
-    parts.put("tokenizer.ggml.pre", "gpt-2");
-    let text = |text: String| Value::String(text);
-    let bytes = (0..=255).map(|byte| text(gpt2_letter(byte).to_string()));
-    let special = ["he", "<|begin|>", "<|end|>"].map(|name| text(name.to_owned()));
-    parts.put("tokenizer.ggml.tokens", bytes.chain(special).collect::<Vec<_>>());
-    let kinds = (0..VOCAB).map(|id| Value::Signed(if id < 257 { 1 } else { 3 }));
-    parts.put("tokenizer.ggml.token_type", kinds.collect::<Vec<_>>());
-    let scores = (0..VOCAB).map(|_| Value::Float(0.0));
-    parts.put("tokenizer.ggml.scores", scores.collect::<Vec<_>>());
-    parts.put("tokenizer.ggml.merges", vec![text("h e".into())]);
-    parts.put("tokenizer.ggml.bos_token_id", 257);
-    parts.put("tokenizer.ggml.eos_token_id", 258);
+    let hyperparameters = Hyperparameters {
+        architecture: "llama",
+        name: "",
+        blocks: 1,
+        context: 128,
+        width: EMBEDDING,
+        feed_forward: FEED_FORWARD,
+        heads: 2,
+        kv_heads: 1,
+        rotated: 16,
+        vocabulary: VOCAB,
+        rms_epsilon: 1e-5,
+        rope_base: 10_000.0,
+    };
+    let mut parts = Parts { metadata: hyperparameters.metadata(), ..Parts::default() };
+    parts.metadata.extend(vocabulary::bytes(&["<|begin|>", "<|end|>"]));
     parts.put("tokenizer.chat_template", "{{ messages[0].content }}");
 
     parts.matrix("token_embd.weight", &[EMBEDDING, VOCAB], 1);

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::super::llama::{Llama, Quantization, quantize};
 use super::*;
-use files::gguf::{Gguf, Value, Writer, gpt2_letter};
+use files::gguf::{Gguf, Hyperparameters, Value, Writer};
 use ggml::dequantize;
 
 pub(super) const EMBEDDING: u64 = 64;
@@ -43,17 +43,9 @@ pub(super) fn text(text: &str) -> Value {
 
 pub(super) fn write_model(path: &Path) {
     write_model_with(path, VOCAB, |writer| {
-        writer.metadata("tokenizer.ggml.model", text("gpt2"));
-        writer.metadata("tokenizer.ggml.pre", text("gpt-2"));
-        let mut tokens: Vec<Value> =
-            (0..=255).map(|byte| text(&gpt2_letter(byte).to_string())).collect();
-        tokens.extend(["he", "<|begin|>", "<|end|>", "<|user|>"].map(text));
-        let kinds = (0..VOCAB).map(|id| Value::Signed(if id < 257 { 1 } else { 3 }));
-        writer.metadata("tokenizer.ggml.tokens", Value::Array(tokens));
-        writer.metadata("tokenizer.ggml.token_type", Value::Array(kinds.collect()));
-        writer.metadata("tokenizer.ggml.merges", Value::Array(vec![text("h e")]));
-        writer.metadata("tokenizer.ggml.bos_token_id", Value::Unsigned(257));
-        writer.metadata("tokenizer.ggml.eos_token_id", Value::Unsigned(258));
+        for (key, value) in testkit::vocabulary::bytes(&["<|begin|>", "<|end|>", "<|user|>"]) {
+            writer.metadata(&key, value);
+        }
         writer.metadata("tokenizer.ggml.eot_token_id", Value::Unsigned(258));
         writer.metadata("tokenizer.ggml.add_bos_token", Value::Bool(true));
         writer.metadata("tokenizer.chat_template", text("template"));
@@ -63,21 +55,21 @@ pub(super) fn write_model(path: &Path) {
 /// The same model with a vocabulary of its own.
 pub(super) fn write_model_with(path: &Path, n_vocab: u64, vocabulary: impl FnOnce(&mut Writer)) {
     let mut writer = Writer::default();
-    writer.metadata("general.architecture", text("llama"));
-    writer.metadata("general.name", text("random"));
-    for (key, value) in [
-        ("block_count", LAYERS),
-        ("context_length", 512),
-        ("embedding_length", EMBEDDING),
-        ("feed_forward_length", FEED_FORWARD),
-        ("attention.head_count", 4),
-        ("attention.head_count_kv", 2),
-        ("rope.dimension_count", 16),
-        ("vocab_size", n_vocab),
-    ] {
-        writer.metadata(&format!("llama.{key}"), Value::Unsigned(value));
-    }
-    writer.metadata("llama.attention.layer_norm_rms_epsilon", Value::Float(1e-5));
+    let hyperparameters = Hyperparameters {
+        architecture: "llama",
+        name: "random",
+        blocks: LAYERS,
+        context: 512,
+        width: EMBEDDING,
+        feed_forward: FEED_FORWARD,
+        heads: 4,
+        kv_heads: 2,
+        rotated: 16,
+        vocabulary: n_vocab,
+        rms_epsilon: 1e-5,
+        rope_base: 10_000.0,
+    };
+    hyperparameters.write(&mut writer);
     vocabulary(&mut writer);
     let mut seed = 0;
     let mut matrix = |writer: &mut Writer, name: &str, n_in: u64, n_out: u64| {
