@@ -1,7 +1,7 @@
 """Computes each loss with TRL's own code on fixed log-probs and prints them as JSON, for the trainer's
 test `tests/losses.rs`. No model: a stub returns the log-probs where TRL calls one. Run with a Python
 that has `trl` and `peft`:
-    python bench/trainer/goldens.py > src/bin/reflectd-trainer/tests/trl.json
+    python bench/trainer/goldens.py > crates/trainer/src/tests/trl.json
 """
 
 import contextlib

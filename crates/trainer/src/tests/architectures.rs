@@ -7,12 +7,13 @@ use files::gguf::{Gguf, TensorInfo, Value, Writer};
 use protocol::BaseKind;
 use tch::{Device, Kind, Tensor};
 
-use super::fixtures::{alone, logprobs, skipped};
+use super::fixtures::{alone, logprobs};
 use crate::backward;
 use crate::batch::{Batch, Sequence, Tree};
 use crate::lora::Lora;
 use crate::model::Model;
 use testkit::random_model::{ARCHITECTURES, CONTEXT, N_VOCAB, with_metadata, write as write_model};
+use testkit::skipped;
 
 /// Two answers to one prompt, longer than the window of the random models.
 fn sequences() -> Vec<Sequence> {

@@ -21,14 +21,6 @@ use crate::model::Model;
 use crate::train::{self, Failure};
 use crate::weights::{self, Weights};
 
-/// Says on the test program's standard error that a test did nothing, and why. libtest captures only the
-/// print macros, so that this line is there also when the test passes.
-pub(super) fn skipped(reason: &str) {
-    let thread = std::thread::current();
-    let name = thread.name().unwrap_or("a test");
-    writeln!(std::io::stderr(), "SKIPPED {name}: {reason}").unwrap();
-}
-
 /// Held through a test: libtorch has one generator a process, and a draw of another test between
 /// seed and use would change what is asserted. One thread, because its spinning threads wait for each
 /// other when something else wants the processor: 52 s instead of 4 s.
