@@ -177,11 +177,12 @@ pub(crate) async fn shown(
     }
     let said: Vec<(Vec<Assessment>, bool)> =
         stream::iter(asked).buffered(4 * PARALLEL).try_collect().await?;
-    let at_bar: Vec<Judged> = said.iter().map(|(said, is_right)| judged(said, *is_right)).collect();
+    let at_threshold: Vec<Judged> =
+        said.iter().map(|(said, is_right)| judged(said, *is_right)).collect();
     let at_half = said.iter().map(|(said, is_right)| Judged {
         is_accepted: said.iter().all(|one| 0.5 <= one.levels[2]),
         ..judged(said, *is_right)
     });
     let at_half: Vec<Judged> = at_half.collect();
-    Ok(Shown { at_bar: Judgements::new(&at_bar), at_half: Judgements::new(&at_half) })
+    Ok(Shown { at_threshold: Judgements::new(&at_threshold), at_half: Judgements::new(&at_half) })
 }

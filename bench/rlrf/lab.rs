@@ -35,7 +35,7 @@ pub(crate) struct Lab {
     /// Their fingerprints.
     pub(crate) held_out: HeldOut,
     records: Records,
-    bar: ProgressBar,
+    progress: ProgressBar,
 }
 
 impl Lab {
@@ -59,7 +59,7 @@ impl Lab {
         let records = Records::open(&setting.work.join("steps.jsonl"), &key, &setting.provenance)?;
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} of {eta} {msg}")
             .context("the template is a constant")?;
-        let bar = ProgressBar::new(n_steps as u64).with_style(style);
+        let progress = ProgressBar::new(n_steps as u64).with_style(style);
         Ok(Self {
             setting: setting.clone(),
             config: Arc::new(config),
@@ -70,7 +70,7 @@ impl Lab {
             held_out: HeldOut::new(problems.iter().map(|line| line.prompt.as_str())),
             problems,
             records,
-            bar,
+            progress,
         })
     }
 
@@ -81,7 +81,7 @@ impl Lab {
 
     /// Stops the engine, and hands out what is known.
     pub(crate) fn close(self) -> anyhow::Result<Records> {
-        self.bar.finish_and_clear();
+        self.progress.finish_and_clear();
         let Self { engine, thread, records, .. } = self;
         drop(engine);
         thread.join().map_err(|_| anyhow::anyhow!("the engine thread panicked"))?;
@@ -102,17 +102,17 @@ impl Lab {
         self.records.add(name, began.elapsed().as_secs_f64(), finding)
     }
 
-    /// Says what is being done, on the bar, or as a line where there is no terminal.
+    /// Says what is being done, on the progress bar, or as a line where there is no terminal.
     pub(crate) fn say(&self, what: &str) {
-        if self.bar.is_hidden() {
+        if self.progress.is_hidden() {
             eprintln!("{} {what}", chrono::Local::now().format("%H:%M:%S"));
         }
-        self.bar.set_message(what.to_owned());
+        self.progress.set_message(what.to_owned());
     }
 
     /// So many steps more are done, now or before.
     pub(crate) fn advance(&self, steps: usize) {
-        self.bar.inc(steps as u64);
+        self.progress.inc(steps as u64);
     }
 
     /// A database of its own for one exploration, so that no arm sees another's answers.

@@ -87,11 +87,11 @@ fn draw_panel(
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
         chart.draw_series(line.map(|point| Circle::new(point, 3, colour.filled())))?;
-        let bars = points.iter().filter_map(|&(x, accuracy)| {
+        let intervals = points.iter().filter_map(|&(x, accuracy)| {
             let (lo, hi) = accuracy.range?;
             Some(PathElement::new([(x, 100.0 * lo), (x, 100.0 * hi)], colour.stroke_width(1)))
         });
-        chart.draw_series(bars)?;
+        chart.draw_series(intervals)?;
     }
     chart
         .configure_series_labels()

@@ -78,7 +78,7 @@ pub(crate) struct Picked {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Shown {
     /// Of the agent.
-    pub(crate) at_bar: Judgements,
+    pub(crate) at_threshold: Judgements,
     /// An aspect passes when p(+1) is a half: the reference moves all of them.
     pub(crate) at_half: Judgements,
 }

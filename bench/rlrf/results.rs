@@ -302,7 +302,7 @@ impl Results {
             _ => None,
         })?;
         let kinds: [Kind<Shown>; 2] =
-            [("at_bar", |one| &one.at_bar), ("at_half", |one| &one.at_half)];
+            [("at_threshold", |one| &one.at_threshold), ("at_half", |one| &one.at_half)];
         for (kind, of) in kinds {
             let mut each = |what: &str, of: &dyn Fn(&Shown) -> Option<f64>| {
                 let values: Option<Vec<f64>> = shown.iter().map(|one| of(one)).collect();

@@ -13,14 +13,14 @@ pub(crate) fn mcnemar(a: &[bool], b: &[bool]) -> f64 {
     let n = wins + losses;
     // ln C(n, k) - n ln 2, summed from k = n down to the larger count.
     let mut ln_term = -(n as f64) * std::f64::consts::LN_2;
-    let mut tail = 0.0;
+    let mut p = 0.0;
     for k in (wins.max(losses)..=n).rev() {
-        tail += ln_term.exp();
+        p += ln_term.exp();
         if 0 < k {
             ln_term += (k as f64).ln() - ((n - k + 1) as f64).ln();
         }
     }
-    (2.0 * tail).min(1.0)
+    (2.0 * p).min(1.0)
 }
 
 /// One answer a problem as a share.
@@ -57,7 +57,7 @@ pub(crate) fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> Difference {
     // Under "no difference" the mean is 0 and the squares tell the variance, as in `McNemar`'s test.
     let squares = differences.iter().map(|d| d * d).sum::<f64>();
     let z = if squares > 0.0 { differences.iter().sum::<f64>() / squares.sqrt() } else { 0.0 };
-    Difference { value, lo: value - half, hi: value + half, p: 2.0 * upper_tail(z.abs()) }
+    Difference { value, lo: value - half, hi: value + half, p: 2.0 * upper_p(z.abs()) }
 }
 
 /// The accuracy over seeds, with Wilson's interval at the number of independent answers that would
@@ -90,7 +90,7 @@ fn round(count: f64) -> usize {
 
 /// P(Z > z) of the normal distribution, z at least 0, to a relative 1e-7 (continued fraction of
 /// Mills' ratio; a series near 0).
-fn upper_tail(z: f64) -> f64 {
+fn upper_p(z: f64) -> f64 {
     let density = (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
     if z < 2.5 {
         // Phi(z) = 1/2 + density (z + z^3/3 + z^5/15 + ...).

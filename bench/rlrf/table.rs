@@ -266,9 +266,9 @@ fn judges(results: &Results) -> String {
             share(results.get(&format!("{at}/{passing}"))),
         ]
     });
-    let shown = ["at_bar", "at_half"].map(|bar| {
-        let get = |what: &str| results.get(&format!("own/shown/{bar}/{what}"));
-        let at = if bar == "at_bar" { "the agent's bars" } else { "bars of 0.5" };
+    let shown = ["at_threshold", "at_half"].map(|key| {
+        let get = |what: &str| results.get(&format!("own/shown/{key}/{what}"));
+        let at = if key == "at_threshold" { "the agent's thresholds" } else { "thresholds of 0.5" };
         vec![
             format!("own judge, shown the reference, {at}"),
             "drafts by M0".to_owned(),

@@ -142,12 +142,12 @@ fn router(api: Api) -> Router {
         .route("/v1/adapters/rollback", post(adapters::rollback))
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .fallback(async || ApiError::NotFound("no such path".to_owned()))
-        .layer(middleware::from_fn_with_state(api.clone(), door))
+        .layer(middleware::from_fn_with_state(api.clone(), admit))
         .with_state(api)
 }
 
 /// What every request passes through: id, span, who asks, whether we still take requests, count.
-async fn door(
+async fn admit(
     State(api): State<Api>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Request,

@@ -37,7 +37,7 @@ impl Peer {
 mod tests {
     use super::*;
 
-    const STRANGER: u32 = 4_000_000_001;
+    const UNNAMED: u32 = 4_000_000_001;
 
     #[test]
     fn root_and_the_own_user_come_in() {
@@ -47,9 +47,9 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_comes_in_only_when_named() {
-        assert!(Peer { uid: Some(STRANGER) }.check(&[]).is_err());
-        assert!(Peer { uid: Some(STRANGER) }.check(&[STRANGER]).is_ok());
-        assert!(Peer { uid: None }.check(&[STRANGER]).is_err());
+    fn another_user_comes_in_only_when_named() {
+        assert!(Peer { uid: Some(UNNAMED) }.check(&[]).is_err());
+        assert!(Peer { uid: Some(UNNAMED) }.check(&[UNNAMED]).is_ok());
+        assert!(Peer { uid: None }.check(&[UNNAMED]).is_err());
     }
 }

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_follows_the_stages() {
+    fn progress_follows_the_stages() {
         let mut stage_progress = StageProgress::default();
         stage_progress.show(&Stage::Idle);
         assert!(stage_progress.current.is_none());

@@ -208,8 +208,48 @@ fn default(key: &Key) -> String {
 }
 
 /// Whether a key stands for those below it.
-fn is_section(key: &Key, all: &[Key]) -> bool {
+fn is_section(key: &Key, all: &[&Key]) -> bool {
     key.allowed == "keys below" && all.iter().any(|other| split(&other.key).0 == key.key)
+}
+
+/// The sections of a file, those with the same first part together.
+fn sections<'a>(keys: &[&'a Key]) -> Vec<&'a str> {
+    let mut found: Vec<&str> = Vec::new();
+    for key in keys {
+        let section = split(&key.key).0;
+        if !found.contains(&section) {
+            found.push(section);
+        }
+    }
+    let first = |section: &str| section.split('.').next().map(str::to_owned);
+    let order: Vec<_> = found.iter().map(|section| first(section)).collect();
+    found.sort_by_key(|section| order.iter().position(|other| *other == first(section)));
+    found
+}
+
+/// The table of a section; keys that nothing describes become findings.
+fn table(section: &str, keys: &[&Key], types: &[Type], findings: &mut Vec<String>) -> String {
+    let mut text = "| key | default | allowed | what |\n|---|---|---|---|\n".to_owned();
+    let mut seen = BTreeSet::new();
+    for key in keys.iter().filter(|key| split(&key.key).0 == section) {
+        if is_section(key, keys) || !seen.insert(&key.key) {
+            continue;
+        }
+        let joined = |words: fn(&Key) -> String| {
+            let all = keys.iter().filter(|other| other.key == key.key);
+            let mut words: Vec<_> = all.map(|key| words(key)).collect();
+            words.dedup();
+            words.join("; ")
+        };
+        let what = description(key, types).unwrap_or_else(|| {
+            findings.push(format!("{}: {}", key.file.display(), key.key));
+            String::new()
+        });
+        let name = split(&key.key).1;
+        let (default, allowed) = (joined(default), joined(allowed));
+        writeln!(text, "| `{name}` | {default} | {allowed} | {what} |").unwrap();
+    }
+    text
 }
 
 /// The tables of all files.
@@ -222,54 +262,16 @@ fn render(keys: &[Key]) -> String {
     for file in files {
         writeln!(text, "## {}\n", file.display()).unwrap();
         let own: Vec<_> = keys.iter().filter(|key| key.file == *file).collect();
-        let mut sections: Vec<&str> = Vec::new();
-        for key in &own {
-            let section = split(&key.key).0;
-            if !sections.contains(&section) {
-                sections.push(section);
-            }
-        }
-        sections.sort_by_key(|section| {
-            (
-                !section.is_empty(),
-                section
-                    .split('.')
-                    .next()
-                    .map(|top| own.iter().position(|key| key.key.starts_with(top))),
-            )
-        });
-        for section in sections {
+        for section in sections(&own) {
             if !section.is_empty() {
                 writeln!(text, "### {}\n", section.replace("[0]", "[]")).unwrap();
             }
-            text.push_str("| key | default | allowed | what |\n|---|---|---|---|\n");
-            let mut seen = BTreeSet::new();
-            for key in own.iter().filter(|key| split(&key.key).0 == section) {
-                if is_section(key, keys) || !seen.insert(&key.key) {
-                    continue;
-                }
-                let all: Vec<_> = own.iter().filter(|other| other.key == key.key).collect();
-                let joined = |words: fn(&Key) -> String| {
-                    let mut words: Vec<_> = all.iter().map(|key| words(key)).collect();
-                    words.dedup();
-                    words.join("; ")
-                };
-                let what = description(key, &types).unwrap_or_else(|| {
-                    findings.push(format!("{}: {}", file.display(), key.key));
-                    String::new()
-                });
-                let name = split(&key.key).1;
-                let (default, allowed) = (joined(default), joined(allowed));
-                writeln!(text, "| `{name}` | {default} | {allowed} | {what} |").unwrap();
-            }
+            text.push_str(&table(section, &own, &types, &mut findings));
             text.push('\n');
         }
     }
-    assert!(
-        findings.is_empty(),
-        "no doc comment describes these keys; see TYPES:\n{}",
-        findings.join("\n")
-    );
+    let findings = findings.join("\n");
+    assert!(findings.is_empty(), "no doc comment describes these keys; see TYPES:\n{findings}");
     text
 }
 
@@ -278,8 +280,8 @@ fn the_reference_of_keys_is_what_the_code_says() {
     let old = document(REFERENCE).text;
     let [begin, end] = MARKERS;
     let (head, rest) = old.split_once(begin).expect("the document has both markers");
-    let (_, tail) = rest.split_once(end).expect("the document has both markers");
-    let new = format!("{head}{begin}\n{}{end}{tail}", render(&keys()));
+    let (_, after) = rest.split_once(end).expect("the document has both markers");
+    let new = format!("{head}{begin}\n{}{end}{after}", render(&keys()));
     if std::env::var_os("UPDATE_DOCS").is_some() {
         write(&Path::new(ROOT).join(REFERENCE), &new);
         return;
@@ -287,7 +289,8 @@ fn the_reference_of_keys_is_what_the_code_says() {
     let differs = old.lines().zip(new.lines()).find(|(old, new)| old != new);
     assert!(
         old == new,
-        "{REFERENCE} is out of date; run `UPDATE_DOCS=1 cargo test --release --test docs`. First difference: {differs:#?}"
+        "{REFERENCE} is out of date; run `UPDATE_DOCS=1 cargo test --release --test docs`. First \
+         difference: {differs:#?}"
     );
 }
 

@@ -36,9 +36,9 @@ async fn round_two_begins_from_what_is_served_as_generation_1_and_ends_as_a_whol
     assert!(rewards_margins.abs() < 1e-4, "policy and reference are the same: {first:?}");
 
     let (engine, thread) = load(&exact).await;
-    let (lane_1, lane_2) = (Generation(1), Generation(2));
-    engine.load_lane(lane_1, one.adapter.clone()).await.unwrap();
-    engine.load_lane(lane_2, two.adapter.clone()).await.unwrap();
+    let (generation_1, generation_2) = (Generation(1), Generation(2));
+    engine.load_lane(generation_1, one.adapter.clone()).await.unwrap();
+    engine.load_lane(generation_2, two.adapter.clone()).await.unwrap();
     let served = async |lane, answer: fn(&Example) -> &Vec<i32>| {
         let sequence = |example: &Example| {
             let tokens = example.prompt.iter().chain(answer(example)).copied().map(Token);
@@ -49,7 +49,7 @@ async fn round_two_begins_from_what_is_served_as_generation_1_and_ends_as_a_whol
         let logprobs = engine.logprobs(request).await.unwrap();
         logprobs.iter().flatten().copied().map(f64::from).sum::<f64>() / examples.len() as f64
     };
-    let of = Lane::Generation(lane_1);
+    let of = Lane::Generation(generation_1);
     let chosen = served(of, |example| &example.chosen).await;
     let rejected = served(of, |example| example.rejected.as_ref().unwrap()).await;
     assert!((chosen - logps_chosen).abs() < 5e-3, "{chosen} {logps_chosen}");
@@ -57,9 +57,9 @@ async fn round_two_begins_from_what_is_served_as_generation_1_and_ends_as_a_whol
     let base = served(Lane::Active, |example| &example.chosen).await;
     assert!(0.1 < (base - chosen).abs(), "round one changed nothing, so this shows nothing");
 
-    let of = Lane::Generation(lane_2);
+    let of = Lane::Generation(generation_2);
     gap("round 2, alone on the base", &engine, of, &two).await.assert_within(2e-4, 2e-3);
-    let unlike = gap("round 1 for it", &engine, Lane::Generation(lane_1), &two).await;
+    let unlike = gap("round 1 for it", &engine, Lane::Generation(generation_1), &two).await;
     assert!(2e-3 < unlike.max, "round two changed nothing, so this shows nothing");
     drop(engine);
     thread.join().unwrap();

@@ -2,37 +2,12 @@
 //! texts that together take every branch, and each key is noted as it is taken. So the list cannot
 //! say anything else than the checks do. The reference in `docs/` is made of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use super::Key;
 use super::check;
 use super::raw::{Problems, Section};
 use super::settings::Settings;
-
-/// One key.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Key {
-    /// The file that it stands in; `NAME` stands for any name.
-    pub file: PathBuf,
-    /// Dotted path; an item of a list is `[0]`.
-    pub key: String,
-    /// What holds when nobody sets it.
-    pub default: KeyDefault,
-    /// What may be set, in words.
-    pub allowed: String,
-    /// The last part of the name of its type.
-    pub kind: &'static str,
-}
-
-/// What holds when nobody sets a key.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum KeyDefault {
-    /// It must be set.
-    Required,
-    /// Nothing, or something that the daemon finds out.
-    Absent,
-    /// This, as YAML has it.
-    Value(String),
-}
 
 /// Texts of `reflectd.yaml` that together take every key.
 const SETTINGS: &[&str] = &[

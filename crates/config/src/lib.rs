@@ -38,7 +38,7 @@ use prompt::PromptSet;
 
 pub use check::{load, load_prompts};
 pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
-pub use keys::{Key, KeyDefault, keys};
+pub use keys::keys;
 pub use settings::{Defaults, defaults};
 
 /// Everything that the YAML files say, checked.
@@ -87,6 +87,32 @@ impl fmt::Display for Problem {
         }
         formatter.write_str(&self.message)
     }
+}
+
+/// One key that a file may have; [`keys()`] lists all of them.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Key {
+    /// The file that it stands in; `NAME` stands for any name.
+    pub file: PathBuf,
+    /// Dotted path; an item of a list is `[0]`.
+    pub key: String,
+    /// What holds when nobody sets it.
+    pub default: KeyDefault,
+    /// What may be set, in words.
+    pub allowed: String,
+    /// The last part of the name of its type.
+    pub kind: &'static str,
+}
+
+/// What holds when nobody sets a key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum KeyDefault {
+    /// It must be set.
+    Required,
+    /// Nothing, or something that the daemon finds out.
+    Absent,
+    /// This, as YAML has it.
+    Value(String),
 }
 
 /// All problems of a configuration; displays one a line.

@@ -14,8 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_yaml::{Mapping, Value};
 
-use super::Problem;
-use super::keys::{Key, KeyDefault};
+use super::{Key, KeyDefault, Problem};
 
 /// What is wrong so far.
 #[derive(Debug, Default)]

@@ -148,8 +148,8 @@ impl Door {
             self.check_length(copies.len())?;
         }
         check_sampling(sampling)?;
-        within("n", *n, &ranges::CONTINUATIONS)?;
-        within("top_logprobs", *top_logprobs, &ranges::TOP_LOGPROBS)?;
+        within("n", n, &ranges::CONTINUATIONS)?;
+        within("top_logprobs", top_logprobs, &ranges::TOP_LOGPROBS)?;
         require(stop.len() <= ranges::MAX_STOPS && stop.iter().all(|s| !s.is_empty()), || {
             format!("stop must be at most {} strings, none of them empty", ranges::MAX_STOPS)
         })?;
@@ -202,21 +202,21 @@ impl Door {
 
 fn check_sampling(sampling: &Sampling) -> Result<(), EngineError> {
     let Sampling { temperature, top_p, min_p, max_tokens, .. } = *sampling;
-    within("temperature", temperature, &ranges::TEMPERATURE)?;
+    within("temperature", &temperature, &ranges::TEMPERATURE)?;
     require(ranges::TOP_P.contains(&top_p), || {
         format!("top_p is {top_p} but must be above 0 and at most {}", ranges::TOP_P.end())
     })?;
-    within("min_p", min_p, &ranges::MIN_P)?;
+    within("min_p", &min_p, &ranges::MIN_P)?;
     require(max_tokens > 0, || "max_tokens must be at least 1".to_owned())
 }
 
 /// NaN is in no range.
 fn within<T: PartialOrd + Display>(
     what: &str,
-    value: T,
+    value: &T,
     range: &RangeInclusive<T>,
 ) -> Result<(), EngineError> {
-    require(range.contains(&value), || {
+    require(range.contains(value), || {
         format!("{what} is {value} but must be {} to {}", range.start(), range.end())
     })
 }
