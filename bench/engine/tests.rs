@@ -5,6 +5,8 @@
 mod http;
 #[path = "../markers.rs"]
 mod markers;
+#[path = "../trainer/parity.rs"]
+mod parity;
 mod process;
 mod results;
 #[path = "../results.rs"]

@@ -1,19 +1,22 @@
 //! `make bench-trainer`: DPO with LoRA by `reflectd-trainer` and by TRL with PEFT, on the same
-//! random-weight base, start adapter and pairs, one after the other in every round. The other side's
-//! Python, with `trl`, `peft`, `datasets` and `gguf`, is named by `TRL_PYTHON`; without it its columns stay
-//! empty. Writes `results.json` and prints the table for `docs/internals/performance.md`. Both sides
-//! say their losses, and must say the same.
+//! random-weight base, start adapter and pairs. First both make twenty steps with the same learning
+//! rates: where gradient norm, log-probs or losses differ by more than rounding explains, the exit code
+//! is not 0. Then their speed and memory are measured in turn, TRL's with several micro-batches. The other
+//! side's Python, with `trl`, `peft`, `datasets` and `gguf`, is named by `TRL_PYTHON`; without it only our
+//! side is measured. Writes `results.json` and prints the table for `docs/PERFORMANCE.md`.
 
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
 
 #[path = "../engine/machine.rs"]
 mod machine;
 mod model;
+mod parity;
 mod results;
 mod side;
 #[path = "../engine/statistics.rs"]
 mod statistics;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -25,13 +28,12 @@ use protocol::{
 };
 use serde_json::{Value, json};
 
+use parity::{N_UPDATES, Parity};
 use results::{Case, Measured, Results, Round};
 use side::Seen;
 
 const LORA: Lora = Lora { rank: 16, alpha: 32.0 };
 const BETA: f64 = 0.1;
-/// Losses of both sides after the same steps on the same numbers.
-const MAX_LOSS_GAP: f64 = 0.02;
 
 #[derive(Debug, clap::Parser)]
 struct Arguments {
@@ -56,9 +58,13 @@ struct Arguments {
     /// CPU threads of both sides.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Pairs that the other side computes at once.
-    #[arg(long, default_value_t = 2)]
-    micro: usize,
+    /// Pairs and tokens of the twenty steps that both sides are compared by: pairs, of the prompt, of each
+    /// answer.
+    #[arg(long, value_delimiter = ',', default_value = "4,64,32")]
+    parity: Vec<usize>,
+    /// Micro-batches of the other side, each without and with gradient checkpointing.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4")]
+    micros: Vec<usize>,
     /// Where both sides compute: cpu or cuda.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -76,7 +82,8 @@ struct Arguments {
     bench: bool,
 }
 
-/// One comparison's files and settings.
+/// What both sides train: files and settings.
+#[derive(Clone, Debug)]
 struct Setting<'a> {
     arguments: &'a Arguments,
     compute: Compute,
@@ -86,77 +93,156 @@ struct Setting<'a> {
     out: PathBuf,
     n_pairs: usize,
     batch_pairs: usize,
+    epochs: usize,
+}
+
+/// A way to start the other side.
+#[derive(Clone, Copy, Debug)]
+struct PeerSetting {
+    micro: usize,
+    is_checkpointed: bool,
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let ([n_pairs, batch_pairs], [prompt, answer]) =
+    let ([n_pairs, batch_pairs], lengths) =
         (arguments.pairs[..].try_into()?, arguments.lengths[..].try_into()?);
+    let [parity_pairs, parity_lengths @ ..]: [usize; 3] = arguments.parity[..].try_into()?;
+    let divides = |micro: &usize| 0 < *micro && batch_pairs % micro == 0;
+    ensure!(arguments.micros.iter().all(divides), "each of --micros divides the pairs a step");
     let python = std::env::var_os("TRL_PYTHON").map(PathBuf::from);
     let folder = tempfile::tempdir().context("make a scratch folder")?;
     let mut results = Results::new(&arguments.device, arguments.threads)?;
-    results.peer_flags =
-        format!("{} pairs at once, without and with gradient checkpointing", arguments.micro);
     for &n_vocab in &arguments.vocabularies {
         let file = |name: &str| folder.path().join(format!("{n_vocab}-{name}"));
         model::write_base(&file("base.gguf"), n_vocab)?;
         model::write_start(&file("start.gguf"), &files::sha256(&file("base.gguf"))?, LORA)?;
-        model::write_pairs(&file("data.jsonl"), n_pairs, [prompt, answer], n_vocab)?;
+        model::write_pairs(&file("data.jsonl"), n_pairs, lengths, n_vocab)?;
+        model::write_pairs(&file("parity.jsonl"), parity_pairs, parity_lengths, n_vocab)?;
         for compute in &arguments.computes {
-            let setting = Setting {
+            let speed = Setting {
                 arguments: &arguments,
                 compute: serde_json::from_value(json!(compute))?,
                 base: file("base.gguf"),
                 start: file("start.gguf"),
                 data: file("data.jsonl"),
                 out: folder.path().to_owned(),
-                n_pairs: n_pairs * arguments.epochs,
+                n_pairs,
                 batch_pairs,
+                epochs: arguments.epochs,
             };
-            let mut rounds = Vec::new();
-            for round in 0..arguments.rounds {
-                rounds.push(one_round(&setting, python.as_deref(), &mut results)?);
-                eprintln!("{n_vocab} {compute}, round {}: {:?}", round + 1, rounds.last());
-            }
-            let (compute, lengths) = (compute.clone(), [prompt, answer]);
-            results.add(Case { n_vocab, compute, lengths, rounds });
+            let parity = match &python {
+                Some(python) => {
+                    let data = file("parity.jsonl");
+                    let (n_pairs, batch_pairs, epochs) =
+                        (parity_pairs, parity_pairs, N_UPDATES + 1);
+                    let setting = Setting { data, n_pairs, batch_pairs, epochs, ..speed.clone() };
+                    Some(parity_of(&setting, python)?)
+                }
+                None => None,
+            };
+            eprintln!("{n_vocab} {compute}: {:?}", parity.as_ref().map(|it| &it.differences));
+            let rounds = rounds(&speed, python.as_deref(), &mut results)?;
+            let compute = compute.clone();
+            results.add(Case { n_vocab, compute, lengths, parity, rounds });
         }
     }
-    results.write(&arguments.out)
+    results.write(&arguments.out)?;
+    let faults = results.faults();
+    ensure!(faults.is_empty(), "the two sides do not compute the same:\n{}", faults.join("\n"));
+    Ok(())
 }
 
-fn one_round(
+/// Twenty steps of both sides over the same pairs, and one more that shows what they led to.
+fn parity_of(setting: &Setting<'_>, python: &Path) -> anyhow::Result<Parity> {
+    let (_, ours) = ours(setting)?;
+    let rates: Vec<f64> = ours.iter().map(|step| step.learning_rate).collect();
+    let trained = rates.iter().take(N_UPDATES);
+    ensure!(trained.clone().all(|rate| 0.0 < *rate), "a learning rate is 0: {rates:?}");
+    let peer_setting = PeerSetting { micro: setting.batch_pairs, is_checkpointed: false };
+    let seen = theirs(setting, python, peer_setting, &rates)?;
+    let (_, said) = seen.line("steps").context("the other side reports no steps")?;
+    let their_rates = said["steps"].as_array().into_iter().flatten();
+    let their_rates: Vec<f64> =
+        their_rates.filter_map(|step| step["learning_rate"].as_f64()).collect();
+    let same = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-9 * a.abs();
+    ensure!(
+        their_rates.len() == rates.len() && rates.iter().zip(&their_rates).all(same),
+        "the other side used other learning rates: {rates:?}, {their_rates:?}"
+    );
+    let ours: Vec<parity::Step> = ours.iter().map(compared).collect();
+    let theirs: Vec<parity::Step> = serde_json::from_value(said["steps"].clone())?;
+    let tolerance = parity::tolerance(setting.compute);
+    parity::compare(&ours, &theirs, tolerance).context("a side has not made all steps")
+}
+
+fn compared(step: &Step) -> parity::Step {
+    parity::Step {
+        loss: step.loss,
+        grad_norm: step.grad_norm,
+        logps_chosen: step.logps_chosen,
+        logps_rejected: step.logps_rejected,
+    }
+}
+
+/// Both sides in turn. The first round tries all ways to start the other side, the later ones the
+/// fastest and the one with the least memory.
+fn rounds(
     setting: &Setting<'_>,
     python: Option<&Path>,
     results: &mut Results,
-) -> anyhow::Result<Round> {
-    let ours = ours(setting)?;
-    let mut round = Round { ours, plain: None, checkpointed: None };
-    let Some(python) = python else { return Ok(round) };
-    for is_checkpointed in [false, true] {
-        let seen = theirs(setting, python, is_checkpointed)?;
-        let (_, said) = seen.line("seconds").context("the other side says nothing")?;
-        results.peer = Some(said["versions"].clone());
-        let seconds = said["seconds"].as_f64().context("it says no seconds")?;
-        let measured = Measured::new(setting.n_pairs, seconds, &seen, losses(said));
-        ensure!(
-            round.ours.gap(&measured) < MAX_LOSS_GAP,
-            "the losses differ: {:?} and {:?}",
-            round.ours.losses,
-            measured.losses
-        );
-        *(if is_checkpointed { &mut round.checkpointed } else { &mut round.plain }) =
-            Some(measured);
+) -> anyhow::Result<Vec<Round>> {
+    let micros = setting.arguments.micros.iter();
+    let both = |&micro| [false, true].map(|is_checkpointed| PeerSetting { micro, is_checkpointed });
+    let mut peer_settings: Vec<PeerSetting> = micros.flat_map(both).collect();
+    let mut rounds: Vec<Round> = Vec::new();
+    for number in 0..setting.arguments.rounds {
+        let mut theirs_by_name = BTreeMap::new();
+        let ours = measured(setting)?;
+        for &peer_setting in peer_settings.iter().filter(|_| python.is_some()) {
+            let python = python.context("there is a Python")?;
+            let seen = theirs(setting, python, peer_setting, &[1e-4])?;
+            let (_, said) = seen.line("seconds").context("the other side says nothing")?;
+            results.peer = Some(said["versions"].clone());
+            let seconds = said["seconds"].as_f64().context("it says no seconds")?;
+            let n_pairs = setting.n_pairs * setting.epochs;
+            theirs_by_name.insert(peer_setting.name(), Measured::new(n_pairs, seconds, &seen));
+        }
+        if number == 0 {
+            let best = best(&theirs_by_name);
+            peer_settings.retain(|peer_setting| best.contains(&peer_setting.name()));
+        }
+        rounds.push(Round { ours, theirs: theirs_by_name });
+        eprintln!("round {}: {:?}", number + 1, rounds.last());
     }
-    Ok(round)
+    Ok(rounds)
 }
 
-fn losses(said: &Value) -> Vec<f64> {
-    said["losses"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
+/// The fastest and the one with the least memory.
+fn best(theirs: &BTreeMap<String, Measured>) -> Vec<String> {
+    let speed = |it: &(&String, &Measured)| it.1.pairs_per_second;
+    let fastest = theirs.iter().max_by(|a, b| speed(a).total_cmp(&speed(b)));
+    let smallest = theirs.iter().min_by_key(|(_, measured)| measured.peak_bytes);
+    [fastest, smallest].into_iter().flatten().map(|(name, _)| name.clone()).collect()
 }
 
-/// Reference log-probs and optimizer steps, without loading.
-fn ours(setting: &Setting<'_>) -> anyhow::Result<Measured> {
+impl PeerSetting {
+    fn name(self) -> String {
+        let checkpointed = if self.is_checkpointed { ", checkpointing" } else { "" };
+        format!("micro-batch {}{checkpointed}", self.micro)
+    }
+}
+
+fn measured(setting: &Setting<'_>) -> anyhow::Result<Measured> {
+    let (seen, _) = ours(setting)?;
+    let (began, _) = seen.line("started").context("our trainer does not start")?;
+    let (ended, _) =
+        seen.lines.iter().rev().find(|line| step(line).is_some()).context("no step")?;
+    Ok(Measured::new(setting.n_pairs * setting.epochs, ended - began, &seen))
+}
+
+/// Reference log-probs and optimizer steps.
+fn ours(setting: &Setting<'_>) -> anyhow::Result<(Seen, Vec<Step>)> {
     let arguments = setting.arguments;
     let job = Job {
         version: VERSION,
@@ -169,7 +255,14 @@ fn ours(setting: &Setting<'_>) -> anyhow::Result<Measured> {
         reference_cache: None,
         objective: Objective::Dpo { beta: BETA, nll: 0.0 },
         lora: LORA,
-        optimizer: optimizer(setting),
+        optimizer: Optimizer {
+            learning_rate: 1e-4,
+            epochs: setting.epochs,
+            batch_pairs: setting.batch_pairs,
+            warmup_ratio: 0.0,
+            max_grad_norm: 1.0,
+            weight_decay: 0.0,
+        },
         validation_share: 0.0,
         validations: 1,
         checkpoint_s: 86_400.0,
@@ -182,39 +275,30 @@ fn ours(setting: &Setting<'_>) -> anyhow::Result<Measured> {
         device: serde_json::from_value::<Device>(json!(arguments.device))?,
         seed: 1,
     };
-    // From the run before, which would go on.
+    // From the run before, which would be resumed.
     drop(std::fs::remove_file(setting.out.join(CHECKPOINT)));
     let command = Command::new(&arguments.trainer);
     let on_gpu = arguments.device == "cuda";
     let seen = side::run(command, &serde_json::to_string(&job)?, on_gpu)?;
-    let (began, _) = seen.line("started").context("our trainer does not start")?;
-    let steps: Vec<(f64, Step)> = seen.lines.iter().filter_map(step).collect();
-    let &(ended, _) = steps.last().context("our trainer makes no step")?;
-    let losses = steps.iter().map(|(_, step)| step.loss).collect();
-    Ok(Measured::new(setting.n_pairs, ended - began, &seen, losses))
+    let steps = seen.lines.iter().filter_map(step).collect();
+    Ok((seen, steps))
 }
 
-fn step((at, line): &(f64, Value)) -> Option<(f64, Step)> {
+fn step((_, line): &(f64, Value)) -> Option<Step> {
     match serde_json::from_value(line.clone()) {
-        Ok(TrainerEvent::Step(step)) => Some((*at, step)),
+        Ok(TrainerEvent::Step(step)) => Some(step),
         _ => None,
     }
 }
 
-fn optimizer(setting: &Setting<'_>) -> Optimizer {
-    Optimizer {
-        learning_rate: 1e-4,
-        epochs: setting.arguments.epochs,
-        batch_pairs: setting.batch_pairs,
-        warmup_ratio: 0.1,
-        max_grad_norm: 1.0,
-        weight_decay: 0.0,
-    }
-}
-
-fn theirs(setting: &Setting<'_>, python: &Path, is_checkpointed: bool) -> anyhow::Result<Seen> {
+/// The other side with these learning rates, the last of which stays.
+fn theirs(
+    setting: &Setting<'_>,
+    python: &Path,
+    peer_setting: PeerSetting,
+    rates: &[f64],
+) -> anyhow::Result<Seen> {
     let arguments = setting.arguments;
-    let Optimizer { learning_rate, warmup_ratio, .. } = optimizer(setting);
     let input = json!({
         "base": setting.base,
         "start": setting.start,
@@ -227,12 +311,11 @@ fn theirs(setting: &Setting<'_>, python: &Path, is_checkpointed: bool) -> anyhow
         "rank": LORA.rank,
         "alpha": LORA.alpha,
         "beta": BETA,
-        "learning_rate": learning_rate,
-        "warmup_ratio": warmup_ratio,
-        "epochs": arguments.epochs,
+        "rates": rates,
+        "epochs": setting.epochs,
         "batch_pairs": setting.batch_pairs,
-        "micro": arguments.micro,
-        "checkpointing": is_checkpointed,
+        "micro": peer_setting.micro,
+        "checkpointing": peer_setting.is_checkpointed,
     });
     let mut command = side::python(&arguments.peer, python);
     command.env("OMP_NUM_THREADS", arguments.threads.to_string());

@@ -1,6 +1,6 @@
 """The other side of `make bench-trainer`: DPO with LoRA by TRL and PEFT, on the same base, the same
-start adapter and the same pairs. Reads a setting as JSON from standard input; prints one JSON line
-`{"seconds", "losses", "grad_norms", "versions"}` at the end."""
+start adapter, the same pairs and with the same learning rate at each step. Reads a setting as JSON from
+standard input; prints one JSON line `{"seconds", "steps", "versions"}` at the end."""
 
 import json
 import sys
@@ -103,20 +103,36 @@ def tokenizer(setting, n_vocab):
 
 
 class Tokenized(DPOTrainer):
-    """Takes pairs that are token ids already."""
+    """Takes pairs that are token ids already, and a learning rate for each step."""
+
+    rates = []
 
     def _prepare_dataset(self, dataset, *_arguments, **_named):
         return dataset
 
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        rate = lambda step: self.rates[min(step, len(self.rates) - 1)] / self.args.learning_rate
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, rate)
+        return self.lr_scheduler
 
-class Curves(TrainerCallback):
+
+class Steps(TrainerCallback):
+    """What TRL reports of each step."""
+
+    NAMES = {
+        "loss": "loss",
+        "grad_norm": "grad_norm",
+        "learning_rate": "learning_rate",
+        "logps/chosen": "logps_chosen",
+        "logps/rejected": "logps_rejected",
+    }
+
     def __init__(self):
-        self.losses, self.grad_norms = [], []
+        self.steps = []
 
     def on_log(self, args, state, control, logs=None, **_named):
         if logs and "loss" in logs:
-            self.losses.append(logs["loss"])
-            self.grad_norms.append(logs.get("grad_norm"))
+            self.steps.append({ours: float(logs[theirs]) for theirs, ours in self.NAMES.items()})
 
 
 def main():
@@ -129,18 +145,16 @@ def main():
     data = Dataset.from_list(
         [{"prompt_ids": p["prompt"], "chosen_ids": p["chosen"], "rejected_ids": p["rejected"]} for p in pairs]
     )
-    curves = Curves()
+    steps = Steps()
     micro = setting["micro"]
     config = DPOConfig(
         output_dir=setting["out"],
         beta=setting["beta"],
         loss_type=["sigmoid"],
-        learning_rate=setting["learning_rate"],
+        learning_rate=max(setting["rates"]),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=setting["batch_pairs"] // micro,
         num_train_epochs=setting["epochs"],
-        lr_scheduler_type="cosine",
-        warmup_steps=setting["warmup_ratio"],
         max_grad_norm=1.0,
         adam_beta2=0.98,
         optim="adamw_torch",
@@ -162,15 +176,16 @@ def main():
         args=config,
         train_dataset=data,
         processing_class=tokenizer(setting, model.config.vocab_size),
-        callbacks=[curves],
+        callbacks=[steps],
     )
+    trainer.rates = setting["rates"]
     began = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - began
     import peft, transformers, trl
 
     versions = {name.__name__: name.__version__ for name in (torch, transformers, peft, trl)}
-    print(json.dumps({"seconds": seconds, "losses": curves.losses, "grad_norms": curves.grad_norms, "versions": versions}))
+    print(json.dumps({"seconds": seconds, "steps": steps.steps, "versions": versions}))
 
 
 main()

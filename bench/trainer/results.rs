@@ -8,9 +8,9 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use statistics::mean;
 
 use crate::machine;
+use crate::parity::Parity;
 use crate::side::Seen;
 use crate::statistics::{median, range, ratios};
 use shared::{Goal, Peer, Provenance};
@@ -19,8 +19,8 @@ use shared::{Goal, Peer, Provenance};
 #[allow(dead_code, reason = "other benchmarks use the rest")]
 mod shared;
 
-/// Ours is to be so many times as fast as the faster of the other sides, and to need the memory of
-/// the smaller one divided by it.
+/// Our side is to be so many times as fast as the fastest setting of the other one, and to need the
+/// memory of its smallest setting divided by it.
 const TIMES: f64 = 2.0;
 
 /// The rows of this run.
@@ -31,9 +31,7 @@ pub(crate) struct Results {
     device: String,
     /// Versions of the other side.
     pub(crate) peer: Option<Value>,
-    /// What the other side is started with.
-    pub(crate) peer_flags: String,
-    cases: Vec<Summary>,
+    rows: Vec<Row>,
 }
 
 /// The file: rows by name. Those of other runs are kept as they are.
@@ -49,6 +47,7 @@ pub(crate) struct Case {
     pub(crate) compute: String,
     /// Tokens of the prompt and of each answer.
     pub(crate) lengths: [usize; 2],
+    pub(crate) parity: Option<Parity>,
     pub(crate) rounds: Vec<Round>,
 }
 
@@ -56,33 +55,25 @@ pub(crate) struct Case {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Round {
     pub(crate) ours: Measured,
-    /// TRL that keeps everything for the backward pass, and that computes blocks again.
-    pub(crate) plain: Option<Measured>,
-    pub(crate) checkpointed: Option<Measured>,
+    /// By setting. The first round has all of them, later ones the fastest and the smallest.
+    pub(crate) theirs: BTreeMap<String, Measured>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Measured {
     pub(crate) pairs_per_second: f64,
     pub(crate) peak_bytes: u64,
-    pub(crate) losses: Vec<f64>,
 }
 
 impl Measured {
-    pub(crate) fn new(n_pairs: usize, seconds: f64, seen: &Seen, losses: Vec<f64>) -> Self {
-        Self { pairs_per_second: n_pairs as f64 / seconds, peak_bytes: seen.peak_bytes, losses }
-    }
-    /// How far the means of the losses lie apart (the orders of the pairs differ); not a number
-    /// when a side has none.
-    pub(crate) fn gap(&self, other: &Self) -> f64 {
-        let [own, other] = [self, other].map(|side| mean(side.losses.iter().copied()));
-        (own - other).abs()
+    pub(crate) fn new(n_pairs: usize, seconds: f64, seen: &Seen) -> Self {
+        Self { pairs_per_second: n_pairs as f64 / seconds, peak_bytes: seen.peak_bytes }
     }
 }
 
 /// A comparison's medians, and ratios above 1 where ours is better.
 #[derive(Debug, Serialize)]
-struct Summary {
+struct Row {
     #[serde(skip)]
     name: String,
     #[serde(flatten)]
@@ -91,9 +82,10 @@ struct Summary {
     compute: String,
     prompt_tokens: usize,
     answer_tokens: usize,
+    /// `None`: nobody to compare with.
+    parity: Option<Parity>,
     ours: Side,
-    plain: Option<Side>,
-    checkpointed: Option<Side>,
+    theirs: BTreeMap<String, Side>,
     rounds: Vec<Round>,
 }
 
@@ -109,6 +101,27 @@ struct Side {
     memory_ratio: Option<f64>,
 }
 
+impl Side {
+    /// Medians over the rounds that have both.
+    fn new(rounds: &[(Measured, Measured)], tokens: f64) -> Option<Self> {
+        let of = |number: &dyn Fn(&(Measured, Measured)) -> f64| -> Vec<f64> {
+            rounds.iter().map(number).collect()
+        };
+        let ours = of(&|(ours, _)| ours.pairs_per_second * tokens);
+        let theirs = of(&|(_, theirs)| theirs.pairs_per_second * tokens);
+        let peaks = of(&|(_, theirs)| theirs.peak_bytes as f64);
+        let faster = ratios(&ours, &theirs);
+        let smaller = ratios(&peaks, &of(&|(ours, _)| ours.peak_bytes as f64));
+        Some(Self {
+            tokens_per_second: median(&theirs)?,
+            peak_bytes: median(&peaks)?,
+            speed_ratio: median(&faster),
+            speed_range: range(&faster),
+            memory_ratio: median(&smaller),
+        })
+    }
+}
+
 impl Results {
     pub(crate) fn new(device: &str, threads: usize) -> anyhow::Result<Self> {
         let threads = u32::try_from(threads)?;
@@ -121,46 +134,34 @@ impl Results {
         }
         // Where there is no git, as on a lent machine, whoever copies the results adds the commit.
         let commit = machine::commit().unwrap_or_default();
-        let (peer_flags, device) = (String::new(), device.to_owned());
-        Ok(Self { machine, commit, device, peer: None, peer_flags, cases: Vec::new() })
+        Ok(Self { machine, commit, device: device.to_owned(), peer: None, rows: Vec::new() })
     }
 
     pub(crate) fn add(&mut self, case: Case) {
-        let Case { n_vocab, compute, lengths: [prompt_tokens, answer_tokens], rounds } = case;
+        let Case { n_vocab, compute, lengths: [prompt_tokens, answer_tokens], parity, rounds } =
+            case;
         let tokens = 2.0 * (prompt_tokens + answer_tokens) as f64;
-        let ours: Vec<&Measured> = rounds.iter().map(|round| &round.ours).collect();
-        let side = |of: &dyn Fn(&Round) -> Option<&Measured>| -> Option<Side> {
-            let theirs: Vec<&Measured> = rounds.iter().filter_map(of).collect();
-            let speeds = |side: &[&Measured]| -> Vec<f64> {
-                side.iter().map(|measured| measured.pairs_per_second * tokens).collect()
-            };
-            let peaks = |side: &[&Measured]| -> Vec<f64> {
-                side.iter().map(|measured| measured.peak_bytes as f64).collect()
-            };
-            let faster = ratios(&speeds(&ours), &speeds(&theirs));
-            let smaller = ratios(&peaks(&theirs), &peaks(&ours));
-            Some(Side {
-                tokens_per_second: median(&speeds(&theirs))?,
-                peak_bytes: median(&peaks(&theirs))?,
-                speed_ratio: median(&faster),
-                speed_range: range(&faster),
-                memory_ratio: median(&smaller),
-            })
-        };
+        let ours: Vec<_> = rounds.iter().map(|round| (round.ours, round.ours)).collect();
+        let names = rounds.iter().flat_map(|round| round.theirs.keys());
+        let theirs = names.filter_map(|name| {
+            let both = |round: &Round| Some((round.ours, *round.theirs.get(name)?));
+            let both: Vec<_> = rounds.iter().filter_map(both).collect();
+            Some((name.clone(), Side::new(&both, tokens)?))
+        });
         let on = if self.device == "cpu" { String::new() } else { format!("_{}", self.device) };
-        let summary = Summary {
+        let row = Row {
             name: format!("dpo_lora_{compute}_vocabulary_{n_vocab}{on}"),
             provenance: self.provenance(),
             n_vocab,
             prompt_tokens,
             answer_tokens,
-            ours: side(&|round| Some(&round.ours)).expect("there is a round"),
-            plain: side(&|round| round.plain.as_ref()),
-            checkpointed: side(&|round| round.checkpointed.as_ref()),
+            ours: Side::new(&ours, tokens).expect("there is a round"),
+            theirs: theirs.collect(),
+            parity,
             compute,
             rounds,
         };
-        self.cases.push(summary);
+        self.rows.push(row);
     }
 
     fn provenance(&self) -> Provenance {
@@ -170,7 +171,9 @@ impl Results {
                 format!("{name} {}", version.as_str().unwrap_or_default())
             };
             let version = versions.iter().map(of).collect::<Vec<_>>().join(", ");
-            Peer { version, flags: self.peer_flags.clone() }
+            let flags = "optim adamw_torch, adam_beta2 0.98, the micro-batches and gradient \
+                         checkpointing that `theirs` names";
+            Peer { version, flags: flags.to_owned() }
         });
         Provenance {
             machine: self.machine.clone(),
@@ -184,9 +187,9 @@ impl Results {
     pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<()> {
         let path = folder.join("results.json");
         let mut file: File = shared::read(&path)?;
-        for case in &self.cases {
-            let row = serde_json::to_value(case).context("a row is plain data")?;
-            file.rows.insert(case.name.clone(), row);
+        for row in &self.rows {
+            let value = serde_json::to_value(row).context("a row is plain data")?;
+            file.rows.insert(row.name.clone(), value);
         }
         let goals = file.rows.iter().flat_map(|(name, row)| goals(name, row));
         file.goals = shared::with_reasons(goals.collect(), &file.goals);
@@ -195,19 +198,24 @@ impl Results {
         Ok(())
     }
 
+    /// What differs by more than rounding explains, by row.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let fault = |row: &Row| {
+            let fault = row.parity.as_ref()?.fault()?;
+            Some(format!("{}: {fault}", row.name))
+        };
+        self.rows.iter().filter_map(fault).collect()
+    }
+
     fn table(&self) -> String {
         let mut text = String::from(
             "| vocabulary | compute | side | tokens/s | peak MB | ours is faster | ours is smaller |\n\
              |---|---|---|---|---|---|---|\n",
         );
-        for case in &self.cases {
-            let sides = [
-                ("ours", Some(&case.ours)),
-                ("TRL", case.plain.as_ref()),
-                ("TRL, checkpointing", case.checkpointed.as_ref()),
-            ];
-            for (name, side) in sides.iter().filter_map(|(name, side)| Some((name, (*side)?))) {
-                let ratio = |ratio: Option<f64>| match ratio.filter(|_| *name != "ours") {
+        for row in &self.rows {
+            let theirs = row.theirs.iter().map(|(name, side)| (format!("TRL, {name}"), side));
+            for (name, side) in [("ours".to_owned(), &row.ours)].into_iter().chain(theirs) {
+                let ratio = |ratio: Option<f64>| match ratio.filter(|_| name != "ours") {
                     Some(ratio) => format!("{ratio:.2}"),
                     None => "-".to_owned(),
                 };
@@ -215,8 +223,8 @@ impl Results {
                 writeln!(
                     text,
                     "| {} | {} | {name} | {:.0} | {:.0} | {speed} | {memory} |",
-                    case.n_vocab,
-                    case.compute,
+                    row.n_vocab,
+                    row.compute,
                     side.tokens_per_second,
                     side.peak_bytes / 1e6
                 )
@@ -227,12 +235,18 @@ impl Results {
     }
 }
 
-/// Speed and memory against whichever of the other sides is better at it.
-fn goals(name: &str, row: &Value) -> [Goal; 2] {
-    let least = |ratio: &str| {
-        let sides = ["plain", "checkpointed"].iter().filter_map(|side| row[side][ratio].as_f64());
-        sides.reduce(f64::min)
-    };
-    [("faster than TRL", "speed_ratio"), ("smaller than TRL", "memory_ratio")]
-        .map(|(what, ratio)| Goal::at_least(format!("{name}, times {what}"), TIMES, least(ratio)))
+/// Speed and memory against whichever setting of the other side is best at it, and parity.
+fn goals(name: &str, row: &Value) -> Vec<Goal> {
+    let sides = row["theirs"].as_object().into_iter().flat_map(serde_json::Map::values);
+    let sides: Vec<&Value> = sides.collect();
+    let least = |ratio: &str| sides.iter().filter_map(|side| side[ratio].as_f64()).reduce(f64::min);
+    let ratios = [("faster than TRL", "speed_ratio"), ("smaller than TRL", "memory_ratio")];
+    let ratios = ratios
+        .map(|(what, ratio)| Goal::at_least(format!("{name}, times {what}"), TIMES, least(ratio)));
+    let differences = row["parity"]["differences"].as_array().into_iter().flatten();
+    let parity = differences.filter_map(|it| {
+        let what = format!("{name}, {}", it["name"].as_str()?);
+        Some(Goal::at_most(what, it["at_most"].as_f64()?, it["value"].as_f64()))
+    });
+    ratios.into_iter().chain(parity).collect()
 }

@@ -16,8 +16,8 @@ use tokio::process::Command;
 use super::parity::load;
 use crate::daemon::Daemon;
 use crate::scratch::Scratch;
-use crate::skipped::skipped;
 use testkit::random_model::{ARCHITECTURES, N_VOCAB, write, write_adapter};
+use testkit::skipped;
 
 /// Log-probs of random texts.
 async fn logprobs(engine: &Engine, lane: Lane) -> Vec<f32> {

@@ -18,6 +18,5 @@ mod programs;
 mod rounds;
 mod scratch;
 mod signals;
-mod skipped;
 mod split;
 mod trust;

@@ -8,7 +8,7 @@ use tokio::process::Command;
 
 use crate::daemon::Daemon;
 use crate::scratch::Scratch;
-use crate::skipped::skipped;
+use testkit::skipped;
 
 const QUESTION: &str = "Tom has 3 apples and buys 4 more. How many has he now?";
 

@@ -16,7 +16,6 @@ const OWED: &[(&str, &[&str])] = &[
     ("crates/engine", &["job", "stream"]),
     ("crates/engine", &["kv", "parked"]),
     ("crates/engine", &["llama", "reward", "thread"]),
-    ("crates/trainer", &["head", "model", "weights"]),
 ];
 
 /// A module's names from the root of its crate; empty for the root itself.

@@ -5,10 +5,13 @@ pub mod client;
 pub mod fake;
 pub mod mutation;
 pub mod random_model;
+mod skipped;
 pub mod tiny;
 pub mod vocabulary;
 
 use std::path::{Path, PathBuf};
+
+pub use skipped::skipped;
 
 /// The trainer beside the daemon's program. Cargo builds the programs of a package for its tests, but not
 /// those of others.

@@ -1,6 +1,6 @@
-//! The served file, or the parts that it is split into, and its tensors as they are stored. A
-//! tensor's bytes are read when they are wanted: the server has mapped the same file, so they are
-//! in memory once for both. Decoded by ggml itself, so the values are the server's. Used by `weights`.
+//! The served GGUF, in one file or split, and its tensors as they are stored. A tensor's bytes are read
+//! whenever it is used: the server has mapped the same file, so that the page cache holds them once
+//! for both. ggml decodes them, so the values are the server's. Used by `weights`, `plan` and `survey`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -12,9 +12,9 @@ use files::gguf::{Gguf, Parts, TensorInfo, TensorKind};
 use ggml::dequantize;
 use tch::{Device, Tensor};
 
-/// Values that one thread decodes at least: below it, starting threads costs more than it brings.
-const MIN_VALUES_A_THREAD: usize = 1 << 18;
-/// Rows that are looked through at once.
+/// Fewest values that a thread decodes: for fewer, starting it takes longer than it saves.
+const MIN_VALUES_PER_THREAD: usize = 1 << 18;
+/// Rows that are checked for values that are not finite at once.
 const ROWS_CHECKED: usize = 8192;
 
 /// The headers of all parts.
@@ -34,7 +34,7 @@ impl BaseFile {
         Ok(Self { parts: Parts::open(path)?.into_iter().map(open).collect::<Result<_, _>>()? })
     }
 
-    /// Where the metadata is.
+    /// The first part, which has the metadata.
     pub(crate) fn header(&self) -> &Gguf {
         &self.parts[0].0
     }
@@ -44,13 +44,13 @@ impl BaseFile {
         self.parts.iter().flat_map(|(part, _)| part.tensors())
     }
 
-    /// Where a tensor lies.
+    /// Shape and type of a tensor.
     pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.parts.iter().find_map(|(part, _)| part.tensor(name))
     }
 
     /// A matrix or a vector; `None`: there is no such tensor.
-    pub(crate) fn find(&self, name: &str) -> anyhow::Result<Option<Stored>> {
+    pub(crate) fn find(&self, name: &str) -> anyhow::Result<Option<StoredTensor>> {
         let found =
             self.parts.iter().find_map(|(part, file)| Some((part, file, part.tensor(name)?)));
         let Some((part, file, info)) = found else { return Ok(None) };
@@ -66,7 +66,7 @@ impl BaseFile {
             .kind
             .n_bytes(n_columns)
             .with_context(|| format!("the rows of tensor {name} do not fill whole blocks"))?;
-        Ok(Some(Stored {
+        Ok(Some(StoredTensor {
             name: name.to_owned(),
             shape: info.shape.iter().rev().map(|&n| n.cast_signed()).collect(),
             kind: info.kind,
@@ -81,7 +81,7 @@ impl BaseFile {
 
 /// One tensor in the file.
 #[derive(Debug)]
-pub(crate) struct Stored {
+pub(crate) struct StoredTensor {
     name: String,
     /// In torch's order, `[out, in]` or `[n]`.
     pub shape: Vec<i64>,
@@ -93,7 +93,7 @@ pub(crate) struct Stored {
     file: Arc<File>,
 }
 
-impl Stored {
+impl StoredTensor {
     /// All values.
     pub(crate) fn read(&self, device: Device) -> anyhow::Result<Tensor> {
         Ok(self.read_rows(0, self.n_rows, device)?.view(&self.shape[..]))
@@ -108,15 +108,16 @@ impl Stored {
     ) -> anyhow::Result<Tensor> {
         let mut values: Vec<f32> = zeroed(n * self.n_columns)?;
         let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
-        let rows_a_thread = n.div_ceil(threads).max(MIN_VALUES_A_THREAD.div_ceil(self.n_columns));
-        if n <= rows_a_thread {
+        let rows_per_thread =
+            n.div_ceil(threads).max(MIN_VALUES_PER_THREAD.div_ceil(self.n_columns));
+        if n <= rows_per_thread {
             self.decode(from, &mut values)?;
             return self.tensor(&values, n, device);
         }
         std::thread::scope(|scope| {
-            let parts = values.chunks_mut(rows_a_thread * self.n_columns);
+            let parts = values.chunks_mut(rows_per_thread * self.n_columns);
             let started: Vec<_> = parts
-                .zip((from..).step_by(rows_a_thread))
+                .zip((from..).step_by(rows_per_thread))
                 .map(|(part, row)| scope.spawn(move || self.decode(row, part)))
                 .collect();
             started.into_iter().try_for_each(|thread| {
@@ -131,7 +132,7 @@ impl Stored {
         Ok(Tensor::from_slice(values).view(size).to_device(device))
     }
 
-    /// Reads through everything once.
+    /// Reads all values, and refuses those that are not finite.
     pub(crate) fn check_finite(&self) -> anyhow::Result<()> {
         for from in (0..self.n_rows).step_by(ROWS_CHECKED) {
             let n = ROWS_CHECKED.min(self.n_rows - from);
@@ -155,7 +156,7 @@ impl Stored {
     }
 }
 
-/// A vector of zeros; being out of memory is an error that the run can react to.
+/// A vector of zeros. Too little memory is an error here, not an abort, because a run can react to it.
 fn zeroed<T: Clone + Default>(n: usize) -> anyhow::Result<Vec<T>> {
     let mut values = Vec::new();
     values.try_reserve_exact(n).context("out of memory")?;

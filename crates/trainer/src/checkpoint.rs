@@ -1,6 +1,6 @@
-//! The state of a run between two steps, in a file: an interrupted run goes on from it as if nothing
-//! had happened. What follows from the job and its seed (order of the data, learning rate, reference)
-//! is not in it. It belongs to one job, by hash. Used by `train`.
+//! The state of a run between two steps, in a file: a run that is resumed from it ends with the same
+//! bytes as one that was never interrupted. What follows from the job and its seed (order of the data,
+//! learning rate, reference) is not in it. The file names its job by hash. Used by `train`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use tch::Tensor;
 use crate::optimizer::AdamW;
 use crate::{clock, tensors};
 
-/// Raised when the file or the order of the data gets another meaning.
+/// Raised when the meaning of the file or the order of the data changes.
 const FORMAT: u32 = 1;
 
 /// Everything that a step changes.
@@ -36,9 +36,9 @@ pub(crate) struct Best {
     pub weights: Vec<Tensor>,
 }
 
-/// The file's text.
+/// The file's metadata.
 #[derive(Debug, Deserialize, Serialize)]
-struct About {
+struct Metadata {
     /// [`identity`] of the job.
     job: String,
     step: usize,
@@ -46,13 +46,15 @@ struct About {
     best: Option<(usize, f64)>,
 }
 
-/// Where a run keeps its state, and when it did so last.
+/// The checkpoint file of a run.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     path: PathBuf,
     job: String,
-    every: Duration,
+    interval: Duration,
+    /// When the file was written last, or could not be.
     written: Duration,
+    /// The step in the file.
     step: usize,
 }
 
@@ -62,22 +64,22 @@ impl Checkpoint {
         Ok(Self {
             path: job.out.join(CHECKPOINT),
             job: identity(job)?,
-            every: Duration::try_from_secs_f64(job.checkpoint_s).context("checkpoint_s")?,
+            interval: Duration::try_from_secs_f64(job.checkpoint_s).context("checkpoint_s")?,
             written: clock::active(),
             step: 0,
         })
     }
-    /// So much time has gone by that it would be a pity to lose it.
+    /// Whether the job's interval has passed since the last checkpoint.
     pub(crate) fn is_due(&self) -> bool {
-        self.every <= clock::since(self.written)
+        self.interval <= clock::since(self.written)
     }
-    /// Whether this very state is in the file.
+    /// Whether this state is in the file.
     pub(crate) fn has(&self, state: &State) -> bool {
         self.step == state.step
     }
     /// Writes the state, in place of the last one.
     pub(crate) fn save(&mut self, state: &State) -> anyhow::Result<()> {
-        let about = About {
+        let metadata = Metadata {
             job: self.job.clone(),
             step: state.step,
             best: state.best.as_ref().map(|best| (best.step, best.loss)),
@@ -92,20 +94,20 @@ impl Checkpoint {
                 |(i, tensor): (usize, &Tensor)| (format!("{part}.{i}"), tensor.shallow_clone());
             named.extend(list.iter().enumerate().map(name));
         }
-        // Also after a failure: a full disk is not asked at every step.
+        // Also after a failure, so that a full disk is not tried again at every step.
         self.written = clock::active();
-        tensors::save(&self.path, &about, &named)?;
+        tensors::save(&self.path, &metadata, &named)?;
         self.step = state.step;
         Ok(())
     }
-    /// Brings a state of step 0 to that of the file. `None`: there is no file. A file that does not
-    /// fit changes nothing.
+    /// Sets a state of step 0 to that of the file, and returns its step. `None`: there is no file. After
+    /// an error the state is unchanged.
     pub(crate) fn restore(&mut self, state: &mut State) -> anyhow::Result<Option<usize>> {
         if !self.path.exists() {
             return Ok(None);
         }
-        let about: About = tensors::about(&self.path)?;
-        ensure!(about.job == self.job, "{} is one of another job", self.path.display());
+        let metadata: Metadata = tensors::metadata(&self.path)?;
+        ensure!(metadata.job == self.job, "{} is one of another job", self.path.display());
         let mut file: HashMap<String, Tensor> = tensors::load(&self.path)?.into_iter().collect();
         let mut take = |part: &str| {
             let one = |(i, own): (usize, &Tensor)| {
@@ -117,18 +119,18 @@ impl Checkpoint {
             list.with_context(|| format!("{}: {part} does not fit", self.path.display()))
         };
         let (weights, moments) = (take("weights")?, [take("m")?, take("v")?]);
-        let best = match about.best {
+        let best = match metadata.best {
             Some((step, loss)) => Some(Best { step, loss, weights: take("best")? }),
             None => None,
         };
-        state.optimizer.restore(i32::try_from(about.step)?, &weights, &moments);
-        (state.step, state.best) = (about.step, best);
+        state.optimizer.restore(i32::try_from(metadata.step)?, &weights, &moments);
+        (state.step, state.best) = (metadata.step, best);
         (self.step, self.written) = (state.step, clock::active());
         Ok(Some(state.step))
     }
 }
 
-/// What the result depends on: jobs with the same one go the same way.
+/// Hash of everything that the result depends on.
 fn identity(job: &Job) -> anyhow::Result<String> {
     let sha256 =
         |path: &PathBuf| files::sha256(path).with_context(|| format!("read {}", path.display()));

@@ -1,6 +1,6 @@
-//! Loads libtorch's CUDA half when it lies beside the CPU half. The linker drops it, because no
-//! symbol of it is named; its kernels register themselves on loading. Before the first tensor.
-//! Also asks the CUDA runtime how much memory is left. Used by `main`, `train` and `plan`.
+//! Loads `libtorch_cuda.so` when it lies beside `libtorch_cpu.so`, before the first tensor. The linker
+//! drops the library, because no symbol of it is referenced; its kernels register themselves when it is
+//! loaded. Also asks the CUDA runtime for the free memory. Used by `main`, `train`, `plan` and `survey`.
 
 use std::path::{Path, PathBuf};
 
@@ -47,17 +47,17 @@ fn loaded(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let paths =
         maps.lines().filter_map(|line| Some(PathBuf::from(line.split_at(line.find('/')?).1)));
-    let is_it = |path: &PathBuf| {
+    let is_named_so = |path: &PathBuf| {
         path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name))
     };
-    paths.into_iter().find(is_it)
+    paths.into_iter().find(is_named_so)
 }
 
 #[expect(unsafe_code, reason = "tch does not have this call of the CUDA runtime")]
 fn mem_get_info(runtime: &Path) -> Option<[u64; 2]> {
     use libloading::os::unix::{Library, RTLD_NOW, Symbol};
     type MemGetInfo = unsafe extern "C" fn(*mut usize, *mut usize) -> i32;
-    // SAFETY: libtorch has loaded the library already, so no initialiser runs.
+    // SAFETY: libtorch has loaded the library already, so no initializer runs.
     let library = unsafe { Library::open(Some(runtime), RTLD_NOW) }.ok()?;
     // SAFETY: the type is that of the CUDA runtime's header.
     let call: Symbol<MemGetInfo> = unsafe { library.get(b"cudaMemGetInfo") }.ok()?;
@@ -67,11 +67,11 @@ fn mem_get_info(runtime: &Path) -> Option<[u64; 2]> {
     (status == 0).then_some([free as u64, total as u64])
 }
 
-#[expect(unsafe_code, reason = "dlopen runs the library's initialisers")]
+#[expect(unsafe_code, reason = "dlopen runs the library's initializers")]
 fn load(path: &Path) -> anyhow::Result<()> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    // SAFETY: libtorch's own initialisers register kernels and touch nothing of ours; this runs
-    // before any tensor exists and while the program has one thread.
+    // SAFETY: libtorch's own initializers register kernels and access nothing of this program; this
+    // runs before any tensor exists and while the program has one thread.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }?;
     // Never unloaded: the registered kernels live in it.
     let _ = library.into_raw();

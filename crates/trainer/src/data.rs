@@ -1,6 +1,6 @@
-//! The data set: JSON lines to packed examples, with what each objective needs of them; what is
-//! wrong is said with its line. Also who is kept aside, and which parts fit into one pass. No
-//! model here. Used by `train`.
+//! The data set: JSON lines to packed examples, with what each objective needs of them; an error names
+//! its line. Also the validation split, and micro-batches that fit into one pass. No model here. Used
+//! by `train`, `step`, `reference` and `survey`.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,38 +12,39 @@ use protocol::{Example, Group, Job, Objective};
 
 use crate::batch::{Sequence, Tree};
 
-/// A line holds a group of answers as long as `max_tokens` may be; what is longer is no data set.
+/// Longest line: a group of answers of `max_tokens` each is shorter, so a longer one is not a data set.
 pub(crate) const MAX_LINE_BYTES: usize = 64 << 20;
 
-/// One example, packed.
+/// One example, its answers packed into one tree.
 #[derive(Debug)]
 pub(crate) struct Packed {
     pub prompt_id: String,
     /// Prompt and answer: chosen and, for pairs, rejected; one; or all of a group.
     pub sequences: Vec<Sequence>,
     pub tree: Tree,
-    /// Log-probs of the reference for all wanted tokens; set once.
+    /// The reference's log-probs of all targets; set once.
     pub reference: Vec<f32>,
     pub kind: Kind,
 }
 
-/// What an objective knows of an example beyond its tokens.
+/// What an objective needs of an example besides its tokens.
 #[derive(Debug)]
 pub(crate) enum Kind {
     /// A chosen answer, and a rejected one if there are two.
     Preference,
     /// One answer for `kto`.
-    Single { is_good: bool, stranger: Option<Stranger> },
-    /// The rewards of a group, and the log-probs of its tokens when they were sampled.
+    Single { is_good: bool, mismatched: Option<Mismatched> },
+    /// The rewards of a group, and the log-probs of its tokens under the policy that sampled them.
     Group { rewards: Vec<f64>, behaviour: Vec<f32> },
 }
 
-/// The answer to another prompt: what the policy says of it estimates its distance to the reference.
+/// A prompt with the answer to another one. Its log-ratio estimates the KL divergence between policy
+/// and reference (`KL_completion` in TRL).
 #[derive(Debug)]
-pub(crate) struct Stranger {
+pub(crate) struct Mismatched {
     pub sequence: Sequence,
     pub tree: Tree,
-    /// Summed log-probs of the reference; set once.
+    /// The reference's log-probs, summed; set once.
     pub reference: f64,
 }
 
@@ -56,7 +57,12 @@ impl Packed {
         Self { prompt_id, sequences, tree, reference: Vec::new(), kind }
     }
 
-    /// Losses that it gives: one, or one for each answer of a group.
+    /// Targets of all its answers.
+    pub(crate) fn n_targets(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.tokens.len() - sequence.from).sum()
+    }
+
+    /// Losses of the example: one, or one for each answer of a group.
     pub(crate) fn n_losses(&self) -> usize {
         match self.kind {
             Kind::Preference | Kind::Single { .. } => 1,
@@ -65,7 +71,7 @@ impl Packed {
     }
 }
 
-/// Reads all lines; gives also how many are too long.
+/// Reads all lines. Also returns the number of those that are too long.
 pub(crate) fn read(job: &Job, n_vocab: i64, n_ctx: i64) -> anyhow::Result<(Vec<Packed>, usize)> {
     let path = job.data.display();
     let file = File::open(&job.data).with_context(|| format!("open {path}"))?;
@@ -74,21 +80,21 @@ pub(crate) fn read(job: &Job, n_vocab: i64, n_ctx: i64) -> anyhow::Result<(Vec<P
     let mut reader = BufReader::new(file);
     let mut line = Vec::new();
     for number in 1.. {
-        let place = || format!("{path}, line {number}");
-        if !next_line(&mut reader, &mut line).with_context(place)? {
+        let location = || format!("{path}, line {number}");
+        if !next_line(&mut reader, &mut line).with_context(location)? {
             break;
         }
         let found = match job.objective {
             Objective::Grpo { .. } => group(&line),
             objective => pair(&line, objective),
         };
-        let mut found = found.with_context(place)?;
+        let mut found = found.with_context(location)?;
         for example in &found {
             let mut tokens = example.sequences.iter().flat_map(|sequence| &sequence.tokens);
             ensure!(
                 tokens.all(|&token| (0..n_vocab).contains(&i64::from(token))),
                 "{}: a token is not in the vocabulary",
-                place()
+                location()
             );
         }
         let is_too_long = |example: &Packed| {
@@ -128,7 +134,7 @@ fn pair(line: &[u8], objective: Objective) -> anyhow::Result<Vec<Packed>> {
     if let Objective::Kto { .. } = objective {
         let answers = [(true, Some(chosen).filter(|chosen| !chosen.is_empty())), (false, rejected)];
         let single = |(is_good, answer): (bool, Option<Vec<i32>>)| {
-            let kind = Kind::Single { is_good, stranger: None };
+            let kind = Kind::Single { is_good, mismatched: None };
             Some(Packed::new(prompt_id.clone(), &prompt, &[&answer?], kind))
         };
         let found: Vec<Packed> = answers.into_iter().filter_map(single).collect();
@@ -158,9 +164,9 @@ fn group(line: &[u8]) -> anyhow::Result<Vec<Packed>> {
             answer.logprobs.len(),
             answer.tokens.len()
         );
-        let is_sound = answer.reward.is_finite()
+        let is_valid = answer.reward.is_finite()
             && answer.logprobs.iter().all(|&logprob| logprob.is_finite() && logprob <= 0.0);
-        ensure!(is_sound, "a reward or a log-prob is no sound number");
+        ensure!(is_valid, "a reward or a log-prob is no sound number");
     }
     let kind = Kind::Group {
         rewards: answers.iter().map(|answer| answer.reward).collect(),
@@ -170,7 +176,7 @@ fn group(line: &[u8]) -> anyhow::Result<Vec<Packed>> {
     Ok(vec![Packed::new(prompt_id, &prompt, &tokens, kind)])
 }
 
-/// Keeps whole prompts aside: (training, validation). One prompt alone is never kept aside.
+/// Splits by prompt: (training, validation). A single prompt is always trained on.
 pub(crate) fn split(examples: Vec<Packed>, share: f64, seed: u64) -> (Vec<Packed>, Vec<Packed>) {
     let prompts: BTreeSet<String> = examples.iter().map(|e| e.prompt_id.clone()).collect();
     let mut prompts: Vec<String> = prompts.into_iter().collect();
@@ -181,13 +187,13 @@ pub(crate) fn split(examples: Vec<Packed>, share: f64, seed: u64) -> (Vec<Packed
         reason = "a share of a length"
     )]
     let n = (prompts.len() as f64 * share.clamp(0.0, 0.5)) as usize;
-    let aside: BTreeSet<String> = prompts.into_iter().take(n).collect();
-    examples.into_iter().partition(|example| !aside.contains(&example.prompt_id))
+    let held_out: BTreeSet<String> = prompts.into_iter().take(n).collect();
+    examples.into_iter().partition(|example| !held_out.contains(&example.prompt_id))
 }
 
-/// Gives each single answer a stranger: the next answer to another prompt, cut to its length at most
-/// `max_tokens`. With one prompt there is none.
-pub(crate) fn introduce_strangers(examples: &mut [Packed], max_tokens: usize) {
+/// Adds to each single answer a mismatched one: the next answer to another prompt, truncated so that
+/// the sequence has at most `max_tokens`. A data set with one prompt has none.
+pub(crate) fn add_mismatched(examples: &mut [Packed], max_tokens: usize) {
     let n = examples.len();
     for i in 0..n {
         let others = (1..n).map(|step| &examples[(i + step) % n]);
@@ -202,16 +208,16 @@ pub(crate) fn introduce_strangers(examples: &mut [Packed], max_tokens: usize) {
             tokens.truncate(max_tokens.max(own.from + 1));
             Sequence { tokens, from: own.from }
         });
-        if let Kind::Single { stranger, .. } = &mut examples[i].kind {
-            *stranger = sequence.map(|sequence| {
+        if let Kind::Single { mismatched, .. } = &mut examples[i].kind {
+            *mismatched = sequence.map(|sequence| {
                 let tree = Tree::new(std::slice::from_ref(&sequence));
-                Stranger { sequence, tree, reference: 0.0 }
+                Mismatched { sequence, tree, reference: 0.0 }
             });
         }
     }
 }
 
-/// Cuts a batch so that no part has more than `max_tokens` tokens, or one example.
+/// Splits a batch into parts of at most `max_tokens` tokens, or of one example that is longer.
 pub(crate) fn micro_batches<'a>(batch: &[&'a Packed], max_tokens: usize) -> Vec<Vec<&'a Packed>> {
     let mut parts: Vec<Vec<&Packed>> = Vec::new();
     let mut sum = 0;
@@ -233,34 +239,34 @@ mod tests {
     use super::*;
 
     fn single(prompt_id: &str, prompt: &[i32], answer: &[i32]) -> Packed {
-        let kind = Kind::Single { is_good: true, stranger: None };
+        let kind = Kind::Single { is_good: true, mismatched: None };
         Packed::new(prompt_id.to_owned(), prompt, &[answer], kind)
     }
-    fn stranger(example: &Packed) -> Option<&Stranger> {
+    fn mismatched(example: &Packed) -> Option<&Mismatched> {
         match &example.kind {
-            Kind::Single { stranger, .. } => stranger.as_ref(),
+            Kind::Single { mismatched, .. } => mismatched.as_ref(),
             _ => None,
         }
     }
 
     #[test]
-    fn a_stranger_is_the_answer_to_another_prompt_and_fits() {
+    fn a_mismatched_answer_belongs_to_another_prompt_and_fits() {
         let mut examples = vec![
             single("a", &[1, 2], &[3]),
             single("a", &[1, 2], &[4]),
             single("b", &[5], &[6, 7, 8, 9]),
         ];
-        introduce_strangers(&mut examples, 4);
+        add_mismatched(&mut examples, 4);
         // The last token of a tree is predicted, not computed.
-        let lengths = examples.iter().map(|example| stranger(example).unwrap().tree.len());
+        let lengths = examples.iter().map(|example| mismatched(example).unwrap().tree.len());
         assert_eq!(lengths.collect::<Vec<_>>(), [3, 3, 1]);
         let mut alone = vec![single("a", &[1], &[3]), single("a", &[1], &[4])];
-        introduce_strangers(&mut alone, 4);
-        assert!(alone.iter().all(|example| stranger(example).is_none()));
+        add_mismatched(&mut alone, 4);
+        assert!(alone.iter().all(|example| mismatched(example).is_none()));
     }
 
     #[test]
-    fn passes_hold_as_many_tokens_as_fit() {
+    fn micro_batches_have_as_many_tokens_as_fit() {
         // The last token of an answer is predicted, not computed.
         let examples: Vec<Packed> =
             [4, 2, 2, 9, 1].map(|n| single("a", &[1], &vec![2; n])).into_iter().collect();
@@ -273,13 +279,13 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_is_trained_on_or_kept_aside_but_not_both() {
+    fn a_prompt_is_trained_on_or_held_out_but_not_both() {
         let examples: Vec<Packed> =
             (0..20).map(|i| single(&format!("{}", i / 2), &[1], &[i])).collect();
-        let (train, aside) = split(examples, 0.3, 7);
-        assert_eq!((train.len(), aside.len()), (14, 6));
-        assert!(train.iter().all(|t| aside.iter().all(|a| a.prompt_id != t.prompt_id)));
-        let (train, aside) = split(vec![single("a", &[1], &[2])], 0.5, 7);
-        assert_eq!((train.len(), aside.len()), (1, 0));
+        let (train, held_out) = split(examples, 0.3, 7);
+        assert_eq!((train.len(), held_out.len()), (14, 6));
+        assert!(train.iter().all(|t| held_out.iter().all(|h| h.prompt_id != t.prompt_id)));
+        let (train, held_out) = split(vec![single("a", &[1], &[2])], 0.5, 7);
+        assert_eq!((train.len(), held_out.len()), (1, 0));
     }
 }

@@ -1,4 +1,5 @@
-//! The adapter as a GGUF that llama.cpp loads, and back for the next round. Written whole or not at all.
+//! Writes the adapter as a GGUF that llama.cpp loads, atomically, and reads it for the next run. Used
+//! by `train`.
 
 use std::path::Path;
 
@@ -11,10 +12,10 @@ use crate::lora::Lora;
 use crate::model::Model;
 use crate::weights::add_tensor;
 
-/// Metadata key that ties an adapter to the file it was trained for.
+/// Metadata key with the hash of the base that an adapter was trained for.
 const BASE_KEY: &str = "reflectd.base_sha256";
 
-/// Writes `adapter.gguf`: a complete adapter on the base, not a change to an earlier one.
+/// Writes a complete adapter on the base, not a change to an earlier one.
 pub(crate) fn save(model: &Model, base_sha256: &str, run: &str, path: &Path) -> anyhow::Result<()> {
     let lora = model.lora.as_ref().context("the model has an adapter")?;
     let mut writer = Writer::default();
@@ -32,8 +33,8 @@ pub(crate) fn save(model: &Model, base_sha256: &str, run: &str, path: &Path) -> 
     writer.write(path).with_context(|| format!("write {}", path.display()))
 }
 
-/// Loads the adapter that a run starts from, as one of the wanted rank and alpha. What it adds to the
-/// base stays the same: B takes the difference of the scales, and new rows of A meet zeros in B.
+/// Loads the adapter that a run starts from, with the rank and alpha of the job. Its policy stays the
+/// same: B is multiplied by the quotient of the scales, and new rows of A have zeros in B.
 pub(crate) fn load(
     path: &Path,
     base_sha256: &str,
@@ -55,7 +56,7 @@ pub(crate) fn load(
     };
     for (name, (a, b)) in &mut lora.pairs {
         let halves = ["lora_a", "lora_b"].map(|half| format!("{name}.weight.{half}"));
-        // An adapter that was made elsewhere may leave layers alone: they begin at nothing.
+        // An adapter that was made elsewhere may lack layers: B is zero there.
         if halves.iter().all(|half| file.tensor(half).is_none()) {
             continue;
         }

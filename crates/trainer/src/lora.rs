@@ -1,5 +1,6 @@
 //! The adapter: for each linear layer W `[out, in]` a pair A `[r, in]`, B `[out, r]`;
-//! y = W x + (alpha / r) B A x (Hu et al., arXiv 2106.09685). B starts at zero, so step 0 is the base.
+//! y = W x + (alpha / r) B A x (Hu et al., arXiv 2106.09685). B starts at zero, so the policy of step 0
+//! is the base. Used by `model`, `export`, `train` and `survey`.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use crate::arch::Shape;
 /// One adapter over all linear layers, in f32.
 #[derive(Debug)]
 pub(crate) struct Lora {
-    /// (A, B) by GGUF tensor name without `.weight`; the order is that of the export.
+    /// (A, B) by GGUF tensor name without `.weight`, in the order of the adapter file.
     pub pairs: BTreeMap<String, (Tensor, Tensor)>,
     pub rank: usize,
     pub alpha: f64,
@@ -32,19 +33,19 @@ impl Lora {
         }
         Self { pairs, rank, alpha }
     }
-    /// Outputs of layers that have the input x `[N, in]` in common, with the adapter's share. It is
-    /// computed in the kind of x; the parameters stay f32.
+    /// Adds B A x to the outputs `[N, out]` of layers that have the input x `[N, in]` in common, in the
+    /// kind of x. The parameters stay f32.
     pub(crate) fn add(&self, names: &[String], x: &Tensor, outputs: Vec<Tensor>) -> Vec<Tensor> {
         let pairs: Vec<_> = names.iter().map(|name| &self.pairs[name]).collect();
         let a: Vec<&Tensor> = pairs.iter().map(|(a, _)| a).collect();
         let a = Tensor::cat(&a, 0).to_kind(x.kind()); // [layers r, in]
         let scale = self.alpha / self.rank as f64;
-        let inner = x.matmul(&a.transpose(0, 1)) * scale;
-        let inner = inner.split(i64::try_from(self.rank).expect("a rank is small"), 1);
-        let with_share = |((output, inner), (_, b)): ((Tensor, Tensor), &&(Tensor, Tensor))| {
-            output.addmm(&inner, &b.to_kind(x.kind()).transpose(0, 1))
+        let ax = x.matmul(&a.transpose(0, 1)) * scale; // [N, layers r]
+        let ax = ax.split(i64::try_from(self.rank).expect("a rank is small"), 1);
+        let add = |((output, ax), (_, b)): ((Tensor, Tensor), &&(Tensor, Tensor))| {
+            output.addmm(&ax, &b.to_kind(x.kind()).transpose(0, 1))
         };
-        outputs.into_iter().zip(inner).zip(&pairs).map(with_share).collect()
+        outputs.into_iter().zip(ax).zip(&pairs).map(add).collect()
     }
     /// All tensors, in a fixed order.
     pub(crate) fn parameters(&self) -> Vec<Tensor> {

@@ -1,19 +1,20 @@
 //! The trainer program: the only one that links libtorch. Without a subcommand it reads one job
 //! (`protocol`) from standard input and answers with events on standard output.
-//! End of standard input means that the daemon has gone.
+//! The end of standard input means that the daemon has ended.
 
 #[cfg(test)]
 mod tests;
 
 mod arch;
+mod backward;
 mod base;
 mod batch;
 mod checkpoint;
 mod clock;
+mod cross_entropy;
 mod cuda;
 mod data;
 mod export;
-mod head;
 mod lora;
 mod model;
 mod objective;
@@ -21,9 +22,9 @@ mod optimizer;
 mod plan;
 mod pretrain;
 mod reference;
+mod rope;
 mod step;
 mod survey;
-mod sweep;
 mod tensors;
 mod train;
 mod weights;
@@ -43,7 +44,7 @@ use serde::de::DeserializeOwned;
 
 use crate::train::Failure;
 
-/// A job is a few paths and numbers.
+/// Longest job: it is a few paths and numbers.
 const MAX_JOB_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, clap::Parser)]
@@ -73,19 +74,20 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => Exit::Ok,
         Err(Failure::Stopped) => Exit::TryAgain,
-        Err(Failure::BadData(error)) => say_failed(&error, Exit::BadData),
-        Err(Failure::TryAgain(error)) => say_failed(&error, Exit::TryAgain),
-        Err(Failure::Bug(error)) => say_failed(&error, Exit::Internal),
+        Err(Failure::BadData(error)) => report_failure(&error, Exit::BadData),
+        Err(Failure::TryAgain(error)) => report_failure(&error, Exit::TryAgain),
+        Err(Failure::Bug(error)) => report_failure(&error, Exit::Internal),
     }
     .into()
 }
 
 fn run_job() -> Result<(), Failure> {
-    // A backtrace takes memory. Where there is none left, the wish for it would wait for ever for
-    // the lock that the first backtrace holds.
+    // A backtrace allocates memory. When memory has run out, allocating panics again, and the second
+    // backtrace would wait for ever for the lock that the first one holds.
     std::panic::set_hook(Box::new(|panic| drop(writeln!(std::io::stderr(), "{panic}"))));
-    // The daemon stops us while somebody chats. Should it be killed then, nobody would let us go on
-    // and see the end of standard input. It may also come when a thread ends; it does no harm.
+    // The daemon stops this process (SIGSTOP) while somebody chats. If it is killed then, the kernel
+    // has to continue this process, which then sees the end of standard input. The signal may also come
+    // when a thread of the daemon ends, where it has no effect.
     if let Err(error) = set_parent_process_death_signal(Some(Signal::CONT)) {
         return Err(Failure::TryAgain(error.into()));
     }
@@ -93,7 +95,7 @@ fn run_job() -> Result<(), Failure> {
     limit_memory(job.memory_limit_bytes)?;
     let device = cuda::device(job.device).map_err(Failure::BadData)?;
     let stop = watch_stdin();
-    // Told to end, it writes its state down first; who has no time for that sends SIGKILL.
+    // SIGTERM ends the run after a checkpoint; SIGKILL ends it without.
     let registered = signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&stop));
     registered.map_err(|error| Failure::TryAgain(error.into()))?;
     train::run(&job, device, &emit, &stop)
@@ -104,11 +106,11 @@ fn run_survey() -> Result<(), Failure> {
     limit_memory(job.memory_limit_bytes)?;
     let device = cuda::device(job.device).map_err(Failure::BadData)?;
     let survey = survey::run(&job, device).map_err(Failure::BadData)?;
-    say(&survey);
+    print_line(&survey);
     Ok(())
 }
 
-/// What standard input begins with.
+/// Reads the first line of standard input.
 fn first_line<T: DeserializeOwned>() -> Result<T, Failure> {
     let mut line = Vec::new();
     let read = std::io::stdin().lock().take(MAX_JOB_BYTES).read_until(b'\n', &mut line);
@@ -120,41 +122,41 @@ fn first_line<T: DeserializeOwned>() -> Result<T, Failure> {
     })
 }
 
-/// Then an allocation fails, to which a run reacts, before the system has to.
+/// Limits the data segment, so that an allocation fails, to which a run reacts, before the system runs out
+/// of memory and kills a process.
 fn limit_memory(bytes: Option<u64>) -> Result<(), Failure> {
     let Some(bytes) = bytes else { return Ok(()) };
     let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
     setrlimit(Resource::Data, limit).map_err(|error| Failure::TryAgain(error.into()))
 }
 
-/// Set when standard input ends.
+/// A flag that is set when standard input ends.
 fn watch_stdin() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&stop);
+    let at_end = Arc::clone(&stop);
     std::thread::spawn(move || {
         drop(std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()));
-        seen.store(true, Ordering::Relaxed);
+        at_end.store(true, Ordering::Relaxed);
     });
     stop
 }
 
 fn emit(event: &TrainerEvent) {
-    say(event);
+    print_line(event);
 }
 
-fn say(words: &impl Serialize) {
-    let line =
-        serde_json::to_string(words).expect("they have no maps with other keys than strings");
-    // A broken pipe means that the daemon has gone; the end of standard input says so too.
+fn print_line(message: &impl Serialize) {
+    let line = serde_json::to_string(message).expect("messages have maps with string keys only");
+    // A broken pipe means that the daemon has ended; the end of standard input says so too.
     drop(writeln!(std::io::stdout().lock(), "{line}"));
 }
 
-fn say_failed(error: &anyhow::Error, exit: Exit) -> Exit {
+fn report_failure(error: &anyhow::Error, exit: Exit) -> Exit {
     emit(&TrainerEvent::Failed { message: format!("{error:#}") });
     exit
 }
 
-/// tch panics where libtorch throws; being out of memory is the one case that may pass.
+/// tch panics where libtorch throws. Only running out of memory is worth another try.
 fn from_panic(panic: &(dyn std::any::Any + Send)) -> Failure {
     let text = step::panic_text(panic);
     let first = step::first_line(&text).to_owned();

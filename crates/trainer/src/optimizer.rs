@@ -1,13 +1,13 @@
-//! `AdamW` (Loshchilov & Hutter, arXiv 1711.05101) with global gradient clipping, and the usual learning-rate curve.
-//! Written out because tch's own cannot give the gradient norm or save its moments. Used by `train`, `pretrain`
-//! and `checkpoint`.
+//! `AdamW` (Loshchilov & Hutter, arXiv 1711.05101) with global gradient clipping, and the learning-rate
+//! schedule. Written out because tch's own neither returns the gradient norm nor saves its moments. Used
+//! by `train`, `pretrain`, `checkpoint` and `survey`.
 
 use tch::Tensor;
 
 const BETAS: (f64, f64) = (0.9, 0.98);
 const EPSILON: f64 = 1e-8;
 
-/// State for a fixed list of parameters.
+/// The optimizer of a fixed list of parameters.
 #[derive(Debug)]
 pub(crate) struct AdamW {
     parameters: Vec<Tensor>,
@@ -22,7 +22,7 @@ impl AdamW {
         let moments = parameters.iter().map(|p| (p.zeros_like(), p.zeros_like())).collect();
         Self { parameters, moments, weight_decay, max_grad_norm, steps: 0 }
     }
-    /// What it changes; these are the model's own tensors.
+    /// The parameters, which share their memory with the model's.
     pub(crate) fn parameters(&self) -> &[Tensor] {
         &self.parameters
     }
@@ -30,7 +30,7 @@ impl AdamW {
     pub(crate) fn moments(&self) -> (Vec<Tensor>, Vec<Tensor>) {
         self.moments.iter().map(|(m, v)| (m.shallow_clone(), v.shallow_clone())).unzip()
     }
-    /// Takes parameters and moments as they were after so many steps.
+    /// Sets parameters and moments to what they were after `steps` steps.
     pub(crate) fn restore(
         &mut self,
         steps: i32,
@@ -47,7 +47,7 @@ impl AdamW {
         }
         self.steps = steps;
     }
-    /// Forgets the gradients of the last step.
+    /// Sets all gradients to zero.
     pub(crate) fn zero_grad(&mut self) {
         self.parameters.iter_mut().for_each(Tensor::zero_grad);
     }
@@ -79,13 +79,19 @@ impl AdamW {
     }
 }
 
-/// Linear warm-up over `warmup_ratio` of all steps, then a cosine to `floor` times the peak.
-pub(crate) fn learning_rate(step: usize, n_steps: usize, warmup_ratio: f64, floor: f64) -> f64 {
+/// Share of the peak learning rate at a step: linear warm-up over `warmup_ratio` of all steps, then a
+/// cosine decay to `final_fraction`.
+pub(crate) fn learning_rate(
+    step: usize,
+    n_steps: usize,
+    warmup_ratio: f64,
+    final_fraction: f64,
+) -> f64 {
     let warmup = (warmup_ratio * n_steps as f64).ceil().max(1.0);
     let step = step as f64;
     if step < warmup {
         return (step + 1.0) / warmup;
     }
     let progress = (step - warmup) / (n_steps as f64 - warmup).max(1.0);
-    floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+    final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
 }

@@ -1,7 +1,7 @@
 //! Trains the nano model from scratch on the nano world's corpus and writes it as an F32 GGUF.
-//! The straight loop: documents -> trees -> batch -> weighted cross entropy -> `AdamW`. Every 500 steps it
+//! The loop: documents -> trees -> batch -> weighted cross entropy -> `AdamW`. Every 500 steps it
 //! measures on held-out problems, teacher-forced: a reply counts when each of its tokens is the argmax,
-//! which is what greedy decoding would have written.
+//! which is what greedy decoding would have written. Called by `main`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -71,7 +71,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let (tokenizer, mut model) = if let Some(path) = &options.init {
         let tokenizer = Tokenizer::from_gguf(&Gguf::open(path)?);
         let tokenizer = tokenizer.with_context(|| format!("{} has no merges", path.display()))?;
-        (tokenizer, weights::load(path, BaseKind::F32, CONTEXT, Device::Cpu)?)
+        (tokenizer, Model::load(path, BaseKind::F32, CONTEXT, Device::Cpu)?)
     } else {
         let tokenizer = train_tokenizer(&corpus, options)?;
         let model = initialise(options, tokenizer.n_vocab());
@@ -80,7 +80,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     grow(&mut model, options.layers);
     let parameters: Vec<Tensor> =
         model.weights.tensors().map(|(_, weight)| weight.set_requires_grad(true)).collect();
-    // Another stream of documents than the run that is gone on from.
+    // Other documents than those of the run that is continued.
     let mut rng = Rng::with_seed(options.seed.wrapping_add(u64::from(options.init.is_some())));
     let n_parameters: i64 = parameters.iter().map(|p| i64::try_from(p.numel()).unwrap_or(0)).sum();
     say(&format!("{n_parameters} parameters, {} tokens in the vocabulary", tokenizer.n_vocab()));
@@ -118,7 +118,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         }
         if done.is_multiple_of(500) || done == options.steps {
             say(&format!("step {done} {}", measure(&model, &corpus, &tokenizer)?));
-            weights::save(&model, &tokenizer, "reflectd nano", &options.out)?;
+            weights::save(
+                (&model.shape, &model.weights),
+                &tokenizer,
+                "reflectd nano",
+                &options.out,
+            )?;
         }
     }
     Ok(())
@@ -154,27 +159,25 @@ fn initialise(options: &Options, n_vocab: usize) -> Model {
         n_vocab: i64::try_from(n_vocab).unwrap_or(0),
         n_ctx: CONTEXT.into(),
     };
-    let place = (Number::Float, Device::Cpu);
+    let f32_cpu = (Number::Float, Device::Cpu);
     let mut weights = HashMap::new();
-    weights.insert("token_embd".to_owned(), Tensor::randn([sizes.n_vocab, width], place) * 0.02);
-    weights.insert("output_norm".to_owned(), Tensor::ones([width], place));
+    weights.insert("token_embd".to_owned(), Tensor::randn([sizes.n_vocab, width], f32_cpu) * 0.02);
+    weights.insert("output_norm".to_owned(), Tensor::ones([width], f32_cpu));
     let shape = Shape::llama(sizes, 1e-5, 10000.0);
-    let weights = Weights::held(weights, Device::Cpu);
-    let mut model =
-        Model { shape, weights, lora: None, device: Device::Cpu, compute: Number::Float };
+    let mut model = Model::new(shape, Weights::decoded(weights, Device::Cpu), Device::Cpu);
     grow(&mut model, options.layers);
     model
 }
 
-/// Adds blocks on top. What they write into the residual stream starts small in a new model, and
-/// at nothing in one that has learned already.
+/// Adds blocks on top. Their output projections start small in a new model, and at zero in a trained one,
+/// so that they change nothing at first.
 fn grow(model: &mut Model, n_layer: i64) {
-    let place = (Number::Float, Device::Cpu);
+    let f32_cpu = (Number::Float, Device::Cpu);
     let n_before = model.shape.sizes.n_layer;
     let is_new = n_before == 0;
     for layer in n_before..n_layer {
         for (norm, n) in model.shape.norms() {
-            model.weights.insert(format!("blk.{layer}.{norm}"), Tensor::ones([n], place));
+            model.weights.insert(format!("blk.{layer}.{norm}"), Tensor::ones([n], f32_cpu));
         }
         for (name, [n_out, n_in]) in model.shape.linears() {
             let gain = match name {
@@ -182,7 +185,7 @@ fn grow(model: &mut Model, n_layer: i64) {
                 "attn_output" | "ffn_down" => 0.0,
                 _ => 0.8,
             };
-            let weight = Tensor::randn([n_out, n_in], place) * (gain / (n_in as f64).sqrt());
+            let weight = Tensor::randn([n_out, n_in], f32_cpu) * (gain / (n_in as f64).sqrt());
             model.weights.insert(format!("blk.{layer}.{name}"), weight);
         }
     }
@@ -209,7 +212,7 @@ impl Document {
     }
 }
 
-/// Sixteen batches of documents of like length, in random order: little padding.
+/// Sixteen batches of documents of similar length, for little padding, in random order.
 fn draw_batches(
     corpus: &Corpus<'_>,
     tokenizer: &Tokenizer,
@@ -229,14 +232,14 @@ fn draw_batches(
     Ok(batches)
 }
 
-/// One batch, and the kind of each of its sequences.
+/// The documents as one batch, and the kind of each of its sequences.
 fn pack(documents: &[Document]) -> (Batch, Vec<Kind>) {
     let kinds = documents.iter().flat_map(|document| &document.kinds).copied().collect();
     let trees: Vec<&Tree> = documents.iter().map(|document| &document.tree).collect();
     (Batch::new(&trees, Device::Cpu), kinds)
 }
 
-/// A rating is one token among dozens: it would drown without a weight of its own.
+/// Loss weight of each target, `[M]`. A rating is one token among dozens, so it needs a larger one.
 fn weights_of(kinds: &[Kind], batch: &Batch) -> Tensor {
     let weights: Vec<f32> = kinds
         .iter()
@@ -246,7 +249,7 @@ fn weights_of(kinds: &[Kind], batch: &Batch) -> Tensor {
             Kind::Answer | Kind::Refine | Kind::Drill => 1.0,
         })
         .collect();
-    Tensor::from_slice(&weights).index_select(0, &batch.groups)
+    Tensor::from_slice(&weights).index_select(0, &batch.sequences)
 }
 
 /// Held-out measurements as one line.

@@ -1,6 +1,6 @@
-//! What is computed of a batch: the reference's log-probs, the gradients of one step, the loss of a
-//! set kept aside. A batch is computed in parts that fit into memory; when one does not, the parts
-//! get smaller and the batch is computed again. Used by `train`.
+//! What is computed of a batch: the reference's log-probs, the gradients of one step, the validation
+//! loss. A batch is computed in micro-batches that fit into memory; when one does not, they become
+//! smaller and the batch is computed again. Used by `train` and `survey`.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,19 +9,19 @@ use anyhow::{Context as _, ensure};
 use protocol::{Objective, Step};
 use tch::{Device, Kind as Number, Tensor};
 
+use crate::backward;
 use crate::batch::{Batch, Tree};
-use crate::data::{Kind, Packed, micro_batches};
+use crate::data::{Kind, Mismatched, Packed, micro_batches};
 use crate::model::Model;
 use crate::objective::{self, Answers, Grpo, Kto, Losses, Tokens};
 use crate::plan::Plan;
-use crate::sweep;
 
 /// Why a batch was not computed.
 #[derive(Debug)]
 pub(crate) enum Unfinished {
     /// One example does not fit into memory.
     OutOfMemory(anyhow::Error),
-    /// The loss or the gradient is no number.
+    /// A loss, a gradient or a log-prob is not finite.
     NotFinite(anyhow::Error),
 }
 
@@ -47,7 +47,7 @@ impl Means {
             rewards_chosen: chosen,
             rewards_rejected: rejected,
             rewards_accuracies: self.get("rewards/accuracies"),
-            // Without pairs it is the difference of the means.
+            // Without pairs: the difference of the means.
             rewards_margins: if has_margins {
                 self.get("rewards/margins")
             } else {
@@ -64,7 +64,7 @@ impl Means {
     }
 }
 
-/// Sets the reference's log-probs of some examples: those of the model as it is now.
+/// Sets the reference's log-probs of some examples to those of the model as it is now.
 pub(crate) fn add_reference(
     model: &Model,
     examples: &mut [&mut Packed],
@@ -78,36 +78,35 @@ pub(crate) fn add_reference(
             let logprobs = values(&model.logprobs(&batch))?;
             let mut rest = logprobs.as_slice();
             for example in &part {
-                let wanted = example.sequences.iter().map(|s| s.tokens.len() - s.from).sum();
-                let (own, others) = rest.split_at(wanted);
+                let (own, others) = rest.split_at(example.n_targets());
                 found.push((own.to_vec(), 0.0));
                 rest = others;
             }
-            let strangers: Vec<&Tree> =
-                part.iter().filter_map(|example| stranger(example)).collect();
-            if strangers.is_empty() {
+            let trees: Vec<&Tree> =
+                part.iter().filter_map(|example| mismatched(example)).map(|it| &it.tree).collect();
+            if trees.is_empty() {
                 continue;
             }
-            let batch = batch_of(model, strangers.iter().copied());
+            let batch = batch_of(model, trees.iter().copied());
             let sums = values(&batch.sum_by_sequence(&model.logprobs(&batch)))?;
             let start = found.len() - part.len();
-            let with_stranger = (start..).zip(&part).filter(|(_, e)| stranger(e).is_some());
-            for ((index, _), sum) in with_stranger.zip(sums) {
+            let with_one = (start..).zip(&part).filter(|(_, e)| mismatched(e).is_some());
+            for ((index, _), sum) in with_one.zip(sums) {
                 found[index].1 = f64::from(sum);
             }
         }
         Ok(found)
     })?;
-    for (example, (reference, of_stranger)) in examples.iter_mut().zip(found) {
+    for (example, (reference, of_mismatched)) in examples.iter_mut().zip(found) {
         example.reference = reference;
-        if let Kind::Single { stranger: Some(stranger), .. } = &mut example.kind {
-            stranger.reference = of_stranger;
+        if let Kind::Single { mismatched: Some(mismatched), .. } = &mut example.kind {
+            mismatched.reference = of_mismatched;
         }
     }
     Ok(())
 }
 
-/// Adds the gradients of a batch to those of the adapter, which `clear` sets to nothing.
+/// Computes the gradients of the adapter over a batch. `clear` sets them to zero, at each attempt.
 pub(crate) fn gradients(
     model: &Model,
     objective: Objective,
@@ -119,10 +118,10 @@ pub(crate) fn gradients(
     let means = within_memory(plan, |plan| {
         clear();
         let mut means = Means::default();
-        let kl = distance(model, objective, batch, plan)?;
+        let kl = kl_estimate(model, objective, batch, plan)?;
         for part in micro_batches(batch, plan.max_tokens) {
             let tensors = batch_of(model, part.iter().map(|example| &example.tree));
-            sweep::gradients(model, &tensors, plan.recompute, |logprobs| {
+            backward::gradients(model, &tensors, plan.recompute, |logprobs| {
                 let losses = losses(objective, &part, &tensors, logprobs, kl);
                 means.add("loss", &losses.loss.detach());
                 losses.metrics.iter().for_each(|(name, values)| means.add(name, values));
@@ -142,7 +141,7 @@ pub(crate) fn gradients(
     Ok(step)
 }
 
-/// Mean loss of examples that are not trained on.
+/// Mean loss of the validation set.
 pub(crate) fn validate(
     model: &Model,
     objective: Objective,
@@ -153,7 +152,7 @@ pub(crate) fn validate(
     let means = within_memory(plan, |plan| {
         let _guard = tch::no_grad_guard();
         let mut means = Means::default();
-        let kl = distance(model, objective, &all, plan)?;
+        let kl = kl_estimate(model, objective, &all, plan)?;
         for part in micro_batches(&all, plan.max_tokens) {
             let batch = batch_of(model, part.iter().map(|example| &example.tree));
             let losses = losses(objective, &part, &batch, &model.logprobs(&batch), kl);
@@ -166,13 +165,13 @@ pub(crate) fn validate(
     Ok(loss)
 }
 
-/// An error that says which number is none.
+/// Refuses a number that is not finite.
 pub(crate) fn finite(value: f64, what: &str) -> anyhow::Result<()> {
     ensure!(value.is_finite(), "the {what} is not finite: lower learn.optimizer.learning_rate");
     Ok(())
 }
 
-/// Computes, and again with a smaller plan as long as memory does not suffice.
+/// Computes, and again with a smaller plan as long as memory runs out.
 fn within_memory<T>(
     plan: &mut Plan,
     mut compute: impl FnMut(&Plan) -> anyhow::Result<T>,
@@ -199,7 +198,7 @@ fn within_memory<T>(
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     panic.downcast_ref::<String>().map_or_else(
         || panic.downcast_ref::<&str>().copied().unwrap_or("the trainer panicked").to_owned(),
@@ -207,23 +206,23 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     )
 }
 
-/// Without the stack that libtorch appends, its line breaks escaped.
+/// A message without the stack trace that libtorch appends with escaped line breaks.
 pub(crate) fn first_line(text: &str) -> &str {
     text.lines().next().and_then(|line| line.split("\\n").next()).unwrap_or_default()
 }
 
-/// Whether libtorch, the C++ library or we ourselves got no memory.
+/// Whether a message says that libtorch, the C++ library or this program got no memory.
 pub(crate) fn is_out_of_memory(text: &str) -> bool {
     ["out of memory", "not enough memory", "can't allocate memory", "bad_alloc"]
         .iter()
-        .any(|words| text.contains(words))
+        .any(|phrase| text.contains(phrase))
 }
 
 fn batch_of<'a>(model: &Model, trees: impl Iterator<Item = &'a Tree>) -> Batch {
     Batch::new(&trees.collect::<Vec<_>>(), model.device)
 }
 
-/// Log-probs out of a tensor, or sums of them.
+/// Log-probs, or sums of them, as a vector.
 pub(crate) fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
     let values = Vec::<f32>::try_from(tensor.to_device(Device::Cpu)).context("read log-probs")?;
     ensure!(
@@ -234,15 +233,15 @@ pub(crate) fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
     Ok(values)
 }
 
-fn stranger(example: &Packed) -> Option<&Tree> {
+fn mismatched(example: &Packed) -> Option<&Mismatched> {
     match &example.kind {
-        Kind::Single { stranger, .. } => stranger.as_ref().map(|stranger| &stranger.tree),
+        Kind::Single { mismatched, .. } => mismatched.as_ref(),
         Kind::Preference | Kind::Group { .. } => None,
     }
 }
 
-/// `kto`: how far the policy is from the reference on answers to other prompts, at least 0.
-fn distance(
+/// `kto`: the estimated KL divergence between policy and reference, at least 0. Zero for all others.
+fn kl_estimate(
     model: &Model,
     objective: Objective,
     examples: &[&Packed],
@@ -251,12 +250,11 @@ fn distance(
     let Objective::Kto { .. } = objective else { return Ok(0.0) };
     let (mut sum, mut n) = (0.0, 0usize);
     for part in micro_batches(examples, plan.max_tokens) {
-        let strangers = part.iter().filter_map(|example| match &example.kind {
-            Kind::Single { stranger, .. } => stranger.as_ref(),
-            Kind::Preference | Kind::Group { .. } => None,
-        });
-        let (trees, reference): (Vec<_>, Vec<_>) =
-            strangers.map(|stranger| (&stranger.tree, stranger.reference)).unzip();
+        let (trees, reference): (Vec<_>, Vec<_>) = part
+            .iter()
+            .filter_map(|example| mismatched(example))
+            .map(|mismatched| (&mismatched.tree, mismatched.reference))
+            .unzip();
         if trees.is_empty() {
             continue;
         }
@@ -268,7 +266,7 @@ fn distance(
     Ok((sum / n.max(1) as f64).max(0.0))
 }
 
-/// Losses of a few examples, given the log-probs of their batch's wanted tokens.
+/// Losses of a few examples, given the log-probs of their batch's targets, `[M]`.
 fn losses(
     objective: Objective,
     examples: &[&Packed],
@@ -283,7 +281,7 @@ fn losses(
     };
     let reference = flat(&|example| example.reference.clone());
     let lengths = batch.lengths.to_kind(Number::Float);
-    // Answer i of each example; a preference has one or two, the same in all of a data set.
+    // Answer i of each example. All examples of a data set of pairs have the same number of them.
     let n_answers = i64::try_from(examples[0].sequences.len()).expect("answers are few");
     let answers = |i: i64| {
         let column = |sums: &Tensor| sums.view([-1, n_answers]).select(1, i);
@@ -321,7 +319,7 @@ fn losses(
                 policy: logprobs.shallow_clone(),
                 reference,
                 behaviour: flat(&|example| group(example).1),
-                answer: batch.groups.shallow_clone(),
+                answer: batch.sequences.shallow_clone(),
                 lengths,
                 advantages,
             };
@@ -340,10 +338,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn out_of_memory_makes_passes_smaller_until_one_example_is_too_much() {
+    fn out_of_memory_makes_micro_batches_smaller_until_one_example_is_too_much() {
         let plan = || Plan { max_tokens: 4096, recompute: false, longest: 600 };
         let allocator = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes";
-        let needs = |most: usize| {
+        let with_room_for = |most: usize| {
             let mut plan = plan();
             let done = within_memory(&mut plan, |plan| {
                 assert!(plan.max_tokens <= most, "{allocator}");
@@ -351,8 +349,8 @@ mod tests {
             });
             (done, plan)
         };
-        assert_eq!((needs(4096).0.unwrap(), needs(1500).0.unwrap()), (4096, 1024));
-        let (failed, plan) = needs(500);
+        assert_eq!((with_room_for(4096).0.unwrap(), with_room_for(1500).0.unwrap()), (4096, 1024));
+        let (failed, plan) = with_room_for(500);
         assert!(plan.recompute && plan.max_tokens == 600, "everything was tried");
         let Err(Unfinished::OutOfMemory(error)) = failed else { panic!("{failed:?}") };
         assert!(error.to_string().contains("one example does not fit"), "{error}");
@@ -360,7 +358,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "another bug")]
-    fn other_panics_are_not_taken_for_it() {
+    fn other_panics_are_not_taken_for_out_of_memory() {
         let mut plan = Plan { max_tokens: 4096, recompute: false, longest: 600 };
         drop(within_memory::<()>(&mut plan, |_| panic!("another bug")));
     }

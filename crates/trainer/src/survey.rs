@@ -1,7 +1,7 @@
-//! `reflectd-trainer survey`: whether a model can be trained, what memory that takes, and how long
-//! pairs take on this machine. It asks the code that trains: the checks and the planner by their own
-//! words, and real passes over the first blocks and the head with the file's own weights, from
-//! which the time of a whole pass follows. It writes nothing. Used by `main` for `reflectd doctor`.
+//! `reflectd-trainer survey`: whether a model can be trained, how much memory that takes, and how long
+//! pairs take on this machine. It uses the code that trains: its checks, its planner, and real passes
+//! over the first blocks and the head with the file's own weights, from which the time of a whole pass
+//! is extrapolated. It writes nothing. Used by `main` for `reflectd doctor`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -16,33 +16,33 @@ use tch::{Device, Kind as Number};
 
 use crate::arch::Shape;
 use crate::base::BaseFile;
+use crate::cuda;
 use crate::data::{Kind, Packed};
 use crate::lora::Lora;
 use crate::model::Model;
 use crate::optimizer::AdamW;
-use crate::plan::{self, Manner, Plan};
+use crate::plan::{self, Plan, Setting};
 use crate::step::{self, Unfinished};
-use crate::{cuda, weights};
+use crate::weights::{self, Weights};
 
-/// All measured passes together take about so long, but for blocks that are larger than that.
+/// All measured passes together take about so long, unless a single block takes longer.
 const BUDGET_S: f64 = 5.0;
-/// Times that each pass is measured; the fastest counts, because only disturbance makes it slower.
+/// Times that each pass is measured. The fastest counts: other processes only make a pass slower.
 const ROUNDS: usize = 2;
-/// Pairs are shortened by these until a pass is short enough.
+/// Divisors of a pair's length, tried until a pass is short enough.
 const SHORTENED: [usize; 4] = [1, 2, 4, 8];
-/// More blocks than these make the extrapolation no better.
+/// Most blocks that are measured; more do not improve the extrapolation.
 const MAX_BLOCKS: i64 = 8;
-/// Longest sequence that is asked for.
+/// Longest sequence in a job.
 const MAX_TOKENS: usize = 1 << 20;
-/// Copies of an adapter in a run: itself, its gradient, two moments and the best checkpoint.
+/// Copies of an adapter in a run: the parameters, its gradient, two moments and the best checkpoint.
 const ADAPTER_COPIES: u64 = 5;
 /// Bytes of an f32.
 const F32: u64 = 4;
-/// Pairs that the answer is about.
+/// Pairs whose time is reported.
 const PAIRS: f64 = 1000.0;
 
-/// Answers one job. Only a job that makes no sense is an error: what is wrong with the model is
-/// part of the answer.
+/// Answers one job. Only an invalid job is an error: what is wrong with the model is in the answer.
 pub(crate) fn run(job: &SurveyJob, device: Device) -> anyhow::Result<TrainingSurvey> {
     ensure!(
         job.version == protocol::VERSION,
@@ -69,9 +69,9 @@ pub(crate) fn run(job: &SurveyJob, device: Device) -> anyhow::Result<TrainingSur
         speed: None,
         speed_fault: None,
     };
-    let looked_at = BaseFile::open(&job.base)
+    let checked = BaseFile::open(&job.base)
         .and_then(|file| weights::check(&file, job.context_tokens).map(|shape| (file, shape)));
-    let (file, shape) = match looked_at {
+    let (file, shape) = match checked {
         Ok(found) => found,
         Err(error) => {
             survey.refusal = Some(format!("{error:#}"));
@@ -99,7 +99,7 @@ pub(crate) fn run(job: &SurveyJob, device: Device) -> anyhow::Result<TrainingSur
     Ok(survey)
 }
 
-/// A model on a machine that could train it.
+/// A model, and the machine that would train it.
 #[derive(Clone, Copy)]
 struct Machine<'a> {
     job: &'a SurveyJob,
@@ -130,15 +130,15 @@ impl Machine<'_> {
         let base_bytes = held_bytes(self.file, base, shape.sizes.n_layer);
         let a_layer: i64 = shape.linears().iter().map(|(_, [n_out, n_in])| n_out + n_in).sum();
         let parameters = (a_layer * shape.sizes.n_layer).cast_unsigned() * job.lora.rank as u64;
-        // As in a run: when it plans, base and adapter are there.
+        // As in a run, which plans after it has loaded base and adapter.
         let left = available.saturating_sub(base_bytes + parameters * F32);
         let longest = tree_tokens(stretched(job.pair, job.max_tokens));
-        let plan = Plan::new(self.manner(base), longest, left);
+        let plan = Plan::new(self.setting(base), longest, left);
         let mut way = BaseWay {
             base,
             base_bytes,
             adapter_bytes: parameters * F32 * ADAPTER_COPIES,
-            pass_bytes: plan.pass_bytes(self.manner(base)),
+            pass_bytes: plan.pass_bytes(self.setting(base)),
             fits: false,
             pass_tokens: plan.max_tokens,
             recompute: plan.recompute,
@@ -147,30 +147,31 @@ impl Machine<'_> {
         way
     }
 
-    /// How a run would compute with the base held so.
-    fn manner(&self, base: BaseKind) -> Manner<'_> {
+    /// How a run would compute with a base of this kind.
+    fn setting(&self, base: BaseKind) -> Setting<'_> {
         let weights_are_transient = match base {
             BaseKind::F32 => self.compute != Number::Float,
             BaseKind::Bf16 => self.compute != Number::BFloat16,
             BaseKind::Quantized | BaseKind::Auto => true,
         };
         let Self { shape, compute, device, .. } = *self;
-        Manner { shape, compute, device, weights_are_transient }
+        Setting { shape, compute, device, weights_are_transient }
     }
 
     /// The first blocks of the model, and its head.
     fn load(self, base: BaseKind, n_blocks: i64) -> anyhow::Result<Model> {
         let mut shape = self.shape.clone();
         shape.sizes.n_layer = n_blocks;
-        let mut model = weights::hold_all(self.file, shape, base, self.device)?;
+        let weights = Weights::load(self.file, &shape, base, self.device)?;
+        let mut model = Model::new(shape, weights, self.device);
         model.compute = self.compute;
-        model.stack_matrices();
+        model.fuse_projections();
         Ok(model)
     }
 
-    /// Passes with one block and with several, each over few tokens and over many: what a pass costs
-    /// is linear in both, with a part that is there for any block (the head) and for any tokens
-    /// (decoding a quantized base).
+    /// Measures passes with one block and with several, each over few tokens and over many. The time of a
+    /// pass is linear in both, with one constant part for any number of blocks (the head) and one for any
+    /// number of tokens (decoding a quantized base).
     fn measure(self, base: BaseKind) -> anyhow::Result<TrainingSpeed> {
         let Self { job, file, shape, available, .. } = self;
         let n_blocks = shape.sizes.n_layer;
@@ -182,7 +183,7 @@ impl Machine<'_> {
             model: self.load(base, most.unwrap_or(1))?,
             lora: job.lora,
             rng: Rng::with_seed(1),
-            plan: Plan::new(self.manner(base), tree_tokens(job.pair), left),
+            plan: Plan::new(self.setting(base), tree_tokens(job.pair), left),
         };
 
         // The first pass of a process is slow; the second says how long the others may be.
@@ -195,13 +196,13 @@ impl Machine<'_> {
         let pair = affordable.into_iter().find(|&pair| seconds_of(pair) <= a_pass / 2.0);
         let pair = pair.unwrap_or(short);
         let of_run = (bench.plan.max_tokens / tree_tokens(job.pair)).clamp(1, job.batch_pairs);
-        let n_pairs = floor(a_pass / 2.0 / seconds_of(pair)).clamp(1, of_run);
+        let n_pairs = truncate(a_pass / 2.0 / seconds_of(pair)).clamp(1, of_run);
         // Few and many tokens: fewer pairs where there are several, else a shorter one.
         let few = if n_pairs == 1 { (shortened(pair, 2), 1) } else { (pair, n_pairs.div_ceil(2)) };
         let many = (pair, n_pairs);
 
         let one = [bench.fastest(1, few)?, bench.fastest(1, many)?];
-        let by_time = i64::try_from(floor(a_pass / one[1].total())).unwrap_or(MAX_BLOCKS);
+        let by_time = i64::try_from(truncate(a_pass / one[1].total())).unwrap_or(MAX_BLOCKS);
         let measured_blocks = by_time.max(2).min(bench.model.shape.sizes.n_layer);
         let several = if measured_blocks == 1 {
             one
@@ -238,25 +239,25 @@ impl Machine<'_> {
     }
 }
 
-/// What is in memory of the base when its first blocks are held in this way.
+/// Memory of the first blocks and the head of a base of this kind.
 fn held_bytes(file: &BaseFile, base: BaseKind, n_blocks: i64) -> u64 {
-    let is_there = |name: &str| {
+    let is_loaded = |name: &str| {
         let block = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
         block.and_then(|block| block.parse::<i64>().ok()).is_none_or(|block| block < n_blocks)
     };
     let bytes = |tensor: &files::gguf::TensorInfo| {
-        let bytes_a_value = match base {
+        let bytes_per_value = match base {
             _ if tensor.shape.len() != 2 => F32,
             BaseKind::Quantized => 0,
             BaseKind::Bf16 => 2,
             BaseKind::F32 | BaseKind::Auto => F32,
         };
-        tensor.n_values().saturating_mul(bytes_a_value)
+        tensor.n_values().saturating_mul(bytes_per_value)
     };
-    file.tensors().filter(|tensor| is_there(&tensor.name)).map(bytes).fold(0, u64::saturating_add)
+    file.tensors().filter(|tensor| is_loaded(&tensor.name)).map(bytes).fold(0, u64::saturating_add)
 }
 
-/// A pair of these proportions whose sequences have so many tokens.
+/// A pair of the same proportions whose sequences have `tokens` tokens.
 fn stretched(pair: PairLength, tokens: usize) -> PairLength {
     let answer = (tokens * pair.answer / (pair.prompt + pair.answer)).max(1);
     PairLength { prompt: tokens.saturating_sub(answer).max(1), answer }
@@ -266,7 +267,7 @@ fn shortened(pair: PairLength, by: usize) -> PairLength {
     PairLength { prompt: (pair.prompt / by).max(1), answer: (pair.answer / by).max(1) }
 }
 
-/// Tokens that are computed of a pair: the prompt once, and no answer's last token.
+/// Tokens that are computed of a pair: the prompt once, and the answers without their last tokens.
 fn tree_tokens(PairLength { prompt, answer }: PairLength) -> usize {
     prompt + 2 * (answer - 1)
 }
@@ -285,7 +286,7 @@ impl Seconds {
     }
 }
 
-/// The y at `x` of the line through two points; nothing gets faster by having more of it.
+/// The y at `x` of the line through two points. A negative slope is noise and counts as zero.
 fn line(x: f64, (x0, y0): (f64, f64), (x1, y1): (f64, f64)) -> f64 {
     let slope = if x0 < x1 { ((y1 - y0) / (x1 - x0)).max(0.0) } else { 0.0 };
     (y1 + (x - x1) * slope).max(0.0)
@@ -294,13 +295,13 @@ fn line(x: f64, (x0, y0): (f64, f64), (x1, y1): (f64, f64)) -> f64 {
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a quotient of positive numbers; too large ones saturate"
+    reason = "a quotient of positive numbers; a cast saturates"
 )]
-fn floor(x: f64) -> usize {
+fn truncate(x: f64) -> usize {
     x as usize
 }
 
-/// A model of which some blocks are there.
+/// The loaded blocks of a model, and what measures them.
 struct Bench {
     model: Model,
     lora: protocol::Lora,
@@ -326,7 +327,7 @@ impl Bench {
         Ok(best)
     }
 
-    /// What a run does with a batch, with a fresh adapter on the first blocks.
+    /// One step of a run, with a new adapter on the first blocks.
     fn pass(&mut self, n_blocks: i64, pair: PairLength, n_pairs: usize) -> anyhow::Result<Seconds> {
         let mut examples: Vec<Packed> = (0..n_pairs).map(|_| self.example(pair)).collect();
         let all_blocks = std::mem::replace(&mut self.model.shape.sizes.n_layer, n_blocks);
@@ -345,8 +346,8 @@ impl Bench {
         let mut plan = *plan;
         let mut started = Instant::now();
         let mut lap = || std::mem::replace(&mut started, Instant::now()).elapsed().as_secs_f64();
-        let mut referred: Vec<&mut Packed> = examples.iter_mut().collect();
-        step::add_reference(model, &mut referred, &mut plan)?;
+        let mut all: Vec<&mut Packed> = examples.iter_mut().collect();
+        step::add_reference(model, &mut all, &mut plan)?;
         let reference = lap();
         let objective = Objective::Dpo { beta: 0.1, nll: 1.0 };
         let batch: Vec<&Packed> = examples.iter().collect();
@@ -372,9 +373,9 @@ mod tests {
     fn a_whole_pass_lies_on_the_line_through_two_measured_ones() {
         let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
         assert!(close(line(10.0, (1.0, 3.0), (2.0, 5.0)), 21.0));
-        assert!(close(line(2.0, (1.0, 3.0), (2.0, 5.0)), 5.0), "what was measured is taken");
-        assert!(close(line(9.0, (1.0, 3.0), (2.0, 2.5)), 2.5), "noise makes nothing faster");
-        assert!(close(line(1.0, (1.0, 3.0), (1.0, 3.0)), 3.0), "one block is all that there is");
+        assert!(close(line(2.0, (1.0, 3.0), (2.0, 5.0)), 5.0), "a measured point is on the line");
+        assert!(close(line(9.0, (1.0, 3.0), (2.0, 2.5)), 2.5), "a negative slope is noise");
+        assert!(close(line(1.0, (1.0, 3.0), (1.0, 3.0)), 3.0), "a model of one block");
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Named tensors in one file, with a JSON text that says what they are (safetensors; tch can read it
-//! but not write it whole or not at all). What the tensors mean is the caller's business.
+//! Named tensors in one safetensors file, with JSON metadata of the caller's. tch reads the format but
+//! does not write it atomically, which is why the writing is here. What the tensors mean is the
+//! caller's business.
 //! Used by `checkpoint` and `reference`.
 
 use std::fs::File;
@@ -12,20 +13,20 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
-/// Where the text stands among the header's metadata.
+/// Key of the caller's metadata in the header.
 const ABOUT: &str = "about";
-/// A longer header is none of ours.
+/// Longest header: a longer one was not written here.
 const MAX_HEADER: u64 = 64 << 20;
 
-/// Writes the file as a whole; a tensor at a time is in memory twice.
+/// Writes the file atomically. One tensor at a time is in memory twice.
 pub(crate) fn save(
     path: &Path,
-    about: &impl Serialize,
+    metadata: &impl Serialize,
     tensors: &[(String, Tensor)],
 ) -> anyhow::Result<()> {
     let mut header = Map::new();
-    let about = serde_json::to_string(about)?;
-    header.insert("__metadata__".to_owned(), json!({ ABOUT: about }));
+    let metadata = serde_json::to_string(metadata)?;
+    header.insert("__metadata__".to_owned(), json!({ ABOUT: metadata }));
     let mut end = 0;
     for (name, tensor) in tensors {
         let dtype = match tensor.kind() {
@@ -60,8 +61,8 @@ fn n_bytes(tensor: &Tensor) -> usize {
     tensor.numel() * tensor.kind().elt_size_in_bytes()
 }
 
-/// The text of a file: cheap, whatever the tensors are.
-pub(crate) fn about<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+/// Reads the metadata of a file, and no tensor.
+pub(crate) fn metadata<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     let read = || {
         let mut file = File::open(path)?;
         let mut length = [0; 8];
@@ -71,8 +72,8 @@ pub(crate) fn about<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
         let mut header = vec![0; usize::try_from(length)?];
         file.read_exact(&mut header)?;
         let header: Value = serde_json::from_slice(&header)?;
-        let about = header["__metadata__"][ABOUT].as_str().context("it does not say what it is")?;
-        Ok(serde_json::from_str(about)?)
+        let metadata = header["__metadata__"][ABOUT].as_str().context("it has no metadata")?;
+        Ok(serde_json::from_str(metadata)?)
     };
     read().with_context(|| format!("read {}", path.display()))
 }
@@ -96,7 +97,7 @@ mod tests {
             ("empty".to_owned(), Tensor::from_slice::<f64>(&[])),
         ];
         save(&path, &json!({ "step": 3 }), &tensors).unwrap();
-        assert_eq!(about::<Value>(&path).unwrap(), json!({ "step": 3 }));
+        assert_eq!(metadata::<Value>(&path).unwrap(), json!({ "step": 3 }));
         let mut loaded = load(&path).unwrap();
         loaded.sort_by(|a, b| a.0.cmp(&b.0));
         let names: Vec<&str> = loaded.iter().map(|(name, _)| name.as_str()).collect();
@@ -109,6 +110,6 @@ mod tests {
             files::write_atomic(&path, |out| out.write_all(bytes)).unwrap();
             load(&path).unwrap_err();
         }
-        about::<Value>(&path).unwrap_err();
+        metadata::<Value>(&path).unwrap_err();
     }
 }

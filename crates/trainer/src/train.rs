@@ -1,6 +1,6 @@
-//! One run, top to bottom: data -> trees -> reference log-probs (the policy at step 0) -> optimizer steps with
-//! validation, from the checkpoint of an interrupted run if there is one -> the best weights -> adapter file and
-//! parity probe. Called by `main`.
+//! One run from top to bottom: data -> trees -> reference log-probs (the policy of step 0) -> optimizer
+//! steps with validation, from the checkpoint of an interrupted run if there is one -> the best weights
+//! -> adapter file and parity probe. Called by `main`.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -24,24 +24,24 @@ use crate::data::{self, Packed};
 use crate::lora::Lora;
 use crate::model::Model;
 use crate::optimizer::{AdamW, learning_rate};
-use crate::plan::{self, Manner, Plan};
-use crate::reference::References;
+use crate::plan::{self, Plan, Setting};
+use crate::reference::ReferenceCache;
 use crate::step::{self, Unfinished};
-use crate::{base, clock, cuda, export, weights};
+use crate::{base, clock, cuda, export};
 
 /// Sequences of the parity probe.
 const PROBES: usize = 8;
 
-/// How a run ends early.
+/// Why a run ends early.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The job, the model or the data is wrong; trying again will not help.
     BadData(anyhow::Error),
     /// Disk or memory; trying again may help.
     TryAgain(anyhow::Error),
-    /// The daemon has gone.
+    /// The daemon has ended, or asked for it.
     Stopped,
-    /// Our own bug.
+    /// A bug of this program.
     Bug(anyhow::Error),
 }
 
@@ -70,10 +70,10 @@ pub(crate) fn run(
     emit: &dyn Fn(&TrainerEvent),
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
-    let _lock = alone_in(&job.out, stop)?;
+    let _lock = lock(&job.out, stop)?;
     let Prepared { model, examples, n_too_long, mut plan } =
         prepare(job, device).map_err(Failure::BadData)?;
-    let probed = probed(&examples);
+    let probed = probe_sequences(&examples);
     let (mut train_set, mut validation_set) = data::split(examples, job.validation_share, job.seed);
     let n_steps = train_set.len().div_ceil(job.optimizer.batch_pairs) * job.optimizer.epochs;
     let parameters = model.lora.as_ref().map(Lora::parameters).unwrap_or_default();
@@ -87,11 +87,11 @@ pub(crate) fn run(
     });
     for set in [&mut train_set, &mut validation_set] {
         if let Objective::Kto { .. } = job.objective {
-            data::introduce_strangers(set, job.max_tokens);
+            data::add_mismatched(set, job.max_tokens);
         }
     }
-    let referred = train_set.iter_mut().chain(&mut validation_set).collect();
-    add_reference(job, &model, referred, &mut plan, emit, stop)?;
+    let all = train_set.iter_mut().chain(&mut validation_set).collect();
+    add_reference(job, &model, all, &mut plan, emit, stop)?;
 
     let optimizer = AdamW::new(parameters, job.optimizer.weight_decay, job.optimizer.max_grad_norm);
     let mut state = State { step: 0, optimizer, best: None };
@@ -127,7 +127,7 @@ pub(crate) fn run(
         let is_validated =
             step == n_steps || step.is_multiple_of(n_steps.div_ceil(job.validations));
         if is_validated {
-            // Without a validation set the last weights are kept.
+            // Without a validation set the last weights are the best ones.
             let loss = if validation_set.is_empty() {
                 -(step as f64)
             } else {
@@ -137,7 +137,7 @@ pub(crate) fn run(
             if !validation_set.is_empty() {
                 emit(&TrainerEvent::Validation { step, loss });
             }
-            offer(&mut state, loss);
+            keep_best(&mut state, loss);
         }
         if is_validated || checkpoint.is_due() {
             save(&mut checkpoint, &state, emit);
@@ -148,17 +148,17 @@ pub(crate) fn run(
     for (parameter, weights) in state.optimizer.parameters().iter().zip(&best.weights) {
         tch::no_grad(|| parameter.shallow_clone().copy_(weights));
     }
-    // The last checkpoint stays: the daemon removes it when it has recorded the end.
+    // The last checkpoint stays: the daemon removes it after it has recorded the result.
     let probe = probe(&model, &probed).map_err(Failure::BadData)?;
     finish(job, &model, best, &probe, emit).map_err(Failure::TryAgain)
 }
 
-/// A trainer that an earlier daemon has left behind may still write its checkpoint here: it is waited
-/// for. The folder stays locked as long as the file is open.
-fn alone_in(out: &Path, stop: &AtomicBool) -> Result<File, Failure> {
+/// Locks the folder as long as the file is open. Waits for a trainer of an earlier daemon that may still
+/// write its checkpoint there.
+fn lock(out: &Path, stop: &AtomicBool) -> Result<File, Failure> {
     let folder = File::open(out).with_context(|| format!("open {}", out.display()));
     let folder = folder.map_err(Failure::BadData)?;
-    // Any other error: a file system without locks.
+    // Any other error means a file system without locks.
     while flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
         check(stop)?;
         std::thread::sleep(Duration::from_millis(100));
@@ -174,7 +174,7 @@ fn warn(emit: &dyn Fn(&TrainerEvent), error: &anyhow::Error) {
     emit(&TrainerEvent::Warning { message: format!("{error:#}") });
 }
 
-/// A full disk is no reason to end a run: it goes on, and may not survive the next interruption.
+/// Writes a checkpoint. A full disk does not end the run; it only cannot be resumed from here.
 fn save(checkpoint: &mut Checkpoint, state: &State, emit: &dyn Fn(&TrainerEvent)) {
     match checkpoint.save(state) {
         Ok(()) => emit(&TrainerEvent::Checkpoint { step: state.step }),
@@ -182,8 +182,7 @@ fn save(checkpoint: &mut Checkpoint, state: &State, emit: &dyn Fn(&TrainerEvent)
     }
 }
 
-/// Indices of the examples of each step: every epoch has an order of its own, which follows from the
-/// seed.
+/// Indices of the examples of each step. Every epoch has its own order, which follows from the seed.
 fn batches(n_examples: usize, optimizer: Optimizer, seed: u64) -> impl Iterator<Item = Vec<usize>> {
     let mut rng = Rng::with_seed(seed);
     (0..optimizer.epochs).flat_map(move |_| {
@@ -193,8 +192,8 @@ fn batches(n_examples: usize, optimizer: Optimizer, seed: u64) -> impl Iterator<
     })
 }
 
-/// Sets the reference's log-probs of all examples: those that are known from an earlier run, and
-/// those of the model as it is now.
+/// Sets the reference's log-probs of all examples: from the cache of an earlier run, or those of the
+/// model as it is now.
 fn add_reference(
     job: &Job,
     model: &Model,
@@ -203,36 +202,36 @@ fn add_reference(
     emit: &dyn Fn(&TrainerEvent),
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
-    let mut references = References::open(job, model.device).map_err(Failure::BadData)?;
-    if let Err(error) = references.read() {
+    let mut cache = ReferenceCache::new(job, model.device).map_err(Failure::BadData)?;
+    if let Err(error) = cache.read() {
         warn(emit, &error.context("log-probs of the reference are computed again"));
     }
-    let keep = |references: &mut References| {
-        if let Err(error) = references.save() {
+    let save = |cache: &mut ReferenceCache| {
+        if let Err(error) = cache.save() {
             warn(emit, &error.context("log-probs of the reference are not kept"));
         }
     };
     let total = examples.len();
-    examples.retain_mut(|example| !references.recall(example));
+    examples.retain_mut(|example| !cache.get(example));
     let mut done = total - examples.len();
-    let mut kept = clock::active();
+    let mut saved = clock::active();
     for chunk in examples.chunks_mut(job.optimizer.batch_pairs) {
         if stop.load(Ordering::Relaxed) {
-            keep(&mut references);
+            save(&mut cache);
             return Err(Failure::Stopped);
         }
         step::add_reference(model, chunk, plan)?;
         for example in &*chunk {
-            references.learn(example);
+            cache.insert(example);
         }
         done += chunk.len();
         emit(&TrainerEvent::Reference { done, total });
-        if job.checkpoint_s <= clock::since(kept).as_secs_f64() {
-            keep(&mut references);
-            kept = clock::active();
+        if job.checkpoint_s <= clock::since(saved).as_secs_f64() {
+            save(&mut cache);
+            saved = clock::active();
         }
     }
-    keep(&mut references);
+    save(&mut cache);
     Ok(())
 }
 
@@ -272,26 +271,26 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
     let longest = examples.iter().map(|example| example.tree.len()).max().unwrap_or(0);
     let limit = job.memory_limit_bytes.map(|limit| limit.saturating_sub(resident_bytes()));
     let left = plan::memory_bytes(device, limit);
-    let manner = Manner {
+    let setting = Setting {
         shape: &model.shape,
         compute: model.compute,
         device,
         weights_are_transient: model.weights.are_transient(model.compute),
     };
-    let plan = Plan::new(manner, longest, left);
+    let plan = Plan::new(setting, longest, left);
     Ok(Prepared { model, examples, n_too_long, plan })
 }
 
-/// The base as it is held and computed with.
+/// Loads the base as the job and the memory say.
 fn load(job: &Job, device: Device) -> anyhow::Result<Model> {
     let memory = plan::memory_bytes(device, job.memory_limit_bytes);
     let file = base::BaseFile::open(&job.base)?;
     let width = Shape::read(&file, job.context_tokens)?.sizes.n_embd;
     let compute = plan::compute(job.compute, device, width);
     let kind = plan::base_kind(job.base_kind, compute, &file, memory);
-    let mut model = weights::load(&job.base, kind, job.context_tokens, device)?;
+    let mut model = Model::load(&job.base, kind, job.context_tokens, device)?;
     model.compute = compute;
-    model.stack_matrices();
+    model.fuse_projections();
     Ok(model)
 }
 
@@ -312,33 +311,33 @@ fn optimize(
     Ok(metrics)
 }
 
-/// Keeps the weights if no earlier ones had a smaller validation loss.
-fn offer(state: &mut State, loss: f64) {
+/// Keeps a copy of the weights if no earlier ones had a smaller validation loss.
+fn keep_best(state: &mut State, loss: f64) {
     if state.best.as_ref().is_none_or(|best| loss < best.loss) {
         let weights = state.optimizer.parameters().iter().map(|w| w.detach().copy()).collect();
         state.best = Some(Best { step: state.step, loss, weights });
     }
 }
 
-/// Answers of examples all over the data set.
-fn probed(examples: &[Packed]) -> Vec<Sequence> {
+/// The sequences of the parity probe: first answers of examples all over the data set.
+fn probe_sequences(examples: &[Packed]) -> Vec<Sequence> {
     let every = examples.len().div_ceil(PROBES).max(1);
     examples.iter().step_by(every).map(|example| example.sequences[0].clone()).collect()
 }
 
-/// What the adapter that is about to be written says of them.
-fn probe(model: &Model, probed: &[Sequence]) -> anyhow::Result<Probe> {
+/// Log-probs of the probe's sequences with the adapter that is about to be written.
+fn probe(model: &Model, sequences: &[Sequence]) -> anyhow::Result<Probe> {
     let one = |sequence: &Sequence| {
         let tree = Tree::new(std::slice::from_ref(sequence));
         let logprobs = step::values(&model.logprobs(&Batch::new(&[&tree], model.device)))?;
         let Sequence { tokens, from } = sequence.clone();
         Ok(ProbeSequence { tokens, from, logprobs })
     };
-    let sequences = probed.iter().map(one).collect::<anyhow::Result<_>>()?;
+    let sequences = sequences.iter().map(one).collect::<anyhow::Result<_>>()?;
     Ok(Probe { sequences })
 }
 
-/// Writes probe and adapter, then says so. Neither stays when the other cannot be written.
+/// Writes probe and adapter, and reports them. Neither stays when the other cannot be written.
 fn finish(
     job: &Job,
     model: &Model,
@@ -365,7 +364,7 @@ fn finish(
     Ok(())
 }
 
-/// Of the GPU, or of this process.
+/// Memory in use on the GPU, or the resident memory of this process.
 fn memory_in_use(device: Device) -> u64 {
     match device {
         Device::Cuda(_) => cuda::memory().map_or(0, |[free, total]| total - free),

@@ -1,9 +1,9 @@
-//! The frozen weights by name, held as numbers or left in the file as they are stored and decoded
-//! when a layer is computed. What a file needs beyond the forward pass is refused by name, so that
-//! nothing is trained wrongly. Used by `model`; `load` by `train` and `pretrain`, its two halves by
-//! `survey`.
+//! The frozen weights by name: decoded into tensors once, or left in the file as they are stored
+//! (quantized) and decoded whenever a layer is computed. [`check`] refuses by name what a file needs
+//! beyond the forward pass, because it would be trained wrongly. Also writes a model that was trained
+//! from scratch. Used by `model`; `check` by `survey`, the writing by `pretrain` and `export`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
@@ -13,33 +13,46 @@ use nano::tokenizer::Tokenizer;
 use protocol::BaseKind;
 use tch::{Device, Kind, Tensor};
 
-use crate::arch::Shape;
-use crate::base::{BaseFile, Stored};
-use crate::model::Model;
+use crate::arch::{RopeFactors, Shape};
+use crate::base::{BaseFile, StoredTensor};
 
 /// One tensor of the base.
 #[derive(Debug)]
 enum Weight {
-    /// Decoded once, in f32 or bf16.
-    Held(Tensor),
-    /// Decoded whenever it is used.
-    Stored(Stored),
+    /// In memory, in f32 or bf16.
+    Decoded(Tensor),
+    /// In the file; decoded whenever it is used.
+    Stored(StoredTensor),
 }
 
 /// The tensors of a model by GGUF name without `.weight`.
 #[derive(Debug)]
 pub(crate) struct Weights {
     tensors: HashMap<String, Weight>,
-    /// Matrices that are multiplied by the same input, one above the other, by the first one's name.
-    stacks: HashMap<String, Tensor>,
+    /// Matrices that are multiplied by the same input, concatenated, by the first one's name.
+    fused: HashMap<String, Tensor>,
     device: Device,
 }
 
 impl Weights {
-    /// Weights that are numbers already.
-    pub(crate) fn held(tensors: HashMap<String, Tensor>, device: Device) -> Self {
-        let tensors = tensors.into_iter().map(|(name, tensor)| (name, Weight::Held(tensor)));
-        Self { tensors: tensors.collect(), stacks: HashMap::new(), device }
+    /// Takes tensors that are in memory already.
+    pub(crate) fn decoded(tensors: HashMap<String, Tensor>, device: Device) -> Self {
+        let tensors = tensors.into_iter().map(|(name, tensor)| (name, Weight::Decoded(tensor)));
+        Self { tensors: tensors.collect(), fused: HashMap::new(), device }
+    }
+    /// Loads the tensors of a shape that [`check`] has given, or of its first blocks.
+    pub(crate) fn load(
+        file: &BaseFile,
+        shape: &Shape,
+        kind: BaseKind,
+        device: Device,
+    ) -> anyhow::Result<Self> {
+        let mut tensors = HashMap::new();
+        for (name, _) in expected(shape, file) {
+            let weight = load(find(file, &name)?, kind, device)?;
+            tensors.insert(name, weight);
+        }
+        Ok(Self { tensors, fused: HashMap::new(), device })
     }
     /// Whether there is such a tensor.
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -49,33 +62,33 @@ impl Weights {
     /// it alone, when matrices are multiplied in this kind.
     pub(crate) fn are_transient(&self, compute: Kind) -> bool {
         self.tensors.values().any(|weight| match weight {
-            Weight::Held(tensor) => tensor.dim() == 2 && tensor.kind() != compute,
+            Weight::Decoded(tensor) => tensor.dim() == 2 && tensor.kind() != compute,
             Weight::Stored(_) => true,
         })
     }
-    /// Lays matrices that share their input one above the other, once for all passes.
-    pub(crate) fn stack(&mut self, names: &[String]) {
-        let held = names.iter().map(|name| match self.weight(name) {
-            Weight::Held(tensor) => Some(tensor),
+    /// Concatenates matrices that share their input, once for all passes.
+    pub(crate) fn fuse(&mut self, names: &[String]) {
+        let decoded = names.iter().map(|name| match self.weight(name) {
+            Weight::Decoded(tensor) => Some(tensor),
             Weight::Stored(_) => None,
         });
-        let Some(held) = held.collect::<Option<Vec<_>>>() else { return };
-        let stack = Tensor::cat(&held, 0);
-        let sizes: Vec<i64> = held.iter().map(|tensor| tensor.size()[0]).collect();
-        for (name, part) in names.iter().zip(stack.split_with_sizes(sizes, 0)) {
+        let Some(decoded) = decoded.collect::<Option<Vec<_>>>() else { return };
+        let fused = Tensor::cat(&decoded, 0);
+        let sizes: Vec<i64> = decoded.iter().map(|tensor| tensor.size()[0]).collect();
+        for (name, part) in names.iter().zip(fused.split_with_sizes(sizes, 0)) {
             self.insert(name.clone(), part);
         }
-        self.stacks.insert(names[0].clone(), stack);
+        self.fused.insert(names[0].clone(), fused);
     }
-    /// Matrices one above the other, and the rows of each.
-    pub(crate) fn stacked(&self, names: &[String], kind: Kind) -> (Tensor, Vec<i64>) {
+    /// Matrices that share their input as one, `[out of all, in]`, and the rows of each.
+    pub(crate) fn fused(&self, names: &[String], kind: Kind) -> (Tensor, Vec<i64>) {
         let rows = |name: &String| match self.weight(name) {
-            Weight::Held(tensor) => tensor.size()[0],
+            Weight::Decoded(tensor) => tensor.size()[0],
             Weight::Stored(stored) => stored.shape[0],
         };
         let sizes = names.iter().map(rows).collect();
-        if let Some(stack) = self.stacks.get(&names[0]) {
-            return (stack.to_kind(kind), sizes);
+        if let Some(fused) = self.fused.get(&names[0]) {
+            return (fused.to_kind(kind), sizes);
         }
         if let [name] = names {
             return (self.get_as(name, kind), sizes);
@@ -89,8 +102,8 @@ impl Weights {
     }
     fn get_as(&self, name: &str, kind: Kind) -> Tensor {
         match self.weight(name) {
-            Weight::Held(tensor) => tensor.to_kind(kind),
-            Weight::Stored(stored) => readable(stored.read(self.device)).to_kind(kind),
+            Weight::Decoded(tensor) => tensor.to_kind(kind),
+            Weight::Stored(stored) => expect_read(stored.read(self.device)).to_kind(kind),
         }
     }
     /// A tensor in f32 if it is there.
@@ -100,43 +113,43 @@ impl Weights {
     /// Rows `from..from + n` of a matrix.
     pub(crate) fn rows(&self, name: &str, from: i64, n: i64, kind: Kind) -> Tensor {
         match self.weight(name) {
-            Weight::Held(tensor) => tensor.narrow(0, from, n).to_kind(kind),
+            Weight::Decoded(tensor) => tensor.narrow(0, from, n).to_kind(kind),
             Weight::Stored(stored) => {
                 let index = |n: i64| usize::try_from(n).expect("rows are counted from zero");
-                readable(stored.read_rows(index(from), index(n), self.device)).to_kind(kind)
+                expect_read(stored.read_rows(index(from), index(n), self.device)).to_kind(kind)
             }
         }
     }
-    /// The rows with these indices, in f32.
-    pub(crate) fn look_up(&self, name: &str, ids: &Tensor) -> Tensor {
+    /// The rows with these indices, in f32: ids `[N]` to `[N, d]`.
+    pub(crate) fn embedding(&self, name: &str, ids: &Tensor) -> Tensor {
         let stored = match self.weight(name) {
-            Weight::Held(tensor) => {
+            Weight::Decoded(tensor) => {
                 return Tensor::embedding(tensor, ids, -1, false, false).to_kind(Kind::Float);
             }
             Weight::Stored(stored) => stored,
         };
         // Each row is read once, however often its token occurs.
-        let (unique, places, _) = ids.unique_dim(0, true, true, false);
+        let (unique, inverse, _) = ids.unique_dim(0, true, true, false);
         let unique = Vec::<i64>::try_from(unique).expect("ids are a vector of integers");
         let rows: Vec<Tensor> = unique
             .iter()
             .map(|&id| {
                 let id = usize::try_from(id).expect("ids were checked against the vocabulary");
-                readable(stored.read_rows(id, 1, self.device))
+                expect_read(stored.read_rows(id, 1, self.device))
             })
             .collect();
-        Tensor::cat(&rows, 0).index_select(0, &places)
+        Tensor::cat(&rows, 0).index_select(0, &inverse)
     }
-    /// All tensors that are numbers, by name.
+    /// All tensors that are in memory, by name.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&String, &Tensor)> {
         self.tensors.iter().filter_map(|(name, weight)| match weight {
-            Weight::Held(tensor) => Some((name, tensor)),
+            Weight::Decoded(tensor) => Some((name, tensor)),
             Weight::Stored(_) => None,
         })
     }
     /// Adds or replaces a tensor.
     pub(crate) fn insert(&mut self, name: String, tensor: Tensor) {
-        self.tensors.insert(name, Weight::Held(tensor));
+        self.tensors.insert(name, Weight::Decoded(tensor));
     }
     fn weight(&self, name: &str) -> &Weight {
         // `load` has checked that every tensor of the shape is there.
@@ -144,25 +157,13 @@ impl Weights {
     }
 }
 
-/// The file was there and whole when it was opened; tch's own calls end in the same way.
-fn readable(read: anyhow::Result<Tensor>) -> Tensor {
+/// Panics where a tensor cannot be read: the file was whole when it was opened, and a forward pass
+/// has no result to return, because tch's own calls panic too.
+fn expect_read(read: anyhow::Result<Tensor>) -> Tensor {
     read.unwrap_or_else(|error| panic!("the base model cannot be read any more: {error:#}"))
 }
 
-/// Loads a base for a server with so long a context.
-pub(crate) fn load(
-    path: &Path,
-    kind: BaseKind,
-    served_context: u32,
-    device: Device,
-) -> anyhow::Result<Model> {
-    let file = BaseFile::open(path)?;
-    check(&file, served_context)
-        .and_then(|shape| hold_all(&file, shape, kind, device))
-        .with_context(|| path.display().to_string())
-}
-
-/// What a file says of itself. Refuses what the forward pass does not compute; looks at no values.
+/// Reads the shape of a file and refuses what the forward pass does not compute. Reads no values.
 pub(crate) fn check(file: &BaseFile, served_context: u32) -> anyhow::Result<Shape> {
     let shape = Shape::read(file, served_context)?;
     let expected = expected(&shape, file);
@@ -178,24 +179,8 @@ pub(crate) fn check(file: &BaseFile, served_context: u32) -> anyhow::Result<Shap
     Ok(shape)
 }
 
-/// The tensors of a shape that [`check`] has given, or of its first blocks.
-pub(crate) fn hold_all(
-    file: &BaseFile,
-    shape: Shape,
-    kind: BaseKind,
-    device: Device,
-) -> anyhow::Result<Model> {
-    let mut tensors = HashMap::new();
-    for (name, _) in expected(&shape, file) {
-        let held = hold(find(file, &name)?, kind, device)?;
-        tensors.insert(name, held);
-    }
-    let weights = Weights { tensors, stacks: HashMap::new(), device };
-    Ok(Model { shape, weights, lora: None, device, compute: Kind::Float })
-}
-
 /// A tensor by its name without `.weight`.
-fn find(file: &BaseFile, name: &str) -> anyhow::Result<Stored> {
+fn find(file: &BaseFile, name: &str) -> anyhow::Result<StoredTensor> {
     let (weight, bias) = (file.find(&format!("{name}.weight"))?, file.find(name)?);
     weight.or(bias).with_context(|| format!("tensor {name}.weight is missing"))
 }
@@ -208,7 +193,7 @@ fn expected(shape: &Shape, file: &BaseFile) -> Vec<(String, Vec<i64>)> {
         ("output_norm".to_owned(), vec![sizes.n_embd]),
     ];
     let mut optional = Vec::new();
-    if shape.architecture.own_head {
+    if shape.architecture.untied_head {
         optional.push(("output".to_owned(), vec![sizes.n_vocab, sizes.n_embd]));
     }
     if shape.architecture.head_bias {
@@ -224,36 +209,38 @@ fn expected(shape: &Shape, file: &BaseFile) -> Vec<(String, Vec<i64>)> {
         let biases = shape.biases().into_iter();
         optional.extend(biases.map(|(name, n)| (format!("blk.{layer}.{name}.bias"), vec![n])));
     }
-    let in_file: std::collections::HashSet<&str> =
+    let in_file: HashSet<&str> =
         file.tensors().map(|tensor| tensor.name.trim_end_matches(".weight")).collect();
     expected.extend(optional.into_iter().filter(|(name, _)| in_file.contains(name.as_str())));
     expected
 }
 
-/// The rotary factors that the server's context does not call for.
+/// Whether a tensor holds the rotary factors for contexts of another length than the server's.
 fn is_unused(shape: &Shape, name: &str) -> bool {
-    shape.architecture.factors == crate::arch::Factors::ByContext
+    shape.architecture.rope_factors == RopeFactors::ByContext
         && ["rope_factors_long", "rope_factors_short"].contains(&name)
 }
 
-fn hold(stored: Stored, kind: BaseKind, device: Device) -> anyhow::Result<Weight> {
+fn load(stored: StoredTensor, kind: BaseKind, device: Device) -> anyhow::Result<Weight> {
     stored.check_finite()?;
     let is_matrix = stored.shape.len() == 2;
     Ok(match kind {
         BaseKind::Quantized if is_matrix => Weight::Stored(stored),
-        BaseKind::Bf16 if is_matrix => Weight::Held(stored.read(device)?.to_kind(Kind::BFloat16)),
-        _ => Weight::Held(stored.read(device)?),
+        BaseKind::Bf16 if is_matrix => {
+            Weight::Decoded(stored.read(device)?.to_kind(Kind::BFloat16))
+        }
+        _ => Weight::Decoded(stored.read(device)?),
     })
 }
 
-/// Writes a model trained from scratch as an F32 GGUF with its tokenizer.
+/// Writes a llama that was trained from scratch as an F32 GGUF with its tokenizer.
 pub(crate) fn save(
-    model: &Model,
+    (shape, weights): (&Shape, &Weights),
     tokenizer: &Tokenizer,
     name: &str,
     path: &Path,
 ) -> anyhow::Result<()> {
-    let (shape, sizes) = (&model.shape, model.shape.sizes);
+    let sizes = shape.sizes;
     let mut writer = Writer::default();
     let string = |text: &str| Value::String(text.to_owned());
     let count = |n: i64| Value::Unsigned(n.cast_unsigned());
@@ -276,7 +263,7 @@ pub(crate) fn save(
         writer.metadata(&format!("llama.{key}"), value);
     }
     tokenizer.write_metadata(&mut writer, CHAT_TEMPLATE);
-    let mut tensors: Vec<_> = model.weights.tensors().collect();
+    let mut tensors: Vec<_> = weights.tensors().collect();
     tensors.sort_by_key(|(name, _)| *name);
     for (name, tensor) in tensors {
         add_tensor(&mut writer, &format!("{name}.weight"), tensor)?;
@@ -284,7 +271,7 @@ pub(crate) fn save(
     writer.write(path).with_context(|| format!("write {}", path.display()))
 }
 
-/// Adds a tensor; torch's row-major shape is ggml's `ne` reversed.
+/// Adds a tensor to a GGUF. ggml's `ne` is torch's row-major shape reversed.
 pub(crate) fn add_tensor(writer: &mut Writer, name: &str, tensor: &Tensor) -> anyhow::Result<()> {
     let shape: Vec<u64> = tensor.size().iter().rev().map(|&n| n.cast_unsigned()).collect();
     let values =

@@ -1,16 +1,16 @@
-//! The numbers of one model, out of its GGUF metadata under the keys and with the defaults of
-//! llama.cpp. Whatever the forward pass does not compute is refused by name. Used by `weights`.
+//! The shape of one model, read from its GGUF metadata under the keys and with the defaults of
+//! llama.cpp. What the forward pass does not compute is refused by name. Used by `weights`.
 
 use anyhow::{Context as _, bail, ensure};
 use files::gguf::{Gguf, Value};
 
-use super::{ALL, Architecture, Factors};
+use super::architecture::{self, ALL, Architecture, RopeFactors};
 use crate::base::BaseFile;
 
 /// llama.cpp's own bound (`LLAMA_MAX_LAYERS`).
 const MAX_LAYERS: i64 = 512;
 
-/// How large everything is.
+/// Sizes, under llama.cpp's names.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sizes {
     pub n_layer: i64,
@@ -23,26 +23,26 @@ pub(crate) struct Sizes {
     pub n_ctx: i64,
 }
 
-/// A rotary embedding: an element pair i at position p is turned by
-/// p scale base^(-2i / `n_rot`) / factors\[i\] and multiplied by `magnitude`.
+/// A rotary embedding: pair i of a head at position p is rotated by the angle
+/// p scale base^(-2 i / `n_rot`) / factors\[i\], and multiplied by `attn_factor`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Rope {
-    /// Elements of a head that are turned.
+    /// Elements of a head that are rotated.
     pub n_rot: i64,
     pub base: f64,
     pub scale: f64,
-    pub magnitude: f64,
+    pub attn_factor: f64,
     /// Name of the tensor with the factors.
     pub factors: Option<&'static str>,
 }
 
-/// The layers with a sliding window.
+/// Sliding-window attention.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Local {
-    /// A token sees so many, itself included.
-    pub window: i64,
+pub(crate) struct Window {
+    /// Tokens that a token attends to, itself included.
+    pub size: i64,
     pub rope: Rope,
-    /// For each layer whether it is one of them.
+    /// For each layer whether it has the window.
     pub layers: Vec<bool>,
 }
 
@@ -54,16 +54,16 @@ pub(crate) struct Shape {
     pub rms_eps: f64,
     pub embedding_scale: Option<f64>,
     pub attention_scale: f64,
-    pub attention_cap: Option<f64>,
-    pub final_cap: Option<f64>,
+    pub attention_softcap: Option<f64>,
+    pub logit_softcap: Option<f64>,
     pub rope: Rope,
-    pub local: Option<Local>,
-    /// One matrix gives queries, keys and values.
+    pub window: Option<Window>,
+    /// `attn_qkv` is queries, keys and values concatenated.
     pub has_fused_qkv: bool,
 }
 
 impl Shape {
-    /// Reads what a file says of itself. `served_context` is the server's context in tokens.
+    /// Reads a file's metadata. `served_context` is the server's context in tokens.
     pub(crate) fn read(base: &BaseFile, served_context: u32) -> anyhow::Result<Self> {
         let file = base.header();
         let name = file.string("general.architecture").unwrap_or("");
@@ -81,7 +81,7 @@ impl Shape {
             ensure!(cap.is_finite() && 0.0 <= cap, "{name}.{key} is {cap}");
             Ok((0.0 < cap).then_some(cap))
         };
-        let query_size = if architecture.wide_query_layers == Some(sizes.n_layer) {
+        let query_size = if architecture.scaled_by_width_layers == Some(sizes.n_layer) {
             sizes.n_embd / sizes.n_head
         } else {
             sizes.head_dim
@@ -96,37 +96,37 @@ impl Shape {
             rms_eps,
             embedding_scale: architecture.scales_embedding.then(|| (sizes.n_embd as f64).sqrt()),
             attention_scale: 1.0 / (query_size as f64).sqrt(),
-            attention_cap: cap("attn_logit_softcapping", architecture.attention_cap)?,
-            final_cap: cap("final_logit_softcapping", architecture.final_cap)?,
-            local: local(&keys, architecture, &sizes, &rope)?,
+            attention_softcap: cap("attn_logit_softcapping", architecture.attention_softcap)?,
+            logit_softcap: cap("final_logit_softcapping", architecture.logit_softcap)?,
+            window: window(&keys, architecture, &sizes, &rope)?,
             rope,
             has_fused_qkv: base.info("blk.0.attn_qkv.weight").is_some(),
         })
     }
 
-    /// A llama without any extra.
+    /// A llama without scaling, soft caps or a window.
     pub(crate) fn llama(sizes: Sizes, rms_eps: f64, rope_base: f64) -> Self {
         Self {
-            architecture: &super::LLAMA,
+            architecture: &architecture::LLAMA,
             sizes,
             rms_eps,
             embedding_scale: None,
             attention_scale: 1.0 / (sizes.head_dim as f64).sqrt(),
-            attention_cap: None,
-            final_cap: None,
+            attention_softcap: None,
+            logit_softcap: None,
             rope: Rope {
                 n_rot: sizes.head_dim,
                 base: rope_base,
                 scale: 1.0,
-                magnitude: 1.0,
+                attn_factor: 1.0,
                 factors: None,
             },
-            local: None,
+            window: None,
             has_fused_qkv: false,
         }
     }
 
-    /// Name and `[out, in]` of the linear layers of a block; each can carry an adapter.
+    /// Name and `[out, in]` of the linear layers of a block. Each of them gets an adapter.
     pub(crate) fn linears(&self) -> Vec<(&'static str, [i64; 2])> {
         let Sizes { n_embd, n_ff, .. } = self.sizes;
         let [q, kv] = self.widths();
@@ -168,16 +168,16 @@ impl Shape {
         linears.map(|(name, [n_out, _])| (name, n_out)).collect()
     }
 
-    /// Width of all query heads and of all key heads.
+    /// Width of all query heads together, and of all key heads.
     pub(crate) fn widths(&self) -> [i64; 2] {
         let Sizes { n_head, n_head_kv, head_dim, .. } = self.sizes;
         [n_head * head_dim, n_head_kv * head_dim]
     }
 
     /// Whether a layer has a sliding window.
-    pub(crate) fn is_local(&self, layer: i64) -> bool {
+    pub(crate) fn has_window(&self, layer: i64) -> bool {
         let index = usize::try_from(layer).unwrap_or(usize::MAX);
-        self.local.as_ref().and_then(|local| local.layers.get(index)).copied().unwrap_or(false)
+        self.window.as_ref().and_then(|window| window.layers.get(index)).copied().unwrap_or(false)
     }
 }
 
@@ -280,8 +280,8 @@ fn rope(
     };
     let is_known = match kind {
         "none" | "linear" => true,
-        // Its factors are tensors; without support for those it would be trained wrongly.
-        "longrope" => architecture.factors == Factors::ByContext,
+        // Its factors are tensors: an architecture without them would be trained wrongly.
+        "longrope" => architecture.rope_factors == RopeFactors::ByContext,
         _ => false,
     };
     ensure!(is_known, "rotary scaling {kind:?} is not supported by this trainer");
@@ -304,43 +304,43 @@ fn rope(
         sizes.head_dim
     );
     let original = keys.count("rope.scaling.original_context_length")?.unwrap_or(sizes.n_ctx);
-    let candidate = match architecture.factors {
-        Factors::None => None,
-        Factors::Frequencies => Some("rope_freqs"),
-        Factors::ByContext if original < i64::from(served_context) => Some("rope_factors_long"),
-        Factors::ByContext => Some("rope_factors_short"),
+    let candidate = match architecture.rope_factors {
+        RopeFactors::None => None,
+        RopeFactors::Frequencies => Some("rope_freqs"),
+        RopeFactors::ByContext if original < i64::from(served_context) => Some("rope_factors_long"),
+        RopeFactors::ByContext => Some("rope_factors_short"),
     };
     let exists = |name: &&str| keys.base.info(&format!("{name}.weight")).is_some();
     let rope = Rope {
         n_rot,
         base: keys.float("rope.freq_base").unwrap_or(10000.0),
         scale,
-        magnitude: keys.float("rope.scaling.attn_factor").unwrap_or(1.0),
+        attn_factor: keys.float("rope.scaling.attn_factor").unwrap_or(1.0),
         factors: candidate.filter(exists),
     };
-    let numbers = [rope.base, rope.scale, rope.magnitude];
+    let numbers = [rope.base, rope.scale, rope.attn_factor];
     ensure!(numbers.iter().all(|n| n.is_finite() && 0.0 < *n), "the rotary embedding is {rope:?}");
     Ok(rope)
 }
 
-fn local(
+fn window(
     keys: &Keys<'_>,
     architecture: &Architecture,
     sizes: &Sizes,
     rope: &Rope,
-) -> anyhow::Result<Option<Local>> {
-    let Some(rule) = architecture.window else { return Ok(None) };
-    let is_absent = rule.size.is_none()
+) -> anyhow::Result<Option<Window>> {
+    let Some(defaults) = architecture.window else { return Ok(None) };
+    let is_absent = defaults.size.is_none()
         && matches!(keys.value("attention.sliding_window"), Some(Value::Unsigned(0)));
     let said = if is_absent { None } else { keys.count("attention.sliding_window")? };
-    let Some(window) = said.or(rule.size) else { return Ok(None) };
+    let Some(size) = said.or(defaults.size) else { return Ok(None) };
     let key = "attention.sliding_window_pattern";
     let layers: Vec<bool> = match keys.value(key) {
         Some(Value::Array(values)) => {
             let layers: Option<_> = values
                 .iter()
                 .map(|value| match value {
-                    Value::Bool(is_local) => Some(*is_local),
+                    Value::Bool(has_window) => Some(*has_window),
                     Value::Unsigned(n) => Some(*n != 0),
                     Value::Signed(n) => Some(*n != 0),
                     _ => None,
@@ -350,7 +350,7 @@ fn local(
         }
         said => {
             let pattern = match said {
-                None => rule.pattern,
+                None => defaults.pattern,
                 Some(Value::Unsigned(pattern)) => *pattern,
                 Some(_) => bail!("{} is no number", keys.name(key)),
             };
@@ -365,8 +365,8 @@ fn local(
         layers.len(),
         sizes.n_layer
     );
-    let base = keys.float("rope.freq_base_swa").or(rule.rope_base).unwrap_or(rope.base);
+    let base = keys.float("rope.freq_base_swa").or(defaults.rope_base).unwrap_or(rope.base);
     ensure!(base.is_finite() && 0.0 < base, "the rotary base of layers with a window is {base}");
-    let scale = if rule.is_stretched { rope.scale } else { 1.0 };
-    Ok(Some(Local { window, rope: Rope { base, scale, ..rope.clone() }, layers }))
+    let scale = if defaults.is_rope_scaled { rope.scale } else { 1.0 };
+    Ok(Some(Window { size, rope: Rope { base, scale, ..rope.clone() }, layers }))
 }

@@ -7,12 +7,13 @@ use files::gguf::{Gguf, TensorInfo, Value, Writer};
 use protocol::BaseKind;
 use tch::{Device, Kind, Tensor};
 
-use super::{alone, logprobs};
+use super::fixtures::{alone, logprobs};
+use crate::backward;
 use crate::batch::{Batch, Sequence, Tree};
 use crate::lora::Lora;
 use crate::model::Model;
-use crate::{sweep, weights};
 use testkit::random_model::{ARCHITECTURES, CONTEXT, N_VOCAB, with_metadata, write as write_model};
+use testkit::skipped;
 
 /// Two answers to one prompt, longer than the window of the random models.
 fn sequences() -> Vec<Sequence> {
@@ -28,18 +29,18 @@ fn batch(device: Device) -> Batch {
 }
 
 fn load(path: &Path, kind: BaseKind) -> Model {
-    weights::load(path, kind, CONTEXT, Device::Cpu).unwrap()
+    Model::load(path, kind, CONTEXT, Device::Cpu).unwrap()
 }
 
-/// A model with an adapter that does something.
+/// A model with an adapter that changes the log-probs.
 fn adapted(path: &Path, kind: BaseKind) -> Model {
     adapted_on(path, kind, Kind::Float, Device::Cpu)
 }
 
 fn adapted_on(path: &Path, kind: BaseKind, compute: Kind, device: Device) -> Model {
-    let mut model = weights::load(path, kind, CONTEXT, device).unwrap();
+    let mut model = Model::load(path, kind, CONTEXT, device).unwrap();
     model.compute = compute;
-    model.stack_matrices();
+    model.fuse_projections();
     // Drawn on the processor, so that they are the same everywhere.
     tch::manual_seed(4);
     let lora = Lora::new(&model.shape, 4, 8.0, Device::Cpu);
@@ -58,9 +59,17 @@ fn parameters(model: &Model) -> Vec<Tensor> {
 
 /// Gradients of a loss that weighs every log-prob differently.
 fn gradients(model: &Model, recompute: bool) -> Vec<Tensor> {
+    gradients_of(model, &batch(model.device), recompute, weighted)
+}
+
+fn gradients_of(
+    model: &Model,
+    batch: &Batch,
+    recompute: bool,
+    loss: impl FnOnce(&Tensor) -> Tensor,
+) -> Vec<Tensor> {
     parameters(model).iter_mut().for_each(Tensor::zero_grad);
-    let batch = batch(model.device);
-    sweep::gradients(model, &batch, recompute, weighted);
+    backward::gradients(model, batch, recompute, loss);
     let gradient = |parameter: &Tensor| parameter.grad().copy().to_device(Device::Cpu);
     parameters(model).iter().map(gradient).collect()
 }
@@ -102,6 +111,45 @@ fn a_tree_means_the_same_as_its_sequences_to_every_architecture() {
         let apart = apart.iter().flat_map(|one| logprobs(&model, std::slice::from_ref(one)));
         let gap = packed.iter().zip(apart).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(gap < 1e-4, "{name}: {gap}");
+    }
+}
+
+/// Trees of 4, 24 and 27 tokens: two of them share a bucket, in which the shorter one is padded.
+#[test]
+fn padding_changes_neither_log_probs_nor_gradients() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let mut rng = fastrand::Rng::with_seed(5);
+    let trees = [5, 25, 28].map(|n| {
+        let tokens = (0..n).map(|_| rng.i32(0..N_VOCAB)).collect();
+        Tree::new(&[Sequence { tokens, from: 2 }])
+    });
+    let batch = Batch::new(&trees.each_ref(), Device::Cpu);
+    let sizes: Vec<_> = batch.buckets.iter().map(|bucket| bucket.size).collect();
+    assert_eq!(sizes, [[2, 27], [1, 4]]);
+    for name in ARCHITECTURES {
+        let path = folder.path().join(name);
+        write_model(name, 1, &path);
+        let model = adapted(&path, BaseKind::F32);
+        let sum = |logprobs: &Tensor| logprobs.sum(Kind::Float);
+        let together = gradients_of(&model, &batch, false, sum);
+        let together_logprobs = model.logprobs(&batch);
+        let mut apart: Vec<Tensor> = together.iter().map(Tensor::zeros_like).collect();
+        let mut apart_logprobs = Vec::new();
+        for tree in &trees {
+            let batch = Batch::new(&[tree], Device::Cpu);
+            assert!(batch.unpad.is_none(), "a tree alone needs no padding");
+            apart_logprobs.push(model.logprobs(&batch));
+            for (sum, one) in apart.iter_mut().zip(gradients_of(&model, &batch, false, sum)) {
+                *sum += one;
+            }
+        }
+        let gap = largest(&(together_logprobs - Tensor::cat(&apart_logprobs, 0)));
+        assert!(gap < 1e-4, "{name}: log-probs differ by {gap}");
+        let size = apart.iter().map(largest).fold(0.0, f64::max);
+        for (a, b) in together.iter().zip(&apart) {
+            assert!(largest(&(a - b)) < 1e-5 * size, "{name}: {}", largest(&(a - b)) / size);
+        }
     }
 }
 
@@ -165,7 +213,7 @@ fn a_gpu_computes_what_the_processor_does() {
     let _alone = alone();
     let device = crate::cuda::device(protocol::Device::Auto).unwrap();
     if device == Device::Cpu {
-        println!("there is no GPU here");
+        skipped("there is no GPU here");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -287,7 +335,7 @@ fn what_is_not_computed_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let (path, other) = (folder.path().join("whole"), folder.path().join("changed"));
     let refusal = || {
-        let error = weights::load(&other, BaseKind::F32, CONTEXT, Device::Cpu).unwrap_err();
+        let error = Model::load(&other, BaseKind::F32, CONTEXT, Device::Cpu).unwrap_err();
         format!("{error:#}")
     };
     let text = |text: &str| Value::String(text.into());

@@ -12,7 +12,7 @@ use files::gguf::{Gguf, model_sha256};
 use protocol::{CHECKPOINT, Group, Job, Objective, Probe, Rollout, TrainerEvent};
 use testkit::{mutation, tiny};
 
-use super::{alone, job, refusal, run, write};
+use super::fixtures::{alone, job, refusal, run, write};
 use crate::train::Failure;
 
 const BASES: u64 = 300;

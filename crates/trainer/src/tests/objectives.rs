@@ -3,7 +3,7 @@
 
 use protocol::{Example, Group, Job, Objective, Rollout, Step, TrainerEvent};
 
-use super::{alone, job, logprobs, refusal, run, steps_of, tiny, write};
+use super::fixtures::{alone, job, logprobs, refusal, run, steps_of, tiny, write};
 use crate::batch::Sequence;
 
 fn steps(job: &Job) -> Vec<Step> {

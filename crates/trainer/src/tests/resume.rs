@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use protocol::{CHECKPOINT, Job, Objective, Optimizer, Step, TrainerEvent};
 use tch::Device;
 
-use super::{alone, job, run, steps_of, write};
+use super::fixtures::{alone, job, run, steps_of, write};
 use crate::train::{self, Failure};
 
 /// Runs until an event fits; then the daemon is gone. `None`: it came to its end.

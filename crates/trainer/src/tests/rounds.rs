@@ -7,7 +7,7 @@ use files::gguf::{Gguf, Writer};
 use protocol::{Job, Lora as LoraShape, Step, TrainerEvent};
 use tch::Device;
 
-use super::{alone, job, logprobs, refusal, run, sequences, steps_of, tiny};
+use super::fixtures::{alone, job, logprobs, refusal, run, sequences, steps_of, tiny};
 use crate::export;
 
 /// A job that starts from the adapter of a first round in the same folder.
