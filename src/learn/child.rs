@@ -449,5 +449,4 @@ async fn read_lines(
 }
 
 #[cfg(test)]
-#[path = "child_tests.rs"]
 mod tests;

@@ -557,5 +557,4 @@ fn distinct_2(answers: &[&[Token]]) -> f64 {
 }
 
 #[cfg(test)]
-#[path = "gate_tests.rs"]
 mod tests;

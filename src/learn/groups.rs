@@ -138,5 +138,4 @@ fn row(member: &Member, mean: f64) -> PairRow {
 }
 
 #[cfg(test)]
-#[path = "groups_tests.rs"]
 mod tests;

@@ -32,8 +32,6 @@ pub mod survey;
 mod task;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod trust_tests;
 mod worth;
 
 use std::path::PathBuf;

@@ -339,5 +339,4 @@ fn similarity(a: &[Token], b: &[Token]) -> f64 {
 }
 
 #[cfg(test)]
-#[path = "pairs_tests.rs"]
 pub(super) mod tests;

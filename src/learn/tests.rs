@@ -6,6 +6,7 @@ mod guards;
 mod imports;
 
 mod resume;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -151,5 +151,4 @@ fn corrected(assessments: &[Assessment], ratings: &BTreeMap<&str, i8>) -> Vec<As
 }
 
 #[cfg(test)]
-#[path = "worth_tests.rs"]
 mod tests;

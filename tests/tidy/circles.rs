@@ -34,8 +34,7 @@ fn source(path: &Path, text: &str) -> Option<(String, Module, String)> {
     if module.last().is_some_and(|last| ["mod", "lib", "main"].contains(&last.as_str())) {
         module.pop();
     }
-    let is_test = |name: &String| name == "tests" || name.ends_with("_tests");
-    if module.iter().any(is_test) {
+    if module.iter().any(|name| name == "tests") {
         return None;
     }
     let code: Vec<&str> = text

@@ -488,5 +488,4 @@ fn matrix(name: &str, view: &TensorView<'_>) -> Result<Matrix, String> {
 }
 
 #[cfg(test)]
-#[path = "peft_tests.rs"]
 mod tests;

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::tests::*;
 use super::*;
+use crate::learn::*;
 use config::{Agent, Pass};
 use prompt::{Message, PromptSet, Role};
 use store::{Feedback, RunState};
