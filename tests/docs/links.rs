@@ -175,3 +175,21 @@ fn documents_that_the_code_names_are_there() {
     }
     assert_none(&findings);
 }
+
+#[test]
+fn sources_that_documents_name_are_there() {
+    let name = regex::Regex::new("`((?:src|crates|tests|bench)/[A-Za-z0-9_./-]+)`").unwrap();
+    let mut findings = Vec::new();
+    let mut n_found = 0;
+    // What the log says of older trees stays as it was.
+    for Document { path, text } in documents().iter().filter(|it| !it.path.ends_with("LOG.md")) {
+        for found in name.captures_iter(text) {
+            n_found += 1;
+            if !Path::new(ROOT).join(&found[1]).exists() {
+                findings.push(format!("{} names {}", path.display(), &found[1]));
+            }
+        }
+    }
+    assert_none(&findings);
+    assert!(10 < n_found, "{n_found} sources are named: the pattern finds them no more");
+}
