@@ -1,11 +1,10 @@
 //! `reflectd doctor`: what this machine would serve with and what stands in the way of it, found out
 //! with the code that the daemon starts with, and whether and how fast the model can be trained, as
 //! the trainer says; or the same about one model file. It changes nothing and needs no daemon.
-//! Called by `cli::run`.
-
-mod training;
+//! Called by `cli::run`; `init` uses its parts.
 
 mod beside;
+pub(super) mod training;
 
 use std::path::{Path, PathBuf};
 
@@ -61,13 +60,13 @@ struct Engine {
 }
 
 #[derive(Debug, Serialize)]
-struct Model {
-    path: PathBuf,
+pub(super) struct Model {
+    pub(super) path: PathBuf,
     /// `compiles`, or why not.
-    chat_template: String,
-    servable: bool,
+    pub(super) chat_template: String,
+    pub(super) servable: bool,
     #[serde(flatten)]
-    survey: Survey,
+    pub(super) survey: Survey,
 }
 
 #[derive(Debug, Serialize)]
@@ -166,7 +165,10 @@ fn decided(engine: &EngineConfig, machine: Option<&Machine>, model: Option<&Mode
 }
 
 /// `None` when the file is no GGUF at all.
-async fn look_at_model(engine: &EngineConfig, problems: &mut Vec<Problem>) -> Option<Model> {
+pub(super) async fn look_at_model(
+    engine: &EngineConfig,
+    problems: &mut Vec<Problem>,
+) -> Option<Model> {
     let path = engine.model.clone();
     let before = problems.len();
     let survey = llama::survey(engine);
@@ -323,6 +325,6 @@ fn tables(survey: &Survey) -> String {
     format!("{text}\n{}", memory.render())
 }
 
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }

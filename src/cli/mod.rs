@@ -1,5 +1,5 @@
-//! The command line: one file a subcommand. Everything but `serve`, `check`, `doctor`, `probe` and
-//! `demo` is only a client of the daemon's socket; `export` also reads the files that it names. The
+//! The command line: one file a subcommand. Everything but `serve`, `check`, `init`, `doctor`, `probe`
+//! and `demo` is only a client of the daemon's socket; `export` also reads the files that it names. The
 //! one place where an error becomes an exit code. Called by `main`; nothing else uses it.
 
 mod adapters;
@@ -15,6 +15,7 @@ mod explore;
 mod export;
 mod feedback;
 mod gate;
+mod init;
 mod judge;
 mod judge_report;
 mod nano;
@@ -108,6 +109,8 @@ enum Command {
     Ask(ask::Arguments),
     /// Show what the daemon is doing.
     Status(Json),
+    /// Begin: choose a model, and write the files that serve it.
+    Init(init::Arguments),
     /// Read the configuration and report every problem in it.
     Check(Json),
     /// Show what this machine would serve with, and what stands in the way of it.
@@ -168,6 +171,7 @@ async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
         Command::Serve | Command::Check(_) | Command::Probe(_) | Command::Gate(_) => {
             unreachable!("`run` has taken these")
         }
+        Command::Init(arguments) => init::run(places, arguments).await,
         Command::Doctor(arguments) => doctor::run(places, arguments).await,
         Command::Chat(arguments) => chat::run(&client, &arguments).await,
         Command::Ask(arguments) => ask::run(&client, arguments).await,
@@ -190,6 +194,9 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
         return error.exit();
     }
     if let Some(error) = error.downcast_ref::<StartError>() {
+        return error.exit();
+    }
+    if let Some(error) = error.downcast_ref::<init::SampleError>() {
         return error.exit();
     }
     if error.is::<ConfigError>() {

@@ -10,6 +10,7 @@ mod daemon;
 mod doctor;
 mod export;
 mod hostile;
+mod init;
 mod judges;
 mod learning;
 mod objectives;
