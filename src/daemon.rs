@@ -33,6 +33,7 @@ use crate::learn::{self, Learner};
 use crate::paths::StateDir;
 use crate::prompt::{ChatTemplate, PromptError};
 use crate::reflect::Reflector;
+use crate::socket_path::SocketPath;
 use crate::store::{self, StoreError, StoreThread};
 
 use lock::StateLock;
@@ -51,8 +52,8 @@ pub struct Options {
     pub root: PathBuf,
     /// The folder of everything that the daemon writes.
     pub state: PathBuf,
-    /// Instead of the configured socket.
-    pub socket: Option<PathBuf>,
+    /// Where the socket lies, unless the configuration names one.
+    pub socket: SocketPath,
     /// What answers.
     pub engine: EngineSource,
 }
@@ -212,8 +213,7 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
     let (reflector, beside) = models.beside(reflector, &config).await?;
     reload::check_agents(&config, &reflector)?;
 
-    let path =
-        socket.or_else(|| config.server.socket.clone()).unwrap_or_else(|| state_dir.socket());
+    let path = socket.of_daemon(config.server.socket.as_deref(), state_dir.root());
     let config = watch::Sender::new(Arc::new(config));
     let parts = learn::Parts {
         engine: engine.clone(),

@@ -20,6 +20,7 @@
 //! | [`gguf`] | reading, checking and writing GGUF files |
 //! | [`statistics`] | shares with intervals, a judge against the truth; pure |
 //! | [`protocol`] | what daemon and trainer say to each other |
+//! | [`socket_path`] | where the socket lies and clients look for it |
 //! | [`telemetry`], [`paths`], [`exit`] | the edges of the process |
 
 #![cfg_attr(
@@ -49,6 +50,7 @@ pub mod prompt;
 pub mod protocol;
 pub mod reflect;
 pub mod signals;
+pub mod socket_path;
 pub mod statistics;
 pub mod store;
 pub mod telemetry;

@@ -68,6 +68,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("gguf", &[]),
     ("statistics", &[]),
     ("protocol", &[]),
+    ("socket_path", &[]),
     ("telemetry", &[]),
     ("paths", &[]),
     ("exit", &[]),
@@ -76,7 +77,7 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 /// What every module may use: words and files, no behaviour.
-const COMMON: &[&str] = &["exit", "paths", "protocol", "telemetry"];
+const COMMON: &[&str] = &["exit", "paths", "protocol", "socket_path", "telemetry"];
 
 /// Files below `src/` with `unsafe` code: what llama.cpp's safe bindings cannot reach.
 const UNSAFE: &[&str] = &["engine/llama.rs", "engine/llama/", "bin/reflectd-trainer/cuda.rs"];

@@ -25,7 +25,7 @@ use crate::protocol;
 
 pub use check::{load, load_prompts};
 pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
-pub use settings::{Defaults, defaults};
+pub use settings::{Defaults, configured_socket, defaults};
 
 /// Everything that the YAML files say, checked.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ pub struct ConfigError(pub Vec<Problem>);
 /// The socket and its limits.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServerConfig {
-    /// `None`: `reflectd.sock` in the state folder.
+    /// `None`: see `socket_path`.
     pub socket: Option<PathBuf>,
     /// User ids that may connect besides root and the daemon's own.
     pub allow_uids: Vec<u32>,

@@ -41,6 +41,7 @@ impl Daemon {
             .arg(scratch.root())
             .env("NOTIFY_SOCKET", &notify)
             .env_remove("REFLECTD_LOG")
+            .env_remove("RUNTIME_DIRECTORY")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

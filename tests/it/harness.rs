@@ -9,6 +9,7 @@ use hyper::Method;
 use reflectd::daemon::{self, Control, Daemon, EngineSource, Options, StartError};
 use reflectd::engine::fake::Script;
 use reflectd::exit::Exit;
+use reflectd::socket_path::SocketPath;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -154,7 +155,7 @@ pub(crate) async fn start(root: &Path, script: Script) -> Result<Daemon, StartEr
     daemon::start(Options {
         root: root.to_owned(),
         state: root.join("state"),
-        socket: None,
+        socket: SocketPath::default(),
         engine: EngineSource::Fake(script),
     })
     .await
