@@ -8,6 +8,7 @@ use super::error::ApiError;
 use super::wire::{ConfigWord, Health, HealthWord, JudgeState, Status};
 use super::{Api, Phase, judge};
 use crate::engine::Engine;
+use crate::learn::child as trainer;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -43,6 +44,7 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         agents: api.config().agents.keys().cloned().collect(),
         judge_engine: parts.reflector.judge_engine().map(Engine::stats),
         endpoint_calls: parts.reflector.endpoint_calls(),
+        trainer_fault: trainer::command_line(&api.config().trainer).err().map(|it| it.to_string()),
         config: parts.report.borrow().clone(),
     }))
 }

@@ -67,6 +67,16 @@ pub enum TrainerError {
         /// The system's words.
         source: std::io::Error,
     },
+    /// Nothing is at the place where it is installed.
+    #[error(
+        "the trainer {} is not installed: the package reflectd-trainer adds it with libtorch \
+         (`make build` in the sources builds it); without it reflectd serves, reflects, explores \
+         and exports, but trains nothing", program.display()
+    )]
+    Missing {
+        /// Where it would be.
+        program: PathBuf,
+    },
     /// Exit status 65: the job or its data are wrong, and stay so.
     #[error("the trainer refuses the job: {0}")]
     BadData(String),
@@ -121,14 +131,17 @@ pub enum TrainerError {
     Cancelled(Stop),
 }
 
-/// The program beside this one, or what `trainer.command` names.
+/// The program beside this one, which has to be there, or what `trainer.command` names.
 pub fn command_line(config: &TrainerConfig) -> Result<Vec<String>, TrainerError> {
     if let Some(command) = &config.command {
         return Ok(command.clone());
     }
     let start = |source| TrainerError::Start { program: "reflectd-trainer".into(), source };
-    let beside = std::env::current_exe().map_err(start)?.with_file_name("reflectd-trainer");
-    Ok(vec![beside.to_string_lossy().into_owned()])
+    let program = std::env::current_exe().map_err(start)?.with_file_name("reflectd-trainer");
+    if !program.exists() {
+        return Err(TrainerError::Missing { program });
+    }
+    Ok(vec![program.to_string_lossy().into_owned()])
 }
 
 /// Runs one job to its end. `quiet` says for how long no chat has run.

@@ -164,10 +164,15 @@ async fn prepare<'a>(
     .await?;
     if let Some(found) = resume::next(parts, &config).await? {
         let resume::Waiting { id, start, job, trained } = found;
+        if trained.is_none() {
+            child::command_line(&config.trainer)?;
+        }
         info!(run_id = %id, start = start.0, "An interrupted training run goes on.");
         return Ok(Run { parts, config, stage, id, start, job, trained, questions });
     }
     let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
+    // Before pairs are collected and a run is recorded.
+    child::command_line(&config.trainer)?;
     let held_out = questions.fingerprints(probes.iter().map(String::as_str));
     let Material { dataset, rows, n_new, tally, replayed, objective } =
         material::collect(parts, &config, &held_out).await?;

@@ -24,3 +24,4 @@ mod scratch;
 mod signals;
 mod split;
 mod trust;
+mod without_trainer;
