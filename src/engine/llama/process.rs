@@ -2,7 +2,7 @@
 //! `llama.rs` and its folder.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -29,14 +29,16 @@ pub(super) fn init() -> Result<(), EngineError> {
         unsafe { sys::ggml_set_abort_callback(Some(log_abort)) };
         allocator::settle();
         let folder = modules();
-        load_backends_from_path(&folder);
+        if let Some(folder) = &folder {
+            load_backends_from_path(folder);
+        }
         // SAFETY: it looks into the list of what was loaded.
         let cpu = unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) };
         if cpu.is_null() {
             return Err(format!(
                 "llama.cpp's kernel modules (libggml-cpu-*.so) are not in {}; run `make install` \
                  again, or `cargo build --release` where this program was built",
-                folder.display()
+                folder.unwrap_or_default().display()
             ));
         }
         Ok(LlamaBackend::init().expect("nothing else starts llama.cpp"))
@@ -44,13 +46,23 @@ pub(super) fn init() -> Result<(), EngineError> {
     backend.as_ref().map(drop).map_err(|reason| EngineError::Failed(reason.clone()))
 }
 
-/// Where ggml's kernel modules are: beside an installed program, or else where llama.cpp was built.
-/// Never the working directory, where anybody could put one.
-fn modules() -> PathBuf {
-    let program = std::env::current_exe().unwrap_or_default();
-    let installed = program.parent().map(|folder| folder.join("../lib/reflectd"));
-    let built = || PathBuf::from(sys::BACKENDS_DIR.unwrap_or_default());
-    installed.filter(|folder| folder.join("libggml-base.so.0").exists()).unwrap_or_else(built)
+/// Where ggml's kernel modules are: beside the ggml library that this process has loaded where it is
+/// installed, in a folder of their own where it was built. So modules and library are of one build,
+/// and the program carries no path of it. Never the working directory, where anybody could put one.
+fn modules() -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    modules_beside(&maps)
+}
+
+fn modules_beside(maps: &str) -> Option<PathBuf> {
+    let is_library = |path: &&Path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libggml-base.so"))
+    };
+    let paths = maps.lines().filter_map(|line| line.find('/').and_then(|at| line.get(at..)));
+    let library = paths.map(Path::new).find(is_library);
+    let folder = library.and_then(Path::parent)?;
+    let built = folder.with_file_name("backends");
+    Some(if folder.ends_with("lib") && built.is_dir() { built } else { folder.to_owned() })
 }
 
 /// The kernel module for the processor that ggml has picked, as `zen4` or `haswell`. ggml does not
@@ -180,4 +192,28 @@ pub(super) fn type_name(id: u32) -> String {
     }
     // SAFETY: the type is below the number of types; the name is in a static table.
     static_text(unsafe { sys::ggml_type_name(id) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_modules_are_looked_for_beside_the_library_that_is_loaded() {
+        let maps = |path: &str| {
+            format!(
+                "55d0-55e0 r-xp 00000000 fe:00 12 /usr/bin/reflectd\n7f00-7f10 rw-p 0 0:0 0\n{path}"
+            )
+        };
+        let line = "7f20-7f30 r--p 00000000 fe:00 13    /usr/lib/reflectd/libggml-base.so.0.15.3\n";
+        assert_eq!(modules_beside(&maps(line)).unwrap(), Path::new("/usr/lib/reflectd"));
+        assert_eq!(modules_beside(&maps("")), None, "no folder that anybody could fill");
+
+        let out = tempfile::tempdir().unwrap();
+        let library = out.path().join("lib").join("libggml-base.so.0");
+        let line = format!("7f20-7f30 r--p 00000000 fe:00 13 {}\n", library.display());
+        assert_eq!(modules_beside(&maps(&line)).unwrap(), out.path().join("lib"));
+        std::fs::create_dir(out.path().join("backends")).unwrap();
+        assert_eq!(modules_beside(&maps(&line)).unwrap(), out.path().join("backends"));
+    }
 }
