@@ -15,6 +15,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("anyhow", &["main.rs", "daemon.rs", "cli/", "bin/reflectd-trainer/"]),
     ("axum", &["api/"]),
     ("clap", &["main.rs", "cli/", "bin/reflectd-trainer/"]),
+    ("clap_complete", &["cli/pages.rs"]),
+    ("clap_mangen", &["cli/pages.rs"]),
     ("indicatif", &["main.rs", "cli/"]),
     ("libloading", &["bin/reflectd-trainer/"]),
     ("llama_cpp_2", &["engine/llama.rs", "engine/llama/"]),

@@ -1,5 +1,5 @@
 //! The client of the daemon's socket: JSON requests and streams of events. It knows HTTP and nothing
-//! of what the paths mean. Used by every subcommand but `serve`, `check` and `probe`.
+//! of what the paths mean. Used by every subcommand but `serve`, `check`, `probe` and `pages`.
 
 use std::collections::VecDeque;
 use std::io;

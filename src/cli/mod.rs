@@ -17,6 +17,7 @@ mod feedback;
 mod gate;
 mod judge;
 mod nano;
+mod pages;
 mod probe;
 mod progress;
 mod reply;
@@ -117,6 +118,9 @@ enum Command {
     /// Try a model file, and an adapter on it, in this process; the daemon asks for it.
     #[command(hide = true)]
     Probe(probe::Arguments),
+    /// Write the manual pages and the completions of bash, zsh and fish into a folder.
+    #[command(hide = true)]
+    Pages(pages::Arguments),
     /// Let the model work on stored prompts now: answers, judgements, refinements.
     Explore(explore::Arguments),
     /// Train now, compare on held-out prompts, and swap if it is better.
@@ -156,6 +160,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Serve => serve::run(&places),
         Command::Check(json) => check::run(&places.root(), json),
         Command::Probe(arguments) => probe::run(&arguments),
+        Command::Pages(arguments) => pages::run(&arguments),
         Command::Gate(command) => gate::run(&command),
         command => tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -167,9 +172,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
     let client = places.client();
     match command {
-        Command::Serve | Command::Check(_) | Command::Probe(_) | Command::Gate(_) => {
-            unreachable!("`run` has taken these")
-        }
+        Command::Serve
+        | Command::Check(_)
+        | Command::Probe(_)
+        | Command::Pages(_)
+        | Command::Gate(_) => unreachable!("`run` has taken these"),
         Command::Doctor(arguments) => doctor::run(places, arguments).await,
         Command::Chat(arguments) => chat::run(&client, &arguments).await,
         Command::Ask(arguments) => ask::run(&client, arguments).await,
