@@ -367,6 +367,13 @@ fn the_shipped_configuration_has_no_problems() {
     }
 }
 
+#[test]
+fn the_trainers_package_asks_for_this_version_of_the_other() {
+    let manifest = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
+    let wanted = format!("reflectd (= {})", env!("CARGO_PKG_VERSION"));
+    assert!(manifest.contains(&wanted), "Cargo.toml: the variant trainer depends on {wanted}");
+}
+
 /// The libraries that a program asks the loader for.
 fn needed(program: &str) -> Vec<String> {
     let output = Command::new("readelf").args(["--dynamic", "--wide", program]).output();
