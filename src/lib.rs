@@ -12,6 +12,7 @@
 //! | [`trust`] | how good the judge is, thresholds, attacks on it |
 //! | [`reflect`] | draft, assess, critique, refine, choose |
 //! | [`merge`] | an adapter written into its base |
+//! | [`socket_path`] | where the socket lies and clients look for it |
 //! | [`telemetry`], [`paths`] | the edges of the process |
 //!
 //! Below them are the crates of the workspace: `engine` (the model), `store` (SQLite), `config`, `prompt`,
@@ -38,5 +39,6 @@ pub mod merge;
 pub mod paths;
 pub mod reflect;
 pub mod signals;
+pub mod socket_path;
 pub mod telemetry;
 pub mod trust;
