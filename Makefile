@@ -6,9 +6,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where cargo finds libtorch: the environment first, then what scripts/setup.sh has unpacked.
 TORCH  := $(or $(LIBTORCH),.deps/libtorch/torch)
 
-# The folder of llama.cpp's libraries that the programs are linked to; ../backends has the kernel
-# modules of which one is loaded. Empty where llama.cpp is a part of the programs.
-LLAMA = $(shell ldd $(TARGET)/release/reflectd 2>/dev/null | sed -n 's|.*=> \(/.*\)/libggml-base\.so.*|\1|p')
+# The folder of llama.cpp's libraries, newest build first; ../backends has the kernel modules of which
+# one is loaded. Empty where llama.cpp is a part of the program.
+LLAMA = $(shell readelf -d $(TARGET)/release/reflectd 2>/dev/null | grep -q libggml-base && \
+	dirname $$(ls -t $(TARGET)/release/build/llama-cpp-sys-2-*/out/lib/libggml-base.so | head -n 1))
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 BIN   := $(DESTDIR)$(PREFIX)/bin
@@ -80,7 +81,7 @@ install-reflectd:
 	install -m 644 packaging/systemd/system/reflectd.socket $(UNITS)/system
 	install -m 644 packaging/systemd/user/reflectd.socket $(UNITS)/user
 	install -m 644 packaging/systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/reflectd.conf
-	$(TARGET)/release/reflectd pages $(SHARE)/pages
+	LD_LIBRARY_PATH=$(LLAMA) $(TARGET)/release/reflectd pages $(SHARE)/pages
 	install -d $(ALL)/man/man1 && mv $(SHARE)/pages/*.1 $(ALL)/man/man1
 	install -D -m 644 $(SHARE)/pages/reflectd.bash $(ALL)/bash-completion/completions/reflectd
 	install -D -m 644 $(SHARE)/pages/_reflectd $(ZSH)/_reflectd
@@ -103,8 +104,8 @@ package: setup
 	cargo build --release --features portable
 	$(MAKE) --no-print-directory packages
 
-# Of programs that are built; DEB="--fast" compresses less. /etc/reflectd is a copy of the default configuration whose data, which
-# nobody edits, stays in /usr/share.
+# Of programs that are built; DEB="--fast" compresses less. /etc/reflectd is a copy of the default
+# configuration whose data, which nobody edits, stays in /usr/share.
 packages:
 	@test -n "$(LLAMA)" || { echo "the programs are not built with the feature portable" >&2; exit 1; }
 	rm -rf $(DIST) && mkdir -p $(DIST)
