@@ -23,8 +23,10 @@
     test,
     allow(
         clippy::assertions_on_result_states,
+        clippy::case_sensitive_file_extension_comparisons,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
+        clippy::float_cmp,
         clippy::format_collect,
         clippy::format_push_string,
         reason = "a failed test prints what it needs to; its numbers are its own"
