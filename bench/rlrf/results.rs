@@ -12,8 +12,8 @@ use crate::records::{
     Answered, Explored, Finding, Judgements, Picked, Records, Shown, Step, Trained,
 };
 use crate::setting::Scale;
-use crate::shared::{Goal, Provenance, with_reasons};
 use crate::statistics::{Difference, difference, mcnemar, pooled, shares};
+use testkit::bench::results::{Goal, Provenance, with_reasons};
 
 /// All that was found. A number's name begins with the row that it stands in:
 /// `<judge>/<arm>/<what>` over all seeds, `<judge>/<arm>/<what>/<seed>` of one.

@@ -7,14 +7,10 @@
 
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
 
-#[path = "../engine/machine.rs"]
-mod machine;
 mod model;
 mod parity;
 mod results;
 mod side;
-#[path = "../engine/statistics.rs"]
-mod statistics;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
