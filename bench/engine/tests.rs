@@ -20,7 +20,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use markers::{between, markers};
-use results::{Better, Figure, Findings, Goal, LLAMA_SERVER, Measured, Results};
+use results::{Better, Figure, Findings, Goal, LLAMA_SERVER, Measured, Results, WORKLOADS};
 use shared::{Peer, Provenance};
 use statistics::{median, range, ratios};
 use table::row;
@@ -247,6 +247,15 @@ fn every_row_says_where_it_was_measured_and_every_missed_goal_why() {
             assert!(goal.is_reached() == Some(true) || !why.is_empty(), "{bench}: {goal:?}");
         }
     }
+}
+
+#[test]
+fn the_document_shows_what_the_file_says() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let results: Results = shared::read(&root.join("bench/engine/results.json")).unwrap();
+    let document = std::fs::read_to_string(root.join("docs/internals/performance.md")).unwrap();
+    let table = table::render(&results, &WORKLOADS);
+    assert!(document.contains(&table), "run `make bench-engine ARGS=--render`:\n{table}");
 }
 
 fn figure() -> Figure {
