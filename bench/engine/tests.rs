@@ -5,14 +5,14 @@
 mod http;
 #[path = "../markers.rs"]
 mod markers;
-#[path = "../trainer/parity.rs"]
-mod parity;
 mod process;
 mod results;
 #[path = "../results.rs"]
 mod shared;
 mod statistics;
 mod table;
+#[path = "../trainer/tests.rs"]
+mod trainer;
 mod vocabulary;
 
 use std::collections::HashSet;

@@ -3,7 +3,7 @@
 //! rates: where gradient norm, log-probs or losses differ by more than rounding explains, the exit code
 //! is not 0. Then their speed and memory are measured in turn, TRL's with several micro-batches. The other
 //! side's Python, with `trl`, `peft`, `datasets` and `gguf`, is named by `TRL_PYTHON`; without it only our
-//! side is measured. Writes `results.json` and prints the table for `docs/PERFORMANCE.md`.
+//! side is measured. Writes `results.json` and prints the table for `docs/internals/performance.md`.
 
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
 
@@ -22,10 +22,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser as _;
-use protocol::{
-    BaseKind, CHECKPOINT, Compute, Device, Job, Lora, Objective, Optimizer, Step, TrainerEvent,
-    VERSION,
-};
+use protocol::{CHECKPOINT, Compute, Device, Job, Lora, Objective, Optimizer, Step, TrainerEvent};
 use serde_json::{Value, json};
 
 use parity::{N_UPDATES, Parity};
@@ -244,36 +241,27 @@ fn measured(setting: &Setting<'_>) -> anyhow::Result<Measured> {
 /// Reference log-probs and optimizer steps.
 fn ours(setting: &Setting<'_>) -> anyhow::Result<(Seen, Vec<Step>)> {
     let arguments = setting.arguments;
+    let example = Job::example();
     let job = Job {
-        version: VERSION,
-        run: "bench".into(),
         base: setting.base.clone(),
         base_sha256: files::sha256(&setting.base)?,
         start: Some(setting.start.clone()),
         data: setting.data.clone(),
         out: setting.out.clone(),
-        reference_cache: None,
         objective: Objective::Dpo { beta: BETA, nll: 0.0 },
         lora: LORA,
         optimizer: Optimizer {
             learning_rate: 1e-4,
             epochs: setting.epochs,
             batch_pairs: setting.batch_pairs,
-            warmup_ratio: 0.0,
-            max_grad_norm: 1.0,
-            weight_decay: 0.0,
+            ..example.optimizer
         },
-        validation_share: 0.0,
         validations: 1,
         checkpoint_s: 86_400.0,
-        max_tokens: 2048,
-        context_tokens: 2048,
-        base_kind: BaseKind::Auto,
         compute: setting.compute,
-        memory_limit_bytes: None,
         threads: arguments.threads,
         device: serde_json::from_value::<Device>(json!(arguments.device))?,
-        seed: 1,
+        ..example
     };
     // From the run before, which would be resumed.
     drop(std::fs::remove_file(setting.out.join(CHECKPOINT)));

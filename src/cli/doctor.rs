@@ -80,7 +80,7 @@ struct Trainer {
 pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result<Exit> {
     let Arguments { model, training, json } = arguments;
     let is_about_file = model.is_some();
-    let report = examine(&places.root, model, &training).await;
+    let report = examine(&places.root(), model, &training).await;
     let exit = match &report {
         Report { ready: true, .. } => Exit::Ok,
         Report { machine: None, .. } => Exit::Internal,
@@ -280,7 +280,10 @@ fn render(report: &Report) -> String {
             "trainer",
             fault.as_ref().map_or_else(
                 || command.clone(),
-                |fault| format!("{command} does not run: {fault}"),
+                |fault| match command.as_str() {
+                    "" => fault.clone(),
+                    _ => format!("{command} does not run: {fault}"),
+                },
             ),
         ));
         rows.push(("trainer device", json!(device).as_str().unwrap_or_default().to_owned()));

@@ -21,3 +21,4 @@ mod scratch;
 mod signals;
 mod split;
 mod trust;
+mod without_trainer;

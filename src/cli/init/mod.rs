@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::doctor::{self, Model, training};
 use super::{Places, terminal};
-use crate::learn::program;
+use crate::learn::program::{self, NotInstalled};
 use config::{self, Config};
 use engine::EngineConfig;
 use found::{Found, Locations, Search, Source};
@@ -63,7 +63,8 @@ impl Tried {
 }
 
 pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result<Exit> {
-    let root = places.root.as_path();
+    let root = places.root();
+    let root = root.as_path();
     write::refuse_configured(root)?;
     let tried = match &arguments {
         Arguments { model: Some(path), .. } => try_model(path).await?,
@@ -226,11 +227,7 @@ fn is_busy() -> bool {
 }
 
 async fn ask_trainer(config: &Config) -> Trainer {
-    let program = program::command_line(&config.trainer).ok().and_then(|words| {
-        let program = PathBuf::from(words.first()?);
-        Some(program).filter(|program| program.is_absolute() && !program.exists())
-    });
-    if let Some(program) = program {
+    if let Err(NotInstalled { program }) = program::command_line(&config.trainer) {
         return Trainer::NotInstalled { program };
     }
     let Config { engine, trainer, learn, .. } = config;
@@ -242,7 +239,8 @@ async fn ask_trainer(config: &Config) -> Trainer {
 fn next(places: &Places) -> [String; 3] {
     let program = std::env::args().next().unwrap_or_else(|| "reflectd".to_owned());
     let Places { root, state, socket } = places;
-    let mut options = vec![("--root", root.as_path())];
+    let mut options = Vec::new();
+    options.extend(root.as_deref().map(|path| ("--root", path)));
     options.extend(state.as_deref().map(|path| ("--state", path)));
     options.extend(socket.as_deref().map(|path| ("--socket", path)));
     report::next(&program, &options)

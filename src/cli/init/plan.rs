@@ -248,18 +248,18 @@ mod tests {
 
     #[test]
     fn a_model_is_called_as_its_file_unless_that_says_nothing() {
-        let header = Some("Smollm2 135M 8k Lc100K Mix1 Ep2");
+        let header = "Smollm2 135M 8k Lc100K Mix1 Ep2";
         for (file, title) in [
             ("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"),
             ("Qwen2.5-7B-Instruct-Q4_K_M-00001-of-00002.gguf", "Qwen2.5-7B-Instruct"),
             ("Qwen3-8B-UD-Q4_K_XL.gguf", "Qwen3-8B"),
             ("gemma-3-1b-it-bf16", "gemma-3-1b-it"),
             ("QwQ-32B.gguf", "QwQ-32B"),
-            ("model.gguf", header.unwrap()),
-            ("ggml-model-q4_0.gguf", header.unwrap()),
-            ("sha256-ab12", header.unwrap()),
+            ("model.gguf", header),
+            ("ggml-model-q4_0.gguf", header),
+            ("sha256-ab12", header),
         ] {
-            assert_eq!(titled(&Path::new("/x").join(file), header), title);
+            assert_eq!(titled(&Path::new("/x").join(file), Some(header)), title);
         }
         assert_eq!(titled(Path::new("/x/model.gguf"), Some(" ")), "model");
         assert_eq!(titled(Path::new("/x/-Q4_0"), None), "");

@@ -9,10 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nano::tokenizer::Tokenizer;
-use protocol::{
-    BaseKind, Compute, Device as Wanted, Example, Job, Lora as LoraShape, Objective, Optimizer,
-    Step, TrainerEvent, VERSION,
-};
+use protocol::{BaseKind, Example, Job, Lora as LoraShape, Optimizer, Step, TrainerEvent};
 use tch::{Device, Kind, Tensor};
 
 use crate::arch::{Shape, Sizes};
@@ -94,35 +91,24 @@ pub(super) fn write(path: &Path, text: &str) {
 pub(super) fn job(folder: &Path) -> Job {
     let base = saved(folder);
     Job {
-        version: VERSION,
-        run: "run 1".into(),
         base_sha256: files::sha256(&base).unwrap(),
         base,
-        start: None,
         data: data(folder),
         out: folder.to_owned(),
-        reference_cache: None,
-        objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
         lora: LoraShape { rank: 4, alpha: 8.0 },
         optimizer: Optimizer {
             learning_rate: 1e-2,
             epochs: 6,
             batch_pairs: 8,
             warmup_ratio: 0.1,
-            max_grad_norm: 1.0,
-            weight_decay: 0.0,
+            ..Job::example().optimizer
         },
         validation_share: 0.2,
-        validations: 4,
-        checkpoint_s: 60.0,
         max_tokens: 64,
         context_tokens: 64,
         base_kind: BaseKind::F32,
-        compute: Compute::F32,
-        memory_limit_bytes: None,
-        threads: 1,
-        device: Wanted::Cpu,
         seed: 5,
+        ..Job::example()
     }
 }
 
