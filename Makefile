@@ -38,7 +38,8 @@ test: build lint
 	cargo test --release --workspace --doc
 	@scripts/test.sh --release --workspace --no-fail-fast --tests
 
-# Against llama-server where LLAMA_SERVER names its program; ARGS="--only chats --rounds 9", "--quick".
+# Against llama-server where LLAMA_SERVER names its program; ARGS="--only chats --rounds 9", "--quick",
+# "--render" for table and plots out of results.json alone.
 bench-engine: build
 	cargo bench --bench engine -- $(ARGS)
 

@@ -39,14 +39,10 @@ use clap::Parser as _;
 use engine::FlashAttention;
 
 use model::Kind;
-use results::{Findings, Results};
+use results::{Findings, Results, WORKLOADS};
 use setting::Setting;
 use testkit::bench::results::Provenance;
 use texts::Texts;
-
-/// In the order of the table.
-const WORKLOADS: [&str; 8] =
-    ["chats", "drafts", "reflection", "refinement", "overhead", "explore", "swap", "growth"];
 
 #[derive(Debug, clap::Parser)]
 struct Arguments {
@@ -59,6 +55,9 @@ struct Arguments {
     /// One round of everything, to see that it works; nothing is written.
     #[arg(long)]
     quick: bool,
+    /// Only draw table and plots, out of the numbers in results.json.
+    #[arg(long)]
+    render: bool,
     /// CPU threads of both sides [default: all].
     #[arg(long)]
     threads: Option<u32>,
@@ -77,6 +76,11 @@ fn flash_attention(word: &str) -> Result<FlashAttention, serde_json::Error> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/engine");
+    let mut results: Results = shared::read(&folder.join("results.json"))?;
+    if arguments.render {
+        return publish(&folder, &results);
+    }
     let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let prompts = daemon::prompt_texts()?;
     let all_threads = u32::try_from(std::thread::available_parallelism()?.get())?;
@@ -90,8 +94,6 @@ async fn main() -> anyhow::Result<()> {
         is_quick: arguments.quick,
     };
     let mut texts = Texts::new(&setting.engine()).await?;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/engine");
-    let mut results: Results = shared::read(&folder.join("results.json"))?;
     let run = Provenance {
         machine: machine::describe(setting.threads)?,
         commit: machine::commit()?,
@@ -117,14 +119,21 @@ async fn main() -> anyhow::Result<()> {
         }
     }
 
-    let table = table::render(&results, &WORKLOADS);
+    if setting.is_quick {
+        println!("{}", table::render(&results, &WORKLOADS));
+        return Ok(());
+    }
+    publish(&folder, &results)
+}
+
+/// Table and plots into the repository.
+fn publish(folder: &Path, results: &Results) -> anyhow::Result<()> {
+    let table = table::render(results, &WORKLOADS);
     println!("{table}");
-    if !setting.is_quick {
-        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/internals/performance.md");
-        markers::insert(&document, "engine", &table)?;
-        for (name, curve) in &results.curves {
-            plot::draw(&folder.join(format!("{name}.svg")), curve)?;
-        }
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/internals/performance.md");
+    markers::insert(&document, "engine", &table)?;
+    for (name, curve) in &results.curves {
+        plot::draw(&folder.join(format!("{name}.svg")), curve)?;
     }
     Ok(())
 }

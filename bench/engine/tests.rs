@@ -13,7 +13,7 @@ use testkit::bench::results as shared;
 
 use proptest::prelude::*;
 
-use results::{Better, Figure, Findings, Goal, LLAMA_SERVER, Measured, Results};
+use results::{Better, Figure, Findings, Goal, LLAMA_SERVER, Measured, Results, WORKLOADS};
 use table::row;
 use testkit::bench::markers::{between, markers};
 use testkit::bench::results::{Peer, Provenance};
@@ -241,6 +241,15 @@ fn every_row_says_where_it_was_measured_and_every_missed_goal_why() {
             assert!(goal.is_reached() == Some(true) || !why.is_empty(), "{bench}: {goal:?}");
         }
     }
+}
+
+#[test]
+fn the_document_shows_what_the_file_says() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let results: Results = shared::read(&root.join("bench/engine/results.json")).unwrap();
+    let document = std::fs::read_to_string(root.join("docs/internals/performance.md")).unwrap();
+    let table = table::render(&results, &WORKLOADS);
+    assert!(document.contains(&table), "run `make bench-engine ARGS=--render`:\n{table}");
 }
 
 fn figure() -> Figure {

@@ -261,6 +261,15 @@ fn a_line_that_a_kill_has_cut_off_is_passed_over() {
     assert!(others.get("one").is_none(), "steps of other settings are not ours");
 }
 
+#[test]
+fn the_document_shows_what_the_file_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let results: Results = shared::read(&root.join("bench/rlrf/results.json")).unwrap();
+    let document = std::fs::read_to_string(root.join("docs/internals/rlrf.md")).unwrap();
+    let table = table::render(&results);
+    assert!(document.contains(table.trim_end()), "run `make bench-rlrf ARGS=--render`:\n{table}");
+}
+
 /// One unit: the others differ in their judge alone.
 const UNIT: Unit = Unit { judge: Judge::Own, seed: 1 };
 

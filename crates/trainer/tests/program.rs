@@ -1,6 +1,9 @@
 //! The whole program, as the daemon starts it: a job on standard input, events on standard output, an
 //! exit status, and what is in the folder afterwards. What runs compute is tested in `src/tests/`.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![expect(clippy::unnecessary_wraps, reason = "a status is compared with what the system gives")]
+
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -141,6 +144,7 @@ fn after_sigterm_or_the_end_of_standard_input_a_run_is_resumed_to_the_same_bytes
     assert_eq!(adapter(parts.path()), adapter(whole.path()));
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as `filter` wants it")]
 fn is_step(event: &&TrainerEvent) -> bool {
     matches!(event, TrainerEvent::Step(_))
 }

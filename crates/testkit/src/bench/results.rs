@@ -40,7 +40,6 @@ pub struct Peer {
 
 /// What must be reached, and what was measured.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[expect(clippy::struct_field_names, reason = "machines read the field `goal`")]
 pub struct Goal {
     /// Of the row, and of the number in it where a row has several.
     pub name: String,
