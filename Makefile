@@ -6,16 +6,26 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where cargo finds libtorch: the environment first, then what scripts/setup.sh has unpacked.
 TORCH  := $(or $(LIBTORCH),.deps/libtorch/torch)
 
-# Where the newest build of llama.cpp left its libraries: lib/ has those that the programs are linked
-# to, backends/ the kernel modules of which one is loaded.
-LLAMA = $(patsubst %/backends/,%,$(firstword $(shell ls -dt $(TARGET)/release/build/llama-cpp-sys-2-*/out/backends/ 2>/dev/null)))
+# The folder of llama.cpp's libraries, newest build first; ../backends has the kernel modules of which
+# one is loaded. Empty where llama.cpp is a part of the program.
+LLAMA = $(shell readelf -d $(TARGET)/release/reflectd 2>/dev/null | grep -q libggml-base && \
+	dirname $$(ls -t $(TARGET)/release/build/llama-cpp-sys-2-*/out/lib/libggml-base.so | head -n 1))
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 BIN   := $(DESTDIR)$(PREFIX)/bin
 LIB   := $(DESTDIR)$(PREFIX)/lib/reflectd
-SHARE := $(DESTDIR)$(PREFIX)/share/reflectd
+ALL   := $(DESTDIR)$(PREFIX)/share
+SHARE := $(ALL)/reflectd
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd
+# Debian's zsh looks elsewhere below /usr than below /usr/local.
+ZSH   := $(ALL)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
+# Folders whose names installed programs must not carry.
+BUILT := $(sort $(abspath .) $(abspath $(TARGET)) $(abspath $(TORCH)))
+# What packages are made of, and the packages.
+DIST  := target/dist
 
-.PHONY: demo test bench-engine bench-rlrf bench-trainer setup build lint install clean
+.PHONY: demo test bench-engine bench-rlrf bench-trainer setup build lint clean \
+	install install-reflectd install-trainer package packages package-test
 .NOTPARALLEL:
 
 # The whole loop on the embedded model, twice. `make demo ARGS=--json` prints for machines.
@@ -53,23 +63,71 @@ lint:
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --workspace --no-deps --document-private-items
 
 # Both programs, all libraries beside them (llama.cpp's with its kernel modules, the trainer's
-# libtorch), the default configuration to copy from, and units.
+# libtorch), the default configuration to copy from, units, manual pages and completions.
 # Builds nothing, so that root needs no Rust: `make build && sudo make install PREFIX=/usr`.
-install:
+install: install-reflectd install-trainer
+
+install-reflectd:
 	@test -x $(TARGET)/release/reflectd || { echo "run 'make build' first" >&2; exit 1; }
-	@test -n "$(LLAMA)" || { echo "llama.cpp's libraries are not in $(TARGET); run 'make build' first" >&2; exit 1; }
 	install -d $(BIN) $(LIB) $(SHARE) $(UNITS)/system $(UNITS)/user $(DESTDIR)$(PREFIX)/lib/sysusers.d
-	install -m 755 $(TARGET)/release/reflectd $(TARGET)/release/reflectd-trainer $(BIN)
-	cp -P $(LLAMA)/lib/libllama.so.* $(LLAMA)/lib/libggml*.so.* $(LLAMA)/backends/libggml-*.so $(LIB)
-	find $(TORCH)/lib $(TORCH)/../nvidia/*/lib -maxdepth 1 -name '*.so*' ! -name 'libtorch_python*' \
-		-exec cp -P --target-directory=$(LIB) {} +
-	cp -R agents prompts packaging/reflectd.yaml $(SHARE)
+	install -m 755 $(TARGET)/release/reflectd $(BIN)
+	packaging/relocate.sh $(PREFIX)/lib/reflectd "$(BUILT)" $(BIN)/reflectd
+	$(if $(LLAMA),cp -P $(LLAMA)/libllama.so.* $(LLAMA)/libggml*.so.* $(LLAMA)/../backends/libggml-*.so $(LIB))
+	$(if $(LLAMA),packaging/relocate.sh $(PREFIX)/lib/reflectd "$(BUILT)" $$(find $(LIB) -type f -name 'libllama*' -o -type f -name 'libggml*'))
+	cp -R reflectd.yaml agents prompts $(SHARE) && chmod -R u=rwX,go=rX $(SHARE)
 	for unit in system/reflectd.service user/reflectd.service; do \
 		sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/systemd/$$unit > $(UNITS)/$$unit || exit 1; \
 	done
 	install -m 644 packaging/systemd/system/reflectd.socket $(UNITS)/system
 	install -m 644 packaging/systemd/user/reflectd.socket $(UNITS)/user
 	install -m 644 packaging/systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/reflectd.conf
+	LD_LIBRARY_PATH=$(LLAMA) $(TARGET)/release/reflectd pages $(SHARE)/pages
+	install -d $(ALL)/man/man1 && mv $(SHARE)/pages/*.1 $(ALL)/man/man1
+	install -D -m 644 $(SHARE)/pages/reflectd.bash $(ALL)/bash-completion/completions/reflectd
+	install -D -m 644 $(SHARE)/pages/_reflectd $(ZSH)/_reflectd
+	install -D -m 644 $(SHARE)/pages/reflectd.fish $(ALL)/fish/vendor_completions.d/reflectd.fish
+	rm -r $(SHARE)/pages
+
+install-trainer:
+	@test -x $(TARGET)/release/reflectd-trainer || { echo "run 'make build' first" >&2; exit 1; }
+	install -d $(BIN) $(LIB) $(ALL)/man/man1 $(ALL)/doc/reflectd-trainer
+	install -m 755 $(TARGET)/release/reflectd-trainer $(BIN)
+	packaging/relocate.sh $(PREFIX)/lib/reflectd "$(BUILT)" $(BIN)/reflectd-trainer
+	find $(TORCH)/lib $(TORCH)/../nvidia/*/lib -maxdepth 1 -name '*.so*' ! -name 'libtorch_python*' \
+		-exec cp -P --target-directory=$(LIB) {} +
+	cd $(TORCH)/.. && find . -maxdepth 6 -path './*.dist-info/licenses/*' -type f \
+		-exec cp --parents --target-directory=$(abspath $(ALL)/doc/reflectd-trainer) {} +
+	install -m 644 packaging/reflectd-trainer.1 $(ALL)/man/man1
+
+# Debian packages and tarballs in target/dist, for any x86-64 processor.
+package: setup
+	cargo build --release --features portable
+	$(MAKE) --no-print-directory packages
+
+# Of programs that are built; DEB="--fast" compresses less. /etc/reflectd is a copy of the default
+# configuration whose data, which nobody edits, stays in /usr/share.
+packages:
+	@test -n "$(LLAMA)" || { echo "the programs are not built with the feature portable" >&2; exit 1; }
+	rm -rf $(DIST) && mkdir -p $(DIST)
+	$(MAKE) --no-print-directory install-reflectd DESTDIR=$(DIST)/reflectd PREFIX=/usr
+	$(MAKE) --no-print-directory install-trainer DESTDIR=$(DIST)/reflectd-trainer PREFIX=/usr
+	for name in reflectd reflectd-trainer; do \
+		packaging/check.sh $(DIST)/$$name $(BUILT) || exit 1; \
+		tar -czf $(DIST)/$${name}_$(VERSION)_amd64.tar.gz --sort=name --owner=0 --group=0 \
+			--directory=$(DIST)/$$name/usr --transform='s|^\.|reflectd-$(VERSION)|' . || exit 1; \
+	done
+	mkdir -p $(DIST)/reflectd/etc/reflectd
+	cd $(DIST)/reflectd/usr/share/reflectd && \
+		find . -name '*.yaml' -exec cp --parents --target-directory=../../../etc/reflectd {} +
+	sed -i 's#: \(agents/.*\.\(gguf\|jsonl\)\)$$#: /usr/share/reflectd/\1#' $(DIST)/reflectd/etc/reflectd/agents/*.yaml
+	cargo deb --version >/dev/null 2>&1 || cargo install --locked cargo-deb
+	cargo deb --no-build $(DEB) --variant daemon --output $(DIST)/reflectd_$(VERSION)_amd64.deb
+	cargo deb --no-build $(DEB) --variant trainer --output $(DIST)/reflectd-trainer_$(VERSION)_amd64.deb
+
+# Installs, upgrades, uses and purges the packages in a Debian 12 of its own; needs root and debootstrap.
+# PREVIOUS="a.deb b.deb": the release before.
+package-test:
+	scripts/package-test.sh $(DIST) $(PREVIOUS)
 
 # Keeps .deps: libtorch is a download, not a build.
 clean:

@@ -26,6 +26,7 @@ use crate::api::{self, Phase};
 use crate::learn::{self, Learner};
 use crate::paths::StateDir;
 use crate::reflect::Reflector;
+use crate::socket_path::SocketPath;
 use config::{self, Config, ConfigError};
 use engine::floor::Floor;
 use engine::probe::Prober;
@@ -50,8 +51,8 @@ pub struct Options {
     pub root: PathBuf,
     /// The folder of everything that the daemon writes.
     pub state: PathBuf,
-    /// Instead of the configured socket.
-    pub socket: Option<PathBuf>,
+    /// Where the socket lies, unless the configuration names one.
+    pub socket: SocketPath,
     /// What answers.
     pub engine: EngineSource,
 }
@@ -224,8 +225,7 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
     let (reflector, beside) = models.beside(reflector, &config).await?;
     reload::check_agents(&config, &reflector)?;
 
-    let path =
-        socket.or_else(|| config.server.socket.clone()).unwrap_or_else(|| state_dir.socket());
+    let path = socket.of_daemon(config.server.socket.as_deref(), state_dir.root());
     let config = watch::Sender::new(Arc::new(config));
     let parts = learn::Parts {
         engine: engine.clone(),

@@ -12,6 +12,7 @@
 //! | [`trust`] | how good the judge is, thresholds, attacks on it |
 //! | [`reflect`] | draft, assess, critique, refine, choose |
 //! | [`merge`] | an adapter written into its base |
+//! | [`socket_path`] | where the socket lies and clients look for it |
 //! | [`telemetry`], [`paths`] | the edges of the process |
 //!
 //! Below them are the crates of the workspace: `engine` (the model), `store` (SQLite), `config`, `prompt`,
@@ -22,8 +23,10 @@
     test,
     allow(
         clippy::assertions_on_result_states,
+        clippy::case_sensitive_file_extension_comparisons,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
+        clippy::float_cmp,
         clippy::format_collect,
         clippy::format_push_string,
         reason = "a failed test prints what it needs to; its numbers are its own"
@@ -38,5 +41,6 @@ pub mod merge;
 pub mod paths;
 pub mod reflect;
 pub mod signals;
+pub mod socket_path;
 pub mod telemetry;
 pub mod trust;

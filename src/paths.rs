@@ -33,10 +33,6 @@ impl StateDir {
     pub fn lock(&self) -> PathBuf {
         self.root.join("lock")
     }
-    /// The socket, unless configured elsewhere.
-    pub fn socket(&self) -> PathBuf {
-        self.root.join("reflectd.sock")
-    }
     /// A small file for every model and adapter that was tried and was good.
     pub fn probes(&self) -> PathBuf {
         self.root.join("probes")

@@ -11,8 +11,8 @@ use crate::http::Endpoint;
 use crate::peer::Peer;
 use crate::results::{Better, Findings, Goal, LLAMA_SERVER, Measured};
 use crate::setting::{ANSWER, PROMPT, Setting};
-use crate::statistics::median;
 use crate::texts::Texts;
+use testkit::bench::statistics::median;
 
 /// Numbers of chats at once.
 const PARALLEL: [usize; 3] = [1, 4, 8];

@@ -11,9 +11,9 @@ use futures_util::future::try_join_all;
 use crate::inside::{Answer, generate, request};
 use crate::results::{Curve, Findings};
 use crate::setting::{ANSWER, PROMPT, Setting};
-use crate::shared::Provenance;
-use crate::statistics::median;
 use crate::texts::Texts;
+use testkit::bench::results::Provenance;
+use testkit::bench::statistics::median;
 
 const DRAFTS: [u32; 5] = [1, 2, 4, 8, 16];
 const ASPECTS: [usize; 4] = [1, 3, 6, 12];

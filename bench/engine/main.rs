@@ -15,9 +15,6 @@ mod explore;
 mod growth;
 mod http;
 mod inside;
-mod machine;
-#[path = "../markers.rs"]
-mod markers;
 mod model;
 mod overhead;
 mod peer;
@@ -27,10 +24,6 @@ mod refinement;
 mod reflection;
 mod results;
 mod setting;
-#[path = "../results.rs"]
-#[allow(dead_code, reason = "other benchmarks use the rest")]
-mod shared;
-mod statistics;
 mod swap;
 mod table;
 mod texts;
@@ -38,6 +31,8 @@ mod vocabulary;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use testkit::bench::results as shared;
+use testkit::bench::{machine, markers};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -46,7 +41,7 @@ use engine::FlashAttention;
 use model::Kind;
 use results::{Findings, Results};
 use setting::Setting;
-use shared::Provenance;
+use testkit::bench::results::Provenance;
 use texts::Texts;
 
 /// In the order of the table.

@@ -16,7 +16,7 @@ use crate::http::Endpoint;
 use crate::process::Server;
 use crate::results::LLAMA_SERVER;
 use crate::setting::{BATCH, CELLS, Setting};
-use crate::shared;
+use testkit::bench::results as shared;
 
 /// A running llama-server; killed when dropped.
 #[derive(Debug)]

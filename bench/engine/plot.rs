@@ -9,7 +9,7 @@ use plotters::prelude::{Circle, LineSeries, PathElement, SVGBackend};
 use plotters::style::{BLACK, Color as _, RGBColor, WHITE};
 
 use crate::results::Curve;
-use crate::statistics::range;
+use testkit::bench::statistics::range;
 
 const SIZE: (u32, u32) = (640, 400);
 /// Blue, orange, green: apart for most eyes.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::shared::{self, Provenance};
-use crate::statistics::{median, range, ratios};
+use testkit::bench::results::{self as shared, Provenance};
+use testkit::bench::statistics::{median, range, ratios};
 
 /// How our other side is called that is another program.
 pub(crate) const LLAMA_SERVER: &str = "llama-server";

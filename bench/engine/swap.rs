@@ -18,8 +18,8 @@ use crate::model::write_adapter;
 use crate::process::own_resident;
 use crate::results::{Better, Findings, Goal, Measured};
 use crate::setting::{ANSWER, Setting};
-use crate::statistics::{median, range};
 use crate::texts::Texts;
+use testkit::bench::statistics::{median, range};
 
 const CHATS: usize = 4;
 /// Short, so that a chat that begins costs little more than a step.

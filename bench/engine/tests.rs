@@ -3,27 +3,21 @@
 #![allow(dead_code, reason = "the parts are used by the benchmark, which is another program")]
 
 mod http;
-#[path = "../markers.rs"]
-mod markers;
 mod process;
 mod results;
-#[path = "../results.rs"]
-mod shared;
-mod statistics;
 mod table;
-#[path = "../trainer/tests.rs"]
-mod trainer;
 mod vocabulary;
 
 use std::collections::HashSet;
+use testkit::bench::results as shared;
 
 use proptest::prelude::*;
 
-use markers::{between, markers};
 use results::{Better, Figure, Findings, Goal, LLAMA_SERVER, Measured, Results};
-use shared::{Peer, Provenance};
-use statistics::{median, range, ratios};
 use table::row;
+use testkit::bench::markers::{between, markers};
+use testkit::bench::results::{Peer, Provenance};
+use testkit::bench::statistics::{median, range, ratios};
 use vocabulary::{CONTROL, SIZE, SPACE, Vocabulary, word};
 
 #[test]

@@ -11,31 +11,26 @@ mod arms;
 mod experiment;
 mod explore;
 mod lab;
-#[path = "../engine/machine.rs"]
-mod machine;
-#[path = "../markers.rs"]
-mod markers;
 mod measure;
 mod plot;
 mod records;
 mod results;
 mod setting;
-#[path = "../results.rs"]
-#[allow(dead_code, reason = "other benchmarks use the rest")]
-mod shared;
 mod statistics;
 mod table;
 mod train;
 mod unit;
 
 use std::path::{Path, PathBuf};
+use testkit::bench::results as shared;
+use testkit::bench::{machine, markers};
 
 use clap::Parser as _;
 
 use arms::Unit;
 use results::Results;
 use setting::{Scale, Setting};
-use shared::Provenance;
+use testkit::bench::results::Provenance;
 
 #[derive(Debug, clap::Parser)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]

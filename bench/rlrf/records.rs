@@ -12,7 +12,7 @@ use reflectd::learn::gate::Verdict;
 use serde::{Deserialize, Serialize};
 use statistics::{JudgeQuality, Judged, judge_quality};
 
-use crate::shared::Provenance;
+use testkit::bench::results::Provenance;
 
 /// The steps of one setting by name.
 #[derive(Debug)]

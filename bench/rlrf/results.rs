@@ -12,8 +12,8 @@ use crate::records::{
     Answered, Explored, Finding, Judgements, Picked, Records, Shown, Step, Trained,
 };
 use crate::setting::Scale;
-use crate::shared::{Goal, Provenance, with_reasons};
 use crate::statistics::{Difference, difference, mcnemar, pooled, shares};
+use testkit::bench::results::{Goal, Provenance, with_reasons};
 
 /// All that was found. A number's name begins with the row that it stands in:
 /// `<judge>/<arm>/<what>` over all seeds, `<judge>/<arm>/<what>/<seed>` of one.
@@ -138,7 +138,7 @@ impl Results {
             let name = format!("{}/{}/gain", judge.name(), Arm::Rlrf2.name());
             let found = self.find(&name).map(|gain| gain.value);
             let each = (1..=self.scale.seeds).map(|seed| self.get(&format!("{name}/{seed}")).p);
-            let largest = each.fold(Some(0.0), |most: Option<f64>, p| Some(most?.max(p?)));
+            let largest = each.into_iter().try_fold(0.0, |most: f64, p| Some(most.max(p?)));
             let p = Goal::at_most(format!("{name}, largest p of a seed"), SIGNIFICANT, largest);
             [Goal::at_least(name, gain, found), p]
         };

@@ -9,7 +9,7 @@ use nano::world::Split;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::shared::Provenance;
+use testkit::bench::results::Provenance;
 
 /// See the module.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, name};
 use crate::results::{ARM_COMPARISONS, GOALS, JUDGE_COMPARISONS, Number, Results, SIGNIFICANT};
-use crate::shared::Provenance;
+use testkit::bench::results::Provenance;
 
 /// All tables with a line above each.
 pub(crate) fn render(results: &Results) -> String {

@@ -14,14 +14,13 @@ mod plot;
 mod records;
 mod results;
 mod setting;
-#[path = "../results.rs"]
-mod shared;
 mod statistics;
 mod table;
 mod train;
 mod unit;
 
 use std::path::Path;
+use testkit::bench::results as shared;
 
 use arms::{ARMS, Arm, EXPLORERS, JUDGES, Judge, Unit};
 use config::PromptLine;
@@ -33,9 +32,9 @@ use records::{Finding, Records};
 use reflectd::reflect::verify::Check;
 use results::Results;
 use setting::{Scale, Setting};
-use shared::Provenance;
 use statistics::{mcnemar, pooled, shares};
 use store::{Assessment, Author, Candidate, CandidateId, Exchange, ExchangeId, Source};
+use testkit::bench::results::Provenance;
 
 /// Everything once, in seconds.
 const TINY: Scale = Scale {

@@ -3,18 +3,14 @@
 //! rates: where gradient norm, log-probs or losses differ by more than rounding explains, the exit code
 //! is not 0. Then their speed and memory are measured in turn, TRL's with several micro-batches. The other
 //! side's Python, with `trl`, `peft`, `datasets` and `gguf`, is named by `TRL_PYTHON`; without it only our
-//! side is measured. Writes `results.json` and prints the table for `docs/PERFORMANCE.md`.
+//! side is measured. Writes `results.json` and prints the table for `docs/internals/performance.md`.
 
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
 
-#[path = "../engine/machine.rs"]
-mod machine;
 mod model;
 mod parity;
 mod results;
 mod side;
-#[path = "../engine/statistics.rs"]
-mod statistics;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -4,20 +4,17 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use testkit::bench::results as shared;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::machine;
 use crate::parity::Parity;
 use crate::side::Seen;
-use crate::statistics::{median, range, ratios};
-use shared::{Goal, Peer, Provenance};
-
-#[path = "../results.rs"]
-#[allow(dead_code, reason = "other benchmarks use the rest")]
-mod shared;
+use testkit::bench::machine;
+use testkit::bench::results::{Goal, Peer, Provenance};
+use testkit::bench::statistics::{median, range, ratios};
 
 /// Our side is to be so many times as fast as the fastest setting of the other one, and to need the
 /// memory of its smallest setting divided by it.

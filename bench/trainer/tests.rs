@@ -1,7 +1,6 @@
-//! Tests of the comparison of both trainers. Part of the program `bench/engine/tests.rs`, because the
-//! benchmark has no test harness.
+//! Tests of the comparison of both trainers, in a program of their own: the benchmark has no test
+//! harness.
 
-#[path = "parity.rs"]
 mod parity;
 
 use protocol::Compute;

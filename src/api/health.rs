@@ -7,6 +7,7 @@ use axum::extract::State;
 use super::error::ApiError;
 use super::wire::{ConfigWord, Health, HealthWord, JudgeState, Status};
 use super::{Api, Phase, judge};
+use crate::learn::program;
 use engine::Engine;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -43,6 +44,7 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         agents: api.config().agents.keys().cloned().collect(),
         judge_engine: parts.reflector.judge_engine().map(Engine::stats),
         endpoint_calls: parts.reflector.endpoint_calls(),
+        trainer_fault: program::command_line(&api.config().trainer).err().map(|it| it.to_string()),
         config: parts.report.borrow().clone(),
     }))
 }

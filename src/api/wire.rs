@@ -471,6 +471,8 @@ pub struct Status {
     pub judge_engine: Option<EngineStats>,
     /// How asking endpoints has gone.
     pub endpoint_calls: CallCounts,
+    /// Why nothing can be trained: the trainer program is not installed.
+    pub trainer_fault: Option<String>,
     /// The configuration.
     pub config: ConfigReport,
 }

@@ -1,5 +1,5 @@
 //! The client of the daemon's socket: JSON requests and streams of events. It knows HTTP and nothing
-//! of what the paths mean. Used by every subcommand but `serve` and `check`.
+//! of what the paths mean. Used by every subcommand but `serve`, `check`, `probe` and `pages`.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,10 +23,10 @@ use protocol::exit::Exit;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     /// Nobody listens.
-    #[error("no daemon answers on {}: start it with `reflectd serve`", path.display())]
+    #[error("no daemon answers on {}: start it with `reflectd serve`", one_of(paths))]
     NoDaemon {
-        /// The socket.
-        path: PathBuf,
+        /// The sockets that were tried.
+        paths: Vec<PathBuf>,
     },
     /// The socket cannot be opened.
     #[error("open the socket {}: it belongs to the user who runs the daemon", path.display())]
@@ -81,17 +81,18 @@ impl ClientError {
 /// The way to one daemon. Every request has a connection of its own.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
-    socket: PathBuf,
+    /// The first where somebody listens is asked.
+    sockets: Vec<PathBuf>,
 }
 
 impl Client {
-    pub(super) fn new(socket: PathBuf) -> Self {
-        Self { socket }
+    pub(super) fn new(sockets: Vec<PathBuf>) -> Self {
+        Self { sockets }
     }
 
     #[cfg(test)]
-    pub(super) fn socket(&self) -> &std::path::Path {
-        &self.socket
+    pub(super) fn sockets(&self) -> &[PathBuf] {
+        &self.sockets
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
@@ -170,15 +171,19 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<UnixStream, ClientError> {
-        UnixStream::connect(&self.socket).await.map_err(|source| {
-            let path = self.socket.clone();
-            match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    ClientError::NoDaemon { path }
-                }
-                _ => ClientError::Connect { path, source },
+        for path in &self.sockets {
+            match UnixStream::connect(path).await {
+                Ok(stream) => return Ok(stream),
+                // A socket file of a daemon that was killed refuses.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    ) => {}
+                Err(source) => return Err(ClientError::Connect { path: path.clone(), source }),
             }
-        })
+        }
+        Err(ClientError::NoDaemon { paths: self.sockets.clone() })
     }
 }
 
@@ -223,6 +228,15 @@ impl Events {
     }
 }
 
+/// `a`, `a or b`, `a, b or c`.
+fn one_of(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    match paths.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        _ => paths.concat(),
+    }
+}
+
 async fn collect(request: &str, response: Response<Incoming>) -> Result<Bytes, ClientError> {
     let body = response.into_body().collect().await.map_err(|source| ClientError::Broken {
         request: request.to_owned(),
@@ -256,15 +270,20 @@ mod tests {
             }
             stream.write_all(reply.as_bytes()).unwrap();
         });
-        (folder, Client::new(socket))
+        // One that is not there and one that nobody answers are passed over.
+        let stale = folder.path().join("stale");
+        drop(UnixListener::bind(&stale).unwrap());
+        (folder, Client::new(vec!["/nonexistent/reflectd.sock".into(), stale, socket]))
     }
 
     #[tokio::test]
     async fn without_a_daemon_the_error_says_how_to_start_one() {
-        let client = Client::new("/nonexistent/reflectd.sock".into());
+        let client = Client::new(vec!["/nonexistent/a.sock".into(), "/nonexistent/b.sock".into()]);
         let error = client.get::<Value>("/health").await.unwrap_err();
         assert_eq!(error.exit(), Exit::Unavailable);
-        assert!(error.to_string().contains("reflectd serve"), "{error}");
+        let text = "no daemon answers on /nonexistent/a.sock or /nonexistent/b.sock: start it with \
+                    `reflectd serve`";
+        assert_eq!(error.to_string(), text);
     }
 
     #[tokio::test]

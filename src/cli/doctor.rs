@@ -1,11 +1,10 @@
 //! `reflectd doctor`: what this machine would serve with and what stands in the way of it, found out
 //! with the code that the daemon starts with, and whether and how fast the model can be trained, as
 //! the trainer says; or the same about one model file. It changes nothing and needs no daemon.
-//! Called by `cli::run`.
-
-mod training;
+//! Called by `cli::run`; `init` uses its parts.
 
 mod beside;
+pub(super) mod training;
 
 use std::path::{Path, PathBuf};
 
@@ -61,13 +60,13 @@ struct Engine {
 }
 
 #[derive(Debug, Serialize)]
-struct Model {
-    path: PathBuf,
+pub(super) struct Model {
+    pub(super) path: PathBuf,
     /// `compiles`, or why not.
-    chat_template: String,
-    servable: bool,
+    pub(super) chat_template: String,
+    pub(super) servable: bool,
     #[serde(flatten)]
-    survey: Survey,
+    pub(super) survey: Survey,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,7 +80,7 @@ struct Trainer {
 pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result<Exit> {
     let Arguments { model, training, json } = arguments;
     let is_about_file = model.is_some();
-    let report = examine(&places.root, model, &training).await;
+    let report = examine(&places.root(), model, &training).await;
     let exit = match &report {
         Report { ready: true, .. } => Exit::Ok,
         Report { machine: None, .. } => Exit::Internal,
@@ -166,7 +165,10 @@ fn decided(engine: &EngineConfig, machine: Option<&Machine>, model: Option<&Mode
 }
 
 /// `None` when the file is no GGUF at all.
-async fn look_at_model(engine: &EngineConfig, problems: &mut Vec<Problem>) -> Option<Model> {
+pub(super) async fn look_at_model(
+    engine: &EngineConfig,
+    problems: &mut Vec<Problem>,
+) -> Option<Model> {
     let path = engine.model.clone();
     let before = problems.len();
     let survey = llama::survey(engine);
@@ -278,7 +280,10 @@ fn render(report: &Report) -> String {
             "trainer",
             fault.as_ref().map_or_else(
                 || command.clone(),
-                |fault| format!("{command} does not run: {fault}"),
+                |fault| match command.as_str() {
+                    "" => fault.clone(),
+                    _ => format!("{command} does not run: {fault}"),
+                },
             ),
         ));
         rows.push(("trainer device", json!(device).as_str().unwrap_or_default().to_owned()));
@@ -323,6 +328,6 @@ fn tables(survey: &Survey) -> String {
     format!("{text}\n{}", memory.render())
 }
 
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }

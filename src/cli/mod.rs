@@ -1,5 +1,5 @@
-//! The command line: one file a subcommand. Everything but `serve`, `check`, `doctor`, `probe` and
-//! `demo` is only a client of the daemon's socket; `export` also reads the files that it names. The
+//! The command line: one file a subcommand. Everything but `serve`, `check`, `init`, `doctor`, `probe`
+//! and `demo` is only a client of the daemon's socket; `export` also reads the files that it names. The
 //! one place where an error becomes an exit code. Called by `main`; nothing else uses it.
 
 mod adapters;
@@ -15,10 +15,12 @@ mod explore;
 mod export;
 mod feedback;
 mod gate;
+mod init;
 mod judge;
 mod judge_report;
 mod nano;
 mod operation;
+mod pages;
 mod probe;
 mod progress;
 mod reply;
@@ -37,6 +39,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::daemon::StartError;
+use crate::socket_path::SocketPath;
 use client::{Client, ClientError};
 use config::prompt_file::PromptFileError;
 use config::{ConfigError, Mode};
@@ -58,16 +61,9 @@ pub struct Arguments {
 /// Where things lie.
 #[derive(Clone, Debug, clap::Args)]
 struct Places {
-    /// Folder of reflectd.yaml, agents/ and prompts/.
-    #[arg(
-        long,
-        global = true,
-        help_heading = "Places",
-        env = "REFLECTD_ROOT",
-        default_value = ".",
-        value_name = "DIR"
-    )]
-    root: PathBuf,
+    /// Folder of reflectd.yaml, agents/ and prompts/ [default: .].
+    #[arg(long, global = true, help_heading = "Places", env = "REFLECTD_ROOT", value_name = "DIR")]
+    root: Option<PathBuf>,
     /// Folder of everything that the daemon writes [default: ROOT/state].
     #[arg(
         long,
@@ -77,7 +73,8 @@ struct Places {
         value_name = "DIR"
     )]
     state: Option<PathBuf>,
-    /// The daemon's socket [default: STATE/reflectd.sock].
+    /// The daemon's socket [default: `server.socket`; or reflectd.sock in the service's or user's runtime
+    /// folder, or in STATE].
     #[arg(
         long,
         global = true,
@@ -89,12 +86,21 @@ struct Places {
 }
 
 impl Places {
+    fn root(&self) -> PathBuf {
+        self.root.clone().unwrap_or_else(|| ".".into())
+    }
+
     fn state(&self) -> PathBuf {
-        self.state.clone().unwrap_or_else(|| self.root.join("state"))
+        self.state.clone().unwrap_or_else(|| self.root().join("state"))
+    }
+
+    fn socket_path(&self) -> SocketPath {
+        SocketPath::new(self.socket.clone(), self.root.as_deref(), self.state.as_deref())
     }
 
     fn client(&self) -> Client {
-        Client::new(self.socket.clone().unwrap_or_else(|| self.state().join("reflectd.sock")))
+        let configured = config::configured_socket(&self.root());
+        Client::new(self.socket_path().of_clients(configured.as_deref(), &self.state()))
     }
 }
 
@@ -108,6 +114,8 @@ enum Command {
     Ask(ask::Arguments),
     /// Show what the daemon is doing.
     Status(Json),
+    /// Begin: choose a model, and write the files that serve it.
+    Init(init::Arguments),
     /// Read the configuration and report every problem in it.
     Check(Json),
     /// Show what this machine would serve with, and what stands in the way of it.
@@ -115,6 +123,9 @@ enum Command {
     /// Try a model file, and an adapter on it, in this process; the daemon asks for it.
     #[command(hide = true)]
     Probe(probe::Arguments),
+    /// Write the manual pages and the completions of bash, zsh and fish into a folder.
+    #[command(hide = true)]
+    Pages(pages::Arguments),
     /// Let the model work on stored prompts now: answers, judgements, refinements.
     Explore(explore::Arguments),
     /// Train now, compare on held-out prompts, and swap if it is better.
@@ -152,8 +163,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let Arguments { places, command } = arguments;
     match command {
         Command::Serve => serve::run(&places),
-        Command::Check(json) => check::run(&places.root, json),
+        Command::Check(json) => check::run(&places.root(), json),
         Command::Probe(arguments) => probe::run(&arguments),
+        Command::Pages(arguments) => pages::run(&arguments),
         Command::Gate(command) => gate::run(&command),
         command => tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -165,9 +177,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
     let client = places.client();
     match command {
-        Command::Serve | Command::Check(_) | Command::Probe(_) | Command::Gate(_) => {
-            unreachable!("`run` has taken these")
-        }
+        Command::Serve
+        | Command::Check(_)
+        | Command::Probe(_)
+        | Command::Pages(_)
+        | Command::Gate(_) => unreachable!("`run` has taken these"),
+        Command::Init(arguments) => init::run(places, arguments).await,
         Command::Doctor(arguments) => doctor::run(places, arguments).await,
         Command::Chat(arguments) => chat::run(&client, &arguments).await,
         Command::Ask(arguments) => ask::run(&client, arguments).await,
@@ -179,7 +194,7 @@ async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
         Command::Export(arguments) => export::run(&client, arguments).await,
         Command::Feedback(arguments) => feedback::run(&client, &arguments).await,
         Command::Judge(arguments) => judge::run(&client, &arguments).await,
-        Command::Demo(arguments) => demo::run(&places.root, arguments).await,
+        Command::Demo(arguments) => demo::run(&places.root(), arguments).await,
         Command::Nano(command) => nano::run(command).await,
     }
 }
@@ -190,6 +205,9 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
         return error.exit();
     }
     if let Some(error) = error.downcast_ref::<StartError>() {
+        return error.exit();
+    }
+    if let Some(error) = error.downcast_ref::<init::SampleError>() {
         return error.exit();
     }
     if error.is::<ConfigError>() {
@@ -238,13 +256,33 @@ mod tests {
 
     #[test]
     fn the_socket_lies_in_the_state_folder_which_lies_in_the_root() {
-        let places = |line: &[&str]| Arguments::parse_from(line).places;
-        let client = places(&["reflectd", "status", "--root", "/r"]).client();
-        assert_eq!(client.socket(), std::path::Path::new("/r/state/reflectd.sock"));
-        let client = places(&["reflectd", "--state", "/s", "status"]).client();
-        assert_eq!(client.socket(), std::path::Path::new("/s/reflectd.sock"));
-        let client = places(&["reflectd", "--socket", "/x", "--state", "/s", "status"]).client();
-        assert_eq!(client.socket(), std::path::Path::new("/x"));
+        let sockets = |line: &[&str]| {
+            let client = Arguments::parse_from(line).places.client();
+            client.sockets().last().unwrap().to_str().unwrap().to_owned()
+        };
+        assert_eq!(sockets(&["reflectd", "status", "--root", "/r"]), "/r/state/reflectd.sock");
+        assert_eq!(sockets(&["reflectd", "--state", "/s", "status"]), "/s/reflectd.sock");
+        let all = ["reflectd", "--socket", "/x", "--state", "/s", "status"];
+        assert_eq!(sockets(&all), "/x");
+    }
+
+    #[test]
+    fn clients_go_where_the_configuration_puts_the_socket() {
+        let root = tempfile::tempdir().unwrap();
+        let sockets = || {
+            let line = ["reflectd", "status", "--root", root.path().to_str().unwrap()];
+            Arguments::parse_from(line).places.client().sockets().to_owned()
+        };
+        let write = |text: &str| {
+            let file = root.path().join("reflectd.yaml");
+            files::write_atomic(&file, |it| io::Write::write_all(it, text.as_bytes())).unwrap();
+        };
+        write("server: { socket: here.sock }\nengine: { nonsense: 1 }\n");
+        assert_eq!(sockets(), [root.path().join("here.sock")], "other faults do not matter");
+        for none in ["server: { max_requests: 3 }\n", "server: [", ""] {
+            write(none);
+            assert_eq!(sockets().last(), Some(&root.path().join("state/reflectd.sock")), "{none}");
+        }
     }
 
     #[test]
@@ -254,7 +292,7 @@ mod tests {
         assert_eq!(exit_of(&broken(io::ErrorKind::PermissionDenied)), Exit::System);
         assert_eq!(exit_of(&anyhow::anyhow!("no")), Exit::Failed);
         assert_eq!(exit_of(&ConfigError(Vec::new()).into()), Exit::Config);
-        let absent = ClientError::NoDaemon { path: "/x".into() };
+        let absent = ClientError::NoDaemon { paths: vec!["/x".into()] };
         assert_eq!(exit_of(&anyhow::Error::from(absent).context("ask")), Exit::Unavailable);
     }
 

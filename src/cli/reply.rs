@@ -206,6 +206,8 @@ pub(super) struct Status {
     pub(super) judges: Vec<JudgeState>,
     #[serde(default)]
     pub(super) endpoint_calls: EndpointCalls,
+    #[serde(default)]
+    pub(super) trainer_fault: Option<String>,
     pub(super) config: ConfigState,
 }
 

@@ -9,9 +9,9 @@ use protocol::exit::Exit;
 pub(super) fn run(places: &Places) -> anyhow::Result<Exit> {
     telemetry::init()?;
     let options = Options {
-        root: places.root.clone(),
+        root: places.root(),
         state: places.state(),
-        socket: places.socket.clone(),
+        socket: places.socket_path(),
         engine: EngineSource::Llama,
     };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {

@@ -44,6 +44,9 @@ fn render(status: &Status) -> String {
         let text = format!("{}: {who}; scalar: {}; {standing}", state.agent, state.scalar);
         rows.push(("judge", text));
     }
+    if let Some(fault) = &status.trainer_fault {
+        rows.push(("trainer", fault.clone()));
+    }
     if let Some(error) = &status.endpoint_calls.last_error {
         rows.push(("judge's fault", error.clone()));
     }
@@ -91,6 +94,7 @@ mod tests {
             "counts": {"exchanges": 3, "candidates": 9, "assessments": 27, "feedback": 1, "runs": 2,
                        "new_exchanges": 1},
             "stage": {"stage": "idle"},
+            "trainer_fault": "not installed",
             "guards": {"paused": "2 rounds in a row brought no gain", "alarms": [],
                        "watch": [{"generation": 2, "parent": 1, "share": 0.2, "started_ms": 0,
                                   "after_candidate": 9, "state": "canary", "ended_ms": null,
@@ -103,6 +107,7 @@ mod tests {
         let text = render(&serde_json::from_value(status).unwrap());
         assert!(text.contains("up for         1 min 15 s\n"), "{text}");
         assert!(text.contains("generation     2\n"), "{text}");
+        assert!(text.contains("trainer        not installed\n"), "{text}");
         assert!(text.contains("paused         2 rounds in a row brought no gain\n"), "{text}");
         let watch = "generation 2 beside 1, canary with 20 % of the chats: \
                      judged 31 (0.71 -> 0.70), rated 0\n";

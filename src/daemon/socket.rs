@@ -1,10 +1,13 @@
-//! The listening socket: systemd's when it brings one, else our own at a path.
-//! Called by `daemon` while it holds the state lock, so that a socket file that lies there is stale.
+//! The listening socket: systemd's when it brings one, else our own at a path. A socket file that
+//! lies there is replaced when nobody answers on it. Called by `daemon`.
 
 use std::fmt;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
+};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use listenfd::ListenFd;
@@ -19,16 +22,17 @@ const OWN: u32 = 0o600;
 /// refuse the very users that are allowed.
 const SHARED: u32 = 0o666;
 
-/// Removes the socket file when dropped, unless systemd owns it.
+/// Removes the socket file when dropped, unless systemd or another daemon owns it by then.
 #[derive(Debug)]
 pub(super) struct SocketFile {
-    path: Option<PathBuf>,
+    /// With its device and inode.
+    file: Option<(PathBuf, (u64, u64))>,
 }
 
 impl fmt::Display for SocketFile {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.path {
-            Some(path) => path.display().fmt(formatter),
+        match &self.file {
+            Some((path, _)) => path.display().fmt(formatter),
             None => formatter.write_str("from systemd"),
         }
     }
@@ -36,7 +40,9 @@ impl fmt::Display for SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
+        if let Some((path, inode)) = &self.file
+            && inode_of(path).is_ok_and(|found| found == *inode)
+        {
             // Gone already is as good.
             drop(fs::remove_file(path));
         }
@@ -49,12 +55,13 @@ pub(super) fn open(
     is_shared: bool,
 ) -> Result<(UnixListener, SocketFile), StartError> {
     let opened = match inherited() {
-        Ok(Some(listener)) => return Ok((listener, SocketFile { path: None })),
+        Ok(Some(listener)) => return Ok((listener, SocketFile { file: None })),
         Ok(None) => bind(&path, if is_shared { SHARED } else { OWN }),
         Err(error) => Err(error),
     };
+    let opened = opened.and_then(|listener| Ok((listener, inode_of(&path)?)));
     match opened {
-        Ok(listener) => Ok((listener, SocketFile { path: Some(path) })),
+        Ok((listener, inode)) => Ok((listener, SocketFile { file: Some((path, inode)) })),
         Err(source) => Err(StartError::Socket { path, source }),
     }
 }
@@ -69,13 +76,31 @@ fn inherited() -> io::Result<Option<UnixListener>> {
 
 fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     match fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
+        Ok(found) if found.file_type().is_socket() => {
+            if UnixStream::connect(path).is_ok() {
+                let words = "another daemon answers there; stop it, or name another socket with \
+                             --socket or other folders with --root";
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, words));
+            }
+            fs::remove_file(path)?;
+        }
+        // `reflectd` in a user's runtime folder is gone after each log-out.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = path.parent().unwrap_or(path);
+            if !folder.as_os_str().is_empty() && !folder.exists() {
+                fs::DirBuilder::new().mode(0o700).create(folder)?;
+            }
+        }
         // Anything else is somebody's file, and binding says so.
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, Permissions::from_mode(mode))?;
     Ok(listener)
+}
+
+fn inode_of(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|it| (it.dev(), it.ino()))
 }
 
 #[cfg(test)]
@@ -95,6 +120,35 @@ mod tests {
         assert_eq!(mode(&path), OWN);
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_another_daemon_answers_on_stays_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let (_listener, first) = open(path.clone(), false).unwrap();
+        let StartError::Socket { source, .. } = open(path.clone(), false).unwrap_err() else {
+            panic!("another error");
+        };
+        assert_eq!(source.kind(), io::ErrorKind::AddrInUse);
+        assert!(source.to_string().contains("--socket"), "{source}");
+        // A later one has the name.
+        fs::remove_file(&path).unwrap();
+        let (_later_listener, later) = open(path.clone(), false).unwrap();
+        drop(first);
+        assert!(path.exists(), "it is the later one's");
+        drop(later);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn the_folder_of_a_runtime_folder_is_made_for_the_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("reflectd/s");
+        let (_listener, _socket) = open(path.clone(), false).unwrap();
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        let deeper = folder.path().join("a/b/s");
+        assert!(open(deeper, false).is_err(), "one folder only: a typing error is told");
     }
 
     #[tokio::test]

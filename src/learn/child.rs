@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::op_queue::{Cancel, Stop};
-use super::program;
+use super::program::{self, NotInstalled};
 use config::TrainerConfig;
 use protocol::exit::Exit;
 use protocol::{Job, TrainerEvent};
@@ -67,6 +67,9 @@ pub enum TrainerError {
         /// The system's words.
         source: std::io::Error,
     },
+    /// There is no trainer.
+    #[error(transparent)]
+    NotInstalled(#[from] NotInstalled),
     /// Exit status 65: the job or its data are wrong, and stay so.
     #[error("the trainer refuses the job: {0}")]
     BadData(String),
@@ -170,8 +173,7 @@ pub(super) async fn check_done(trained: Trained, out: &Path) -> Result<Trained, 
 }
 
 async fn start(config: &TrainerConfig, job: &Job) -> Result<(Child, ChildStdin), TrainerError> {
-    let unknown = |source| TrainerError::Start { program: program::PROGRAM.into(), source };
-    let mut words = program::command_line(config).map_err(unknown)?;
+    let mut words = program::command_line(config)?;
     let path = PathBuf::from(&words[0]);
     let failed = |source| TrainerError::Start { program: path.clone(), source };
     if words[0].contains('/') {

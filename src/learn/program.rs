@@ -2,6 +2,7 @@
 //! `survey` and `reflectd doctor`.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use config::TrainerConfig;
@@ -14,13 +15,28 @@ use tracing::{debug, warn};
 /// The name of the program that lies beside the daemon.
 pub const PROGRAM: &str = "reflectd-trainer";
 
-/// What `trainer.command` says, else the program beside this one.
-pub fn command_line(config: &TrainerConfig) -> io::Result<Vec<String>> {
+/// Nothing is at the place where the trainer is installed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the trainer {} is not installed: the package reflectd-trainer adds it with libtorch (`make build` \
+     in the sources builds it); without it reflectd serves, reflects, explores and exports, but trains \
+     nothing", program.display()
+)]
+pub struct NotInstalled {
+    /// Where it would be.
+    pub program: PathBuf,
+}
+
+/// What `trainer.command` says, else the program beside this one, which has to be there.
+pub fn command_line(config: &TrainerConfig) -> Result<Vec<String>, NotInstalled> {
     if let Some(command) = &config.command {
         return Ok(command.clone());
     }
-    let beside = std::env::current_exe()?.with_file_name(PROGRAM);
-    Ok(vec![beside.to_string_lossy().into_owned()])
+    let program = std::env::current_exe().unwrap_or_default().with_file_name(PROGRAM);
+    if !program.exists() {
+        return Err(NotInstalled { program });
+    }
+    Ok(vec![program.to_string_lossy().into_owned()])
 }
 
 /// Starts a trainer with pipes, at the lowest priority, and gives it its job. Dropping the child

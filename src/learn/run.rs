@@ -19,6 +19,7 @@ use super::job::Assignment;
 use super::material::{self, Material};
 use super::op_queue::{Cancel, Stop};
 use super::pairs::Tally;
+use super::program;
 use super::promote::{self, PromoteError, Promotion, blocking};
 use super::{Ended, Parts, Stage, judge, resume};
 use crate::reflect::ReflectError;
@@ -164,10 +165,15 @@ async fn prepare<'a>(
     .await?;
     if let Some(found) = resume::next(parts, &config).await? {
         let resume::Waiting { id, start, job, trained } = found;
+        if trained.is_none() {
+            program::command_line(&config.trainer).map_err(TrainerError::from)?;
+        }
         info!(run_id = %id, start = start.0, "An interrupted training run goes on.");
         return Ok(Run { parts, config, stage, id, start, job, trained, questions });
     }
     let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
+    // Before pairs are collected and a run is recorded.
+    program::command_line(&config.trainer).map_err(TrainerError::from)?;
     let held_out = questions.fingerprints(probes.iter().map(String::as_str));
     let Material { dataset, rows, n_new, tally, replayed, objective } =
         material::collect(parts, &config, &held_out).await?;

@@ -17,8 +17,7 @@ const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The trainer's answer, or why there is none.
 pub async fn survey(config: &TrainerConfig, job: &SurveyJob) -> Result<TrainingSurvey, String> {
-    let words = program::command_line(config)
-        .map_err(|error| format!("find {}: {error}", program::PROGRAM))?;
+    let words = program::command_line(config).map_err(|error| error.to_string())?;
     let failed = |error: std::io::Error| format!("start {}: {error}", words[0]);
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).arg("survey");

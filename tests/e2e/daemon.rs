@@ -2,6 +2,7 @@
 //! no test guesses how long a start takes.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -30,17 +31,23 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts it and waits until it answers.
     pub(crate) async fn start(scratch: Scratch) -> Self {
+        Self::start_program(Path::new(env!("CARGO_BIN_EXE_reflectd")), scratch).await
+    }
+
+    /// The same of a copy of the program.
+    pub(crate) async fn start_program(program: &Path, scratch: Scratch) -> Self {
         let notify = scratch.root().join("notify.sock");
         // From the daemon before this one on the same folder.
         drop(fs::remove_file(&notify));
         let notices = UnixDatagram::bind(&notify).unwrap();
         let log = File::create(scratch.log()).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_reflectd"))
+        let child = Command::new(program)
             .arg("serve")
             .arg("--root")
             .arg(scratch.root())
             .env("NOTIFY_SOCKET", &notify)
             .env_remove("REFLECTD_LOG")
+            .env_remove("RUNTIME_DIRECTORY")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -55,6 +55,11 @@ impl Scratch {
         scratch
     }
 
+    /// A folder without anything.
+    pub(crate) fn empty() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
     /// A daemon that has explored and been stopped.
     pub(crate) async fn explored() -> Self {
         static DATABASE: OnceCell<Vec<u8>> = OnceCell::const_new();

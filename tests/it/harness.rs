@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper::Method;
 use protocol::exit::Exit;
 use reflectd::daemon::{self, Control, Daemon, EngineSource, Options, StartError};
+use reflectd::socket_path::SocketPath;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::client::{self, Answer, Reply};
@@ -152,7 +153,7 @@ pub(crate) async fn start(root: &Path, script: Script) -> Result<Daemon, StartEr
     daemon::start(Options {
         root: root.to_owned(),
         state: root.join("state"),
-        socket: None,
+        socket: SocketPath::default(),
         engine: EngineSource::Custom(Box::new(move |floor, queue| {
             let script = script.clone();
             Box::pin(engine::spawn_on(floor, queue, || Ok(Fake::new(script))))

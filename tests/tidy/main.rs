@@ -19,6 +19,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("anyhow", &["main.rs", "daemon.rs", "cli/"]),
     ("axum", &["api/"]),
     ("clap", &["main.rs", "cli/"]),
+    ("clap_complete", &["cli/pages.rs"]),
+    ("clap_mangen", &["cli/pages.rs"]),
     ("indicatif", &["main.rs", "cli/"]),
     ("signal_hook", &["signals.rs"]),
 ];
@@ -35,12 +37,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("trust", &["reflect"]),
     ("reflect", &[]),
     ("merge", &[]),
+    ("socket_path", &[]),
     ("telemetry", &[]),
     ("paths", &[]),
 ];
 
 /// What every module may use: words and files, no behaviour.
-const COMMON: &[&str] = &["paths", "telemetry"];
+const COMMON: &[&str] = &["paths", "socket_path", "telemetry"];
 
 /// The longest a file may be: beyond this nobody reads it in one sitting.
 const MAX_LINES: usize = 800;
@@ -310,6 +313,13 @@ fn the_shipped_configuration_has_no_problems() {
     if let Err(error) = config::load(Path::new(ROOT)) {
         panic!("{error}");
     }
+}
+
+#[test]
+fn the_trainers_package_asks_for_this_version_of_the_other() {
+    let manifest = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
+    let wanted = format!("reflectd (= {})", env!("CARGO_PKG_VERSION"));
+    assert!(manifest.contains(&wanted), "Cargo.toml: the variant trainer depends on {wanted}");
 }
 
 /// The libraries that a program asks the loader for.

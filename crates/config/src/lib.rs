@@ -39,7 +39,7 @@ use prompt::PromptSet;
 pub use check::{load, load_prompts};
 pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
 pub use keys::keys;
-pub use settings::{Defaults, defaults};
+pub use settings::{Defaults, configured_socket, defaults};
 
 /// Everything that the YAML files say, checked.
 #[derive(Clone, Debug)]
@@ -123,7 +123,8 @@ pub struct ConfigError(pub Vec<Problem>);
 /// The socket and its limits.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServerConfig {
-    /// Where to listen. `None`: `reflectd.sock` in the state folder.
+    /// Where to listen. `None`: `reflectd.sock` in the service's runtime folder, else in the user's, else in
+    /// the state folder.
     pub socket: Option<PathBuf>,
     /// User ids that may connect besides root and the daemon's own.
     pub allow_uids: Vec<u32>,

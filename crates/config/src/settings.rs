@@ -68,6 +68,14 @@ pub fn defaults() -> Defaults {
     Defaults { engine, trainer, learn }
 }
 
+/// `server.socket` for clients, who have no use for the rest and leave its faults to the daemon.
+pub fn configured_socket(root: &Path) -> Option<PathBuf> {
+    let problems = Problems::default();
+    let mut file = Section::read(root, Path::new("reflectd.yaml"), &problems)?;
+    let socket = file.section("server").optional::<PathBuf>("socket")?;
+    Some(root.join(socket))
+}
+
 fn engine(keys: &mut Section<'_>) -> EngineConfig {
     let engine = EngineConfig {
         model: PathBuf::new(),

@@ -12,6 +12,11 @@ mod check;
 mod context;
 mod inspect;
 mod memory;
+#[cfg_attr(
+    not(feature = "portable"),
+    expect(dead_code, reason = "only a portable build loads modules")
+)]
+mod modules;
 mod open;
 mod process;
 mod processor;

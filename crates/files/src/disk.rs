@@ -93,6 +93,22 @@ fn rename_folder(from: &Path, to: &Path, existing: Existing) -> io::Result<()> {
     }
 }
 
+/// Gives a file or a folder a name that nothing else has; what has it is never replaced.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system without this flag: whoever takes the name in between loses it.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            match fs::symlink_metadata(to) {
+                Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
+                Err(error) => Err(error),
+            }
+        }
+        result => Ok(result?),
+    }
+}
+
 /// A file at one moment: another content has another one, if the clock has ticked in between.
 #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
 struct Stamp {

@@ -20,7 +20,8 @@ pub use hyperparameters::Hyperparameters;
 pub use parts::{Parts, model_files, model_sha256, model_size};
 pub use rewrite::Rewrite;
 
-const MAGIC: &[u8; 4] = b"GGUF";
+/// How every such file begins.
+pub const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
 /// Tensor data and each tensor in it start at multiples of this, unless the file says otherwise.
 const ALIGNMENT: u64 = 32;

@@ -7,4 +7,4 @@ pub mod gguf;
 pub mod lora;
 pub mod memory;
 
-pub use disk::{Existing, hex, sha256, write_atomic, write_folder};
+pub use disk::{Existing, hex, rename_new, sha256, write_atomic, write_folder};

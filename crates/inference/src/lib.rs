@@ -33,11 +33,11 @@ impl std::fmt::Display for Generation {
     }
 }
 
-/// Sampling parameters. The engine refuses what is out of range.
+/// Sampling parameters. What each may be stands in [`ranges`]; the engine refuses what is out of range.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sampling {
-    /// 0 is greedy. What it may be stands in [`ranges`], as for all of these.
+    /// 0 always takes the likeliest token.
     pub temperature: f32,
     /// Nucleus mass.
     pub top_p: f32,

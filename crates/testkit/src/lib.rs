@@ -1,6 +1,7 @@
 //! What tests and benchmarks share. Nothing here is in a program that ships.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+pub mod bench;
 pub mod client;
 pub mod fake;
 pub mod mutation;

@@ -52,7 +52,7 @@ impl DaemonProcess {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("start {}", program.display()))?;
-        let mut daemon = Self { child, log: log_path, client: Client::new(socket) };
+        let mut daemon = Self { child, log: log_path, client: Client::new(vec![socket]) };
         daemon.wait_until_ready().await?;
         Ok(daemon)
     }

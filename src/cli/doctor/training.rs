@@ -15,22 +15,22 @@ use super::mib;
 
 /// What was found out about training on the model.
 #[derive(Debug, Serialize)]
-pub(super) struct Training {
+pub(in crate::cli) struct Training {
     /// `None`: the trainer did not say.
-    trainable: Option<bool>,
+    pub(in crate::cli) trainable: Option<bool>,
     /// Why it did not.
-    fault: Option<String>,
+    pub(in crate::cli) fault: Option<String>,
     /// `learn.optimizer.epochs`.
-    epochs: usize,
+    pub(in crate::cli) epochs: usize,
     /// Seconds for a run over 1,000 pairs.
-    seconds_per_1000_pairs: Option<f64>,
+    pub(in crate::cli) seconds_per_1000_pairs: Option<f64>,
     #[serde(flatten)]
-    survey: Option<TrainingSurvey>,
+    pub(in crate::cli) survey: Option<TrainingSurvey>,
 }
 
 /// What the command line says about it.
 #[derive(Debug, clap::Args)]
-pub(super) struct Wishes {
+pub(in crate::cli) struct Wishes {
     /// Longest sequence in tokens that memory for training is planned for [default: the smaller of
     /// `learn.max_tokens` and `engine.context_tokens`].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
@@ -38,6 +38,12 @@ pub(super) struct Wishes {
     /// Tokens of the prompt and of each of the two answers that training is timed with.
     #[arg(long, value_name = "PROMPT,ANSWER", default_value = "256,128", value_parser = parse_pair)]
     pair: PairLength,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Self { context: None, pair: PairLength { prompt: 256, answer: 128 } }
+    }
 }
 
 fn parse_pair(text: &str) -> Result<PairLength, String> {
@@ -52,7 +58,7 @@ fn parse_pair(text: &str) -> Result<PairLength, String> {
 }
 
 /// Lets the trainer look at `engine.model`, with its settings and those of the run.
-pub(super) async fn look_at(
+pub(in crate::cli) async fn look_at(
     engine: &EngineConfig,
     trainer: &TrainerConfig,
     learn: &LearnConfig,
@@ -205,7 +211,7 @@ fn word(value: &impl Serialize) -> String {
 }
 
 /// To two digits or so.
-fn duration(seconds: f64) -> String {
+pub(in crate::cli) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 10.0 => format!("{s:.1} s"),
         s if s < 120.0 => format!("{s:.0} s"),

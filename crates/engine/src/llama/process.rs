@@ -2,7 +2,6 @@
 //! `llama.rs` and its folder.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -11,6 +10,8 @@ use serde::Serialize;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_sys_2 as sys;
 
+#[cfg(feature = "portable")]
+use super::modules;
 use super::{allocator, processor};
 use crate::EngineError;
 
@@ -33,41 +34,23 @@ pub(super) fn init() -> Result<(), EngineError> {
         // SAFETY: it looks into the list of what was loaded.
         let cpu = unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) };
         if cpu.is_null() {
-            return Err(no_kernels());
+            return Err(
+                "llama.cpp's kernel modules (libggml-cpu-*.so) are not beside its libraries; install the \
+                 package again, or build it where this program was built"
+                    .to_owned(),
+            );
         }
         Ok(LlamaBackend::init().expect("nothing else starts llama.cpp"))
     });
     backend.as_ref().map(drop).map_err(|reason| EngineError::Failed(reason.clone()))
 }
 
-/// Why nothing can be computed.
-fn no_kernels() -> String {
-    format!(
-        "llama.cpp's kernel modules (libggml-cpu-*.so) are not in {}; install the package again, or set \
-         {MODULES} to the folder that has them",
-        modules().display()
-    )
-}
-
-/// The folder of kernel modules, for a portable program that is not installed.
-const MODULES: &str = "REFLECTD_KERNELS";
-
 /// Loads the kernel modules of a portable build; one for this processor alone has its kernels in it.
 fn load_modules() {
     #[cfg(feature = "portable")]
-    llama_cpp_2::llama_backend::load_backends_from_path(&modules());
-}
-
-/// Where ggml's kernel modules are: beside an installed program, or where the environment says.
-/// Never the working directory, where anybody could put one.
-fn modules() -> PathBuf {
-    std::env::var_os(MODULES).map_or_else(
-        || {
-            let program = std::env::current_exe().unwrap_or_default();
-            program.parent().unwrap_or(&program).join("../lib/reflectd")
-        },
-        PathBuf::from,
-    )
+    if let Some(folder) = modules::folder() {
+        llama_cpp_2::llama_backend::load_backends_from_path(&folder);
+    }
 }
 
 /// The processor that the kernels in use are for, as `znver3`, or the kernel module that ggml has

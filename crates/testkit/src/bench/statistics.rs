@@ -1,7 +1,7 @@
 //! Medians, and the ratio of measurements that were taken in turn. Pure. Used by every workload.
 
 /// The middle of the values, or the mean of the middle two; `None` without any.
-pub(crate) fn median(values: &[f64]) -> Option<f64> {
+pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
@@ -13,13 +13,13 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
 }
 
 /// Least and most of the values.
-pub(crate) fn range(values: &[f64]) -> Option<(f64, f64)> {
+pub fn range(values: &[f64]) -> Option<(f64, f64)> {
     let least = values.iter().copied().min_by(f64::total_cmp)?;
     let most = values.iter().copied().max_by(f64::total_cmp)?;
     Some((least, most))
 }
 
 /// One ratio a round: what slows the machine down for a while slows both sides of a round.
-pub(crate) fn ratios(above: &[f64], below: &[f64]) -> Vec<f64> {
+pub fn ratios(above: &[f64], below: &[f64]) -> Vec<f64> {
     above.iter().zip(below).filter(|(_, below)| **below > 0.0).map(|(a, b)| a / b).collect()
 }

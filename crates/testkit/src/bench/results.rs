@@ -15,48 +15,49 @@ use serde::{Deserialize, Serialize};
 
 /// Where and how a row was measured; its fields stand in the row itself.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) struct Provenance {
+pub struct Provenance {
     /// Processor, cores, memory, system.
     #[serde(default)]
-    pub(crate) machine: String,
+    pub machine: String,
     /// Of the code under test; `+` when the code differed from it.
-    pub(crate) commit: String,
+    pub commit: String,
     /// What was typed; `None`: measured before commands were written down.
     #[serde(default)]
-    pub(crate) command: Option<String>,
+    pub command: Option<String>,
     /// `None`: the row is not about another program.
     #[serde(default)]
-    pub(crate) peer: Option<Peer>,
+    pub peer: Option<Peer>,
 }
 
 /// Another program that we are compared with.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) struct Peer {
+pub struct Peer {
     /// What it calls itself.
-    pub(crate) version: String,
+    pub version: String,
     /// What it was started with.
-    pub(crate) flags: String,
+    pub flags: String,
 }
 
 /// What must be reached, and what was measured.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub(crate) struct Goal {
+#[expect(clippy::struct_field_names, reason = "machines read the field `goal`")]
+pub struct Goal {
     /// Of the row, and of the number in it where a row has several.
-    pub(crate) name: String,
-    pub(crate) goal: f64,
+    pub name: String,
+    pub goal: f64,
     /// `None`: not measured, because the run had nobody to compare with.
-    pub(crate) value: Option<f64>,
+    pub value: Option<f64>,
     /// Less is better.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) at_most: bool,
+    pub at_most: bool,
     /// Where the goal is missed: what was profiled and tried. A person writes it into the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) why: Option<String>,
+    pub why: Option<String>,
 }
 
 impl Provenance {
     /// Of a number that rests on several measurements: everything that differs, each once.
-    pub(crate) fn of_all<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
+    pub fn of_all<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
         let [mut machines, mut commits, mut commands] = [(); 3].map(|()| BTreeSet::new());
         let mut peer = None;
         for one in all {
@@ -77,17 +78,17 @@ impl Provenance {
 
 impl Goal {
     /// More is better.
-    pub(crate) fn at_least(name: impl Into<String>, goal: f64, value: Option<f64>) -> Self {
+    pub fn at_least(name: impl Into<String>, goal: f64, value: Option<f64>) -> Self {
         Self { name: name.into(), goal, value, at_most: false, why: None }
     }
 
     /// Less is better.
-    pub(crate) fn at_most(name: impl Into<String>, goal: f64, value: Option<f64>) -> Self {
+    pub fn at_most(name: impl Into<String>, goal: f64, value: Option<f64>) -> Self {
         Self { at_most: true, ..Self::at_least(name, goal, value) }
     }
 
     /// `None`: not measured.
-    pub(crate) fn is_reached(&self) -> Option<bool> {
+    pub fn is_reached(&self) -> Option<bool> {
         let value = self.value?;
         Some(if self.at_most { value <= self.goal } else { self.goal <= value })
     }
@@ -95,7 +96,7 @@ impl Goal {
 
 /// The new goals, each with the reason that an older list gives for missing it, as long as it is
 /// missed.
-pub(crate) fn with_reasons(mut goals: Vec<Goal>, older: &[Goal]) -> Vec<Goal> {
+pub fn with_reasons(mut goals: Vec<Goal>, older: &[Goal]) -> Vec<Goal> {
     for goal in goals.iter_mut().filter(|goal| goal.is_reached() != Some(true)) {
         let same = older.iter().find(|older| older.name == goal.name);
         goal.why = same.and_then(|older| older.why.clone());
@@ -105,12 +106,12 @@ pub(crate) fn with_reasons(mut goals: Vec<Goal>, older: &[Goal]) -> Vec<Goal> {
 
 /// What was typed to start this benchmark: the variables that it looks at, cargo's words and its
 /// own arguments. Of files only the name is told, because folders are those of one machine.
-pub(crate) fn command(bench: &str, variables: &[&str]) -> String {
+pub fn command(bench: &str, variables: &[&str]) -> String {
     let set = variables.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
     command_of(bench, set, std::env::args_os().skip(1))
 }
 
-pub(crate) fn command_of<'a>(
+pub fn command_of<'a>(
     bench: &str,
     variables: impl IntoIterator<Item = (&'a str, OsString)>,
     arguments: impl IntoIterator<Item = OsString>,
@@ -134,7 +135,7 @@ pub(crate) fn command_of<'a>(
 }
 
 /// What earlier runs have left; nothing when there is no file.
-pub(crate) fn read<T: Default + DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+pub fn read<T: Default + DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     if !path.exists() {
         return Ok(T::default());
     }
@@ -143,7 +144,7 @@ pub(crate) fn read<T: Default + DeserializeOwned>(path: &Path) -> anyhow::Result
 }
 
 /// Writes the whole file anew.
-pub(crate) fn write(path: &Path, results: &impl Serialize) -> anyhow::Result<()> {
+pub fn write(path: &Path, results: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(results).context("results are plain data")?;
     write_atomic(path, |file| writeln!(file, "{text}"))
         .with_context(|| format!("write {}", path.display()))

@@ -9,12 +9,12 @@ use anyhow::Context as _;
 use files::write_atomic;
 
 /// The markers of a benchmark.
-pub(crate) fn markers(name: &str) -> (String, String) {
+pub fn markers(name: &str) -> (String, String) {
     (format!("<!-- bench/{name} begins -->"), format!("<!-- bench/{name} ends -->"))
 }
 
 /// Puts text between a benchmark's markers.
-pub(crate) fn insert(document: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+pub fn insert(document: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     let old =
         fs::read_to_string(document).with_context(|| format!("read {}", document.display()))?;
     let new = between(&old, name, text)
@@ -23,7 +23,7 @@ pub(crate) fn insert(document: &Path, name: &str, text: &str) -> anyhow::Result<
         .with_context(|| format!("write {}", document.display()))
 }
 
-pub(crate) fn between(document: &str, name: &str, text: &str) -> Option<String> {
+pub fn between(document: &str, name: &str, text: &str) -> Option<String> {
     let (begin, end) = markers(name);
     let (before, rest) = document.split_once(&begin)?;
     let (_, after) = rest.split_once(&end)?;

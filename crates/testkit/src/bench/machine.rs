@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Context as _;
 
 /// One line about this machine.
-pub(crate) fn describe(threads: u32) -> anyhow::Result<String> {
+pub fn describe(threads: u32) -> anyhow::Result<String> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
     let processors = read("/proc/cpuinfo")?;
     let memory = read("/proc/meminfo")?;
@@ -28,10 +28,11 @@ pub(crate) fn describe(threads: u32) -> anyhow::Result<String> {
 }
 
 /// The commit of the code under test; `+` when the code differs from it.
-pub(crate) fn commit() -> anyhow::Result<String> {
+pub fn commit() -> anyhow::Result<String> {
     let git = |arguments: &[&str]| {
         let output = Command::new("git")
-            .args(["-C", env!("CARGO_MANIFEST_DIR")])
+            .arg("-C")
+            .arg(crate::repository())
             .args(arguments)
             .output()
             .context("ask git for the commit")?;

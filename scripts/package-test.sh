@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Tests the packages where a person installs them: a Debian 12 of its own, no network, no systemd.
+# usage: scripts/package-test.sh FOLDER [PREVIOUS.deb...]
+# FOLDER has the packages of `make package`. PREVIOUS: packages of the release before; without them
+# the same contents under a lower version stand in for it. The base system is kept for the next time.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+die() {
+  echo "package-test: $*" >&2
+  exit 1
+}
+say() { echo "package-test: $*" >&2; }
+
+# The mirror that this machine's apt uses.
+mirror() {
+  local uri
+  uri=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 2>/dev/null | sed -n 's/ bookworm$//p' | head -n 1)
+  echo "${uri:-http://deb.debian.org/debian}"
+}
+
+# One tarball of what every Debian 12 has and what the packages depend on.
+base() {
+  local file="${XDG_CACHE_HOME:-$HOME/.cache}/reflectd/bookworm-base.tar" folder
+  if [[ ! -f $file ]]; then
+    command -v debootstrap >/dev/null || die "debootstrap is missing; install it with apt-get and run again"
+    say "fetching a base system"
+    folder=$(mktemp -d)
+    debootstrap --variant=minbase --include=libgomp1,libstdc++6,systemd-standalone-sysusers \
+      bookworm "$folder" "$(mirror)" >"$folder.log" 2>&1 || die "debootstrap failed; see $folder.log"
+    mkdir -p "$(dirname "$file")"
+    tar -cf "$file.new" --directory="$folder" .
+    mv "$file.new" "$file"
+    rm -rf "$folder" "$folder.log"
+  fi
+  echo "$file"
+}
+
+# The same package under a lower version.
+older() {
+  local folder
+  folder=$(mktemp -d)
+  dpkg-deb -R "$1" "$folder"
+  sed -i 's/^Version: \(.*\)/Version: \1~before/; s/reflectd (= \([^)]*\))/reflectd (= \1~before)/' "$folder/DEBIAN/control"
+  dpkg-deb -Znone -b "$folder" "$2" >/dev/null
+  rm -rf "$folder"
+}
+
+((EUID == 0)) || die "only root can install packages; run it with sudo"
+folder=${1:?the folder of the packages}
+shift
+for name in reflectd reflectd-trainer; do
+  compgen -G "$folder/${name}_*.deb" >/dev/null || die "$folder has no $name; run \`make package\` first"
+done
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+tar -xf "$(base)" --directory="$scratch"
+# Of a temporary folder only its owner may read; this one is the root of a system.
+chmod 755 "$scratch"
+mkdir -p "$scratch/packages/before" "$scratch/packages/new"
+cp "$folder"/reflectd_*.deb "$folder"/reflectd-trainer_*.deb "$scratch/packages/new"
+if (($#)); then
+  cp "$@" "$scratch/packages/before"
+else
+  say "no release before is named with PREVIOUS: this one under a lower version stands in for it"
+  for package in "$scratch"/packages/new/*.deb; do
+    older "$package" "$scratch/packages/before/$(basename "$package")"
+  done
+fi
+cp scripts/package-test-inside.sh "$scratch/test.sh"
+# Mounts and processes of the test end with it; the network has no device but a loopback that is down.
+unshare --net --mount --pid --fork chroot "$scratch" /bin/bash /test.sh
