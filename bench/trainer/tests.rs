@@ -22,7 +22,7 @@ fn steps() -> Vec<Step> {
 fn fault(change: impl Fn(&mut Vec<Step>)) -> Option<String> {
     let mut theirs = steps();
     change(&mut theirs);
-    compare(&steps(), &theirs, tolerance(Compute::F32)).unwrap().fault()
+    compare(&steps(), &theirs, tolerance(Compute::F32)).expect("both have made all steps").fault()
 }
 
 #[test]

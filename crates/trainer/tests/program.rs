@@ -1,8 +1,7 @@
 //! The whole program, as the daemon starts it: a job on standard input, events on standard output, an
 //! exit status, and what is in the folder afterwards. What runs compute is tested in `src/tests/`.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
-#![expect(clippy::unnecessary_wraps, reason = "a status is compared with what the system gives")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::path::Path;
@@ -54,17 +53,17 @@ impl Trainer {
     }
 
     /// The other events, and the exit status.
-    fn end(mut self) -> (Vec<TrainerEvent>, Option<i32>) {
+    fn end(mut self) -> (Vec<TrainerEvent>, i32) {
         let mut events = Vec::new();
         while let Some(event) = self.next() {
             events.push(event);
         }
-        (events, self.child.wait().unwrap().code())
+        (events, self.child.wait().unwrap().code().unwrap())
     }
 }
 
-fn code(exit: Exit) -> Option<i32> {
-    Some(exit as i32)
+fn code(exit: Exit) -> i32 {
+    exit as i32
 }
 
 /// A job of so many steps in a folder of its own. The seed and the data are always the same.
@@ -130,7 +129,7 @@ fn after_sigterm_or_the_end_of_standard_input_a_run_is_resumed_to_the_same_bytes
     assert!(parts.path().join(CHECKPOINT).exists());
 
     let mut second = Trainer::start(&line(&job));
-    let began = second.until_step(events.iter().filter(is_step).count() + 2);
+    let began = second.until_step(events.iter().filter(|event| is_step(event)).count() + 2);
     assert!(began.iter().any(|event| matches!(event, TrainerEvent::Resumed { .. })), "{began:?}");
     drop(second.stdin.take());
     let (events, status) = second.end();
@@ -139,12 +138,11 @@ fn after_sigterm_or_the_end_of_standard_input_a_run_is_resumed_to_the_same_bytes
     let (rest, status) = Trainer::start(&line(&job)).end();
     assert_eq!(status, code(Exit::Ok), "{:?}", rest.last());
     assert!(rest.iter().any(|event| matches!(event, TrainerEvent::Resumed { .. })));
-    assert!(rest.iter().filter(is_step).count() < n_steps, "it began again");
+    assert!(rest.iter().filter(|event| is_step(event)).count() < n_steps, "it began again");
     let adapter = |folder: &Path| std::fs::read(folder.join("adapter.gguf")).unwrap();
     assert_eq!(adapter(parts.path()), adapter(whole.path()));
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as `filter` wants it")]
-fn is_step(event: &&TrainerEvent) -> bool {
+fn is_step(event: &TrainerEvent) -> bool {
     matches!(event, TrainerEvent::Step(_))
 }
