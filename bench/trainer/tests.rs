@@ -1,8 +1,6 @@
 //! Tests of the comparison of both trainers, in a program of their own: the benchmark has no test
 //! harness.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
-
 mod parity;
 
 use protocol::Compute;
