@@ -1,5 +1,5 @@
 //! Main memory that is left for models: of the machine, and of the control group that a service runs
-//! in. Used by the engine, before it loads anything.
+//! in. Used by the engine before it loads anything, and by the trainer's plan.
 
 use std::fs;
 use std::path::Path;

@@ -479,7 +479,7 @@ pub struct JudgeReport {
     pub judge: String,
     /// Of all rubrics together.
     pub version: String,
-    /// A [`crate::trust::Report`].
+    /// A report of `trust`.
     pub report: serde_json::Value,
     /// What each probe got.
     pub scores: serde_json::Value,

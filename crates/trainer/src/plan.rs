@@ -154,26 +154,7 @@ fn bytes_of(kind: Kind) -> u64 {
 pub(crate) fn memory_bytes(device: Device, limit: Option<u64>) -> u64 {
     match device {
         Device::Cuda(_) => cuda::memory().map_or(0, |[free, _]| free),
-        _ => limit.unwrap_or_else(|| free_in_system().min(free_in_group())),
-    }
-}
-
-fn free_in_system() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kilobytes.map_or(u64::MAX, |kilobytes| kilobytes * 1024)
-}
-
-/// What the control group's limit leaves: a container may use a part of the system's memory.
-fn free_in_group() -> u64 {
-    let read = |name: &str| {
-        let text = std::fs::read_to_string(format!("/sys/fs/cgroup/memory.{name}")).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    match (read("max"), read("current")) {
-        (Some(max), Some(current)) => max.saturating_sub(current),
-        _ => u64::MAX,
+        _ => limit.unwrap_or_else(|| files::memory::available().0),
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use files::gguf::{Value, Writer};
+use files::gguf::{Hyperparameters, Value, Writer};
 use nano::corpus::CHAT_TEMPLATE;
 use nano::tokenizer::Tokenizer;
 use protocol::BaseKind;
@@ -241,27 +241,25 @@ pub(crate) fn save(
     path: &Path,
 ) -> anyhow::Result<()> {
     let sizes = shape.sizes;
+    let count = i64::cast_unsigned;
+    let hyperparameters = Hyperparameters {
+        architecture: "llama",
+        name,
+        blocks: count(sizes.n_layer),
+        context: count(sizes.n_ctx),
+        width: count(sizes.n_embd),
+        feed_forward: count(sizes.n_ff),
+        heads: count(sizes.n_head),
+        kv_heads: count(sizes.n_head_kv),
+        rotated: count(sizes.head_dim),
+        vocabulary: count(sizes.n_vocab),
+        rms_epsilon: shape.rms_eps,
+        rope_base: shape.rope.base,
+    };
     let mut writer = Writer::default();
-    let string = |text: &str| Value::String(text.to_owned());
-    let count = |n: i64| Value::Unsigned(n.cast_unsigned());
-    writer.metadata("general.architecture", string("llama"));
-    writer.metadata("general.type", string("model"));
-    writer.metadata("general.name", string(name));
+    hyperparameters.write(&mut writer);
+    writer.metadata("general.type", Value::String("model".to_owned()));
     writer.metadata("general.file_type", Value::Unsigned(0));
-    for (key, value) in [
-        ("context_length", count(sizes.n_ctx)),
-        ("embedding_length", count(sizes.n_embd)),
-        ("block_count", count(sizes.n_layer)),
-        ("feed_forward_length", count(sizes.n_ff)),
-        ("attention.head_count", count(sizes.n_head)),
-        ("attention.head_count_kv", count(sizes.n_head_kv)),
-        ("attention.layer_norm_rms_epsilon", Value::Float(shape.rms_eps)),
-        ("rope.dimension_count", count(sizes.head_dim)),
-        ("rope.freq_base", Value::Float(shape.rope.base)),
-        ("vocab_size", count(sizes.n_vocab)),
-    ] {
-        writer.metadata(&format!("llama.{key}"), value);
-    }
     tokenizer.write_metadata(&mut writer, CHAT_TEMPLATE);
     let mut tensors: Vec<_> = weights.tensors().collect();
     tensors.sort_by_key(|(name, _)| *name);
