@@ -16,7 +16,8 @@ say() { echo "package-test: $*" >&2; }
 mirror() {
   local uri
   uri=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 2>/dev/null | sed -n 's/ bookworm$//p' | head -n 1)
-  echo "${uri:-http://deb.debian.org/debian}"
+  [[ -n $uri ]] || die "apt names no mirror of bookworm; run apt-get update, or add one to its sources, and run again"
+  echo "$uri"
 }
 
 # One tarball of what every Debian 12 has and what the packages depend on.
