@@ -22,13 +22,14 @@ mirror() {
 
 # One tarball of what every Debian 12 has and what the packages depend on.
 base() {
-  local file="${XDG_CACHE_HOME:-$HOME/.cache}/reflectd/bookworm-base.tar" folder
+  local file="${XDG_CACHE_HOME:-$HOME/.cache}/reflectd/bookworm-base.tar" folder uri
   if [[ ! -f $file ]]; then
     command -v debootstrap >/dev/null || die "debootstrap is missing; install it with apt-get and run again"
+    uri=$(mirror) || exit 1
     say "fetching a base system"
     folder=$(mktemp -d)
     debootstrap --variant=minbase --include=libgomp1,libstdc++6,systemd-standalone-sysusers \
-      bookworm "$folder" "$(mirror)" >"$folder.log" 2>&1 || die "debootstrap failed; see $folder.log"
+      bookworm "$folder" "$uri" >"$folder.log" 2>&1 || die "debootstrap failed; see $folder.log"
     mkdir -p "$(dirname "$file")"
     tar -cf "$file.new" --directory="$folder" .
     mv "$file.new" "$file"
