@@ -137,7 +137,9 @@ fn pairs_without_rejected_answers_are_enough_for_sft_alone() {
 
 #[test]
 fn the_kto_loss_is_that_of_trl() {
-    for OnSingles { objective, singles, mismatched, kl, loss } in goldens().kto {
+    let cases = goldens().kto;
+    assert!(!cases.is_empty());
+    for OnSingles { objective, singles, mismatched, kl, loss } in cases {
         let Objective::Kto { beta, desirable_weight, undesirable_weight } = objective else {
             panic!("{objective:?}")
         };
@@ -155,7 +157,9 @@ fn the_kto_loss_is_that_of_trl() {
 
 #[test]
 fn the_grpo_loss_is_that_of_trl_and_so_are_its_advantages() {
-    for case in goldens().grpo {
+    let cases = goldens().grpo;
+    assert!(!cases.is_empty());
+    for case in cases {
         let Objective::Grpo { beta, epsilon, importance_cap } = case.objective else {
             panic!("{:?}", case.objective)
         };
