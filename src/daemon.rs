@@ -28,8 +28,8 @@ use crate::paths::StateDir;
 use crate::reflect::Reflector;
 use crate::socket_path::SocketPath;
 use config::{self, Config, ConfigError};
-use engine::floor::Floor;
 use engine::probe::Prober;
+use engine::step_lock::StepLock;
 use engine::{self, Engine, EngineConfig, EngineError, EngineThread, ModelInfo, reward};
 use prompt::{ChatTemplate, PromptError};
 use protocol::exit::Exit;
@@ -65,8 +65,8 @@ pub enum EngineSource {
     Custom(Box<SpawnEngine>),
 }
 
-/// Starts an engine that takes turns on this floor and has a queue of this length.
-pub type SpawnEngine = dyn for<'a> Fn(&'a Floor, usize) -> BoxFuture<'a, Result<(Engine, EngineThread), EngineError>>
+/// Starts an engine that takes turns with this lock and has a queue of this length.
+pub type SpawnEngine = dyn for<'a> Fn(&'a StepLock, usize) -> BoxFuture<'a, Result<(Engine, EngineThread), EngineError>>
     + Send
     + Sync;
 
@@ -190,7 +190,7 @@ pub struct Daemon {
     report: watch::Sender<ConfigReport>,
     phase: watch::Sender<Phase>,
     // Who works, one step at a time.
-    floor: Floor,
+    step_lock: StepLock,
     engine: Engine,
     engine_thread: EngineThread,
     /// Of a second model that judges and of a reward model, where there are any.
@@ -217,8 +217,8 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
     let config = reload::load(root.clone()).await?;
 
     let (store, store_thread) = store::spawn(state_dir.database()).await?;
-    let floor = Floor::default();
-    let models = Models { source: engine, floor: &floor, state: &state_dir };
+    let step_lock = StepLock::default();
+    let models = Models { source: engine, step_lock: &step_lock, state: &state_dir };
     let (engine, engine_thread) = models.engine(&config.engine, 0).await?;
     let template = Arc::new(chat_template(engine.info())?);
     let reflector = Reflector::new(engine.clone(), store.clone(), template);
@@ -269,7 +269,7 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
         config,
         report,
         phase,
-        floor,
+        step_lock,
         engine,
         engine_thread,
         beside,
@@ -286,7 +286,7 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
 /// What loads models: the one that is served and those beside it.
 struct Models<'a> {
     source: EngineSource,
-    floor: &'a Floor,
+    step_lock: &'a StepLock,
     state: &'a StateDir,
 }
 
@@ -301,10 +301,10 @@ impl Models<'_> {
             EngineSource::Llama => {
                 let prober = self.prober();
                 prober.model(&config.model).await?;
-                let (engine, thread) = engine::spawn_beside(self.floor, config, mapped).await?;
+                let (engine, thread) = engine::spawn_beside(self.step_lock, config, mapped).await?;
                 Ok((engine.with_prober(prober), thread))
             }
-            EngineSource::Custom(spawn) => spawn(self.floor, config.queue).await,
+            EngineSource::Custom(spawn) => spawn(self.step_lock, config.queue).await,
         }
     }
 
@@ -327,7 +327,7 @@ impl Models<'_> {
         }
         if let Some(config) = &config.reward_engine {
             self.prober().model(&config.model).await?;
-            let (reward, thread) = reward::spawn(self.floor, config, mapped).await?;
+            let (reward, thread) = reward::spawn(self.step_lock, config, mapped).await?;
             let template = Arc::new(chat_template(reward.info())?);
             info!(model = reward.info().name, "A reward model scores.");
             reflector = reflector.with_reward(reward, template);
@@ -366,7 +366,8 @@ impl Daemon {
                 Event::Control(Control::Drain) => break End::Asked,
                 Event::Control(Control::ExitNow) => break End::Forced,
                 Event::WatchdogDue => {
-                    let step = u64::try_from(self.floor.busy_for().as_millis()).unwrap_or(u64::MAX);
+                    let step =
+                        u64::try_from(self.step_lock.busy_for().as_millis()).unwrap_or(u64::MAX);
                     let mut stats = self.engine.stats();
                     stats.last_beat_ms = stats.last_beat_ms.max(step);
                     watchdog.report(&stats);

@@ -307,16 +307,19 @@ fn tables(survey: &Survey) -> String {
     }
     let text = format!("\n{}", types.render());
     let Some(MemoryPlan { gpu_layers, host, gpu }) = &survey.memory else { return text };
-    let header = ["memory", "weights", "KV cache", "compute", "logits", "total", "available"];
+    let header =
+        ["memory", "weights", "KV cache", "compute", "logits", "copies", "total", "available"];
     let mut memory = Table::new(header);
     let mut row = |place: &str, share: &MemoryShare| {
-        let MemoryShare { weights, kv_cache, compute, logits, available, source } = share;
+        let MemoryShare { weights, kv_cache, compute, logits, prefix_cache, available, source } =
+            share;
         memory.row([
             place.to_owned(),
             mib(*weights),
             mib(*kv_cache),
             mib(*compute),
             mib(*logits),
+            mib(*prefix_cache),
             mib(share.total()),
             format!("{} ({source})", mib(*available)),
         ]);

@@ -207,10 +207,14 @@ fn two_classes_give_the_difference_of_what_each_gives_as_a_reward_alone() {
     for text in ["A question. An answer.", &"Another question, longer. ".repeat(6)] {
         let part = TextPart { text: text.to_owned(), control: false };
         let tokens: Vec<Token> = both.vocabulary().tokenize(&[part]);
-        let expected = first.reward(&tokens).unwrap() - second.reward(&tokens).unwrap();
-        let found = both.reward(&tokens).unwrap();
+        let expected = first.reward(&tokens, &mut || ()).unwrap()
+            - second.reward(&tokens, &mut || ()).unwrap();
+        let found = both.reward(&tokens, &mut || ()).unwrap();
         assert!((found - expected).abs() < 1e-3, "{found} instead of {expected}");
-        assert!((both.reward(&tokens).unwrap() - found).abs() < 1e-6, "nothing is left behind");
+        assert!(
+            (both.reward(&tokens, &mut || ()).unwrap() - found).abs() < 1e-6,
+            "nothing is left behind"
+        );
         seen.push(found);
     }
     assert!((seen[0] - seen[1]).abs() > 1e-3, "the text decides: {seen:?}");

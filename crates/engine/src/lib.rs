@@ -16,20 +16,15 @@
     )
 )]
 
-mod door;
-pub mod floor;
-mod job;
-mod kv;
-mod lane;
+mod adapters;
+mod core;
+mod draft;
 pub mod llama;
-mod lookup;
-mod parked;
 pub mod probe;
 pub mod reward;
 pub mod sample;
-pub mod scheduler;
-mod segment;
 mod softmax;
+pub mod step_lock;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -38,7 +33,6 @@ mod thread;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -49,6 +43,7 @@ pub use inference::{
     Sampling, TextPart, Token, Vocabulary, backend,
 };
 use probe::Prober;
+use step_lock::StepLock;
 pub use thread::{EngineThread, spawn, spawn_beside, spawn_on, spawn_with};
 
 /// Which weights a request wants.
@@ -241,6 +236,8 @@ pub struct Engine {
     /// takes a chat's place in the queue.
     urgent: Arc<Semaphore>,
     patient: Arc<Semaphore>,
+    /// A chat breaks off a step of idle work, in whichever engine.
+    lock: StepLock,
     shared: Arc<Shared>,
     /// Looks adapters over before the thread loads them; `None`: the caller knows them.
     prober: Option<Arc<Prober>>,
@@ -252,9 +249,6 @@ struct Shared {
     info: ModelInfo,
     vocabulary: Arc<dyn Vocabulary>,
     pulse: std::sync::Mutex<Pulse>,
-    /// Somebody who is waited for has sent a request that the thread has not taken yet: a step of
-    /// idle work ends early.
-    is_urgent: AtomicBool,
 }
 
 /// The thread's last sign of life.
@@ -386,7 +380,7 @@ impl Engine {
                 mpsc::error::TrySendError::Full(_) => overloaded(),
                 mpsc::error::TrySendError::Closed(_) => EngineError::Stopped,
             })?;
-            self.shared.is_urgent.store(true, Ordering::Relaxed);
+            self.lock.interrupt();
         } else {
             self.commands.send(command).await.map_err(|_| EngineError::Stopped)?;
         }

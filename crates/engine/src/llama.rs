@@ -25,6 +25,7 @@ mod shape;
 mod vocabulary;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -52,8 +53,8 @@ pub(super) use open::unreadable;
 pub use open::{Quantization, quantize};
 pub use reward::RewardModel;
 
-/// llama.cpp's own bound for one context (`LLAMA_MAX_SEQ`).
-const MAX_SEQUENCES: usize = 256;
+/// llama.cpp's own bound for one context (`LLAMA_MAX_SEQ`), without the one that copies go through.
+const MAX_SEQUENCES: usize = 255;
 /// Rows of logits of a batch take at most this; a large vocabulary has 600 KB a row.
 const MAX_LOGITS_BYTES: usize = 256 << 20;
 
@@ -66,6 +67,7 @@ pub struct Llama {
     adapters: BTreeMap<Generation, Adapter>,
     selected: Generation,
     limits: Limits,
+    host_cache_bytes: usize,
     info: ModelInfo,
     /// Of the model's tensors: an adapter must fit them.
     shapes: Shapes,
@@ -95,7 +97,8 @@ impl Llama {
         let path = config.model.as_path();
         let parts = open_model(path)?;
         let header = parts.header();
-        let Loaded { model, limits, computing } = load(config, &parts, mapped, |limits| limits)?;
+        let Loaded { model, limits, host_cache_bytes, computing } =
+            load(config, &parts, mapped, |limits| limits)?;
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
         let vocabulary = Arc::new(LlamaVocabulary::new(
@@ -115,6 +118,7 @@ impl Llama {
             selected: Generation::BASE,
             context,
             limits,
+            host_cache_bytes,
             vocabulary,
             model,
         })
@@ -126,6 +130,7 @@ impl Llama {
 struct Loaded {
     model: Arc<Model>,
     limits: Limits,
+    host_cache_bytes: usize,
     computing: Computing,
 }
 
@@ -168,7 +173,8 @@ fn load(
         kv_cache: config.kv_cache,
         pooling: None,
     };
-    Ok(Loaded { model, limits, computing })
+    let host_cache_bytes = usize::try_from(plan.host.prefix_cache).unwrap_or(usize::MAX);
+    Ok(Loaded { model, limits, host_cache_bytes, computing })
 }
 
 fn hash(path: &Path) -> Result<String, EngineError> {
@@ -226,6 +232,30 @@ fn flash_attention(config: &EngineConfig, devices: &[Device]) -> sys::llama_flas
     }
 }
 
+impl Llama {
+    /// Whether the cell of a batch's entry is there.
+    fn has_cell(&self, entry: &Entry<'_>) -> bool {
+        entry.sequences.iter().all(|&id| {
+            let id = checked_id(id, &self.limits);
+            // SAFETY: the context lives and the id is below its `n_seq_max`.
+            let last = unsafe { sys::llama_memory_seq_pos_max(self.context.memory(), id) };
+            position(entry.position) <= last
+        })
+    }
+
+    /// Lets `to` share the cells of `from` at these positions.
+    fn share(&mut self, from: i32, to: i32, positions: &Range<usize>) {
+        let [start, end] = [positions.start, positions.end].map(position);
+        // SAFETY: the ids are below the context's `n_seq_max`; unified KV allows part of a sequence.
+        unsafe { sys::llama_memory_seq_cp(self.context.memory(), from, to, start, end) };
+    }
+
+    fn clear(&mut self, id: i32) {
+        // SAFETY: the id is below the context's `n_seq_max`.
+        unsafe { sys::llama_memory_seq_rm(self.context.memory(), id, -1, -1) };
+    }
+}
+
 impl Backend for Llama {
     fn info(&self) -> ModelInfo {
         self.info.clone()
@@ -239,24 +269,22 @@ impl Backend for Llama {
         self.limits
     }
 
-    fn decode(&mut self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
-        let never = AtomicBool::new(false);
-        self.decode_unless(batch, &never).map(drop)
-    }
-
-    fn decode_unless(
+    fn decode(
         &mut self,
         batch: &[Entry<'_>],
-        signal: &AtomicBool,
-    ) -> Result<bool, EngineError> {
+        interrupt: Option<&AtomicBool>,
+    ) -> Result<usize, EngineError> {
         self.batch.fill(batch, &self.limits, self.info.n_vocab)?;
-        let interruption = self.context.interrupted_by(signal);
+        let interruption = interrupt.map(|signal| self.context.interrupted_by(signal));
         // SAFETY: the context lives, and `fill` has checked sizes, tokens and sequence ids.
         let code = unsafe { sys::llama_decode(self.context.0.as_ptr(), self.batch.raw) };
+        // A GPU computes on after that; only then is it known how long the step took.
+        // SAFETY: the context lives.
+        unsafe { sys::llama_synchronize(self.context.0.as_ptr()) };
         drop(interruption);
         match code {
-            0 => Ok(true),
-            2 => Ok(false),
+            0 => Ok(batch.len()),
+            2 => Ok(batch.iter().take_while(|entry| self.has_cell(entry)).count()),
             1 => Err(EngineError::Failed("the KV cache has no room for a batch".to_owned())),
             code => {
                 let reason = last_error("no reason given");
@@ -281,8 +309,7 @@ impl Backend for Llama {
 
     fn copy(&mut self, from: SequenceId, to: SequenceId, n: usize) {
         let [from, to] = [from, to].map(|id| checked_id(id, &self.limits));
-        // SAFETY: the ids are below the context's `n_seq_max`; unified KV allows part of a sequence.
-        unsafe { sys::llama_memory_seq_cp(self.context.memory(), from, to, 0, position(n)) };
+        self.share(from, to, &(0..n));
     }
 
     fn truncate(&mut self, sequence: SequenceId, n: usize) {
@@ -293,24 +320,35 @@ impl Backend for Llama {
         assert!(removed, "an attention cache can always drop the end of a sequence");
     }
 
-    fn save(&mut self, sequence: SequenceId) -> Option<Vec<u8>> {
-        let (context, id) = (self.context.0.as_ptr(), checked_id(sequence, &self.limits));
+    fn save(&mut self, sequence: SequenceId, positions: Range<usize>) -> Option<Vec<u8>> {
+        let (context, scratch) = (self.context.0.as_ptr(), position(self.limits.sequences));
+        self.share(checked_id(sequence, &self.limits), scratch, &positions);
         // SAFETY: the context lives and the id is below its `n_seq_max`.
-        let size = unsafe { sys::llama_state_seq_get_size(context, id) };
+        let size = unsafe { sys::llama_state_seq_get_size(context, scratch) };
         let mut state = vec![0; size];
         // SAFETY: as above; the buffer is as long as is said.
         let written =
-            unsafe { sys::llama_state_seq_get_data(context, state.as_mut_ptr(), size, id) };
+            unsafe { sys::llama_state_seq_get_data(context, state.as_mut_ptr(), size, scratch) };
+        self.clear(scratch);
         (0 < written && written == size).then_some(state)
     }
 
-    fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> bool {
-        let (context, id) = (self.context.0.as_ptr(), checked_id(sequence, &self.limits));
+    fn restore(&mut self, sequence: SequenceId, positions: Range<usize>, state: &[u8]) -> bool {
+        let (context, scratch) = (self.context.0.as_ptr(), position(self.limits.sequences));
         // SAFETY: the context lives, the id is below its `n_seq_max`, and the bytes are those that
         // the same context wrote.
         let read =
-            unsafe { sys::llama_state_seq_set_data(context, state.as_ptr(), state.len(), id) };
-        read == state.len()
+            unsafe { sys::llama_state_seq_set_data(context, state.as_ptr(), state.len(), scratch) };
+        let is_read = read == state.len();
+        if is_read {
+            self.share(scratch, checked_id(sequence, &self.limits), &positions);
+        }
+        self.clear(scratch);
+        is_read
+    }
+
+    fn host_cache_bytes(&self) -> usize {
+        self.host_cache_bytes
     }
 
     fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError> {

@@ -237,7 +237,7 @@ fn compute(llama: &mut Llama, path: &Path) -> Result<(), EngineError> {
         |i: usize, logits| Entry { token: token(i), position: i, sequences: &sequence, logits };
     let prompt: Vec<Entry<'_>> = (0..40).map(|i| entry(i, i == 39)).collect();
     for batch in [&prompt[..], &[entry(40, true)]] {
-        llama.decode(batch)?;
+        llama.decode(batch, None)?;
         if !llama.logits(batch.len() - 1)?.iter().all(|logit| logit.is_finite()) {
             let reason = "the model computes values that are not numbers with it".to_owned();
             return Err(EngineError::Load { path: path.to_owned(), reason });

@@ -1,13 +1,13 @@
 //! The thread of a reward model, and the handle to it: sequences of tokens in, one number each out.
 //! It owns its model as the engine's thread owns the served one, and takes its steps among the
-//! others of the process (`floor`). Started by `daemon`; used by `reflect`.
+//! others of the process (`step_lock`). Started by `daemon`; used by `reflect`.
 
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::floor::{Floor, Seat};
 use super::llama::RewardModel;
+use super::step_lock::{StepLock, Ticket};
 use super::thread::own;
 use super::{Class, EngineConfig, EngineError, EngineThread, ModelInfo, Token, Vocabulary};
 
@@ -20,8 +20,9 @@ pub trait RewardBackend {
     fn info(&self) -> ModelInfo;
     /// Text to tokens and back.
     fn vocabulary(&self) -> Arc<dyn Vocabulary>;
-    /// Reads one sequence, which fits, from the beginning.
-    fn reward(&mut self, tokens: &[Token]) -> Result<f64, EngineError>;
+    /// Reads one sequence, which fits, from the beginning. `pause` is called between two parts of
+    /// it: another model may compute meanwhile.
+    fn reward(&mut self, tokens: &[Token], pause: &mut dyn FnMut()) -> Result<f64, EngineError>;
 }
 
 /// The handle: small, cloneable, the only way to the model.
@@ -46,27 +47,27 @@ struct Request {
 
 /// Loads a reward model with llama.cpp, beside models whose files take `mapped` bytes of memory.
 pub async fn spawn(
-    floor: &Floor,
+    lock: &StepLock,
     config: &EngineConfig,
     mapped: u64,
 ) -> Result<(Reward, EngineThread), EngineError> {
     let config = config.clone();
-    spawn_on(floor, move || RewardModel::load(&config, mapped)).await
+    spawn_on(lock, move || RewardModel::load(&config, mapped)).await
 }
 
 /// The same with any backend, which is made inside the thread.
-pub async fn spawn_on<B, F>(floor: &Floor, load: F) -> Result<(Reward, EngineThread), EngineError>
+pub async fn spawn_on<B, F>(lock: &StepLock, load: F) -> Result<(Reward, EngineThread), EngineError>
 where
     B: RewardBackend + 'static,
     F: FnOnce() -> Result<B, EngineError> + Send + 'static,
 {
-    let seat = floor.seat();
+    let ticket = lock.ticket();
     let (requests, inbox) = mpsc::channel(QUEUE);
     let body = move |ready: oneshot::Sender<Result<Arc<Shared>, EngineError>>| match load() {
         Ok(backend) => {
             let shared = Shared { info: backend.info(), vocabulary: backend.vocabulary() };
             if ready.send(Ok(Arc::new(shared))).is_ok() {
-                run(backend, inbox, &seat);
+                run(backend, inbox, &ticket);
             }
         }
         Err(error) => drop(ready.send(Err(error))),
@@ -108,21 +109,24 @@ impl Reward {
 }
 
 /// Ends when the last handle is gone.
-fn run(mut backend: impl RewardBackend, mut inbox: mpsc::Receiver<Request>, seat: &Seat) {
+fn run(mut backend: impl RewardBackend, mut inbox: mpsc::Receiver<Request>, ticket: &Ticket) {
     while let Some(Request { sequences, class, reply }) = inbox.blocking_recv() {
         let rewards = sequences.iter().map(|tokens| {
-            while !seat.take(class) {
+            while !ticket.take(class) {
                 // A caller that has left wants nothing more.
                 if reply.is_closed() {
                     return Err(EngineError::Stopped);
                 }
             }
-            let reward = backend.reward(tokens);
-            seat.leave();
+            let reward = backend.reward(tokens, &mut || {
+                ticket.leave();
+                while !ticket.take(class) {}
+            });
+            ticket.leave();
             reward
         });
         let rewards = rewards.collect();
-        seat.rest();
+        ticket.rest();
         drop(reply.send(rewards));
     }
 }

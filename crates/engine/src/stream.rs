@@ -1,119 +1,121 @@
-//! The sending end of one generation: what it was pinned to, then its pieces in order. Decides
-//! nothing. Used by `job.rs` and `thread.rs`; made by `door.rs`.
+//! The way back from the engine thread to the caller of a request. A caller that reads slower than
+//! the model writes loses nothing: what does not fit its channel waits here, and its request pauses.
+//! Used by `thread.rs` alone.
 
-use tokio::sync::mpsc;
+use std::collections::VecDeque;
 
-use super::job::Waiting;
-use super::lookup::WIDEST;
-use super::sample::Sampled;
-use super::text::{Release, TextStream};
-use super::{EngineError, FinishReason, Generation, Piece, Started, TokenPiece, Vocabulary};
+use tokio::sync::{mpsc, oneshot};
 
-/// Pieces that wait for a slow reader before its sequences pause.
+use super::{EngineError, Generation, LabelScores, Piece, Started};
+
+/// Pieces that wait in the channel of a slow reader before its request pauses.
 const PIECES: usize = 256;
 
-/// One generation's way back to its caller.
+/// The answer to a command.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
+
+/// Who waits for a request.
+#[derive(Debug)]
+pub(super) enum Caller {
+    Generate(Stream),
+    Score(Reply<Vec<LabelScores>>),
+    Logprobs(Reply<Vec<Vec<f32>>>),
+}
+
+impl Caller {
+    /// Whether nobody waits for the result any more.
+    pub(super) fn has_left(&self) -> bool {
+        match self {
+            Self::Generate(stream) => stream.has_left(),
+            Self::Score(reply) => reply.is_closed(),
+            Self::Logprobs(reply) => reply.is_closed(),
+        }
+    }
+
+    /// Tells why the request ends early; a caller that has left does not hear it.
+    pub(super) fn fail(self, error: EngineError) {
+        match self {
+            Self::Generate(stream) => stream.fail(error),
+            Self::Score(reply) => drop(reply.send(Err(error))),
+            Self::Logprobs(reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// One generation's pieces.
 #[derive(Debug)]
 pub(super) struct Stream {
     pieces: mpsc::Sender<Piece>,
-    /// Both are given away when the first continuation starts.
-    waiting: Option<Waiting>,
-    seed: u64,
-    pub(super) max_tokens: usize,
-    pub(super) top_logprobs: usize,
-    /// Messages that one continuation can cause in one step.
-    at_once: usize,
-}
-
-/// What a stream is made of besides its channel.
-#[derive(Debug)]
-pub(super) struct Settings {
-    pub(super) n: usize,
-    pub(super) seed: u64,
-    pub(super) max_tokens: usize,
-    pub(super) top_logprobs: usize,
-    /// Whether several tokens of a continuation may come in one step.
-    pub(super) guesses: bool,
+    /// Both are given away when the request is admitted.
+    waiting: Option<(Reply<Started>, mpsc::Receiver<Piece>)>,
+    /// Pieces that the channel has no room for.
+    backlog: VecDeque<Piece>,
+    is_behind: bool,
+    /// No piece follows those in the backlog.
+    pub(super) has_ended: bool,
 }
 
 impl Stream {
-    pub(super) fn new(settings: &Settings, reply: super::job::Reply<Started>) -> Self {
-        let Settings { n, seed, max_tokens, top_logprobs, guesses } = *settings;
-        // The tokens, and the end.
-        let at_once = if guesses { WIDEST + 2 } else { 2 };
-        let (pieces, receiver) = mpsc::channel(PIECES.max(2 * (n * at_once + 1)));
+    pub(super) fn new(reply: Reply<Started>) -> Self {
+        let (pieces, receiver) = mpsc::channel(PIECES);
         let waiting = Some((reply, receiver));
-        Self { pieces, waiting, seed, max_tokens, top_logprobs, at_once }
+        Self { pieces, waiting, backlog: VecDeque::new(), is_behind: false, has_ended: false }
     }
 
-    /// Whether nobody reads any more.
-    pub(super) fn is_abandoned(&self) -> bool {
+    fn has_left(&self) -> bool {
         match &self.waiting {
             Some((reply, _)) => reply.is_closed(),
             None => self.pieces.is_closed(),
         }
     }
 
-    /// Whether `n` continuations can go on for a step, and a failure can be told.
-    pub(super) fn has_room(&self, n: usize) -> bool {
-        n * self.at_once < self.pieces.capacity()
-    }
-
-    /// Tells the caller that its request is admitted, once.
-    pub(super) fn start(&mut self, generation: Generation, n_cached: usize) {
+    /// Tells the caller that its request is admitted.
+    pub(super) fn start(&mut self, generation: Generation, seed: u64, n_cached: usize) {
         if let Some((reply, pieces)) = self.waiting.take() {
-            let started = Started { generation, seed: self.seed, n_cached, pieces };
+            let started = Started { generation, seed, n_cached, pieces };
             // When nobody takes it the closed channel is noticed at the next turn.
             drop(reply.send(Ok(started)));
         }
     }
 
-    /// Reports a token; gives held text and reason when it ends the continuation.
-    pub(super) fn send(
-        &mut self,
-        index: usize,
-        text: &mut TextStream,
-        sampled: &Sampled,
-        vocabulary: &dyn Vocabulary,
-    ) -> Option<(String, FinishReason)> {
-        let is_end = vocabulary.is_end(sampled.token);
-        let bytes = if is_end { Vec::new() } else { vocabulary.piece(sampled.token) };
-        let certain = match text.push(&bytes) {
-            Release::Text(certain) => certain,
-            Release::Stopped(before) => return Some((before, FinishReason::Stop)),
-        };
-        let top = sampled.top.iter().map(|&(t, logprob)| (t, logprob, vocabulary.piece(t)));
-        self.push(Piece::Token(TokenPiece {
-            index: narrow(index),
-            token: sampled.token,
-            text: certain,
-            bytes,
-            logprob: sampled.logprob,
-            top: top.collect(),
-        }));
-        is_end.then(|| (std::mem::take(text).finish(), FinishReason::Stop))
+    /// Whether its caller has been told that it is admitted.
+    pub(super) fn has_started(&self) -> bool {
+        self.waiting.is_none()
     }
 
-    /// A continuation has ended.
-    pub(super) fn finish(&self, index: usize, text: String, reason: FinishReason) {
-        self.push(Piece::Finished { index: narrow(index), text, reason });
+    pub(super) fn send(&mut self, piece: Piece) {
+        self.backlog.push_back(piece);
+        self.flush();
     }
 
-    /// The request has failed.
-    pub(super) fn fail(mut self, error: EngineError) {
+    /// Moves what fits from the backlog to the channel. True when nothing is left to be sent.
+    pub(super) fn flush(&mut self) -> bool {
+        while let Some(piece) = self.backlog.pop_front() {
+            match self.pieces.try_send(piece) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(piece)) => {
+                    self.backlog.push_front(piece);
+                    return false;
+                }
+                // A caller that has left, which the next turn notices.
+                Err(mpsc::error::TrySendError::Closed(_)) => self.backlog.clear(),
+            }
+        }
+        true
+    }
+
+    /// Whether its reader is behind: from a full channel on, until half of it is read.
+    pub(super) fn is_behind(&mut self) -> bool {
+        let free = self.pieces.capacity();
+        self.is_behind = !self.backlog.is_empty() || self.is_behind && free < PIECES / 2;
+        self.is_behind
+    }
+
+    fn fail(mut self, error: EngineError) {
         match self.waiting.take() {
             Some((reply, _)) => drop(reply.send(Err(error))),
-            None => self.push(Piece::Failed(error)),
+            // A reader that is far behind is told by the end of the channel.
+            None => self.send(Piece::Failed(error)),
         }
     }
-
-    fn push(&self, piece: Piece) {
-        // Full cannot be (`has_room` was asked); closed is a caller that has left, which the next
-        // turn notices.
-        drop(self.pieces.try_send(piece));
-    }
-}
-
-fn narrow(index: usize) -> u32 {
-    u32::try_from(index).expect("a request has at most 64 continuations")
 }

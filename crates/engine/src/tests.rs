@@ -222,7 +222,8 @@ async fn the_next_turn_of_a_chat_finds_its_prefix() {
 
 #[tokio::test]
 async fn a_caller_that_leaves_frees_its_cells() {
-    let (engine, _thread) = engine(Script::new(&"x".repeat(LONG))).await;
+    let script = Script::new(&"x".repeat(LONG)).step_delay(Duration::from_millis(1));
+    let (engine, _thread) = engine(script).await;
     let mut wanted = GenerateRequest { n: 4, ..request(prompt(&engine, "go on")) };
     let mut started = engine.generate(wanted.clone()).await.unwrap();
     assert!(matches!(started.pieces.recv().await, Some(Piece::Token(_))));
@@ -253,6 +254,18 @@ async fn a_slow_reader_delays_nobody_and_loses_nothing() {
     let answers = read(slow, 1).await;
     assert_eq!(answers.texts, [long]);
     assert_eq!(answers.tokens[0].len(), LONG + 1);
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_keeps_no_sequence_and_does_not_count_as_urgent() {
+    let long = "x".repeat(LONG);
+    let script = Script::new("short").on("long", &[(&long, 1.0)]).limits(limits(1000, 1));
+    let (engine, _thread) = engine(script).await;
+    let slow = engine.generate(request(prompt(&engine, "long"))).await.unwrap();
+    let stats = eventually(&engine, |stats| stats.running == 0 && 0 < stats.quiet_ms).await;
+    assert_eq!(stats.queued, 1);
+    assert_eq!(ask(&engine, "other").await, "short");
+    assert_eq!(read(slow, 1).await.texts, [long]);
 }
 
 #[tokio::test]
@@ -288,7 +301,17 @@ async fn a_stop_string_ends_the_answer_before_it() {
     let request = GenerateRequest { stop, ..request(prompt(&engine, "x")) };
     let answers = read(engine.generate(request).await.unwrap(), 1).await;
     assert_eq!((answers.texts[0].as_str(), answers.reasons[0]), ("one", Some(FinishReason::Stop)));
-    assert_eq!(answers.tokens[0].len(), 4, "the token that completed it is not reported");
+    assert_eq!(answers.tokens[0].len(), 3, "the tokens of a stop string are not reported");
+}
+
+#[tokio::test]
+async fn tokens_are_those_of_the_text_also_where_a_stop_string_was_half_seen() {
+    let (engine, _thread) = engine(Script::new("a##b####c")).await;
+    let stop = vec!["###".to_owned()];
+    let request = GenerateRequest { stop, ..request(prompt(&engine, "x")) };
+    let answers = read(engine.generate(request).await.unwrap(), 1).await;
+    let bytes: Vec<u8> = answers.tokens[0].iter().flat_map(|piece| piece.bytes.clone()).collect();
+    assert_eq!((answers.texts[0].as_str(), bytes.as_slice()), ("a##b", b"a##b".as_slice()));
 }
 
 #[tokio::test]
@@ -354,9 +377,9 @@ async fn what_can_never_work_is_refused_at_the_door() {
 #[tokio::test]
 async fn a_full_queue_is_said_at_once() {
     let script = Script::new(&"x".repeat(LONG)).limits(limits(1000, 1));
+    let script = script.step_delay(Duration::from_millis(5));
     let (engine, _thread) = engine_with_queue(script, 1).await;
     let wanted = || request(prompt(&engine, "x"));
-    // Nobody reads it, so it keeps the only sequence.
     let running = engine.generate(wanted()).await.unwrap();
     let waiting = tokio::spawn({
         let (engine, wanted) = (engine.clone(), wanted());
@@ -424,7 +447,7 @@ async fn a_request_keeps_its_generation_while_lanes_change() {
 #[tokio::test]
 async fn quiet_counts_from_the_last_chat_and_an_idle_loop_is_alive() {
     let script = Script::new(&"x".repeat(LONG)).on("hi", &[("hi", 1.0)]);
-    let (engine, _thread) = engine(script).await;
+    let (engine, _thread) = engine(script.step_delay(Duration::from_millis(1))).await;
     let chat = engine.generate(request(prompt(&engine, "x"))).await.unwrap();
     eventually(&engine, |stats| stats.running == 1 && stats.quiet_ms == 0).await;
     drop(chat);

@@ -1,5 +1,5 @@
 //! From a continuation's bytes to text that is certain: no half characters, nothing that may
-//! still turn out to be a stop string. Pure and total. Used by `job.rs`.
+//! still turn out to be a stop string. Pure and total. Used by `core/request.rs`.
 
 /// The text of one continuation.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +49,16 @@ impl TextStream {
             .unwrap_or(self.held.len());
         let rest = self.held.split_off(held_from);
         Release::Text(std::mem::replace(&mut self.held, rest))
+    }
+
+    /// Bytes that are held back.
+    pub fn n_held(&self) -> usize {
+        self.held.len() + self.unfinished.len()
+    }
+
+    /// Whether what is held back may be the beginning of a stop string.
+    pub fn may_stop(&self) -> bool {
+        !self.stops.is_empty() && 0 < self.n_held()
     }
 
     /// What was held back, at the end.

@@ -1,6 +1,7 @@
 //! What the engine thread needs of a model: the seam between the engine's `thread.rs` and llama.cpp. It is
 //! implemented by the engine's `llama.rs` and, for tests, by `testkit::fake`; nobody else calls it.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -45,27 +46,29 @@ pub trait Backend {
     fn vocabulary(&self) -> Arc<dyn Vocabulary>;
     /// What fits.
     fn limits(&self) -> Limits;
-    /// Evaluates a batch under the selected weights. After an error the KV of the batch's
-    /// sequences is in doubt: they must be truncated to 0.
-    fn decode(&mut self, batch: &[Entry<'_>]) -> Result<(), EngineError>;
-    /// The same, unless `signal` is or becomes true: then it gives up as soon as it can, and the
-    /// answer is false. The KV of the batch's sequences is then in doubt beyond what it was. A
-    /// backend that cannot be interrupted does its work.
-    fn decode_unless(
+    /// Evaluates a batch under the selected weights. The number of its entries that are evaluated,
+    /// from the first one: all, or fewer when `interrupt` is or becomes true. A backend that cannot
+    /// be interrupted does its work. After an error, and beyond what is evaluated, the cells of the
+    /// batch's sequences are in doubt: they must be truncated to what they had before.
+    fn decode(
         &mut self,
         batch: &[Entry<'_>],
-        signal: &AtomicBool,
-    ) -> Result<bool, EngineError>;
+        interrupt: Option<&AtomicBool>,
+    ) -> Result<usize, EngineError>;
     /// The logits after entry `index` of the last batch, which must have asked for them.
     fn logits(&self, index: usize) -> Result<&[f32], EngineError>;
     /// Makes the empty sequence `to` share the first `n` cells of `from`.
     fn copy(&mut self, from: SequenceId, to: SequenceId, n: usize);
     /// Keeps the first `n` cells of a sequence.
     fn truncate(&mut self, sequence: SequenceId, n: usize);
-    /// A copy of a sequence's cells, in a form of the backend's own; `None` when it has none.
-    fn save(&mut self, sequence: SequenceId) -> Option<Vec<u8>>;
-    /// Puts a copy into an empty sequence; the cells are free. False: it stays empty.
-    fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> bool;
+    /// A copy of a sequence's cells at these positions, in a form of the backend's own; `None` when
+    /// it has none.
+    fn save(&mut self, sequence: SequenceId, positions: Range<usize>) -> Option<Vec<u8>>;
+    /// Puts the cells of these positions back from a copy, at the end of a sequence that has all
+    /// before them. Cells for the whole copy are free. False: the sequence has what it had.
+    fn restore(&mut self, sequence: SequenceId, positions: Range<usize>, state: &[u8]) -> bool;
+    /// Host memory that copies of cells may take.
+    fn host_cache_bytes(&self) -> usize;
     /// Loads an adapter.
     fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError>;
     /// Decodes with these weights from now on; they are loaded.

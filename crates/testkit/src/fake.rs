@@ -1,13 +1,15 @@
 //! A scripted model for tests, here and in `tests/it`: byte vocabulary, a few control tokens, and
 //! replies that depend on the prompt. It is strict where llama.cpp aborts or goes silently wrong:
-//! positions with gaps, too many cells, sequences that mix generations.
+//! batches that it refuses, too many cells, sequences that mix generations.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::cells::Cells;
 use inference::backend::{Backend, Entry, Limits, SequenceId};
 use inference::{EngineError, Generation, ModelInfo, TextPart, Token, Vocabulary};
 
@@ -150,48 +152,32 @@ impl Script {
 #[derive(Debug)]
 pub struct Fake {
     script: Script,
-    /// Tokens of each sequence, with the cell and the generation that evaluated them.
-    sequences: Vec<Vec<Cell>>,
+    cells: Cells,
     selected: Generation,
     loaded: BTreeSet<Generation>,
-    n_evaluated: u64,
     rows: Vec<Option<Vec<f32>>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Cell {
-    id: u64,
-    token: Token,
-    generation: Generation,
 }
 
 impl Fake {
     /// Follows a script.
     pub fn new(script: Script) -> Self {
         Self {
-            sequences: vec![Vec::new(); script.limits.sequences],
+            cells: Cells::new(script.limits, N_VOCAB),
             script,
             selected: Generation::BASE,
             loaded: BTreeSet::from([Generation::BASE]),
-            n_evaluated: 0,
             rows: Vec::new(),
         }
     }
 
-    fn check(&self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
-        let Limits { batch_tokens, outputs, .. } = self.script.limits;
-        let n_outputs = batch.iter().filter(|entry| entry.logits).count();
-        if batch.is_empty() || batch.len() > batch_tokens || n_outputs > outputs {
-            return Err(EngineError::Failed(format!("a batch of {} tokens", batch.len())));
-        }
-        Ok(())
-    }
-}
-
-impl Fake {
     /// What every step takes.
     fn begin(&self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
-        self.check(batch)?;
+        if let Some(refusal) = self.cells.refusal(batch) {
+            return Err(EngineError::Failed(refusal));
+        }
+        if !self.cells.has_room(batch.len()) {
+            return Err(EngineError::Failed(format!("no cells for {} tokens", batch.len())));
+        }
         if !self.script.step_delay.is_zero() {
             std::thread::sleep(self.script.step_delay);
         }
@@ -200,28 +186,17 @@ impl Fake {
 
     fn evaluate(&mut self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
         self.rows.clear();
+        let generation = self.selected;
         for entry in batch {
-            let generation = self.selected;
-            self.n_evaluated += 1;
-            let cell = Cell { id: self.n_evaluated, token: entry.token, generation };
-            for id in entry.sequences {
-                let sequence = &mut self.sequences[id.0];
-                if sequence.len() != entry.position {
-                    return Err(EngineError::Failed(format!("a gap at {}", entry.position)));
-                }
-                if sequence.iter().any(|cell| cell.generation != generation) {
+            self.cells.evaluate(std::slice::from_ref(entry), generation);
+            for &id in entry.sequences {
+                if self.cells.sequence(id).any(|cell| cell.generation != generation) {
                     return Err(EngineError::Failed("a sequence mixes generations".to_owned()));
                 }
-                sequence.push(cell);
             }
-            let first = entry.sequences.first().expect("every token belongs to a sequence");
             let history: Vec<Token> =
-                self.sequences[first.0].iter().map(|cell| cell.token).collect();
+                self.cells.sequence(entry.sequences[0]).map(|cell| cell.token).collect();
             self.rows.push(entry.logits.then(|| self.script.logits(generation, &history)));
-        }
-        let cells: BTreeSet<u64> = self.sequences.iter().flatten().map(|cell| cell.id).collect();
-        if cells.len() > self.script.limits.cells {
-            return Err(EngineError::Failed(format!("{} cells are in use", cells.len())));
         }
         Ok(())
     }
@@ -255,21 +230,17 @@ impl Backend for Fake {
     }
 
     /// An interruption leaves half of the batch behind.
-    fn decode_unless(
+    fn decode(
         &mut self,
         batch: &[Entry<'_>],
-        signal: &AtomicBool,
-    ) -> Result<bool, EngineError> {
+        interrupt: Option<&AtomicBool>,
+    ) -> Result<usize, EngineError> {
         self.begin(batch)?;
-        let is_whole = !signal.load(Ordering::Relaxed);
-        let (half, _) = batch.split_at(batch.len() / 2);
-        self.evaluate(if is_whole { batch } else { half })?;
-        Ok(is_whole)
-    }
-
-    fn decode(&mut self, batch: &[Entry<'_>]) -> Result<(), EngineError> {
-        self.begin(batch)?;
-        self.evaluate(batch)
+        let is_whole = !interrupt.is_some_and(|signal| signal.load(Ordering::Relaxed));
+        let n = if is_whole { batch.len() } else { batch.len() / 2 };
+        let (evaluated, _) = batch.split_at(n);
+        self.evaluate(evaluated)?;
+        Ok(n)
     }
 
     fn logits(&self, index: usize) -> Result<&[f32], EngineError> {
@@ -278,32 +249,24 @@ impl Backend for Fake {
     }
 
     fn copy(&mut self, from: SequenceId, to: SequenceId, n: usize) {
-        assert!(self.sequences[to.0].is_empty(), "a copy goes to an empty sequence");
-        self.sequences[to.0] = self.sequences[from.0][..n].to_vec();
+        self.cells.share(from, to, n);
     }
 
     fn truncate(&mut self, sequence: SequenceId, n: usize) {
-        self.sequences[sequence.0].truncate(n);
+        self.cells.truncate(sequence, n);
     }
 
-    fn save(&mut self, sequence: SequenceId) -> Option<Vec<u8>> {
-        let cell =
-            |cell: &Cell| [cell.generation.0.to_le_bytes(), cell.token.0.to_le_bytes()].concat();
-        Some(self.sequences[sequence.0].iter().flat_map(cell).collect())
+    fn save(&mut self, sequence: SequenceId, positions: Range<usize>) -> Option<Vec<u8>> {
+        Some(self.cells.save(sequence, positions))
     }
 
-    fn restore(&mut self, sequence: SequenceId, state: &[u8]) -> bool {
-        assert!(self.sequences[sequence.0].is_empty(), "a copy goes to an empty sequence");
-        let (cells, _) = state.as_chunks::<8>();
-        for &[a, b, c, d, e, f, g, h] in cells {
-            self.n_evaluated += 1;
-            self.sequences[sequence.0].push(Cell {
-                id: self.n_evaluated,
-                generation: Generation(u32::from_le_bytes([a, b, c, d])),
-                token: Token(i32::from_le_bytes([e, f, g, h])),
-            });
-        }
+    fn restore(&mut self, sequence: SequenceId, positions: Range<usize>, state: &[u8]) -> bool {
+        self.cells.restore(sequence, positions, state);
         true
+    }
+
+    fn host_cache_bytes(&self) -> usize {
+        24 * self.script.limits.cells / 2
     }
 
     fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError> {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 pub mod bench;
+pub mod cells;
 pub mod client;
 pub mod fake;
 pub mod mutation;

@@ -19,8 +19,8 @@ use config::{
     ScalarConfig,
 };
 use engine::backend::Backend as _;
-use engine::floor::Floor;
 use engine::reward::{self, RewardBackend};
+use engine::step_lock::StepLock;
 use engine::{self, Class, EngineError, EngineThread, ModelInfo, Token, Vocabulary};
 use prompt::ChatTemplate;
 use store::Assessment;
@@ -155,7 +155,7 @@ impl RewardBackend for Letters {
     fn vocabulary(&self) -> Arc<dyn Vocabulary> {
         self.0.vocabulary()
     }
-    fn reward(&mut self, tokens: &[Token]) -> Result<f64, EngineError> {
+    fn reward(&mut self, tokens: &[Token], _: &mut dyn FnMut()) -> Result<f64, EngineError> {
         let bytes: Vec<u8> = tokens.iter().filter_map(|token| u8::try_from(token.0).ok()).collect();
         let text = String::from_utf8(bytes).unwrap();
         assert!(text.contains("ask"), "it reads the whole conversation: {text}");
@@ -165,7 +165,7 @@ impl RewardBackend for Letters {
 
 async fn with_reward(world: World) -> (World, EngineThread) {
     let load = || Ok(Letters(Fake::new(Script::new("?"))));
-    let (reward, thread) = reward::spawn_on(&Floor::default(), load).await.unwrap();
+    let (reward, thread) = reward::spawn_on(&StepLock::default(), load).await.unwrap();
     (world.with(|reflector| reflector.with_reward(reward, template())), thread)
 }
 

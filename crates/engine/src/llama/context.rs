@@ -38,8 +38,9 @@ impl Context {
         params.n_ctx = narrow(limits.cells)?;
         params.n_batch = narrow(limits.batch_tokens)?;
         params.n_ubatch = params.n_batch.min(MICRO_BATCH);
-        params.n_seq_max = narrow(limits.sequences)?;
-        params.n_outputs_max = narrow(limits.outputs)?;
+        // Copies of cells go through one sequence more.
+        params.n_seq_max = narrow(limits.sequences + 1)?;
+        params.n_outputs_max = narrow(limits.outputs.max(limits.sequences + 1))?;
         params.n_outputs_max_per_seq = params.n_outputs_max;
         params.n_threads = i32::try_from(computing.threads).ok()?;
         params.n_threads_batch = i32::try_from(computing.batch_threads).ok()?;

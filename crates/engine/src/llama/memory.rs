@@ -41,6 +41,9 @@ pub struct MemoryShare {
     pub compute: u64,
     /// Rows of logits of one step.
     pub logits: u64,
+    /// Copies of the cells of finished and preempted sequences, at most: what is left of the memory,
+    /// and no more than half of the KV cache.
+    pub prefix_cache: u64,
     /// What there is.
     pub available: u64,
     /// Who says so.
@@ -50,7 +53,7 @@ pub struct MemoryShare {
 impl MemoryShare {
     /// All of it.
     pub fn total(&self) -> u64 {
-        [self.weights, self.kv_cache, self.compute, self.logits]
+        [self.weights, self.kv_cache, self.compute, self.logits, self.prefix_cache]
             .into_iter()
             .fold(0, u64::saturating_add)
     }
@@ -143,6 +146,8 @@ impl Demand<'_> {
         let finish = |layers: u64| -> Result<MemoryPlan, String> {
             let (mut host, mut gpu) = self.shares(layers)?;
             (host.available, host.source) = (available, source.clone());
+            let left = available.saturating_sub(host.total());
+            host.prefix_cache = left.min(host.kv_cache.midpoint(gpu.kv_cache));
             gpu.available = gpus().map(|device| device.free).sum();
             gpu.source = gpus().map(|device| device.name.as_str()).collect::<Vec<_>>().join(", ");
             let gpu_layers = u32::try_from(layers).unwrap_or(u32::MAX);
@@ -209,7 +214,7 @@ impl Demand<'_> {
 }
 
 fn refusal(place: &str, share: &MemoryShare) -> String {
-    let MemoryShare { weights, kv_cache, compute, logits, available, source } = share;
+    let MemoryShare { weights, kv_cache, compute, logits, available, source, .. } = share;
     let [total, weights, kv_cache, compute, logits, available] =
         [share.total(), *weights, *kv_cache, *compute, *logits, *available].map(mib);
     format!(

@@ -25,6 +25,8 @@ use inference::backend::{Entry, Limits, SequenceId};
 /// Decoders whose head llama.cpp reads; it refuses the file of any other as having a tensor too
 /// many. Encoders have heads too, but no chat template.
 const ARCHITECTURES: [&str; 1] = ["qwen3"];
+/// Tokens that are read while a chat of another model waits.
+const AT_ONCE: usize = 128;
 const HEAD: &str = "cls.output.weight";
 const SEQUENCE: SequenceId = SequenceId(0);
 
@@ -65,7 +67,7 @@ impl RewardModel {
             outputs: limits.batch_tokens.min(limits.outputs),
             ..limits
         };
-        let Loaded { model, limits, computing } = load(config, &parts, mapped, lower)?;
+        let Loaded { model, limits, computing, .. } = load(config, &parts, mapped, lower)?;
         let pooling = match head {
             Head::TwoClasses => sys::LLAMA_POOLING_TYPE_RANK,
             Head::Row(_) => sys::LLAMA_POOLING_TYPE_LAST,
@@ -112,14 +114,16 @@ impl RewardBackend for RewardModel {
         Arc::<LlamaVocabulary>::clone(&self.vocabulary)
     }
 
-    fn reward(&mut self, tokens: &[Token]) -> Result<f64, EngineError> {
+    fn reward(&mut self, tokens: &[Token], pause: &mut dyn FnMut()) -> Result<f64, EngineError> {
         // SAFETY: the context lives and the sequence is below its `n_seq_max`.
         unsafe {
             sys::llama_memory_seq_rm(self.context.memory(), position(SEQUENCE.0), -1, -1);
         }
-        for (chunk, first) in
-            tokens.chunks(self.limits.batch_tokens).zip((0..).step_by(self.limits.batch_tokens))
-        {
+        let at_once = self.limits.batch_tokens.min(AT_ONCE);
+        for (chunk, first) in tokens.chunks(at_once).zip((0..).step_by(at_once)) {
+            if 0 < first {
+                pause();
+            }
             let entry = |(i, &token): (usize, &Token)| Entry {
                 token,
                 position: first + i,

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::floor::Floor;
 use super::super::llama::Llama;
+use super::super::step_lock::StepLock;
 use super::llama::config;
 use super::*;
 
@@ -12,11 +12,11 @@ const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../agents/nano/model
 
 #[tokio::test]
 async fn idle_work_of_another_engine_never_takes_a_step_of_a_chat() {
-    let floor = Floor::default();
+    let lock = StepLock::default();
     let script = || Script::new(&"word ".repeat(40)).step_delay(Duration::from_millis(1));
     let (chats, judged) = (script(), script());
-    let (chats, _one) = spawn_on(&floor, 8, || Ok(Fake::new(chats))).await.unwrap();
-    let (judge, _other) = spawn_on(&floor, 8, || Ok(Fake::new(judged))).await.unwrap();
+    let (chats, _one) = spawn_on(&lock, 8, || Ok(Fake::new(chats))).await.unwrap();
+    let (judge, _other) = spawn_on(&lock, 8, || Ok(Fake::new(judged))).await.unwrap();
 
     let idle = GenerateRequest { class: Class::Explore, ..request(prompt(&judge, "judge")) };
     let idle = judge.generate(idle).await.unwrap();
@@ -37,6 +37,26 @@ async fn idle_work_of_another_engine_never_takes_a_step_of_a_chat() {
     // And then it goes on to its end.
     let answers = read(idle, 1).await;
     assert_eq!(answers.reasons, [Some(FinishReason::Stop)]);
+}
+
+/// A step of the judge takes long; the chat does not wait for it.
+#[tokio::test]
+async fn a_chat_breaks_off_a_step_of_another_engine() {
+    let lock = StepLock::default();
+    let slow = Script::new("A").step_delay(Duration::from_millis(30));
+    let quick = Script::new(&"word ".repeat(4));
+    let (chats, _one) = spawn_on(&lock, 8, || Ok(Fake::new(quick))).await.unwrap();
+    let (judge, _other) = spawn_on(&lock, 8, || Ok(Fake::new(slow))).await.unwrap();
+    let idle = GenerateRequest {
+        class: Class::Explore,
+        ..request(prompt(&judge, &"a long text to judge ".repeat(40)))
+    };
+    let idle = judge.generate(idle).await.unwrap();
+    while judge.stats().interrupted_steps < 3 {
+        assert_eq!(ask(&chats, "chat").await, "word ".repeat(4));
+        tokio::time::sleep(Duration::from_millis(7)).await;
+    }
+    assert_eq!(read(idle, 1).await.texts, ["A"]);
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn beside(folder: &Path, other: Generation) -> Vec<Vec<f32>> {
                     logits: position + 1 == positions.end,
                 })
                 .collect();
-            backend.decode(&batch).unwrap();
+            backend.decode(&batch, None).unwrap();
             if which == 0 {
                 rows.push(backend.logits(batch.len() - 1).unwrap().to_vec());
             }

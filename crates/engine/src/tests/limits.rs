@@ -248,7 +248,7 @@ fn every_kind_of_kv_cache_computes_nearly_the_same() {
             sequences: &sequence,
             logits: position == 30,
         };
-        llama.decode(&(0..31).map(entry).collect::<Vec<_>>()).unwrap();
+        llama.decode(&(0..31).map(entry).collect::<Vec<_>>(), None).unwrap();
         let logits = llama.logits(30).unwrap().to_vec();
         let first = first.get_or_insert_with(|| logits.clone());
         let largest = first.iter().zip(&logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

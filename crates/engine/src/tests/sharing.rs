@@ -110,9 +110,58 @@ async fn a_parked_prefix_that_does_not_fit_is_evaluated_again() {
     let shared = "x".repeat(30);
     let first = with(&format!("{shared} first"), 10);
     assert_eq!(read(engine.generate(first).await.unwrap(), 1).await.texts, ["ok"]);
-    // Both need every cell there is.
-    assert_eq!(read(engine.generate(with("all", 100)).await.unwrap(), 1).await.texts, ["ok"]);
-    assert!(0 < eventually(&engine, |stats| stats.running == 0).await.parked_bytes);
-    let all = with(&format!("{shared} other"), 100);
+    // It needs every cell there is.
+    let all = with(&"y".repeat(95), 100);
     assert_eq!(read(engine.generate(all).await.unwrap(), 1).await.texts, ["ok"]);
+    assert!(0 < eventually(&engine, |stats| stats.running == 0).await.parked_bytes);
+    let all = with(&format!("{shared} {}", "z".repeat(64)), 100);
+    assert_eq!(read(engine.generate(all).await.unwrap(), 1).await.texts, ["ok"]);
+}
+
+/// Greedy, without an end before `max_tokens`.
+fn long_request(engine: &Engine, text: &str, max_tokens: u32) -> GenerateRequest {
+    let sampling = Sampling { temperature: 0.0, max_tokens, ..Sampling::default() };
+    GenerateRequest { sampling, ..request(prompt(engine, text)) }
+}
+
+#[tokio::test]
+async fn agents_that_ask_for_the_whole_context_all_end_and_the_oldest_is_never_preempted() {
+    const CELLS: usize = 8192;
+    let limits = Limits { cells: CELLS, sequences: 16, batch_tokens: 64, outputs: 64 };
+    // Together they write more than twice the context, and each may write all of it.
+    let script = Script::new(&"word ".repeat(450)).limits(limits);
+    let (engine, _thread) = engine(script).await;
+    let mut order = tokio::task::JoinSet::new();
+    for agent in 0..8 {
+        let started = engine.generate(long_request(&engine, &format!("agent {agent}"), 8192));
+        let started = started.await.unwrap();
+        order.spawn(async move { (agent, read(started, 1).await) });
+    }
+    let mut ended = Vec::new();
+    while let Some(one) = order.join_next().await {
+        let (agent, answers) = one.unwrap();
+        assert_eq!(answers.reasons, [Some(FinishReason::Stop)], "agent {agent}");
+        assert_eq!(answers.texts[0].len(), 5 * 450);
+        ended.push(agent);
+    }
+    assert_eq!(ended.len(), 8);
+    assert_eq!(ended[0], 0, "the oldest ends first: {ended:?}");
+}
+
+#[tokio::test]
+async fn as_many_chats_run_at_once_as_their_tokens_fit() {
+    let limits = Limits { cells: 8192, sequences: 16, batch_tokens: 512, outputs: 512 };
+    let script = Script::new(&"x".repeat(300)).limits(limits).step_delay(Duration::from_millis(1));
+    let (engine, _thread) = engine_with_queue(script, 16).await;
+    let mut chats = tokio::task::JoinSet::new();
+    for chat in 0..16 {
+        let text = format!("{chat:03}{}", "y".repeat(250));
+        let wanted = long_request(&engine, &text, 256);
+        let engine = engine.clone();
+        chats.spawn(async move { read(engine.generate(wanted).await.unwrap(), 1).await });
+    }
+    eventually(&engine, |stats| stats.running == 16).await;
+    while let Some(answers) = chats.join_next().await {
+        assert_eq!(answers.unwrap().reasons, [Some(FinishReason::Length)]);
+    }
 }

@@ -1,8 +1,10 @@
 //! The models of one process compute one step at a time. Two teams of ggml threads on the same
 //! cores only wait for each other in spin barriers, and a chat would feel it: so a step of one
-//! engine waits while another has something more urgent to do, as inside one engine. Holds no
-//! model. Used by `thread` and `reward`; made by `daemon`, one for all.
+//! engine waits while another has something more urgent to do, as inside one engine, and a step of
+//! idle work that is under way is broken off. Holds no model. Used by `thread` and `reward`; made by
+//! `daemon`, one for all.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// What the engines of a process share.
 #[derive(Clone, Debug, Default)]
-pub struct Floor {
+pub struct StepLock {
     shared: Arc<Shared>,
 }
 
@@ -21,41 +23,48 @@ pub struct Floor {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Somebody who is waited for has come: a step of idle work ends early.
+    interrupt: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// What each engine wants to do next; `None` while it has nothing to do.
     wants: Vec<Option<Class>>,
-    /// Since when a step is under way.
-    taken: Option<Instant>,
+    /// Since when a step is under way, and of which class.
+    taken: Option<(Instant, Class)>,
     /// Who took the last step: the other one is next when both are as urgent.
     last: usize,
 }
 
-/// One engine's place.
+/// One engine's place in the queue for the lock.
 #[derive(Debug)]
-pub(super) struct Seat {
-    floor: Floor,
+pub(super) struct Ticket {
+    lock: StepLock,
     index: usize,
 }
 
-impl Floor {
+impl StepLock {
     /// A place for one more engine.
-    pub(super) fn seat(&self) -> Seat {
+    pub(super) fn ticket(&self) -> Ticket {
         let mut state = self.lock();
         state.wants.push(None);
-        Seat { index: state.wants.len() - 1, floor: self.clone() }
+        Ticket { index: state.wants.len() - 1, lock: self.clone() }
     }
 
     /// How long the step has taken that is under way. One that does not end holds up all engines,
     /// and those that wait look alive.
     pub fn busy_for(&self) -> Duration {
-        self.lock().taken.map_or(Duration::ZERO, |since| since.elapsed())
+        self.lock().taken.map_or(Duration::ZERO, |(since, _)| since.elapsed())
+    }
+
+    /// Ends a step of idle work early, whichever engine is in one.
+    pub(super) fn interrupt(&self) {
+        self.shared.interrupt.store(true, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A place that was taken by a thread that panicked is given back by its `Seat`.
+        // A place that was taken by a thread that panicked is given back by its `Ticket`.
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,49 +81,62 @@ impl State {
     }
 }
 
-impl Seat {
+impl Ticket {
     /// Waits for a turn. False: it did not come soon.
     pub(super) fn take(&self, class: Class) -> bool {
         let until = Instant::now() + PATIENCE;
-        let mut state = self.floor.lock();
+        let mut state = self.lock.lock();
         state.wants[self.index] = Some(class);
         while !state.may_step(self.index, class) {
+            if state.taken.is_some_and(|(_, other)| class < other) {
+                self.lock.interrupt();
+            }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            let waited = self.floor.shared.changed.wait_timeout(state, left);
+            let waited = self.lock.shared.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.taken = Some(Instant::now());
+        state.taken = Some((Instant::now(), class));
         state.last = self.index;
         true
     }
 
+    /// Looks at what has come from now on, so that only who comes later breaks off a step.
+    pub(super) fn expect_nobody(&self) {
+        self.lock.shared.interrupt.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a step of idle work shall end early.
+    pub(super) fn interruption(&self) -> &AtomicBool {
+        &self.lock.shared.interrupt
+    }
+
     /// Ends a step. The engine still wants to go on, until it says otherwise.
     pub(super) fn leave(&self) {
-        self.floor.lock().taken = None;
-        self.floor.shared.changed.notify_all();
+        self.lock.lock().taken = None;
+        self.lock.shared.changed.notify_all();
     }
 
     /// Has nothing to do.
     pub(super) fn rest(&self) {
-        let mut state = self.floor.lock();
+        let mut state = self.lock.lock();
         if state.wants[self.index].take().is_some() {
-            self.floor.shared.changed.notify_all();
+            self.lock.shared.changed.notify_all();
         }
     }
 }
 
-impl Drop for Seat {
+impl Drop for Ticket {
     /// An engine that has ended stands in nobody's way.
     fn drop(&mut self) {
-        let mut state = self.floor.lock();
+        let mut state = self.lock.lock();
         state.wants[self.index] = None;
         if state.last == self.index {
             state.taken = None;
         }
-        self.floor.shared.changed.notify_all();
+        self.lock.shared.changed.notify_all();
     }
 }
 
@@ -124,13 +146,13 @@ mod tests {
 
     #[test]
     fn the_more_urgent_engine_goes_first_even_between_its_steps() {
-        let floor = Floor::default();
-        let (chats, judge) = (floor.seat(), floor.seat());
+        let lock = StepLock::default();
+        let (chats, judge) = (lock.ticket(), lock.ticket());
         assert!(chats.take(Class::Chat));
         assert!(!judge.take(Class::Background), "a step is under way");
-        assert!(PATIENCE <= floor.busy_for());
+        assert!(PATIENCE <= lock.busy_for());
         chats.leave();
-        assert_eq!(floor.busy_for(), Duration::ZERO);
+        assert_eq!(lock.busy_for(), Duration::ZERO);
         assert!(!judge.take(Class::Background), "the chat goes on");
         chats.rest();
         assert!(judge.take(Class::Background));
@@ -139,8 +161,8 @@ mod tests {
 
     #[test]
     fn engines_that_are_as_urgent_take_turns() {
-        let floor = Floor::default();
-        let (one, other) = (floor.seat(), floor.seat());
+        let lock = StepLock::default();
+        let (one, other) = (lock.ticket(), lock.ticket());
         assert!(one.take(Class::Explore));
         assert!(!other.take(Class::Explore), "a step is under way");
         one.leave();
@@ -153,8 +175,8 @@ mod tests {
 
     #[test]
     fn an_engine_that_has_ended_stands_in_nobodys_way() {
-        let floor = Floor::default();
-        let (ended, other) = (floor.seat(), floor.seat());
+        let lock = StepLock::default();
+        let (ended, other) = (lock.ticket(), lock.ticket());
         assert!(ended.take(Class::Chat));
         drop(ended);
         assert!(other.take(Class::Explore));
@@ -163,20 +185,20 @@ mod tests {
 
     #[test]
     fn steps_of_two_threads_never_overlap() {
-        let floor = Floor::default();
+        let lock = StepLock::default();
         let inside = std::sync::atomic::AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
-                    let seat = floor.seat();
+                    let ticket = lock.ticket();
                     let mut done = 0;
                     while done < 50 {
-                        if seat.take(Class::Gate) {
+                        if ticket.take(Class::Gate) {
                             use std::sync::atomic::Ordering::SeqCst;
                             assert_eq!(inside.fetch_add(1, SeqCst), 0);
                             std::thread::yield_now();
                             assert_eq!(inside.fetch_sub(1, SeqCst), 1);
-                            seat.leave();
+                            ticket.leave();
                             done += 1;
                         }
                     }

@@ -1,6 +1,6 @@
 //! Which generations are loaded, which one is active, which one tries itself on a share of the chats
-//! (the canary), which ones drain. Pure bookkeeping; the
-//! engine thread loads and frees the adapters. A lane's KV is never read by another lane.
+//! (the canary), which ones drain. Pure bookkeeping; the engine thread loads and frees the adapters.
+//! Cells of one generation are never read by another.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! What a request must be like before the engine looks at it: every number in its range, every
-//! token in the vocabulary, and small enough to fit one day. Makes jobs; used by `thread.rs`.
+//! What a request must be like before it waits: every number in its range, every token in the
+//! vocabulary, and small enough to fit one day. Makes requests; used by `thread.rs`.
 
 use std::fmt::Display;
 use std::hash::{BuildHasher, Hasher};
@@ -8,139 +8,76 @@ use std::sync::Arc;
 
 use inference::ranges;
 
-use super::job::{Branch, BranchState, Job, Purpose, Reply};
-use super::kv::common_prefix;
-use super::lookup::Lookup;
-use super::sample::Sampler;
-use super::stream::{Settings, Stream};
-use super::text::TextStream;
-use super::{
-    Class, EngineError, GenerateRequest, Generation, LabelScores, LogprobRequest, ModelInfo,
-    Sampling, ScoreRequest, Started, Token,
+use super::super::draft::Draft;
+use super::super::sample::Sampler;
+use super::super::{
+    EngineError, GenerateRequest, Generation, LogprobRequest, ModelInfo, Sampling, ScoreRequest,
+    Token,
 };
+use super::request::{Generating, Purpose, Request, State};
 
 /// Knows what fits.
-#[derive(Debug)]
-pub(super) struct Door {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Validator {
     max_sequence: usize,
     n_vocab: usize,
-    n_arrived: u64,
 }
 
-/// A job without span, or the error with the reply that should carry it.
-pub(super) type Checked<T> = Result<Job, (EngineError, Reply<T>)>;
-
-impl Door {
-    pub(super) fn new(info: &ModelInfo) -> Self {
-        Self { max_sequence: info.max_sequence, n_vocab: info.n_vocab, n_arrived: 0 }
+impl Validator {
+    pub(crate) fn new(info: &ModelInfo) -> Self {
+        Self { max_sequence: info.max_sequence, n_vocab: info.n_vocab }
     }
 
     /// `max_tokens` is cut to what fits, as long as one token does.
-    pub(super) fn generate(
-        &mut self,
+    pub(crate) fn generate(
+        self,
         request: GenerateRequest,
         generation: Generation,
-        reply: Reply<Started>,
-    ) -> Checked<Started> {
-        let max_tokens = match self.check_generate(&request) {
-            Ok(max_tokens) => max_tokens,
-            Err(error) => return Err((error, reply)),
-        };
+    ) -> Result<Request, EngineError> {
+        let max_tokens = self.check_generate(&request)?;
         let seed = request.sampling.seed.unwrap_or_else(fresh_seed);
         let text: Arc<[Token]> = request.copies.into();
-        let lookup = (!text.is_empty()).then(|| Lookup::new(text));
-        let n = widen(request.n);
-        let settings = Settings {
-            n,
-            seed,
-            max_tokens,
-            top_logprobs: widen(request.top_logprobs),
-            guesses: lookup.is_some(),
-        };
-        let purpose = Purpose::Generate(Stream::new(&settings, reply));
-        // The last sampled token is not evaluated.
-        let most_cells = request.prompt.len() + max_tokens - 1;
-        let branches = (0_u64..).take(n).map(|i| {
+        let draft = (!text.is_empty()).then(|| Draft::new(text));
+        let purpose =
+            Purpose::Generate { seed, max_tokens, top_logprobs: widen(request.top_logprobs) };
+        let sequences = (0_u64..).take(widen(request.n)).map(|i| {
             let sampler = Sampler::new(request.sampling, seed.wrapping_add(i));
-            let text = TextStream::new(request.stop.clone());
-            let state =
-                BranchState::Generate { sampler, text, n_sampled: 0, lookup: lookup.clone() };
-            (request.prompt.clone(), most_cells, state)
+            let generating = Generating::new(sampler, request.stop.clone(), draft.clone());
+            (request.prompt.clone(), State::Generate(Box::new(generating)))
         });
-        Ok(self.job(request.class, generation, branches, purpose))
+        Ok(Request::new(request.class, generation, purpose, sequences))
     }
 
-    pub(super) fn score(
-        &mut self,
+    pub(crate) fn score(
+        self,
         request: ScoreRequest,
         generation: Generation,
-        reply: Reply<Vec<LabelScores>>,
-    ) -> Checked<Vec<LabelScores>> {
-        if let Err(error) = self.check_score(&request) {
-            return Err((error, reply));
-        }
+    ) -> Result<Request, EngineError> {
+        self.check_score(&request)?;
         let scores = vec![None; request.prompts.len()];
-        let purpose = Purpose::Score { labels: request.labels, scores, reply: Some(reply) };
-        let branches = request.prompts.into_iter().map(|prompt| {
-            let cells = prompt.len();
-            (prompt, cells, BranchState::Score)
-        });
-        Ok(self.job(request.class, generation, branches, purpose))
+        let purpose = Purpose::Score { labels: request.labels, scores };
+        let sequences = request.prompts.into_iter().map(|prompt| (prompt, State::Score));
+        Ok(Request::new(request.class, generation, purpose, sequences))
     }
 
-    pub(super) fn logprobs(
-        &mut self,
+    pub(crate) fn logprobs(
+        self,
         request: LogprobRequest,
         generation: Generation,
-        reply: Reply<Vec<Vec<f32>>>,
-    ) -> Checked<Vec<Vec<f32>>> {
-        if let Err(error) = self.check_logprobs(&request) {
-            return Err((error, reply));
-        }
+    ) -> Result<Request, EngineError> {
+        self.check_logprobs(&request)?;
         let logprobs = vec![Vec::new(); request.sequences.len()];
-        let purpose = Purpose::Logprobs { logprobs, reply: Some(reply) };
-        let branches = request.sequences.into_iter().map(|(mut tokens, from)| {
+        let sequences = request.sequences.into_iter().map(|(mut tokens, from)| {
             let targets = tokens[from..].to_vec();
             let values = Vec::with_capacity(targets.len());
             // Nothing follows the last token, so it need not be evaluated.
             tokens.truncate(tokens.len() - 1);
-            let cells = tokens.len();
-            (tokens, cells, BranchState::Logprobs { targets, values })
+            (tokens, State::Logprobs { targets, values })
         });
-        Ok(self.job(request.class, generation, branches, purpose))
+        Ok(Request::new(request.class, generation, Purpose::Logprobs { logprobs }, sequences))
     }
 
-    /// `branches`: tokens, most cells, state.
-    fn job(
-        &mut self,
-        class: Class,
-        generation: Generation,
-        branches: impl Iterator<Item = (Vec<Token>, usize, BranchState)>,
-        purpose: Purpose,
-    ) -> Job {
-        self.n_arrived += 1;
-        let mut branches: Vec<Branch> = branches
-            .enumerate()
-            .map(|(index, (tokens, most_cells, state))| Branch {
-                index,
-                tokens,
-                guess: Vec::new(),
-                shared: 0,
-                most_cells,
-                sequence: None,
-                state,
-            })
-            .collect();
-        branches.sort_by(|a, b| a.tokens.cmp(&b.tokens));
-        for next in 1..branches.len() {
-            branches[next].shared =
-                common_prefix(&branches[next - 1].tokens, &branches[next].tokens);
-        }
-        let span = tracing::Span::none();
-        Job { class, generation, arrival: self.n_arrived, span, branches, purpose }
-    }
-
-    fn check_generate(&self, request: &GenerateRequest) -> Result<usize, EngineError> {
+    fn check_generate(self, request: &GenerateRequest) -> Result<usize, EngineError> {
         let GenerateRequest { prompt, n, sampling, stop, top_logprobs, copies, .. } = request;
         self.check_tokens(prompt, "the prompt")?;
         if !copies.is_empty() {
@@ -157,7 +94,7 @@ impl Door {
         Ok(widen(sampling.max_tokens).min(self.max_sequence - prompt.len()))
     }
 
-    fn check_score(&self, request: &ScoreRequest) -> Result<(), EngineError> {
+    fn check_score(self, request: &ScoreRequest) -> Result<(), EngineError> {
         let ScoreRequest { prompts, labels, .. } = request;
         require(!prompts.is_empty(), || "there is no prompt to score".to_owned())?;
         let distinct = labels.iter().collect::<std::collections::BTreeSet<_>>().len();
@@ -172,7 +109,7 @@ impl Door {
         Ok(())
     }
 
-    fn check_logprobs(&self, request: &LogprobRequest) -> Result<(), EngineError> {
+    fn check_logprobs(self, request: &LogprobRequest) -> Result<(), EngineError> {
         require(!request.sequences.is_empty(), || "there is no sequence to score".to_owned())?;
         for (tokens, from) in &request.sequences {
             self.check_tokens(tokens, "a sequence")?;
@@ -184,7 +121,7 @@ impl Door {
         Ok(())
     }
 
-    fn check_tokens(&self, tokens: &[Token], what: &str) -> Result<(), EngineError> {
+    fn check_tokens(self, tokens: &[Token], what: &str) -> Result<(), EngineError> {
         require(!tokens.is_empty(), || format!("{what} must not be empty"))?;
         let known = |t: &Token| usize::try_from(t.0).is_ok_and(|id| id < self.n_vocab);
         require(tokens.iter().all(known), || {
@@ -192,7 +129,7 @@ impl Door {
         })
     }
 
-    fn check_length(&self, needed: usize) -> Result<(), EngineError> {
+    fn check_length(self, needed: usize) -> Result<(), EngineError> {
         if needed > self.max_sequence {
             return Err(EngineError::TooLong { needed, limit: self.max_sequence });
         }

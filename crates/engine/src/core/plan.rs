@@ -1,0 +1,325 @@
+//! What is evaluated next: who is admitted, who gives way, and which tokens make the batch.
+
+use inference::backend::SequenceId;
+
+use super::super::Class;
+use super::faults::{Fault, is_planted};
+use super::request::State;
+use super::step::{Builder, Op, Step};
+use super::tree::Found;
+use super::{Core, Owner, count, max_tokens};
+
+/// Cells that a sequence which writes an answer is admitted with, beyond its prompt.
+const GROWTH: usize = 32;
+/// Cells of cached sequences that stay in the context. The next wave of a request finds its prefix
+/// there, and more would slow every step: attention looks at all cells up to the last one in use.
+const CACHED_CELLS: usize = 512;
+
+/// What came of the try to make a batch.
+enum Built {
+    Batch(Step),
+    /// So many more cells are needed before anything can be evaluated.
+    NoRoom(usize),
+    Nothing,
+}
+
+/// What became of a sequence that wanted to run.
+enum Admission {
+    Admitted,
+    NoRoom,
+}
+
+impl Core {
+    /// The class of the work that comes next.
+    pub(in super::super) fn next_class(&self) -> Option<Class> {
+        self.requests.iter().filter(|request| !request.is_stalled).map(|r| r.class).min()
+    }
+
+    /// What the backend does next; `None` when no request can go on.
+    pub(in super::super) fn next_step(&mut self) -> Option<Step> {
+        if !self.freed.is_empty() {
+            let mut ops = self.tree.take_ops();
+            ops.extend(self.freed.drain(..).map(Op::Free));
+            return Some(Step { ops, ..Step::default() });
+        }
+        self.admit();
+        if self.tree.restores() {
+            // Whether they are back is seen before anything is built on them.
+            return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
+        }
+        if 0 < self.tree.cached_ids() && CACHED_CELLS < self.tree.evictable() {
+            self.tree.evict(None);
+        }
+        loop {
+            match self.build() {
+                Built::Batch(step) => {
+                    return Some(Step { ops: self.tree.take_ops(), ..step });
+                }
+                Built::NoRoom(needed) => self.make_room(needed),
+                Built::Nothing if self.tree.has_ops() => {
+                    return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
+                }
+                Built::Nothing => return None,
+            }
+        }
+    }
+
+    /// Starts waiting sequences in the order of their requests until one does not fit: overtaking
+    /// would starve it.
+    fn admit(&mut self) {
+        for at in 0..self.requests.len() {
+            if self.requests[at].is_stalled {
+                continue;
+            }
+            while let Some(sequence) = self.requests[at].next_waiting() {
+                if self.limits.batch_tokens <= self.pending_of(at) {
+                    // What cannot be evaluated yet need not hold an id.
+                    break;
+                }
+                match self.try_admit(at, sequence) {
+                    Admission::Admitted => {}
+                    Admission::NoRoom => return,
+                }
+            }
+        }
+    }
+
+    /// Tokens that the running sequences of a request wait for; shared ones count once.
+    fn pending_of(&self, at: usize) -> usize {
+        let running = self.requests[at].sequences.iter().filter_map(|sequence| sequence.id);
+        let mut spans: Vec<_> = running.flat_map(|id| self.tree.pending(id)).collect();
+        spans.sort_unstable_by_key(|span| span.node);
+        spans.dedup();
+        spans.iter().map(|span| span.to - span.from).sum()
+    }
+
+    /// Gives a sequence an id, and makes room for it: at the cost of the cache first, then of less
+    /// urgent sequences, which go on later.
+    fn try_admit(&mut self, at: usize, sequence: usize) -> Admission {
+        let mut with_copies = true;
+        loop {
+            let request = &self.requests[at];
+            let (class, generation) = (request.class, request.generation);
+            let wanted = request.sequences[sequence].wanted(with_copies);
+            let found = self.tree.find(generation, wanted);
+            let needed = wanted.tokens.len() - found.evaluated - found.pending
+                + found.extra
+                + request.growth(sequence).min(GROWTH)
+                + self.tree.pending_tokens()
+                + self.room_to_grow();
+            let has_id = 0 < self.tree.free_ids();
+            if needed <= self.tree.free() && has_id {
+                self.start(at, sequence, with_copies, found);
+                return Admission::Admitted;
+            }
+            let evictable = self.tree.free() + self.tree.evictable();
+            let yields = self.newest_below(class);
+            // In vain nothing is dropped: somebody may come back for it.
+            let is_in_vain = evictable + self.yielded(class) < needed;
+            if is_in_vain && 0 < found.extra {
+                // A copy comes back as a whole, and what is wanted of it may be little.
+                with_copies = false;
+                continue;
+            }
+            if is_in_vain || !has_id && !self.may_free_id(class) {
+                return Admission::NoRoom;
+            }
+            let has_evicted = if has_id {
+                self.tree.evict(found.source)
+            } else {
+                self.tree.evict_id(found.source)
+            };
+            if has_evicted {
+                continue;
+            }
+            let Some(owner) = yields else { return Admission::NoRoom };
+            self.give_way(owner);
+        }
+    }
+
+    fn start(&mut self, at: usize, sequence: usize, with_copies: bool, found: Found) {
+        let request = &mut self.requests[at];
+        let (id, generation) = (request.id, request.generation);
+        let wanted = &mut request.sequences[sequence];
+        let sequence_id = self.tree.insert(generation, wanted.wanted(with_copies));
+        wanted.id = Some(sequence_id);
+        self.owners.insert(sequence_id, Owner { request: id, sequence });
+        let n_cached = found.evaluated + found.copied;
+        self.counters.cached_tokens += count(n_cached);
+        if !std::mem::replace(&mut request.has_started, true)
+            && let super::Purpose::Generate { seed, .. } = request.purpose
+        {
+            self.events.push(super::Event::Started { request: id, generation, seed, n_cached });
+        }
+    }
+
+    /// Cells for the next tokens of the answers that are being written.
+    fn room_to_grow(&self) -> usize {
+        let running = self.owners.values().filter_map(|owner| {
+            let at = self.position(owner.request)?;
+            Some(self.requests[at].growth(owner.sequence).min(GROWTH))
+        });
+        running.sum()
+    }
+
+    /// Cells, at most, that the running sequences below a class would give.
+    fn yielded(&self, class: Class) -> usize {
+        let below = self.requests.iter().filter(|request| class < request.class);
+        let ids = below.flat_map(|r| r.sequences.iter().filter_map(|sequence| sequence.id));
+        ids.map(|id| self.tree.len(id) + GROWTH).sum()
+    }
+
+    fn may_free_id(&self, class: Class) -> bool {
+        0 < self.tree.cached_ids() || self.newest_below(class).is_some()
+    }
+
+    /// The newest running sequence of the least urgent class below `class`.
+    fn newest_below(&self, class: Class) -> Option<Owner> {
+        self.newest().filter(|owner| {
+            self.position(owner.request).is_some_and(|at| class < self.requests[at].class)
+        })
+    }
+
+    /// The newest running sequence of the least urgent class.
+    fn newest(&self) -> Option<Owner> {
+        let request = self.requests.iter().rev().find(|request| 0 < request.n_running())?;
+        let sequence = request.sequences.iter().rposition(|sequence| sequence.id.is_some())?;
+        Some(Owner { request: request.id, sequence })
+    }
+
+    fn give_way(&mut self, owner: Owner) {
+        tracing::debug!(request = owner.request.0, "A sequence gives way.");
+        self.counters.preemptions += 1;
+        self.preempt(owner);
+    }
+
+    /// Frees cells at the cost of the cache, then of the newest of the least urgent.
+    fn make_room(&mut self, needed: usize) {
+        while self.tree.free() < needed && self.tree.evict(None) {}
+        if self.tree.free() < needed
+            && let Some(owner) = self.newest()
+        {
+            self.give_way(owner);
+        }
+    }
+
+    /// Makes a batch of the most urgent class: first the next token of each answer, then what the
+    /// answers may go on with, then prompts in the order of their arrival.
+    fn build(&mut self) -> Built {
+        let Some(class) = self.requests.iter().filter(|r| 0 < r.n_running()).map(|r| r.class).min()
+        else {
+            return Built::Nothing;
+        };
+        let in_class = self.requests.iter().filter(|r| r.class == class && 0 < r.n_running());
+        let generation = self.turn.next(in_class.map(|r| r.generation));
+        let mut members = self.members(class, generation);
+        // What failed with others is tried alone.
+        let suspect = members.iter().copied().find(|owner| {
+            self.sequence(owner.1).is_some_and(|sequence| sequence.suspect_until.is_some())
+        });
+        if let Some(suspect) = suspect {
+            members = vec![suspect];
+        }
+        let (decoding, prompts): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|&(id, _)| self.is_at_last_token(id));
+        let tokens = self.pace.tokens(class, !decoding.is_empty(), &self.limits);
+        let tokens = tokens.max(decoding.len()).min(self.limits.batch_tokens);
+        let drafts = self.drafts(&decoding, tokens);
+        let mut builder = Builder::new(&self.tree, tokens, self.limits.outputs);
+        for &(id, _) in &decoding {
+            if is_planted(Fault::GreedyDrafts) && 1 < builder.n_tokens() {
+                break;
+            }
+            for span in self.tree.pending(id) {
+                let from = builder.planned(span.node);
+                if from < span.to {
+                    if builder.room(span.node, span.to) < span.to - from {
+                        return Built::NoRoom(decoding.len());
+                    }
+                    builder.push(span.node, from..span.to).expect("its parent is evaluated");
+                }
+            }
+        }
+        for (id, draft) in drafts {
+            // Not at the cost of a prompt's place.
+            let room = builder.tokens_left.min(builder.outputs_left).min(builder.cells_left);
+            builder.push_draft(id, &draft[..draft.len().min(room)]);
+        }
+        for &(id, _) in &prompts {
+            let mut spans = self.tree.pending(id);
+            if is_planted(Fault::BeforeParent) {
+                spans.reverse();
+            }
+            for span in spans {
+                let from = builder.planned(span.node);
+                let n = if from < span.to { builder.room(span.node, span.to) } else { 0 };
+                if 0 < n {
+                    builder.push(span.node, from..from + n).expect("its parent is in the batch");
+                }
+                if from + n < span.to {
+                    break;
+                }
+            }
+        }
+        let spans = builder.finish();
+        if spans.is_empty() {
+            return if decoding.is_empty() && prompts.is_empty() {
+                Built::Nothing
+            } else {
+                Built::NoRoom(1)
+            };
+        }
+        self.alone = suspect.map(|(id, _)| id);
+        let may_be_interrupted = !super::request::is_urgent(class);
+        Built::Batch(Step { ops: Vec::new(), generation, spans, may_be_interrupted })
+    }
+
+    /// Running sequences of a class and generation, in the order of their arrival.
+    fn members(&self, class: Class, generation: super::Generation) -> Vec<(SequenceId, Owner)> {
+        let requests = self.requests.iter();
+        let requests = requests.filter(|r| r.class == class && r.generation == generation);
+        let sequences = requests.flat_map(|request| {
+            let sequences = request.sequences.iter().enumerate();
+            sequences.filter_map(|(sequence, it)| {
+                Some((it.id?, Owner { request: request.id, sequence }))
+            })
+        });
+        sequences.collect()
+    }
+
+    fn is_at_last_token(&self, id: SequenceId) -> bool {
+        self.tree.evaluated(id) + 1 == self.tree.len(id)
+    }
+
+    /// What the answers may go on with. Together at most half a batch, and to each the same, so that
+    /// they cost neither another answer its token nor a prompt its place.
+    fn drafts(
+        &mut self,
+        decoding: &[(SequenceId, Owner)],
+        tokens: usize,
+    ) -> Vec<(SequenceId, Vec<super::Token>)> {
+        let room = self.limits.batch_tokens.min(self.limits.outputs) / 2;
+        let room = room.max(1).min(tokens).saturating_sub(decoding.len());
+        let writers: Vec<(SequenceId, Owner)> = decoding
+            .iter()
+            .copied()
+            .filter(|(_, owner)| {
+                self.sequence(*owner).is_some_and(
+                    |it| matches!(&it.state, State::Generate(it) if it.draft.is_some()),
+                )
+            })
+            .collect();
+        let most = room / writers.len().max(1);
+        let mut drafts = Vec::new();
+        for (id, owner) in writers {
+            let Some(at) = self.position(owner.request) else { continue };
+            let max_tokens = max_tokens(&self.requests[at]);
+            let sequence = &mut self.requests[at].sequences[owner.sequence];
+            let draft = sequence.draft(most, max_tokens);
+            if !draft.is_empty() {
+                drafts.push((id, draft));
+            }
+        }
+        drafts
+    }
+}

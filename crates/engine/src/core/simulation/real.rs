@@ -1,0 +1,378 @@
+//! The same with llama.cpp itself: it takes the batches that the model of its cells takes, and what a
+//! request is told in the middle of preemptions, aborts and swaps is what it is told alone.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use files::gguf::{Gguf, Value, Writer};
+use inference::backend::{Backend, Entry, Limits, SequenceId};
+use inference::{
+    EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, Sampling, Token,
+    Vocabulary,
+};
+use testkit::cells::Cells;
+
+use super::super::{Core, Event, RequestId, Validator, execute};
+use crate::llama::Llama;
+use crate::{Class, GenerateRequest, Lane, LogprobRequest};
+
+/// Steps in which new requests come.
+const STEPS: u32 = 11_000;
+const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../agents/nano/model.gguf");
+
+/// nano with the weights that its quantized ones stand for. Products with quantized weights round
+/// the activations too, and then a last bit that differs becomes 1 % of a block's largest number:
+/// 0.06 in a log-prob.
+fn write_unquantized(path: &Path) {
+    let nano = Gguf::open(Path::new(NANO)).unwrap();
+    let mut writer = Writer::default();
+    for (key, value) in nano.entries() {
+        writer.metadata(key, value.clone());
+    }
+    for tensor in nano.tensors() {
+        writer.tensor(&tensor.name, &tensor.shape, nano.read_f32(tensor).unwrap());
+    }
+    writer.write(path).unwrap();
+}
+
+fn config(
+    model: &Path,
+    cells: u32,
+    kv_cache: KvCache,
+    flash_attention: FlashAttention,
+) -> EngineConfig {
+    EngineConfig {
+        model: model.to_owned(),
+        context_tokens: cells,
+        max_sequences: 6,
+        batch_tokens: 32,
+        threads: Some(1),
+        batch_threads: None,
+        gpu_layers: Some(0),
+        flash_attention,
+        kv_cache,
+        queue: 8,
+    }
+}
+
+#[test]
+fn llama_cpp_takes_the_batches_that_the_model_of_its_cells_takes() {
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut llama =
+        Llama::load(&config(Path::new(NANO), 300, KvCache::F16, FlashAttention::Auto)).unwrap();
+    let limits = llama.limits();
+    let mut cells = Cells::new(limits, llama.info().n_vocab);
+    let (mut taken, mut refused) = (0, 0);
+    for _ in 0..10_000 {
+        match random.u32(0..6) {
+            0 => {
+                let id = SequenceId(random.usize(0..limits.sequences));
+                let n = if random.bool() { 0 } else { random.usize(0..=cells.len(id)) };
+                cells.truncate(id, n);
+                llama.truncate(id, n);
+            }
+            1 => {
+                let [from, to] = [(); 2].map(|()| SequenceId(random.usize(0..limits.sequences)));
+                if cells.len(to) == 0 {
+                    let n = random.usize(0..=cells.len(from));
+                    cells.share(from, to, n);
+                    llama.copy(from, to, n);
+                }
+            }
+            _ => {}
+        }
+        let batch = batch(&mut random, &cells, limits);
+        let entries: Vec<Entry<'_>> = batch
+            .iter()
+            .map(|(ids, position)| Entry {
+                token: Token(random.i32(0..200)),
+                position: *position,
+                sequences: ids,
+                logits: random.bool(),
+            })
+            .collect();
+        if is_taken_by_llama_cpp_alone(&entries, &cells) {
+            continue;
+        }
+        let refusal = cells.refusal(&entries);
+        let fits = cells.has_room(entries.len());
+        let expected = refusal.is_none() && fits;
+        let decoded = llama.decode(&entries, None);
+        assert_eq!(decoded.is_ok(), expected, "{refusal:?}, room {fits}, {decoded:?}: {entries:?}");
+        if expected {
+            cells.evaluate(&entries, Generation::BASE);
+            taken += 1;
+        } else {
+            refused += 1;
+        }
+    }
+    assert!(1000 < taken && 1000 < refused, "{taken} taken, {refused} refused");
+}
+
+/// The model of its cells is stricter in two points: a sequence begins at 0, and has every position
+/// once.
+fn is_taken_by_llama_cpp_alone(entries: &[Entry<'_>], cells: &Cells) -> bool {
+    let mut seen = BTreeMap::new();
+    entries.iter().any(|entry| {
+        entry.sequences.iter().any(|&id| {
+            let before = seen.insert(id, entry.position);
+            let begins_late = before.is_none() && cells.len(id) == 0 && 0 < entry.position;
+            begins_late || before == Some(entry.position)
+        })
+    })
+}
+
+/// Spans of a few sequences, most of them as they should be.
+fn batch(
+    random: &mut fastrand::Rng,
+    cells: &Cells,
+    limits: Limits,
+) -> Vec<(Vec<SequenceId>, usize)> {
+    let mut next: BTreeMap<SequenceId, usize> = BTreeMap::new();
+    let mut batch = Vec::new();
+    for _ in 0..random.usize(1..4) {
+        let first = SequenceId(random.usize(0..limits.sequences));
+        let mut ids = vec![first];
+        for other in (0..limits.sequences).map(SequenceId) {
+            let alike = cells.len(other) == cells.len(first);
+            if other != first && random.u32(0..if alike { 2 } else { 12 }) == 0 {
+                ids.push(other);
+            }
+        }
+        let mut position = *next.get(&first).unwrap_or(&cells.len(first));
+        if random.u32(0..20) == 0 {
+            position += random.usize(0..2);
+            position = position.saturating_sub(random.usize(0..2));
+        }
+        for _ in 0..random.usize(1..4) {
+            batch.push((ids.clone(), position));
+            position += 1;
+        }
+        for id in ids {
+            next.insert(id, position);
+        }
+    }
+    batch
+}
+
+/// llama.cpp, interrupted by chance.
+#[derive(Debug)]
+struct Disturbed {
+    llama: Llama,
+    random: fastrand::Rng,
+    n_interrupted: u32,
+    n_selected: u32,
+    selected: Generation,
+}
+
+impl Backend for Disturbed {
+    fn info(&self) -> ModelInfo {
+        self.llama.info()
+    }
+    fn vocabulary(&self) -> Arc<dyn Vocabulary> {
+        self.llama.vocabulary()
+    }
+    fn limits(&self) -> Limits {
+        self.llama.limits()
+    }
+    fn decode(
+        &mut self,
+        batch: &[Entry<'_>],
+        interrupt: Option<&AtomicBool>,
+    ) -> Result<usize, EngineError> {
+        let is_interrupted = interrupt.is_some() && self.random.u32(0..8) == 0;
+        let signal = AtomicBool::new(is_interrupted);
+        let evaluated = self.llama.decode(batch, interrupt.map(|_| &signal))?;
+        self.n_interrupted += u32::from(evaluated < batch.len());
+        assert_eq!(evaluated < batch.len(), signal.load(Ordering::Relaxed));
+        Ok(evaluated)
+    }
+    fn logits(&self, index: usize) -> Result<&[f32], EngineError> {
+        self.llama.logits(index)
+    }
+    fn copy(&mut self, from: SequenceId, to: SequenceId, n: usize) {
+        self.llama.copy(from, to, n);
+    }
+    fn truncate(&mut self, sequence: SequenceId, n: usize) {
+        self.llama.truncate(sequence, n);
+    }
+    fn save(&mut self, sequence: SequenceId, positions: Range<usize>) -> Option<Vec<u8>> {
+        self.llama.save(sequence, positions)
+    }
+    fn restore(&mut self, sequence: SequenceId, positions: Range<usize>, state: &[u8]) -> bool {
+        self.llama.restore(sequence, positions, state)
+    }
+    fn host_cache_bytes(&self) -> usize {
+        self.llama.host_cache_bytes()
+    }
+    fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError> {
+        self.llama.load(generation, path)
+    }
+    fn select(&mut self, generation: Generation) -> Result<(), EngineError> {
+        self.n_selected += u32::from(generation != self.selected);
+        self.selected = generation;
+        self.llama.select(generation)
+    }
+    fn free(&mut self, generation: Generation) {
+        self.llama.free(generation);
+    }
+}
+
+/// An adapter of random numbers for a model's queries and values.
+fn write_adapter(path: &Path, seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let base = Gguf::open(Path::new(NANO)).unwrap();
+    let mut writer = Writer::default();
+    let text = |text: &str| Value::String(text.to_owned());
+    writer.metadata("general.type", text("adapter"));
+    writer.metadata("general.architecture", text("llama"));
+    writer.metadata("adapter.type", text("lora"));
+    writer.metadata("adapter.lora.alpha", Value::Float(4.0));
+    for tensor in base.tensors() {
+        let name = &tensor.name;
+        if !name.ends_with("attn_q.weight") && !name.ends_with("attn_v.weight") {
+            continue;
+        }
+        let [n_in, n_out] = tensor.shape[..] else { panic!("{name} is a matrix") };
+        let mut noise = |n: u64| (0..n).map(|_| random.f32() * 0.2 - 0.1).collect();
+        writer.tensor(&format!("{name}.lora_a"), &[n_in, 4], noise(n_in * 4));
+        writer.tensor(&format!("{name}.lora_b"), &[4, n_out], noise(4 * n_out));
+    }
+    writer.write(path).unwrap();
+}
+
+/// What was asked, and the tokens and log-probs that were told.
+struct Told {
+    generation: Generation,
+    prompt: Vec<Token>,
+    answers: Vec<(Vec<Token>, Vec<f32>)>,
+    has_ended: bool,
+}
+
+fn run(kv_cache: KvCache, flash_attention: FlashAttention, tolerance: f32) {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("nano.gguf");
+    write_unquantized(&model);
+    let load = |cells| {
+        let mut llama = Llama::load(&config(&model, cells, kv_cache, flash_attention)).unwrap();
+        for generation in 1..=2 {
+            let path = folder.path().join(format!("{generation}.gguf"));
+            if !path.is_file() {
+                write_adapter(&path, u64::from(generation));
+            }
+            llama.load(Generation(generation), &path).unwrap();
+        }
+        llama
+    };
+    let mut random = fastrand::Rng::with_seed(3);
+    let selected = Generation::BASE;
+    let (n_interrupted, n_selected) = (0, 0);
+    let seed = fastrand::Rng::with_seed(4);
+    let mut backend =
+        Disturbed { llama: load(170), random: seed, n_interrupted, n_selected, selected };
+    let host_bytes = backend.host_cache_bytes();
+    let mut core = Core::new(backend.limits(), host_bytes, backend.vocabulary());
+    let validator = Validator::new(&backend.info());
+    let stems: Vec<Vec<Token>> =
+        (0..3).map(|_| (0..60).map(|_| Token(random.i32(40..400))).collect()).collect();
+    let mut told: BTreeMap<RequestId, Told> = BTreeMap::new();
+    let mut steps = 0;
+    while steps < STEPS || told.values().any(|it| !it.has_ended) {
+        let open = told.values().filter(|it| !it.has_ended).count();
+        if steps < STEPS && open < 8 && random.u32(0..6) == 0 {
+            let stem = &stems[random.usize(0..stems.len())];
+            let mut prompt = stem[..random.usize(1..stem.len())].to_vec();
+            prompt.extend((0..random.usize(1..30)).map(|_| Token(random.i32(40..400))));
+            let generation = Generation(random.u32(0..3));
+            let n = random.u32(1..4);
+            let class = [Class::Chat, Class::Gate, Class::Explore][random.usize(0..3)];
+            let sampling = Sampling { max_tokens: 60, seed: Some(1), ..Sampling::default() };
+            let request = GenerateRequest {
+                prompt: prompt.clone(),
+                n,
+                sampling,
+                stop: Vec::new(),
+                top_logprobs: 0,
+                copies: Vec::new(),
+                lane: Lane::Generation(generation),
+                class,
+            };
+            let id = core.submit(validator.generate(request, generation).unwrap());
+            let answers = (0..n).map(|_| (Vec::new(), Vec::new())).collect();
+            told.insert(id, Told { generation, prompt, answers, has_ended: false });
+        }
+        let Some(step) = core.next_step() else { continue };
+        let outcome = execute(&mut backend, &step, &AtomicBool::new(false));
+        let (model, took) = (&backend, Duration::from_millis(1));
+        core.finish(&step, outcome, took, |entry| model.logits(entry));
+        steps += 1;
+        for event in core.take_events() {
+            match event {
+                Event::Token { request, piece } => {
+                    let told = told.get_mut(&request).unwrap();
+                    let answer = &mut told.answers[usize::try_from(piece.index).unwrap()];
+                    answer.0.push(piece.token);
+                    answer.1.push(piece.logprob);
+                }
+                Event::Generated { request } => told.get_mut(&request).unwrap().has_ended = true,
+                Event::Failed { error, .. } => panic!("{error}"),
+                _ => {}
+            }
+        }
+    }
+    let preemptions = core.counters().preemptions;
+    let counts = (preemptions, backend.n_interrupted, backend.n_selected);
+    assert!(200 <= counts.0 && 200 <= counts.1 && 200 <= counts.2, "{counts:?} in {steps} steps");
+    let mut alone = load(512);
+    let mut furthest: f32 = 0.0;
+    for told in told.into_values() {
+        for (tokens, logprobs) in told.answers {
+            let again = logprobs_alone(&mut alone, told.generation, &told.prompt, &tokens);
+            assert_eq!(again.len(), logprobs.len());
+            for (a, b) in again.iter().zip(&logprobs) {
+                furthest = furthest.max((a - b).abs());
+            }
+        }
+    }
+    println!("{counts:?} in {steps} steps, log-probs within {furthest}");
+    assert!(furthest < tolerance, "log-probs differ by {furthest}");
+}
+
+fn logprobs_alone(
+    llama: &mut Llama,
+    generation: Generation,
+    prompt: &[Token],
+    tokens: &[Token],
+) -> Vec<f32> {
+    let mut core = Core::new(llama.limits(), 0, llama.vocabulary());
+    let sequence = ([prompt, tokens].concat(), prompt.len());
+    let lane = Lane::Generation(generation);
+    let request = LogprobRequest { sequences: vec![sequence], lane, class: Class::Chat };
+    core.submit(Validator::new(&llama.info()).logprobs(request, generation).unwrap());
+    let mut found = None;
+    while let Some(step) = core.next_step() {
+        let outcome = execute(llama, &step, &AtomicBool::new(false));
+        core.finish(&step, outcome, Duration::from_millis(1), |entry| llama.logits(entry));
+        for event in core.take_events() {
+            match event {
+                Event::Logprobs { mut logprobs, .. } => found = logprobs.pop(),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    found.expect("it ends")
+}
+
+#[test]
+fn disturbed_answers_have_the_log_probs_of_undisturbed_ones() {
+    run(KvCache::F32, FlashAttention::Off, 1e-3);
+}
+
+#[test]
+fn disturbed_answers_have_nearly_the_log_probs_of_undisturbed_ones_with_the_defaults() {
+    run(KvCache::F16, FlashAttention::Auto, 0.15);
+}
