@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::op_queue::{Cancel, Stop};
+use super::cancel::{Cancel, Stop};
 use super::program::{self, NotInstalled};
 use config::TrainerConfig;
 use protocol::exit::Exit;

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::error::RunError;
 use super::op_queue::Exploration;
-use super::run::RunError;
 use super::{Ended, Parts, Stage};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{Explored, ReflectError};

@@ -9,7 +9,6 @@ use crate::{assert_none, is_word, texts, without_comment};
 
 /// Circles that other issues of the project will open, by the crate and the names of the modules in it.
 const OWED: &[(&str, &[&str])] = &[
-    ("", &["child", "import", "judge", "material", "op_queue", "promote", "resume", "run"]),
     ("crates/engine", &["adapter", "memory"]),
     ("crates/engine", &["job", "stream"]),
     ("crates/engine", &["kv", "parked"]),
