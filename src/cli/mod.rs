@@ -302,6 +302,6 @@ mod tests {
             let word = serde_json::to_value(mode).unwrap();
             assert_eq!(parse_mode(word.as_str().unwrap()), Ok(mode));
         }
-        assert!(parse_mode("Inline").is_err());
+        parse_mode("Inline").unwrap_err();
     }
 }

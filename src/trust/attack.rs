@@ -1,6 +1,5 @@
 //! Answers that try to steer their own score: wrong answers are wrapped in attacks and judged again.
 //! Says what each attack changes, and how many refused answers it gets accepted. Used by `learn`.
-#![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
 
 use serde::{Deserialize, Serialize};
 

@@ -3,18 +3,6 @@
 //! holds the checked types.
 //! Functions elsewhere take the slice they need, never the whole [`Config`].
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::assertions_on_result_states,
-        clippy::format_collect,
-        clippy::format_push_string,
-        reason = "a failed test prints what it needs to; its numbers are its own"
-    )
-)]
-
 mod check;
 mod judge;
 mod keys;
