@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use config::prompt_file;
 use tempfile::TempDir;
 
-use super::{Block, ROOT, assert_none, documents, parts, write};
+use super::{Block, ROOT, documents, parts, write};
+use testkit::tree::assert_none;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_reflectd");
 const MODEL: &str = "agents/nano/model.gguf";

@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::{assert_none, is_word, texts, without_comment};
+use crate::{is_word, without_comment};
+use testkit::tree::{assert_none, texts};
 
 /// Circles that other issues of the project will open, by the crate and the names of the modules in it.
 const OWED: &[(&str, &[&str])] = &[

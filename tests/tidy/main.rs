@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+
+use testkit::tree::{assert_none, texts};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -47,37 +49,6 @@ const COMMON: &[&str] = &["paths", "socket_path", "telemetry"];
 
 /// The longest a file may be: beyond this nobody reads it in one sitting.
 const MAX_LINES: usize = 800;
-
-/// Every file of the project that a person wrote, relative to the root, in order.
-fn files() -> Vec<PathBuf> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let generated = ["target", "state", ".git", ".deps", "Cargo.lock"].contains(&&*name);
-            match path.is_dir() {
-                _ if generated => {}
-                true => walk(&path, found),
-                false => found.push(path.strip_prefix(ROOT).unwrap().to_owned()),
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(Path::new(ROOT), &mut found);
-    found.sort();
-    found
-}
-
-/// The files with one of these extensions and their text.
-fn texts(extensions: &[&str]) -> Vec<(PathBuf, String)> {
-    files()
-        .into_iter()
-        .filter(|path| {
-            path.extension().is_some_and(|ext| extensions.contains(&ext.to_str().unwrap()))
-        })
-        .map(|path| (path.clone(), fs::read_to_string(Path::new(ROOT).join(path)).unwrap()))
-        .collect()
-}
 
 /// The Rust files below `src/` by their path there, each line without its comment.
 fn sources() -> Vec<(String, Vec<String>)> {
@@ -160,11 +131,6 @@ fn module_of(path: &str) -> Option<&str> {
         return None;
     }
     path.split('/').next().map(|first| first.trim_end_matches(".rs"))
-}
-
-/// Fails with all findings at once.
-fn assert_none(findings: &[String]) {
-    assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod random_model;
 mod skipped;
 pub mod tiny;
 pub mod vocabulary;
+pub mod tree;
 
 use std::path::{Path, PathBuf};
 
