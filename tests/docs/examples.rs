@@ -60,7 +60,7 @@ fn link(from: &str, to: &Path) {
 
 /// Runs a program with nothing of the caller's settings; what it printed when it failed.
 fn run(command: &mut Command) -> Result<(), String> {
-    for name in ["REFLECTD_ROOT", "REFLECTD_STATE", "REFLECTD_SOCKET", "REFLECTD_LOG"] {
+    for name in testkit::SETTINGS {
         command.env_remove(name);
     }
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();

@@ -13,7 +13,7 @@ use testkit::random_model::{renamed, with_metadata, write};
 async fn doctor(root: &Path, more: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd"));
     command.arg("doctor").args(more).arg("--root").arg(root);
-    for name in ["REFLECTD_ROOT", "REFLECTD_STATE", "REFLECTD_SOCKET", "RUNTIME_DIRECTORY"] {
+    for name in testkit::SETTINGS {
         command.env_remove(name);
     }
     let output = command.output().await.unwrap();

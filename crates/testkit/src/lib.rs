@@ -17,6 +17,17 @@ pub use skipped::skipped;
 
 /// The trainer beside the daemon's program. Cargo builds the programs of a package for its tests, but not
 /// those of others.
+/// What a program of ours takes from its environment. A test unsets it for the program that it starts, so
+/// that neither the settings nor the running daemon of whoever runs the tests are in it.
+pub const SETTINGS: [&str; 6] = [
+    "REFLECTD_ROOT",
+    "REFLECTD_STATE",
+    "REFLECTD_SOCKET",
+    "REFLECTD_LOG",
+    "RUNTIME_DIRECTORY",
+    "XDG_RUNTIME_DIR",
+];
+
 pub fn trainer(daemon: &str) -> PathBuf {
     let trainer = Path::new(daemon).with_file_name("reflectd-trainer");
     assert!(
