@@ -212,8 +212,7 @@ async fn look_at_trainer(config: &Config) -> Trainer {
             return Trainer { command: String::new(), device, fault };
         }
     };
-    let started = tokio::process::Command::new(&words[0])
-        .args(&words[1..])
+    let started = program::command(&words)
         .arg("--version")
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true)
