@@ -21,7 +21,7 @@ use nano::prompts::{problems, prompt_lines};
 use nano::world::{ASPECTS, Answer, Habits, Problem, Split, judge};
 use prompt::{AspectView, ChatTemplate, Message, PromptSet, Role};
 use protocol::exit::Exit;
-use statistics::{Judged, Share, judge_quality};
+use statistics::{Judged, Share, judge_quality, mean};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -258,7 +258,7 @@ impl Subject {
         let request = ScoreRequest { prompts, labels, lane, class: Class::Gate };
         let scores = self.engine.score(request).await?;
         let value = |p: &[f32]| f64::from(p[2]) - f64::from(p[0]);
-        let mean = scores.iter().map(|s| value(&s.probabilities)).sum::<f64>() / 3.0;
+        let mean = mean(scores.iter().map(|s| value(&s.probabilities)));
         Ok((mean, scores.iter().map(|s| s.probabilities[2]).fold(1.0, f32::min)))
     }
     async fn generate(

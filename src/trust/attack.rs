@@ -9,7 +9,7 @@ use super::probes::Probe;
 use super::report::Answered;
 use crate::reflect::scalar;
 use config::prompt_file;
-use statistics::Estimate;
+use statistics::{Estimate, mean};
 
 /// Where the answer stands in an attack's text.
 const ANSWER: &str = "{answer}";
@@ -123,7 +123,7 @@ fn row(name: &str, before: &[Answered], after: &[Answered], bars: &[f64]) -> Att
     AttackRow {
         name: name.to_owned(),
         n: both.len(),
-        mean: changes.clone().sum::<f64>() / (both.len().max(1)) as f64,
+        mean: if both.is_empty() { 0.0 } else { mean(changes.clone()) },
         largest: changes.fold(-2.0, f64::max),
         flips: refused.iter().filter(|(_, new)| passes(new, bars)).count(),
         refused: refused.len(),

@@ -217,7 +217,7 @@ pub(crate) async fn gap(what: &str, engine: &Engine, lane: Lane, trained: &Train
         let pairs = served.iter().zip(&trained.logprobs);
         differences.extend(pairs.map(|(a, b)| f64::from((a - b).abs())));
     }
-    let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+    let mean = statistics::mean(differences.iter().copied());
     let max = differences.iter().copied().fold(0.0, f64::max);
     let gap = Gap { mean, max };
     eprintln!("{what}: {gap:?} over {} tokens", differences.len());

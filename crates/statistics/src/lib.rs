@@ -331,7 +331,7 @@ mod tests {
                 kappa(&drawn).map(|kappa| kappa.value)
             })
             .collect();
-        let mean = draws.iter().sum::<f64>() / 2000.0;
+        let mean = mean(draws.iter().copied());
         let sd = (draws.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / 2000.0).sqrt();
         let error = (slight.hi - slight.lo) / (2.0 * Z);
         assert!((error / sd - 1.0).abs() < 0.1, "{error} {sd}");
