@@ -112,7 +112,7 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
     let line = |example| serde_json::to_string(example).unwrap() + "\n";
     let lines: String = examples.iter().map(line).collect();
     files::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
-    let sound = Job::example();
+    let sound = testkit::job();
     Job {
         run: "parity".into(),
         base: base.to_owned(),
