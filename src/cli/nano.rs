@@ -315,4 +315,22 @@ mod tests {
             assert!(30 <= of(name, 1) && 30 <= of(name, -1) + of(name, 0), "{name}");
         }
     }
+
+    #[test]
+    fn the_agent_asks_with_the_words_that_the_model_was_trained_on() {
+        let file = testkit::repository().join("agents/nano/prompts.yaml");
+        let (asked, trained) = (load_prompts(&file).unwrap(), nano::corpus::prompts());
+        assert_eq!(asked.labels(), trained.labels());
+        let levels = ["low", "middle", "high"].map(str::to_owned);
+        let aspect = |name| AspectView { name, description: "Is it?", levels: &levels };
+        for reference in [None, Some("7")] {
+            let assess = |set: &PromptSet| set.assess("2 + 5?", "8", reference, &aspect("a"));
+            assert_eq!(assess(&asked).unwrap(), assess(&trained).unwrap());
+            let short = [aspect("a"), aspect("b")];
+            let critique = |set: &PromptSet| set.critique("2 + 5?", "8", reference, &short);
+            assert_eq!(critique(&asked).unwrap(), critique(&trained).unwrap());
+        }
+        let refine = |set: &PromptSet| set.refine("2 + 5?", "8", "The sum is wrong.");
+        assert_eq!(refine(&asked).unwrap(), refine(&trained).unwrap());
+    }
 }

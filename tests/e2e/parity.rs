@@ -6,7 +6,6 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
-use config::load_prompts;
 use engine::{
     self, Class, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, Lane,
     LogprobRequest, Token,
@@ -64,8 +63,7 @@ pub(crate) fn dequantize(from: &Path, to: &Path) {
 
 /// Right and wrong answers to a few problems, in the model's own tokens.
 pub(crate) fn examples(model: &Path) -> Vec<Example> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let prompts = load_prompts(&root.join("agents/nano/prompts.yaml")).unwrap();
+    let prompts = nano::corpus::prompts();
     let corpus = Corpus::new(&prompts).unwrap();
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(model).unwrap()).unwrap();
     let mut rng = fastrand::Rng::with_seed(6);

@@ -3,6 +3,7 @@
 //! a list of [`TextPart`]s in which only the template's own parts count as control.
 //! Used by `reflect`, `learn`, `store` and `nano`.
 
+mod line;
 mod neutral;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,8 @@ use sha2::{Digest as _, Sha256};
 
 use inference::TextPart;
 use neutral::neutral;
+
+pub use line::{PromptLine, Verifier};
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
