@@ -47,6 +47,14 @@ const EDGES: &[(&str, &[&str])] = &[
 /// What every module may use: words and files, no behaviour.
 const COMMON: &[&str] = &["paths", "socket_path", "telemetry"];
 
+/// All that some crates of the workspace are built from, so that each can be built and read without the
+/// rest: the trainer without the daemon, the database and the configuration without llama.cpp.
+const BUILT_FROM: &[(&str, &[&str])] = &[
+    ("config", &["files", "inference", "prompt", "protocol"]),
+    ("store", &["files", "inference", "prompt"]),
+    ("trainer", &["files", "ggml", "inference", "nano", "prompt", "protocol"]),
+];
+
 /// The longest a file may be: beyond this nobody reads it in one sitting.
 const MAX_LINES: usize = 800;
 
@@ -199,6 +207,31 @@ fn the_code_map_in_lib_rs_lists_every_module_above_those_it_uses() {
         }
     }
     assert_none(&findings);
+}
+
+/// The crates of the workspace that a manifest names as dependencies, those for tests left out.
+fn dependencies(name: &str) -> Vec<String> {
+    let manifest = Path::new(ROOT).join("crates").join(name).join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let lines = text.lines().skip_while(|line| *line != "[dependencies]").skip(1);
+    lines
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| Some(line.split_once('.')?.0.to_owned()))
+        .filter(|name| Path::new(ROOT).join("crates").join(name).exists())
+        .collect()
+}
+
+#[test]
+fn crates_are_built_from_no_more_than_they_need() {
+    for (name, wanted) in BUILT_FROM {
+        let mut found = BTreeSet::new();
+        let mut left = dependencies(name);
+        while let Some(next) = left.pop() {
+            left.extend(dependencies(&next));
+            found.insert(next);
+        }
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), *wanted, "what {name} is built from");
+    }
 }
 
 #[test]
