@@ -83,7 +83,7 @@ pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result
     let report = examine(&places.root(), model, &training).await;
     let exit = match &report {
         Report { ready: true, .. } => Exit::Ok,
-        Report { machine: None, .. } => Exit::Internal,
+        Report { machine: None, .. } => Exit::Config,
         _ if is_about_file => Exit::BadData,
         _ => Exit::Config,
     };

@@ -213,8 +213,10 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     if error.is::<ConfigError>() {
         return Exit::Config;
     }
-    if let Some(EngineError::Load { .. }) = error.downcast_ref() {
-        return Exit::BadData;
+    match error.downcast_ref() {
+        Some(EngineError::Load { .. }) => return Exit::BadData,
+        Some(EngineError::Kernels(_)) => return Exit::Config,
+        _ => {}
     }
     if error.is::<PromptFileError>() || error.is::<GgufError>() {
         return Exit::BadData;

@@ -334,6 +334,18 @@ fn needed(program: &Path) -> Vec<String> {
 }
 
 #[test]
+fn both_programs_find_their_libraries_where_they_were_built() {
+    let daemon = env!("CARGO_BIN_EXE_reflectd");
+    for program in [PathBuf::from(daemon), testkit::trainer(daemon)] {
+        // Cargo sets it for tests; a person has none.
+        let run = Command::new(&program).arg("--version").env_remove("LD_LIBRARY_PATH").output();
+        let run = run.unwrap();
+        let words = String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.success(), "{} --version: {words}", program.display());
+    }
+}
+
+#[test]
 fn the_daemon_does_not_link_libtorch() {
     let needed = needed(Path::new(env!("CARGO_BIN_EXE_reflectd")));
     assert!(needed.iter().any(|library| library.starts_with("libc.so")), "{needed:?}");
