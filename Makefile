@@ -6,10 +6,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where cargo finds libtorch: the environment first, then what scripts/setup.sh has unpacked.
 TORCH  := $(or $(LIBTORCH),.deps/libtorch/torch)
 
-# The folder of llama.cpp's libraries, newest build first; ../backends has the kernel modules of which
-# one is loaded. Empty where llama.cpp is a part of the program.
-LLAMA = $(shell readelf -d $(TARGET)/release/reflectd 2>/dev/null | grep -q libggml-base && \
-	dirname $$(ls -t $(TARGET)/release/build/llama-cpp-sys-2-*/out/lib/libggml-base.so | head -n 1))
+# The folder of llama.cpp's libraries by the program's run path; ../backends has the kernel modules of
+# which one is loaded. Empty where llama.cpp is a part of the program.
+LLAMA = $(addprefix $(TARGET)/release/,$(shell readelf -d $(TARGET)/release/reflectd 2>/dev/null | \
+	sed -n 's|.*PATH.*$$ORIGIN/\(build/[^]:]*/out/lib\).*|\1|p'))
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 BIN   := $(DESTDIR)$(PREFIX)/bin
@@ -19,8 +19,10 @@ SHARE := $(ALL)/reflectd
 UNITS := $(DESTDIR)$(PREFIX)/lib/systemd
 # Debian's zsh looks elsewhere below /usr than below /usr/local.
 ZSH   := $(ALL)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
+# The folder of cargo's registry as the compiler wrote it down: whoever installs may be another user.
+CRATES = $(shell sed -n 's|^[^ ]*: \(/[^ ]*\)/registry/src/.*|\1|p' $(TARGET)/release/deps/*.d 2>/dev/null | sort -u)
 # Folders whose names installed programs must not carry.
-BUILT := $(sort $(abspath .) $(abspath $(TARGET)) $(abspath $(TORCH)))
+BUILT = $(sort $(abspath .) $(abspath $(TARGET)) $(abspath $(TORCH)) $(CRATES))
 # What packages are made of, and the packages.
 DIST  := target/dist
 
@@ -82,7 +84,7 @@ install-reflectd:
 	install -m 644 packaging/systemd/system/reflectd.socket $(UNITS)/system
 	install -m 644 packaging/systemd/user/reflectd.socket $(UNITS)/user
 	install -m 644 packaging/systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/reflectd.conf
-	LD_LIBRARY_PATH=$(LLAMA) $(TARGET)/release/reflectd pages $(SHARE)/pages
+	$(TARGET)/release/reflectd pages $(SHARE)/pages
 	install -d $(ALL)/man/man1 && mv $(SHARE)/pages/*.1 $(ALL)/man/man1
 	install -D -m 644 $(SHARE)/pages/reflectd.bash $(ALL)/bash-completion/completions/reflectd
 	install -D -m 644 $(SHARE)/pages/_reflectd $(ZSH)/_reflectd
@@ -109,6 +111,8 @@ package: setup
 # configuration whose data, which nobody edits, stays in /usr/share.
 packages:
 	@test -n "$(LLAMA)" || { echo "the programs are not built with the feature portable" >&2; exit 1; }
+	@$(TARGET)/release/reflectd doctor agents/nano/model.gguf --pair 16,8 | grep -q '^trainable  *yes' || \
+		{ echo "the programs do not serve and train in $(TARGET)/release" >&2; exit 1; }
 	rm -rf $(DIST) && mkdir -p $(DIST)
 	$(MAKE) --no-print-directory install-reflectd DESTDIR=$(DIST)/reflectd PREFIX=/usr
 	$(MAKE) --no-print-directory install-trainer DESTDIR=$(DIST)/reflectd-trainer PREFIX=/usr

@@ -170,7 +170,10 @@ impl StartError {
                 Exit::System
             }
             Self::Config(_) | Self::NoTemplate { .. } | Self::Template { .. } => Exit::Config,
-            Self::Engine(EngineError::Load { .. } | EngineError::Invalid(_)) => Exit::Config,
+            // Not `Internal`, because the service manager would start the same program again.
+            Self::Engine(
+                EngineError::Load { .. } | EngineError::Invalid(_) | EngineError::Kernels(_),
+            ) => Exit::Config,
             Self::Engine(_) => Exit::Internal,
         }
     }

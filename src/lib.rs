@@ -19,20 +19,6 @@
 //! `nano` (the embedded default), `ggml`, `files` (GGUF and adapters), `protocol` (with the trainer),
 //! `statistics`, `inference` (requests and replies as data).
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::assertions_on_result_states,
-        clippy::case_sensitive_file_extension_comparisons,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::float_cmp,
-        clippy::format_collect,
-        clippy::format_push_string,
-        reason = "a failed test prints what it needs to; its numbers are its own"
-    )
-)]
-
 pub mod api;
 pub mod cli;
 pub mod daemon;

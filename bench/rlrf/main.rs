@@ -3,7 +3,6 @@
 //! the tables of `docs/internals/rlrf.md`. `arms` has the words, `unit` the course of it, `explore`,
 //! `train` and `measure` the steps; all that they do is done by the library's own parts.
 
-#![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
 #![expect(clippy::print_stdout, reason = "and what it found")]
 

@@ -4,7 +4,7 @@
 //! independent; then a problem is the unit, and its differences over seeds are summed before
 //! anything is squared (`McNemar`, clustered).
 
-use statistics::Share;
+use statistics::{Share, mean};
 
 /// Two-sided exact `McNemar` p: discordant problems are tosses of a fair coin.
 pub(crate) fn mcnemar(a: &[bool], b: &[bool]) -> f64 {
@@ -44,14 +44,13 @@ const Z: f64 = 1.959_963_984_540_054;
 /// b - a, where both have one list a seed and all lists have the same problems in the same order;
 /// a value is the share of a problem's answers that are right.
 pub(crate) fn difference(a: &[Vec<f64>], b: &[Vec<f64>]) -> Difference {
-    let per_problem = |seeds: &[Vec<f64>], problem: usize| {
-        seeds.iter().map(|answers| answers[problem]).sum::<f64>() / seeds.len() as f64
-    };
+    let per_problem =
+        |seeds: &[Vec<f64>], problem: usize| mean(seeds.iter().map(|answers| answers[problem]));
     let n_problems = a[0].len();
     let differences: Vec<f64> =
         (0..n_problems).map(|problem| per_problem(b, problem) - per_problem(a, problem)).collect();
     let n = n_problems as f64;
-    let value = differences.iter().sum::<f64>() / n;
+    let value = mean(differences.iter().copied());
     let variance = differences.iter().map(|d| (d - value).powi(2)).sum::<f64>() / (n - 1.0);
     let half = Z * (variance / n).sqrt();
     // Under "no difference" the mean is 0 and the squares tell the variance, as in `McNemar`'s test.
@@ -70,7 +69,7 @@ pub(crate) fn pooled(seeds: &[Vec<bool>]) -> Option<Share> {
         })
         .collect();
     let n = n_problems as f64;
-    let p = per_problem.iter().sum::<f64>() / n;
+    let p = mean(per_problem.iter().copied());
     let variance = per_problem.iter().map(|x| (x - p).powi(2)).sum::<f64>() / (n - 1.0);
     let independent = if 0.0 < variance { p * (1.0 - p) * n / variance } else { n };
     // Between the number of problems and that of answers, so that rounding does not matter.

@@ -3,7 +3,6 @@
 //! is in `docs/internals/rlrf.md`. A program of its own, because the benchmark has no test harness.
 #![allow(dead_code, reason = "the parts are used by the benchmark, which is another program")]
 #![allow(clippy::print_stderr, reason = "the parts say what they do")]
-#![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
 
 mod arms;
 mod experiment;

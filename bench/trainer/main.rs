@@ -237,7 +237,7 @@ fn measured(setting: &Setting<'_>) -> anyhow::Result<Measured> {
 /// Reference log-probs and optimizer steps.
 fn ours(setting: &Setting<'_>) -> anyhow::Result<(Seen, Vec<Step>)> {
     let arguments = setting.arguments;
-    let example = Job::example();
+    let example = testkit::job();
     let job = Job {
         base: setting.base.clone(),
         base_sha256: files::sha256(&setting.base)?,

@@ -1,5 +1,6 @@
-//! Prints where the trainer finds libtorch: beside an installed program, else where it was at the
-//! build. The second is relative to the program, so that no program names a folder of its build.
+//! Prints where the trainer finds its shared libraries, libtorch and those of a portable build of
+//! llama.cpp: beside an installed program, else where they were at the build. The second is relative to
+//! the program, so that no program names a folder of its build.
 
 use std::env;
 use std::path::{Component, Path, PathBuf};
@@ -10,10 +11,10 @@ fn main() {
     // RPATH (not RUNPATH) also covers what libtorch itself needs.
     println!("cargo:rustc-link-arg=-Wl,--disable-new-dtags");
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/reflectd");
-    let Some(libtorch) = env::var_os("LIBTORCH") else { return };
-    if env::var_os("CARGO_FEATURE_PORTABLE").is_some() {
-        return;
+    if let Ok(libraries) = env::var("DEP_REFLECTD_GGML_LIBRARIES") {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/{libraries}");
     }
+    let Some(libtorch) = env::var_os("LIBTORCH") else { return };
     // OUT_DIR is PROFILE/build/reflectd-trainer-HASH/out; programs are in PROFILE, tests in PROFILE/deps.
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let profile = out.ancestors().nth(3).expect("cargo's layout of OUT_DIR");

@@ -127,7 +127,9 @@ impl From<EngineError> for ApiError {
             EngineError::TooLong { needed, limit } => Self::ContextLength { needed, limit },
             EngineError::Invalid(message) => Self::InvalidValue { param: None, message },
             EngineError::NoLane(_) | EngineError::Load { .. } => Self::Internal(error.to_string()),
-            EngineError::Failed(_) | EngineError::Stopped => Self::EngineFailed(error.to_string()),
+            EngineError::Kernels(_) | EngineError::Failed(_) | EngineError::Stopped => {
+                Self::EngineFailed(error.to_string())
+            }
         }
     }
 }

@@ -89,12 +89,12 @@ mod tests {
             aspect: None,
             edit: None,
         };
-        assert!(check(&nothing).is_err());
-        assert!(check(&Feedback { rating: Some(2), ..nothing.clone() }).is_err());
-        assert!(check(&Feedback { rating: Some(-1), ..nothing.clone() }).is_ok());
-        assert!(check(&Feedback { edit: Some(" \n".into()), ..nothing.clone() }).is_err());
+        check(&nothing).unwrap_err();
+        check(&Feedback { rating: Some(2), ..nothing.clone() }).unwrap_err();
+        check(&Feedback { rating: Some(-1), ..nothing.clone() }).unwrap();
+        check(&Feedback { edit: Some(" \n".into()), ..nothing.clone() }).unwrap_err();
         let edit = Feedback { edit: Some("4".into()), ..nothing };
-        assert!(check(&edit).is_ok());
-        assert!(check(&Feedback { aspect: Some("insight".into()), ..edit }).is_err());
+        check(&edit).unwrap();
+        check(&Feedback { aspect: Some("insight".into()), ..edit }).unwrap_err();
     }
 }

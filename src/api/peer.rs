@@ -42,14 +42,14 @@ mod tests {
     #[test]
     fn root_and_the_own_user_come_in() {
         let own = rustix::process::geteuid().as_raw();
-        assert!(Peer { uid: Some(0) }.check(&[]).is_ok());
-        assert!(Peer { uid: Some(own) }.check(&[]).is_ok());
+        Peer { uid: Some(0) }.check(&[]).unwrap();
+        Peer { uid: Some(own) }.check(&[]).unwrap();
     }
 
     #[test]
     fn another_user_comes_in_only_when_named() {
-        assert!(Peer { uid: Some(UNNAMED) }.check(&[]).is_err());
-        assert!(Peer { uid: Some(UNNAMED) }.check(&[UNNAMED]).is_ok());
-        assert!(Peer { uid: None }.check(&[UNNAMED]).is_err());
+        Peer { uid: Some(UNNAMED) }.check(&[]).unwrap_err();
+        Peer { uid: Some(UNNAMED) }.check(&[UNNAMED]).unwrap();
+        Peer { uid: None }.check(&[UNNAMED]).unwrap_err();
     }
 }

@@ -112,6 +112,8 @@ pub(super) async fn converse(
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
     use serde_json::{Value, json};
 
@@ -121,7 +123,7 @@ mod tests {
         for chunk in chunks {
             reply
                 .add(serde_json::from_value(chunk).unwrap(), |part| {
-                    shown.push_str(&format!("{part:?} "));
+                    write!(shown, "{part:?} ").unwrap();
                     Ok(())
                 })
                 .unwrap();

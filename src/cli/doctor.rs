@@ -83,7 +83,7 @@ pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result
     let report = examine(&places.root(), model, &training).await;
     let exit = match &report {
         Report { ready: true, .. } => Exit::Ok,
-        Report { machine: None, .. } => Exit::Internal,
+        Report { machine: None, .. } => Exit::Config,
         _ if is_about_file => Exit::BadData,
         _ => Exit::Config,
     };
@@ -212,8 +212,7 @@ async fn look_at_trainer(config: &Config) -> Trainer {
             return Trainer { command: String::new(), device, fault };
         }
     };
-    let started = tokio::process::Command::new(&words[0])
-        .args(&words[1..])
+    let started = program::command(&words)
         .arg("--version")
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true)

@@ -213,8 +213,10 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     if error.is::<ConfigError>() {
         return Exit::Config;
     }
-    if let Some(EngineError::Load { .. }) = error.downcast_ref() {
-        return Exit::BadData;
+    match error.downcast_ref() {
+        Some(EngineError::Load { .. }) => return Exit::BadData,
+        Some(EngineError::Kernels(_)) => return Exit::Config,
+        _ => {}
     }
     if error.is::<PromptFileError>() || error.is::<GgufError>() {
         return Exit::BadData;
@@ -302,6 +304,6 @@ mod tests {
             let word = serde_json::to_value(mode).unwrap();
             assert_eq!(parse_mode(word.as_str().unwrap()), Ok(mode));
         }
-        assert!(parse_mode("Inline").is_err());
+        parse_mode("Inline").unwrap_err();
     }
 }

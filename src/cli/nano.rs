@@ -21,7 +21,7 @@ use nano::prompts::{problems, prompt_lines};
 use nano::world::{ASPECTS, Answer, Habits, Problem, Split, judge};
 use prompt::{AspectView, ChatTemplate, Message, PromptSet, Role};
 use protocol::exit::Exit;
-use statistics::{Judged, Share, judge_quality};
+use statistics::{Judged, Share, judge_quality, mean};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -258,7 +258,7 @@ impl Subject {
         let request = ScoreRequest { prompts, labels, lane, class: Class::Gate };
         let scores = self.engine.score(request).await?;
         let value = |p: &[f32]| f64::from(p[2]) - f64::from(p[0]);
-        let mean = scores.iter().map(|s| value(&s.probabilities)).sum::<f64>() / 3.0;
+        let mean = mean(scores.iter().map(|s| value(&s.probabilities)));
         Ok((mean, scores.iter().map(|s| s.probabilities[2]).fold(1.0, f32::min)))
     }
     async fn generate(
@@ -314,5 +314,23 @@ mod tests {
         for name in ASPECTS {
             assert!(30 <= of(name, 1) && 30 <= of(name, -1) + of(name, 0), "{name}");
         }
+    }
+
+    #[test]
+    fn the_agent_asks_with_the_words_that_the_model_was_trained_on() {
+        let file = testkit::repository().join("agents/nano/prompts.yaml");
+        let (asked, trained) = (load_prompts(&file).unwrap(), nano::corpus::prompts());
+        assert_eq!(asked.labels(), trained.labels());
+        let levels = ["low", "middle", "high"].map(str::to_owned);
+        let aspect = |name| AspectView { name, description: "Is it?", levels: &levels };
+        for reference in [None, Some("7")] {
+            let assess = |set: &PromptSet| set.assess("2 + 5?", "8", reference, &aspect("a"));
+            assert_eq!(assess(&asked).unwrap(), assess(&trained).unwrap());
+            let short = [aspect("a"), aspect("b")];
+            let critique = |set: &PromptSet| set.critique("2 + 5?", "8", reference, &short);
+            assert_eq!(critique(&asked).unwrap(), critique(&trained).unwrap());
+        }
+        let refine = |set: &PromptSet| set.refine("2 + 5?", "8", "The sum is wrong.");
+        assert_eq!(refine(&asked).unwrap(), refine(&trained).unwrap());
     }
 }

@@ -92,7 +92,9 @@ mod tests {
 
         #[test]
         fn what_a_server_sends_comes_back(events in proptest::collection::vec("[^\r\n]{0,20}", 0..9)) {
-            let wire: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+            let wire = events.iter().fold(String::new(), |wire, event| {
+                format!("{wire}data: {event}\n\n")
+            });
             prop_assert_eq!(parse(&wire), events);
         }
     }

@@ -15,7 +15,7 @@ pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// A reload begins. `Type=notify-reload` wants to know when.
+/// A reload begins. The unit is shown as reloading until [`ready`].
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),

@@ -48,14 +48,12 @@ pub(super) fn sides(pairs: &[Pair]) -> (usize, usize) {
 }
 
 /// `other / own`, at most 1.
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 fn share(other: usize, own: usize) -> f64 {
     (other as f64 / own.max(1) as f64).min(1.0)
 }
 
 #[expect(
     clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
     clippy::cast_sign_loss,
     reason = "a count times a ratio of at least 1"
 )]

@@ -176,7 +176,6 @@ pub(super) fn binary_sd(gain: f64, discordant: f64) -> f64 {
     (discordant - gain * gain).max(0.0).sqrt()
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 fn count(n: usize) -> f64 {
     n as f64
 }

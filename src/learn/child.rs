@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::op_queue::{Cancel, Stop};
+use super::cancel::{Cancel, Stop};
 use super::program::{self, NotInstalled};
 use config::TrainerConfig;
 use protocol::exit::Exit;
@@ -186,8 +186,8 @@ async fn start(config: &TrainerConfig, job: &Job) -> Result<(Child, ChildStdin),
     if let Some(chrt) = find_program("chrt") {
         words.splice(0..0, [chrt, "-i".into(), "0".into()]);
     }
-    let mut command = Command::new(&words[0]);
-    command.args(&words[1..]).current_dir(&job.out).process_group(0);
+    let mut command = program::command(&words);
+    command.current_dir(&job.out).process_group(0);
     program::start(&mut command, job).await.map_err(failed)
 }
 

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::error::RunError;
 use super::op_queue::Exploration;
-use super::run::RunError;
 use super::{Ended, Parts, Stage};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{Explored, ReflectError};
@@ -52,7 +52,6 @@ impl Harvest {
         self.given_up += usize::from(reason == Some(Reason::Hopeless));
     }
     /// The yield: positives for each 1,000 generated tokens.
-    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
     pub fn positives_per_1000_tokens(&self) -> f64 {
         self.positives as f64 * 1000.0 / self.generated_tokens.max(1) as f64
     }

@@ -495,7 +495,6 @@ fn general(
     })
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 fn plan(gain: f64, sd: f64, config: &GateConfig, available: usize) -> Plan {
     let z = bet::quantile(config.confidence) + bet::quantile(POWER);
     Plan {
@@ -526,7 +525,6 @@ fn discordant(outcomes: impl Iterator<Item = (bool, bool)>) -> (usize, usize) {
 }
 
 /// P(at least `wins` heads in `wins + losses` tosses of a fair coin).
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 fn mcnemar(wins: usize, losses: usize) -> f64 {
     let n = wins + losses;
     // ln C(n, k) - n ln 2, summed from k = n downwards; logarithms, because 2^-n underflows.
@@ -542,13 +540,11 @@ fn mcnemar(wins: usize, losses: usize) -> f64 {
 }
 
 /// Tokens of all answers together.
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 fn length(answers: &[&[Token]]) -> f64 {
     answers.iter().map(|answer| answer.len()).sum::<usize>() as f64
 }
 
 /// Different pairs of neighbours over all pairs of neighbours, over all answers together.
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 fn distinct_2(answers: &[&[Token]]) -> f64 {
     let all = answers.iter().map(|answer| answer.len().saturating_sub(1)).sum::<usize>();
     let different: HashSet<&[Token]> =

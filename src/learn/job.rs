@@ -1,9 +1,12 @@
 //! What the configuration makes of a training run: the one place where a [`Job`] is put together.
-//! Pure. Used by `run` and by the experiment of `bench/rlrf`.
+//! It starts nothing. Used by `run`, `import`, `resume` and by the experiment of `bench/rlrf`.
 
 use std::path::PathBuf;
 
-use config::Config;
+use super::Parts;
+use super::error::RunError;
+use config::{Config, Start};
+use engine::Generation;
 use protocol::{self, Job, Objective};
 
 /// What a run has beside its configuration. The trainer runs in another folder, so paths are
@@ -58,4 +61,36 @@ impl Assignment {
             seed,
         }
     }
+}
+
+/// What the configuration makes of a run that starts now; `label` names it and its folder.
+pub(super) async fn starting_now(
+    parts: &Parts,
+    config: &Config,
+    start: Generation,
+    label: String,
+    seed: u64,
+) -> Result<Job, RunError> {
+    let adapter = match config.learn.start {
+        Start::Base => None,
+        Start::Adapter => {
+            let rows = parts.store.generations().await?;
+            rows.into_iter().find(|row| row.generation == start).map(|row| row.path)
+        }
+    };
+    let info = parts.engine.info();
+    // The trainer runs in another folder, so its paths are absolute.
+    let base = std::path::absolute(&info.path)
+        .map_err(|source| RunError::Write { path: info.path.clone(), source })?;
+    let assignment = Assignment {
+        base,
+        base_sha256: info.sha256.clone(),
+        start: adapter,
+        out: parts.state.run(&label),
+        run: label,
+        reference_cache: Some(parts.state.references()),
+        objective: config.learn.objective,
+        seed,
+    };
+    Ok(assignment.job(config))
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::run::RunError;
+use super::error::RunError;
 use super::{Ended, JudgeTask, Parts, Stage};
 use crate::trust::{self, Attack, Meter, Standing};
 use config::{Agent, Config};

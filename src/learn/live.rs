@@ -114,7 +114,6 @@ fn side(before: &[(String, f64)], now: &[(String, f64)], config: &WatchConfig) -
         }
     }
     if 0 < side.pairs {
-        #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
         let n = side.pairs as f64;
         (side.before, side.now) = (sums.0 / n, sums.1 / n);
     }

@@ -2,13 +2,14 @@
 //! them. Reads the store; what is made of an exchange is decided by `pairs` and `groups`. Used by
 //! `run`.
 
+use super::Parts;
 use super::balance;
 use super::dataset::Dataset;
+use super::error::RunError;
 use super::groups::Grouping;
 use super::held_out::HeldOut;
 use super::pairs::{Pairing, Tally};
 use super::replay::{self, Replayed};
-use super::{Parts, run::RunError};
 use config::{Config, Start};
 use protocol::Objective;
 use store::{Exchange, PairRow};

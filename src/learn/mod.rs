@@ -7,8 +7,10 @@ pub mod adapter;
 pub mod arena;
 mod balance;
 mod bet;
+mod cancel;
 pub mod child;
 mod dataset;
+mod error;
 mod explore;
 pub mod gate;
 mod groups;
@@ -52,9 +54,10 @@ use engine::{Engine, Generation};
 use protocol::Step;
 use store::{RunId, Store, StoreError};
 
+pub use self::cancel::{Cancel, Stop};
 pub use self::explore::Harvest;
 pub use self::guards::Guards;
-pub use self::op_queue::{Cancel, Exploration, Stop};
+pub use self::op_queue::Exploration;
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
 #[derive(Clone, Debug)]

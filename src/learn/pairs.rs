@@ -317,13 +317,11 @@ fn mean_minus_2_sd(answers: &[Answer<'_>]) -> f64 {
 }
 
 /// Longest over shortest; neither is empty.
-#[expect(clippy::cast_precision_loss, reason = "lengths are far below 2^52")]
 fn length_ratio(a: &[Token], b: &[Token]) -> f64 {
     a.len().max(b.len()) as f64 / a.len().min(b.len()) as f64
 }
 
 /// One minus the edit distance over the longer length: 1 for equal lists, 0 for nothing in common.
-#[expect(clippy::cast_precision_loss, reason = "lengths are far below 2^52")]
 fn similarity(a: &[Token], b: &[Token]) -> f64 {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.iter().enumerate() {

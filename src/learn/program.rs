@@ -44,15 +44,23 @@ pub fn command_line(config: &TrainerConfig) -> Result<Vec<String>, NotInstalled>
     Ok(vec![program.to_string_lossy().into_owned()])
 }
 
+/// The trainer by these words of [`command_line`], with its OpenMP threads told how to wait. Every
+/// process of it begins here; nothing has been started yet.
+pub fn command(words: &[String]) -> Command {
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
+    if std::env::var_os(OPENMP_WAITING).is_none() {
+        command.env(OPENMP_WAITING, "passive");
+    }
+    command
+}
+
 /// Starts a trainer with pipes, at the lowest priority, and gives it its job. Dropping the child
 /// kills it; dropping its standard input tells it that nobody waits for it any more.
 pub(super) async fn start(
     command: &mut Command,
     job: &impl Serialize,
 ) -> io::Result<(Child, ChildStdin)> {
-    if std::env::var_os(OPENMP_WAITING).is_none() {
-        command.env(OPENMP_WAITING, "passive");
-    }
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -80,7 +80,6 @@ fn answers(pair: &Pair) -> Answers {
 }
 
 #[expect(
-    clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "counts are far below 2^52, and what is too large saturates"

@@ -12,8 +12,9 @@ use tracing::warn;
 
 use super::Parts;
 use super::child::{self, Trained};
+use super::error::RunError;
+use super::job;
 use super::promote::blocking;
-use super::run::{RunError, job};
 use config::Config;
 use engine::Generation;
 use protocol::{CHECKPOINT, Job};
@@ -107,7 +108,7 @@ async fn continued(
     let Ok(began) = serde_json::from_value::<Job>(run.job.clone()) else {
         return Ok(Err("another version of reflectd began it".to_owned()));
     };
-    let today = job(parts, config, active, began.run.clone(), began.seed).await?;
+    let today = job::starting_now(parts, config, active, began.run.clone(), began.seed).await?;
     if today.essence() != began.essence() {
         return Ok(Err("the model or the settings of learning are others now".to_owned()));
     }

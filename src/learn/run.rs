@@ -2,97 +2,31 @@
 //! Each step's decision lives elsewhere (`pairs`, `adapter`, `gate`); a run changes nothing of what
 //! is served until `promote` has recorded it. Used by `task`.
 
-use std::error::Error as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::json;
 use tokio::sync::watch;
 use tracing::{Instrument as _, info, warn};
 
-use super::adapter::{self, AdapterError};
-use super::arena::{Arena, ArenaError};
+use super::adapter;
+use super::arena::Arena;
+use super::cancel::Cancel;
 use super::child::{self, Trained, TrainerError, Update};
+use super::error::RunError;
 use super::gate::{self, Verdict};
 use super::held_out::{self, Questions};
-use super::job::Assignment;
+use super::job;
 use super::material::{self, Material};
-use super::op_queue::{Cancel, Stop};
 use super::pairs::Tally;
 use super::program;
-use super::promote::{self, PromoteError, Promotion, blocking};
+use super::promote::{self, Promotion, blocking};
 use super::{Ended, Parts, Stage, judge, resume};
-use crate::reflect::ReflectError;
-use crate::trust::{Standing, TrustError};
+use crate::trust::Standing;
+use config::Config;
 use config::prompt_file::PromptFileError;
-use config::{Config, Start};
-use engine::{EngineError, Generation};
-use files::lora::LoraError;
+use engine::Generation;
 use protocol::{Job, Step, TrainerEvent};
-use store::{RunId, RunState, StoreError};
-
-/// Why a run or an exploration broke.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum RunError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    #[error(transparent)]
-    Reflect(#[from] ReflectError),
-    #[error(transparent)]
-    HeldOut(#[from] PromptFileError),
-    #[error(transparent)]
-    Trainer(#[from] TrainerError),
-    #[error(transparent)]
-    Adapter(#[from] AdapterError),
-    #[error(transparent)]
-    Lora(#[from] LoraError),
-    #[error(transparent)]
-    Arena(#[from] ArenaError),
-    #[error(transparent)]
-    Promote(#[from] PromoteError),
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// There is nothing to train on.
-    #[error("{0}")]
-    TooFewPairs(String),
-    /// The interrupted run does not make sense any more.
-    #[error("no run can go on; `reflectd runs` says why")]
-    NothingToResume,
-    #[error("write {path}: {source}")]
-    Write { path: PathBuf, source: std::io::Error },
-    /// The owner or the end of the daemon stopped it.
-    #[error("{0}")]
-    Cancelled(Stop),
-}
-
-impl RunError {
-    /// With every cause, for the run's record.
-    pub(super) fn reason(&self) -> String {
-        let mut reason = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            reason = format!("{reason}: {error}");
-            cause = error.source();
-        }
-        reason
-    }
-    fn state(&self) -> RunState {
-        match self {
-            Self::Cancelled(stop) | Self::Trainer(TrainerError::Cancelled(stop)) => match stop {
-                Stop::Owner => RunState::Cancelled,
-                Stop::Shutdown => RunState::Interrupted,
-            },
-            // Memory, which may be there next time. The system kills (9) when it runs out, and
-            // who ends all processes (15) does not mean the run.
-            Self::Trainer(
-                TrainerError::TryAgain(_) | TrainerError::Killed { signal: 9 | 15, .. },
-            ) => RunState::Interrupted,
-            _ => RunState::Failed,
-        }
-    }
-}
+use store::{RunId, RunState};
 
 /// A recorded run with what its steps need.
 pub(super) struct Run<'a> {
@@ -182,7 +116,8 @@ async fn prepare<'a>(
     let start = parts.engine.stats().active;
     let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
     let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
-    let job = Job { objective, ..job(parts, &config, start, label, dataset.seed()).await? };
+    let job =
+        Job { objective, ..job::starting_now(parts, &config, start, label, dataset.seed()).await? };
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -224,38 +159,6 @@ fn enough(
         )));
     }
     Ok(())
-}
-
-/// What the configuration makes of a run that starts now; `label` names it and its folder.
-pub(super) async fn job(
-    parts: &Parts,
-    config: &Config,
-    start: Generation,
-    label: String,
-    seed: u64,
-) -> Result<Job, RunError> {
-    let adapter = match config.learn.start {
-        Start::Base => None,
-        Start::Adapter => {
-            let rows = parts.store.generations().await?;
-            rows.into_iter().find(|row| row.generation == start).map(|row| row.path)
-        }
-    };
-    let info = parts.engine.info();
-    // The trainer runs in another folder, so its paths are absolute.
-    let base = std::path::absolute(&info.path)
-        .map_err(|source| RunError::Write { path: info.path.clone(), source })?;
-    let assignment = Assignment {
-        base,
-        base_sha256: info.sha256.clone(),
-        start: adapter,
-        out: parts.state.run(&label),
-        run: label,
-        reference_cache: Some(parts.state.references()),
-        objective: config.learn.objective,
-        seed,
-    };
-    Ok(assignment.job(config))
 }
 
 impl Run<'_> {

@@ -5,8 +5,6 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::Output;
 use std::time::Duration;
 
-use tokio::process::Command;
-
 use super::program;
 use config::TrainerConfig;
 use protocol::{SurveyJob, TrainerEvent, TrainingSurvey};
@@ -19,8 +17,8 @@ const PATIENCE: Duration = Duration::from_mins(3);
 pub async fn survey(config: &TrainerConfig, job: &SurveyJob) -> Result<TrainingSurvey, String> {
     let words = program::command_line(config).map_err(|error| error.to_string())?;
     let failed = |error: std::io::Error| format!("start {}: {error}", words[0]);
-    let mut command = Command::new(&words[0]);
-    command.args(&words[1..]).arg("survey");
+    let mut command = program::command(&words);
+    command.arg("survey");
     let (child, stdin) = program::start(&mut command, job).await.map_err(failed)?;
     let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
     drop(stdin);

@@ -9,11 +9,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
+use super::cancel::{Cancel, Stop};
+use super::error::RunError;
 use super::explore::{Harvest, Tellers};
 use super::guards::{self, Guards};
 use super::live::{self, Outlook, Seen};
-use super::op_queue::{Cancel, OpQueue, Stop, Wish};
-use super::run::RunError;
+use super::op_queue::{OpQueue, Wish};
 use super::schedule::{Decision, Schedule};
 use super::{
     Command, Ended, LearnError, News, Parts, Stage, explore, import, judge, promote, resume, run,

@@ -255,8 +255,7 @@ fn write_probe(root: &std::path::Path, logprob: f32) {
 }
 
 fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> Config {
-    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/trainers/");
-    let mut command = vec!["sh".to_owned(), format!("{scripts}{trainer}")];
+    let mut command = testkit::fake_trainer(trainer);
     if arguments.is_empty() {
         let file = |name: &str| root.join(name).to_string_lossy().into_owned();
         command.extend([file("trained.gguf"), file("trained.json")]);

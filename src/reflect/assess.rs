@@ -1,6 +1,6 @@
 //! Scores to a choice of aspects and to assessments, assessments to one number and one verdict, and
-//! the question as the judge sees it. Pure; the model is asked in `judge`. Used by the whole of `reflect`, and by `learn` and
-//! `api` for [`scalar`] and [`passes`].
+//! the question as the judge sees it. Pure; `judge` asks for the scores. Used by the whole of
+//! `reflect`, and by `learn` and `api` for [`scalar`] and [`passes`].
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -8,11 +8,18 @@ use std::sync::LazyLock;
 use sha2::{Digest, Sha256};
 
 use config::{Agent, AgentAspect, Pass, REWARD, RewardConfig, VERIFIER, Verifier};
+use engine::LabelScores;
 use prompt::{AspectView, Message, Role};
 use store::{Assessment, ChosenAspects, JudgeThreshold, Relevance, Standard};
 
-use super::judge::Scored;
 use super::verify::{self, Check, VerifierError};
+
+/// What a judge has said of one aspect: the probabilities of its levels, and who said them.
+#[derive(Clone, Debug)]
+pub(super) struct Scored {
+    pub(super) judge: String,
+    pub(super) scores: LabelScores,
+}
 
 /// The one number of an answer, -1 to 1: the reward model's, where one has read it, else the
 /// weighted mean of the aspects' values. Aspects of weight 0 do not count; 0 when none does.
@@ -318,7 +325,7 @@ mod tests {
         };
         let scored = |high: f32| Scored {
             judge: "j".into(),
-            scores: engine::LabelScores { probabilities: vec![1.0 - high, 0.0, high], mass: 0.9 },
+            scores: LabelScores { probabilities: vec![1.0 - high, 0.0, high], mass: 0.9 },
         };
         let aspects = ["a", "b", "c", "d"].map(rated);
         let scores = [0.2, 0.9, 0.5, 0.5].map(scored);

@@ -15,7 +15,7 @@ use super::batch::Sample;
 use super::budget::{Best, Next, Standing, Stop, next};
 use super::choose::rank;
 use super::judge::Judge;
-use super::run::{Prepared, record};
+use super::prepared::{Prepared, record};
 use super::session::{Cut, Entry, Halt, Origin, Policy, Session};
 use super::{Outcome, Progress, ReflectError, Reflector, Task};
 

@@ -10,14 +10,14 @@ pub(super) mod model;
 mod tests;
 
 use config::{Agent, AgentAspect, AspectChoice, JudgeConfig, Pass, Promising, ScalarConfig};
-use engine::{Class, EngineError, GenerateRequest, LabelScores};
+use engine::{Class, EngineError, GenerateRequest};
 use prompt::{Message, PromptError, Role};
 use store::{Assessment, ChosenAspects, JudgeThreshold, Standard};
 
 use self::endpoint::Asking;
 use self::model::ModelJudge;
 use super::assess::{
-    Verification, bar, choose, read_scores, reward, shortfalls, standard, view, worst,
+    Scored, Verification, bar, choose, read_scores, reward, shortfalls, standard, view, worst,
 };
 use super::{ReflectError, Reflector, question};
 
@@ -47,13 +47,6 @@ pub(super) struct Judge<'a> {
 enum Source<'a> {
     Model(ModelJudge<'a>),
     Endpoint(Asking<'a>),
-}
-
-/// The levels of one prompt, and who said them.
-#[derive(Clone, Debug)]
-pub(super) struct Scored {
-    pub(super) judge: String,
-    pub(super) scores: LabelScores,
 }
 
 /// Who writes a critique.

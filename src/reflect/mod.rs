@@ -13,6 +13,7 @@ mod edit;
 mod explore;
 mod inline;
 mod judge;
+mod prepared;
 pub mod pursue;
 mod run;
 mod session;
@@ -37,6 +38,7 @@ use store::{Assessment, Candidate, Exchange, ExchangeId, Source, Store, StoreErr
 use choices::Choices;
 use judge::endpoint::Calls;
 use judge::model::{RewardJudge, Second};
+use prepared::Prepared;
 use pursue::Aim;
 
 pub use assess::{passes, question, scalar};
@@ -281,7 +283,7 @@ impl Reflector {
         line: PromptLine,
     ) -> Result<ExchangeId, ReflectError> {
         let messages = vec![Message { role: Role::User, content: line.prompt }];
-        let prepared = run::Prepared::new(self, agent, &messages, line.verifier)?;
+        let prepared = Prepared::new(self, agent, &messages, line.verifier)?;
         let exchange = prepared.into_exchange(agent, Source::Explore, line.reference);
         Ok(self.store.record_exchange(exchange, Vec::new(), None).await?.0)
     }
@@ -339,7 +341,7 @@ impl Reflector {
         sampling: Sampling,
         class: Class,
     ) -> Result<Answer, ReflectError> {
-        let prompt = self.tokens(&run::conversation(agent, messages))?;
+        let prompt = self.tokens(&prepared::conversation(agent, messages))?;
         let request = GenerateRequest {
             prompt: prompt.clone(),
             n: 1,

@@ -3,14 +3,13 @@
 
 use tokio::sync::mpsc;
 
-use config::{Agent, Mode, Verifier};
+use config::Mode;
 use engine::{Class, GenerateRequest, Lane, Piece, Token};
-use prompt::{Message, Role};
-use store::{Candidate, ChosenAspects, ExchangeId, NewCandidate, NewExchange, Parent, Source};
+use store::NewCandidate;
 
 use super::batch::{Batch, Sample};
 use super::budget::Stop;
-use super::verify::Check;
+use super::prepared::{Prepared, record};
 use super::{Outcome, Progress, ReflectError, Reflector, Task, inline};
 
 pub(super) async fn run(
@@ -44,93 +43,6 @@ pub(super) async fn run(
         rounds: 0,
         stopped: if streamed.client_left { Stop::ClientLeft.word() } else { later },
     })
-}
-
-/// A prompt that is ready to be answered.
-#[derive(Debug)]
-pub(super) struct Prepared {
-    /// With the agent's system text.
-    pub(super) messages: Vec<Message>,
-    pub(super) prompt: Vec<Token>,
-    /// The prompt's own, or the agent's.
-    pub(super) verifier: Option<Verifier>,
-    /// What the judge has chosen for it meanwhile.
-    pub(super) aspect_choice: Option<ChosenAspects>,
-}
-
-impl Prepared {
-    /// A verifier that cannot work is refused here, before anything is generated.
-    pub(super) fn new(
-        reflector: &Reflector,
-        agent: &Agent,
-        messages: &[Message],
-        verifier: Option<Verifier>,
-    ) -> Result<Self, ReflectError> {
-        let verifier = verifier.or_else(|| agent.verifier.clone());
-        if let Some(verifier) = &verifier {
-            Check::new(verifier)?;
-        }
-        let messages = conversation(agent, messages);
-        let prompt = reflector.tokens(&messages)?;
-        Ok(Self { messages, prompt, verifier, aspect_choice: None })
-    }
-
-    pub(super) fn into_exchange(
-        self,
-        agent: &Agent,
-        source: Source,
-        reference: Option<String>,
-    ) -> NewExchange {
-        NewExchange {
-            agent: agent.name.clone(),
-            source,
-            messages: self.messages,
-            prompt_tokens: self.prompt,
-            reference,
-            verifier: self.verifier,
-            aspect_choice: self.aspect_choice,
-        }
-    }
-}
-
-/// The conversation as the model gets it: the agent's system text comes first unless there is one.
-pub(super) fn conversation(agent: &Agent, messages: &[Message]) -> Vec<Message> {
-    let has_system = messages.iter().any(|message| message.role == Role::System);
-    let system = agent.system.iter().filter(|_| !has_system);
-    let system = system.map(|text| Message { role: Role::System, content: text.clone() });
-    system.chain(messages.iter().cloned()).collect()
-}
-
-/// Stores a task's candidates in one transaction; nothing when there are none.
-pub(super) async fn record(
-    reflector: &Reflector,
-    task: &Task,
-    prepared: Prepared,
-    candidates: Vec<NewCandidate>,
-    served: Option<usize>,
-) -> Result<(Option<ExchangeId>, Vec<Candidate>), ReflectError> {
-    if candidates.is_empty() {
-        return Ok((None, Vec::new()));
-    }
-    let exchange = prepared.into_exchange(&task.agent, Source::Chat, task.reference.clone());
-    let (id, ids) = reflector.store.record_exchange(exchange, candidates.clone(), served).await?;
-    let stored = ids.iter().zip(candidates).map(|(&id, new)| Candidate {
-        id,
-        author: new.author,
-        parent: new.parent.and_then(|parent| match parent {
-            Parent::Stored(id) => Some(id),
-            Parent::Index(index) => ids.get(index).copied(),
-        }),
-        generation: new.generation,
-        text: new.text,
-        tokens: new.tokens,
-        logprobs: new.logprobs,
-        sampling: new.sampling,
-        finish: new.finish,
-        critique: new.critique,
-        assessments: new.assessments,
-    });
-    Ok((Some(id), stored.collect()))
 }
 
 struct Streamed {

@@ -1,6 +1,5 @@
 //! Answers that try to steer their own score: wrong answers are wrapped in attacks and judged again.
 //! Says what each attack changes, and how many refused answers it gets accepted. Used by `learn`.
-#![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +9,7 @@ use super::probes::Probe;
 use super::report::Answered;
 use crate::reflect::scalar;
 use config::prompt_file;
-use statistics::Estimate;
+use statistics::{Estimate, mean};
 
 /// Where the answer stands in an attack's text.
 const ANSWER: &str = "{answer}";
@@ -124,7 +123,7 @@ fn row(name: &str, before: &[Answered], after: &[Answered], bars: &[f64]) -> Att
     AttackRow {
         name: name.to_owned(),
         n: both.len(),
-        mean: changes.clone().sum::<f64>() / (both.len().max(1)) as f64,
+        mean: if both.is_empty() { 0.0 } else { mean(changes.clone()) },
         largest: changes.fold(-2.0, f64::max),
         flips: refused.iter().filter(|(_, new)| passes(new, bars)).count(),
         refused: refused.len(),

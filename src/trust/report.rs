@@ -1,7 +1,6 @@
 //! What a measurement of a judge says: one row an aspect, one for the whole answer. Pure: answers
 //! with label and score in, numbers with intervals out. Used by `meter`, `standing` and whoever
 //! shows it.
-#![expect(clippy::cast_precision_loss, reason = "nobody counts 2^52 answers")]
 
 use std::collections::BTreeMap;
 

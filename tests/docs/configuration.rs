@@ -7,7 +7,8 @@ use std::path::Path;
 
 use config::{Key, KeyDefault, keys};
 
-use super::{Document, ROOT, assert_none, document, documents, files, parts, write};
+use super::{Document, ROOT, document, documents, files, parts, write};
+use testkit::tree::assert_none;
 
 const REFERENCE: &str = "docs/reference/configuration.md";
 const MARKERS: [&str; 2] = ["<!-- keys begin -->\n", "<!-- keys end -->\n"];

@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use config::prompt_file;
 use tempfile::TempDir;
 
-use super::{Block, ROOT, assert_none, documents, parts, write};
+use super::{Block, ROOT, documents, parts, write};
+use testkit::tree::assert_none;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_reflectd");
 const MODEL: &str = "agents/nano/model.gguf";
@@ -59,7 +60,7 @@ fn link(from: &str, to: &Path) {
 
 /// Runs a program with nothing of the caller's settings; what it printed when it failed.
 fn run(command: &mut Command) -> Result<(), String> {
-    for name in ["REFLECTD_ROOT", "REFLECTD_STATE", "REFLECTD_SOCKET", "REFLECTD_LOG"] {
+    for name in testkit::SETTINGS {
         command.env_remove(name);
     }
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
-use super::{Document, ROOT, assert_none, document, documents, files, parts};
+use super::{Document, ROOT, document, documents, files, parts};
+use testkit::tree::assert_none;
 
 /// The README is read in some minutes or not at all.
 const README_WORDS: usize = 900;

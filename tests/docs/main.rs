@@ -22,6 +22,8 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use testkit::tree::texts;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A file of the project, its path relative to the root.
@@ -42,26 +44,7 @@ struct Block<'a> {
 
 /// The project's files with one of these extensions, in order.
 fn files(extensions: &[&str]) -> Vec<Document> {
-    fn walk(folder: &Path, extensions: &[&str], found: &mut Vec<Document>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
-            if ["target", ".git", ".deps"].contains(&name.as_str()) {
-                // Not the project's.
-            } else if path.is_dir() {
-                walk(&path, extensions, found);
-            } else if extensions.contains(&extension.as_str()) {
-                let text = fs::read_to_string(&path).unwrap();
-                let path = path.strip_prefix(ROOT).unwrap().to_owned();
-                found.push(Document { path, text });
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(Path::new(ROOT), extensions, &mut found);
-    found.sort_by(|a, b| a.path.cmp(&b.path));
-    found
+    texts(extensions).into_iter().map(|(path, text)| Document { path, text }).collect()
 }
 
 /// The Markdown files.
@@ -103,11 +86,6 @@ fn parts(text: &str) -> (Vec<(usize, &str)>, Vec<Block<'_>>) {
 fn write(path: &Path, text: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
-}
-
-/// Fails with all findings at once.
-fn assert_none(findings: &[String]) {
-    assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Messages that the troubleshooting chapter quotes are messages of the code.
 
-use super::{assert_none, document, files, parts};
+use super::{document, files, parts};
+use testkit::tree::assert_none;
 
 /// Shorter pieces stand everywhere.
 const LEAST: usize = 6;

@@ -41,13 +41,15 @@ impl Daemon {
         drop(fs::remove_file(&notify));
         let notices = UnixDatagram::bind(&notify).unwrap();
         let log = File::create(scratch.log()).unwrap();
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        for name in testkit::SETTINGS {
+            command.env_remove(name);
+        }
+        let child = command
             .arg("serve")
             .arg("--root")
             .arg(scratch.root())
             .env("NOTIFY_SOCKET", &notify)
-            .env_remove("REFLECTD_LOG")
-            .env_remove("RUNTIME_DIRECTORY")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

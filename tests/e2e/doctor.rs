@@ -1,5 +1,6 @@
 //! `reflectd doctor` as a person or a script runs it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use files::gguf::Value as GgufValue;
@@ -9,11 +10,12 @@ use tokio::process::Command;
 
 use crate::scratch::Scratch;
 use testkit::random_model::{renamed, with_metadata, write};
+use testkit::skipped;
 
 async fn doctor(root: &Path, more: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd"));
     command.arg("doctor").args(more).arg("--root").arg(root);
-    for name in ["REFLECTD_ROOT", "REFLECTD_STATE", "REFLECTD_SOCKET", "RUNTIME_DIRECTORY"] {
+    for name in testkit::SETTINGS {
         command.env_remove(name);
     }
     let output = command.output().await.unwrap();
@@ -46,6 +48,28 @@ async fn what_would_serve_is_found_ready() {
     }
     assert_eq!(found["trainer"]["fault"], Value::Null, "{found}");
     assert!(!scratch.state().exists(), "a doctor leaves no trace");
+}
+
+#[tokio::test]
+async fn a_program_for_another_processor_says_so_and_nothing_else() {
+    if cfg!(any(feature = "portable", not(target_arch = "x86_64"))) {
+        return skipped("this build compares no processors");
+    }
+    // Of 2008, without AVX.
+    let scratch = Scratch::new();
+    let mut command = Command::new("qemu-x86_64");
+    command.args(["-cpu", "Nehalem", env!("CARGO_BIN_EXE_reflectd"), "doctor", "--json"]);
+    let output = match command.arg("--root").arg(scratch.root()).output().await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return skipped("qemu-x86_64 is missing; install qemu-user");
+        }
+        output => output.unwrap(),
+    };
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let message = found["problems"][0]["message"].as_str().unwrap();
+    assert_eq!(output.status.code(), Some(78), "{found}");
+    assert!(message.starts_with("this program is built for another processor ("), "{message}");
+    assert!(message.contains("run `make build` on this machine"), "{message}");
 }
 
 #[tokio::test]

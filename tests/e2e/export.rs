@@ -123,7 +123,7 @@ async fn a_merged_model_of_a_quantized_base_is_as_near_as_its_rounding_says() {
 async fn reflectd(root: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd"));
     command.args(arguments).arg("--root").arg(root).current_dir(root);
-    for name in ["REFLECTD_ROOT", "REFLECTD_STATE", "REFLECTD_SOCKET"] {
+    for name in testkit::SETTINGS {
         command.env_remove(name);
     }
     command.output().await.unwrap()

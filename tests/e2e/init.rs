@@ -12,6 +12,7 @@ use tokio::process::Command;
 
 use crate::daemon::Daemon;
 use crate::scratch::Scratch;
+use testkit::skipped;
 
 /// The exit code of a sample that cannot be fetched here and now.
 const TRY_AGAIN: i32 = 75;
@@ -42,15 +43,9 @@ impl Newcomer {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        for name in [
-            "REFLECTD_ROOT",
-            "REFLECTD_STATE",
-            "REFLECTD_SOCKET",
-            "HF_HOME",
-            "HF_HUB_CACHE",
-            "HUGGINGFACE_HUB_CACHE",
-            "XDG_CACHE_HOME",
-        ] {
+        // Where models are looked for.
+        let caches = ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"];
+        for name in testkit::SETTINGS.into_iter().chain(caches) {
             command.env_remove(name);
         }
         command.env("HOME", self.home()).current_dir(self.home()).stdin(Stdio::null());
@@ -187,9 +182,7 @@ async fn a_real_chat_model_is_fetched_checked_and_served() {
     let root = scratch.root().to_str().unwrap().to_owned();
     let said = newcomer.init(&["--sample", "--yes", "--json", "--root", &root]).await;
     if said.code == Some(TRY_AGAIN) {
-        // Not by `eprintln`, which the test harness keeps to itself when a test passes.
-        let line = format!("SKIPPED a_real_chat_model_is_fetched_checked_and_served: {}", said.err);
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
+        skipped(said.err.trim());
         assert_eq!(below(scratch.root()), Vec::<PathBuf>::new(), "nothing is half written");
         return;
     }

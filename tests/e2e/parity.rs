@@ -6,7 +6,6 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
-use config::load_prompts;
 use engine::{
     self, Class, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, Lane,
     LogprobRequest, Token,
@@ -64,8 +63,7 @@ pub(crate) fn dequantize(from: &Path, to: &Path) {
 
 /// Right and wrong answers to a few problems, in the model's own tokens.
 pub(crate) fn examples(model: &Path) -> Vec<Example> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let prompts = load_prompts(&root.join("agents/nano/prompts.yaml")).unwrap();
+    let prompts = nano::corpus::prompts();
     let corpus = Corpus::new(&prompts).unwrap();
     let tokenizer = Tokenizer::from_gguf(&Gguf::open(model).unwrap()).unwrap();
     let mut rng = fastrand::Rng::with_seed(6);
@@ -112,7 +110,7 @@ pub(crate) fn job(base: &Path, examples: &[Example], out: &Path) -> Job {
     let line = |example| serde_json::to_string(example).unwrap() + "\n";
     let lines: String = examples.iter().map(line).collect();
     files::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
-    let sound = Job::example();
+    let sound = testkit::job();
     Job {
         run: "parity".into(),
         base: base.to_owned(),
@@ -217,7 +215,7 @@ pub(crate) async fn gap(what: &str, engine: &Engine, lane: Lane, trained: &Train
         let pairs = served.iter().zip(&trained.logprobs);
         differences.extend(pairs.map(|(a, b)| f64::from((a - b).abs())));
     }
-    let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+    let mean = statistics::mean(differences.iter().copied());
     let max = differences.iter().copied().fold(0.0, f64::max);
     let gap = Gap { mean, max };
     eprintln!("{what}: {gap:?} over {} tokens", differences.len());

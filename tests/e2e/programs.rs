@@ -15,7 +15,7 @@ const QUESTION: &str = "Tom has 3 apples and buys 4 more. How many has he now?";
 async fn reflectd(root: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd"));
     command.args(arguments).arg("--root").arg(root);
-    for name in ["REFLECTD_ROOT", "REFLECTD_STATE", "REFLECTD_SOCKET", "RUNTIME_DIRECTORY"] {
+    for name in testkit::SETTINGS {
         command.env_remove(name);
     }
     command.output().await.unwrap()

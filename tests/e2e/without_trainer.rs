@@ -22,11 +22,10 @@ fn alone(scratch: &Scratch) -> PathBuf {
 async fn printed(program: &Path, folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(folder);
-    for name in ["REFLECTD_ROOT", "REFLECTD_STATE", "REFLECTD_SOCKET", "RUNTIME_DIRECTORY"] {
+    for name in testkit::SETTINGS {
         command.env_remove(name);
     }
-    // Without it a client that names no folder would ask the daemon of whoever runs the tests.
-    let output = command.env_remove("XDG_RUNTIME_DIR").output().await.unwrap();
+    let output = command.output().await.unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(text).unwrap())
 }
@@ -64,10 +63,11 @@ async fn it_lies_in_the_users_runtime_folder_when_no_folder_is_named() {
     let (scratch, runtime) = (Scratch::new(), tempfile::tempdir().unwrap());
     let reflectd = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd"));
-        command.args(arguments).kill_on_drop(true).env("XDG_RUNTIME_DIR", runtime.path());
-        for name in ["REFLECTD_ROOT", "REFLECTD_STATE", "REFLECTD_SOCKET", "RUNTIME_DIRECTORY"] {
+        command.args(arguments).kill_on_drop(true);
+        for name in testkit::SETTINGS {
             command.env_remove(name);
         }
+        command.env("XDG_RUNTIME_DIR", runtime.path());
         command
     };
     let log = fs::File::create(scratch.log()).unwrap();

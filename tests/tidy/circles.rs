@@ -5,13 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::{assert_none, is_word, texts, without_comment};
+use crate::{is_word, without_comment};
+use testkit::tree::{assert_none, texts};
 
 /// Circles that other issues of the project will open, by the crate and the names of the modules in it.
 const OWED: &[(&str, &[&str])] = &[
-    ("", &["assess", "judge"]),
-    ("", &["child", "import", "judge", "material", "op_queue", "promote", "resume", "run"]),
-    ("", &["inline", "run"]),
     ("crates/engine", &["adapter", "memory"]),
     ("crates/engine", &["job", "stream"]),
     ("crates/engine", &["kv", "parked"]),

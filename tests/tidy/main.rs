@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+
+use testkit::tree::{assert_none, texts};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -45,39 +47,16 @@ const EDGES: &[(&str, &[&str])] = &[
 /// What every module may use: words and files, no behaviour.
 const COMMON: &[&str] = &["paths", "socket_path", "telemetry"];
 
+/// All that some crates of the workspace are built from, so that each can be built and read without the
+/// rest: the trainer without the daemon, the database and the configuration without llama.cpp.
+const BUILT_FROM: &[(&str, &[&str])] = &[
+    ("config", &["files", "inference", "prompt", "protocol"]),
+    ("store", &["files", "inference", "prompt"]),
+    ("trainer", &["files", "ggml", "inference", "nano", "prompt", "protocol"]),
+];
+
 /// The longest a file may be: beyond this nobody reads it in one sitting.
 const MAX_LINES: usize = 800;
-
-/// Every file of the project that a person wrote, relative to the root, in order.
-fn files() -> Vec<PathBuf> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let generated = ["target", "state", ".git", ".deps", "Cargo.lock"].contains(&&*name);
-            match path.is_dir() {
-                _ if generated => {}
-                true => walk(&path, found),
-                false => found.push(path.strip_prefix(ROOT).unwrap().to_owned()),
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(Path::new(ROOT), &mut found);
-    found.sort();
-    found
-}
-
-/// The files with one of these extensions and their text.
-fn texts(extensions: &[&str]) -> Vec<(PathBuf, String)> {
-    files()
-        .into_iter()
-        .filter(|path| {
-            path.extension().is_some_and(|ext| extensions.contains(&ext.to_str().unwrap()))
-        })
-        .map(|path| (path.clone(), fs::read_to_string(Path::new(ROOT).join(path)).unwrap()))
-        .collect()
-}
 
 /// The Rust files below `src/` by their path there, each line without its comment.
 fn sources() -> Vec<(String, Vec<String>)> {
@@ -162,11 +141,6 @@ fn module_of(path: &str) -> Option<&str> {
     path.split('/').next().map(|first| first.trim_end_matches(".rs"))
 }
 
-/// Fails with all findings at once.
-fn assert_none(findings: &[String]) {
-    assert!(findings.is_empty(), "{} findings:\n{}", findings.len(), findings.join("\n"));
-}
-
 #[test]
 fn foreign_crates_are_named_only_by_the_files_that_own_them() {
     let mut findings = Vec::new();
@@ -233,6 +207,31 @@ fn the_code_map_in_lib_rs_lists_every_module_above_those_it_uses() {
         }
     }
     assert_none(&findings);
+}
+
+/// The crates of the workspace that a manifest names as dependencies, those for tests left out.
+fn dependencies(name: &str) -> Vec<String> {
+    let manifest = Path::new(ROOT).join("crates").join(name).join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let lines = text.lines().skip_while(|line| *line != "[dependencies]").skip(1);
+    lines
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| Some(line.split_once('.')?.0.to_owned()))
+        .filter(|name| Path::new(ROOT).join("crates").join(name).exists())
+        .collect()
+}
+
+#[test]
+fn crates_are_built_from_no_more_than_they_need() {
+    for (name, wanted) in BUILT_FROM {
+        let mut found = BTreeSet::new();
+        let mut left = dependencies(name);
+        while let Some(next) = left.pop() {
+            left.extend(dependencies(&next));
+            found.insert(next);
+        }
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), *wanted, "what {name} is built from");
+    }
 }
 
 #[test]
@@ -332,6 +331,18 @@ fn needed(program: &Path) -> Vec<String> {
     lines
         .filter_map(|line| Some(line.split_once('[')?.1.trim_end_matches(']').to_owned()))
         .collect()
+}
+
+#[test]
+fn both_programs_find_their_libraries_where_they_were_built() {
+    let daemon = env!("CARGO_BIN_EXE_reflectd");
+    for program in [PathBuf::from(daemon), testkit::trainer(daemon)] {
+        // Cargo sets it for tests; a person has none.
+        let run = Command::new(&program).arg("--version").env_remove("LD_LIBRARY_PATH").output();
+        let run = run.unwrap();
+        let words = String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.success(), "{} --version: {words}", program.display());
+    }
 }
 
 #[test]

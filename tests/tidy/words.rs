@@ -2,7 +2,8 @@
 //! field (admission, step lock, adapter or generation, host prefix cache, threshold ...). The folders
 //! where they may still stand get their names in the issues that rebuild them.
 
-use crate::{assert_none, is_word, texts, without_comment};
+use crate::{is_word, without_comment};
+use testkit::tree::{assert_none, texts};
 
 /// (word, the term instead).
 const WORDS: &[(&str, &str)] = &[

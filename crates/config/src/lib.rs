@@ -3,18 +3,6 @@
 //! holds the checked types.
 //! Functions elsewhere take the slice they need, never the whole [`Config`].
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::assertions_on_result_states,
-        clippy::format_collect,
-        clippy::format_push_string,
-        reason = "a failed test prints what it needs to; its numbers are its own"
-    )
-)]
-
 mod check;
 mod judge;
 mod keys;
@@ -39,6 +27,7 @@ use prompt::PromptSet;
 pub use check::{load, load_prompts};
 pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
 pub use keys::keys;
+pub use prompt::{PromptLine, Verifier};
 pub use settings::{Defaults, configured_socket, defaults};
 
 /// Everything that the YAML files say, checked.
@@ -307,54 +296,6 @@ pub const VERIFIER: &str = "verifier";
 
 /// The aspect name of a reward model's assessments; no aspect of an agent may have it.
 pub const REWARD: &str = "reward";
-
-/// Checks an answer without a model.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Verifier {
-    /// The last number in the answer (after `marker` where one is given) equals `expected`.
-    Numeric {
-        /// The right number.
-        expected: f64,
-        /// Allowed difference.
-        #[serde(default)]
-        tolerance: f64,
-        /// Only text after the last occurrence of this counts.
-        #[serde(default)]
-        marker: Option<String>,
-    },
-    /// The answer, trimmed, is this text.
-    Exact {
-        /// The right text.
-        expected: String,
-    },
-    /// The pattern matches somewhere in the answer.
-    Regex {
-        /// Rust `regex` syntax.
-        pattern: String,
-    },
-    /// The answer is JSON that fits the schema.
-    JsonSchema {
-        /// JSON Schema.
-        schema: serde_json::Value,
-    },
-}
-
-/// A prompt from a file: held-out sets, `explore --prompts`.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct PromptLine {
-    /// Unique in its file.
-    pub id: String,
-    /// The user's words.
-    pub prompt: String,
-    /// Shown to the judge, never to the policy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reference: Option<String>,
-    /// How to check an answer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub verifier: Option<Verifier>,
-}
 
 /// A labelled answer from a file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -4,18 +4,6 @@
 //! A request is pinned to a *generation* (base model = 0, each promoted adapter is one more) when
 //! it is admitted, and its [`Started`] message names it. Dropping a receiver cancels the request.
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::assertions_on_result_states,
-        clippy::format_collect,
-        clippy::format_push_string,
-        reason = "a failed test prints what it needs to; its numbers are its own"
-    )
-)]
-
 mod adapters;
 mod core;
 mod draft;

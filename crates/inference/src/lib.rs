@@ -218,6 +218,9 @@ pub enum EngineError {
         /// Why, and what to do.
         reason: String,
     },
+    /// llama.cpp cannot compute on this machine as it was built: why, and what to do.
+    #[error("{0}")]
+    Kernels(String),
     /// llama.cpp refused a step.
     #[error("the model failed: {0}")]
     Failed(String),

@@ -14,6 +14,22 @@ use prompt::{AspectView, ChatTemplate, Message, PromptError, PromptSet, Role};
 pub const CHAT_TEMPLATE: &str = "{% for message in messages %}<|{{ message.role }}|>\
     {{ message.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
 
+/// What the model is trained to be asked with. `agents/nano/prompts.yaml` says the same to the daemon.
+pub fn prompts() -> PromptSet {
+    let turn = |role, content: &str| Message { role, content: content.to_owned() };
+    let user = |content| turn(Role::User, content);
+    let shown = "{{ question }}{% if reference %}\nReference: {{ reference }}{% endif %}";
+    let response = turn(Role::Assistant, "{{ response }}");
+    let assess = vec![user(shown), response.clone(), user("Rate the {{ aspect.name }}.")];
+    let critique = vec![user(shown), response.clone(), user("Find the mistake.")];
+    let refine =
+        vec![user("{{ question }}"), response, user("{{ critique }}\nRewrite the answer.")];
+    let templates = [("assess", assess), ("critique", critique), ("refine", refine)];
+    let templates = templates.map(|(name, turns)| (name.to_owned(), turns));
+    PromptSet::new(["1", "2", "3"].map(str::to_owned), templates.into())
+        .expect("these templates are sound")
+}
+
 /// Share of documents that are nothing but sums, half of them to work out and half to check: a
 /// word problem has two sums among a hundred tokens, and its ratings alone taught no checking
 /// (190,000 documents).
@@ -74,7 +90,7 @@ pub struct Corpus<'a> {
 }
 
 impl<'a> Corpus<'a> {
-    /// With the nano agent's prompts.
+    /// With the nano agent's prompts, usually those of [`prompts`].
     pub fn new(prompts: &'a PromptSet) -> Result<Self, PromptError> {
         Ok(Self { template: ChatTemplate::new(CHAT_TEMPLATE, "", "<|end|>")?, prompts })
     }

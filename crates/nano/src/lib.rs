@@ -2,8 +2,6 @@
 //! own prompts, and the tokenizer of the nano model that is trained on them from scratch.
 //! Pure: seeds in, text and token ids out. Used by the trainer's `pretrain`, by `demo` and tests.
 
-#![cfg_attr(test, allow(clippy::cast_sign_loss, reason = "a failed test prints what it needs to"))]
-
 pub mod corpus;
 pub mod prompts;
 pub mod tokenizer;

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use fastrand::Rng;
 
 use super::world::{Problem, Split};
-use config::{PromptLine, Verifier};
+use prompt::{PromptLine, Verifier};
 
 /// Different problems of one set; the same seed gives the same problems.
 pub fn problems(split: Split, count: usize, seed: u64) -> Vec<Problem> {

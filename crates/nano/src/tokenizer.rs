@@ -236,7 +236,7 @@ mod tests {
         let texts: Vec<&str> = tokenizer
             .encode(&plain("has 127"))
             .iter()
-            .map(|&id| tokenizer.tokens[id as usize].as_str())
+            .map(|&id| tokenizer.tokens[usize::try_from(id).unwrap()].as_str())
             .collect();
         assert_eq!(texts[texts.len() - 3..], ["Ġ1", "2", "7"]);
     }

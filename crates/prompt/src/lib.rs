@@ -1,20 +1,9 @@
 //! Prompts: the model's chat template and the project's own reflection templates, both minijinja.
 //! Pure after load. Text from users and models never becomes a control token: a rendered prompt is
 //! a list of [`TextPart`]s in which only the template's own parts count as control.
-//! Used by `reflect`, `learn` and `nano`.
+//! Used by `reflect`, `learn`, `store` and `nano`.
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::assertions_on_result_states,
-        clippy::format_collect,
-        clippy::format_push_string,
-        reason = "a failed test prints what it needs to; its numbers are its own"
-    )
-)]
-
+mod line;
 mod neutral;
 #[cfg(test)]
 mod tests;
@@ -32,6 +21,8 @@ use sha2::{Digest as _, Sha256};
 
 use inference::TextPart;
 use neutral::neutral;
+
+pub use line::{PromptLine, Verifier};
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

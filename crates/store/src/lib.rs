@@ -2,18 +2,6 @@
 //! rusqlite. Every method is one transaction and returns after it is committed. Used by `reflect`,
 //! `learn` and `api`.
 
-#![cfg_attr(
-    test,
-    allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::assertions_on_result_states,
-        clippy::format_collect,
-        clippy::format_push_string,
-        reason = "a failed test prints what it needs to; its numbers are its own"
-    )
-)]
-
 mod columns;
 mod evaluations;
 mod exchanges;

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use serde::{Deserialize, Serialize};
 
-use config::Verifier;
 use inference::{FinishReason, Generation, Sampling, Token};
-use prompt::Message;
+use prompt::{Message, Verifier};
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -310,7 +309,7 @@ pub struct Run {
     pub n_pairs: usize,
     /// SHA-256 of its data set.
     pub data_sha256: String,
-    /// The [`protocol::Job`].
+    /// The trainer's job.
     pub job: serde_json::Value,
     /// The last step's metrics, the gate's numbers.
     pub metrics: serde_json::Value,

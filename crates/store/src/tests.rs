@@ -7,9 +7,8 @@ use serde_json::json;
 
 use super::thread::open;
 use super::*;
-use config::Verifier;
 use inference::{FinishReason, Sampling, Token};
-use prompt::{Message, Role};
+use prompt::{Message, Role, Verifier};
 
 /// A database in a folder of its own.
 struct Scratch {

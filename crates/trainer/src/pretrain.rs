@@ -31,9 +31,6 @@ pub(crate) struct Options {
     /// Where the F32 GGUF goes.
     #[arg(long)]
     out: PathBuf,
-    /// The prompts that the corpus is written in.
-    #[arg(long, default_value = "agents/nano/prompts.yaml")]
-    prompts: PathBuf,
     /// Optimizer steps.
     #[arg(long, default_value_t = 6000)]
     steps: usize,
@@ -66,7 +63,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     tch::set_num_threads(options.threads);
     tch::manual_seed(options.seed.cast_signed());
-    let prompts = config::load_prompts(&options.prompts)?;
+    let prompts = nano::corpus::prompts();
     let corpus = Corpus::new(&prompts)?;
     let (tokenizer, mut model) = if let Some(path) = &options.init {
         let tokenizer = Tokenizer::from_gguf(&Gguf::open(path)?);

@@ -4,7 +4,7 @@
 //! is extrapolated. It writes nothing. Used by `main` for `reflectd doctor`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use fastrand::Rng;
@@ -12,6 +12,7 @@ use protocol::{
     self, BaseKind, BaseWay, Compute, Objective, PairLength, SurveyJob, TrainingMemory,
     TrainingSpeed, TrainingSurvey,
 };
+use rustix::time::{ClockId, clock_gettime};
 use tch::{Device, Kind as Number};
 
 use crate::arch::Shape;
@@ -25,12 +26,18 @@ use crate::plan::{self, Plan, Setting};
 use crate::step::{self, Unfinished};
 use crate::weights::{self, Weights};
 
-/// All measured passes together take about so long, unless a single block takes longer.
-const BUDGET_S: f64 = 5.0;
-/// Times that each pass is measured. The fastest counts: other processes only make a pass slower.
+/// A pass that takes so long is not made larger, in seconds.
+const LONG_ENOUGH_S: f64 = 0.8;
+/// Times that the passes are measured that count. The fastest counts: other processes only make a pass
+/// slower.
 const ROUNDS: usize = 2;
-/// Divisors of a pair's length, tried until a pass is short enough.
-const SHORTENED: [usize; 4] = [1, 2, 4, 8];
+/// The machine is busy when other processes want more than this share of its processors.
+const BUSY: f64 = 0.25;
+/// By how much the clock may exceed the processor time of each thread on a busy machine. A pass keeps
+/// its threads busy for most of its time; where the clock says more, others have had the processor.
+const MAX_WAITING: f64 = 1.2;
+/// Divisors of a pair's length that measuring begins with.
+const SHORTENED: [usize; 4] = [8, 4, 2, 1];
 /// Most blocks that are measured; more do not improve the extrapolation.
 const MAX_BLOCKS: i64 = 8;
 /// Longest sequence in a job.
@@ -169,74 +176,83 @@ impl Machine<'_> {
         Ok(model)
     }
 
-    /// Measures passes with one block and with several, each over few tokens and over many. The time of a
-    /// pass is linear in both, with one constant part for any number of blocks (the head) and one for any
-    /// number of tokens (decoding a quantized base).
+    /// Measures passes with one block and with several, of as many tokens as a pass of a run has or as
+    /// time allows. The time of a pass is linear in its blocks, with one constant part (the head). It is
+    /// taken as proportional to its tokens: what is constant there (decoding a quantized base) is little
+    /// beside a pass that is long enough, and a slope between two short passes is mostly noise.
     fn measure(self, base: BaseKind) -> anyhow::Result<TrainingSpeed> {
         let Self { job, file, shape, available, .. } = self;
         let n_blocks = shape.sizes.n_layer;
         let left = available.saturating_sub(held_bytes(file, base, n_blocks));
         let fitting = |n: &i64| held_bytes(file, base, *n) < available / 2;
         let most = (1..=n_blocks.min(MAX_BLOCKS)).rev().find(fitting);
-        ensure!(most.is_some(), "not even one block and the head fit into half of the memory");
+        let most = most.unwrap_or(0);
+        ensure!(
+            most == n_blocks || 1 < most,
+            "not even two blocks and the head fit into half of the memory"
+        );
         let mut bench = Bench {
-            model: self.load(base, most.unwrap_or(1))?,
+            threads: busy_threads(self.device),
+            model: self.load(base, most)?,
             lora: job.lora,
             rng: Rng::with_seed(1),
             plan: Plan::new(self.setting(base), tree_tokens(job.pair), left),
         };
-
-        // The first pass of a process is slow; the second says how long the others may be.
-        let short = shortened(job.pair, SHORTENED[SHORTENED.len() - 1]);
-        bench.pass(1, short, 1)?;
-        let probe = bench.pass(1, short, 1)?.total();
-        let a_pass = BUDGET_S / (2.0 * ROUNDS as f64);
-        let seconds_of = |pair| probe * tree_tokens(pair) as f64 / tree_tokens(short) as f64;
-        let affordable = SHORTENED.map(|by| shortened(job.pair, by));
-        let pair = affordable.into_iter().find(|&pair| seconds_of(pair) <= a_pass / 2.0);
-        let pair = pair.unwrap_or(short);
         let of_run = (bench.plan.max_tokens / tree_tokens(job.pair)).clamp(1, job.batch_pairs);
-        let n_pairs = truncate(a_pass / 2.0 / seconds_of(pair)).clamp(1, of_run);
-        // Few and many tokens: fewer pairs where there are several, else a shorter one.
-        let few = if n_pairs == 1 { (shortened(pair, 2), 1) } else { (pair, n_pairs.div_ceil(2)) };
-        let many = (pair, n_pairs);
 
-        let one = [bench.fastest(1, few)?, bench.fastest(1, many)?];
-        let by_time = i64::try_from(truncate(a_pass / one[1].total())).unwrap_or(MAX_BLOCKS);
-        let measured_blocks = by_time.max(2).min(bench.model.shape.sizes.n_layer);
-        let several = if measured_blocks == 1 {
-            one
-        } else {
-            [bench.fastest(measured_blocks, few)?, bench.fastest(measured_blocks, many)?]
-        };
+        let mut sizes = sizes(job.pair, of_run).into_iter();
+        let mut size = sizes.next().unwrap_or((job.pair, 1));
+        // The first pass of a process is slow.
+        bench.pass(1, size)?;
+        let mut one = bench.pass(1, size)?;
+        while one.total() < LONG_ENOUGH_S
+            && let Some(larger) = sizes.next()
+        {
+            size = larger;
+            one = bench.pass(1, size)?;
+        }
+        // As many blocks as make up for the head, so that their share is not lost in its noise.
+        let mut measured_blocks = 1;
+        let mut several = one;
+        while measured_blocks < most && several.total() < 2.0 * one.total() {
+            measured_blocks = (2 * measured_blocks).min(most);
+            several = bench.pass(measured_blocks, size)?;
+        }
+        for _ in 1..ROUNDS {
+            one = one.fastest(bench.pass(1, size)?);
+            several = several.fastest(bench.pass(measured_blocks, size)?);
+        }
 
-        let tokens = |(pair, n): (PairLength, usize)| (tree_tokens(pair) * n) as f64;
-        let wanted_tokens = (tree_tokens(job.pair) * of_run) as f64;
+        let (measured_pair, measured_pairs) = size;
         let whole = |part: fn(&Seconds) -> f64| {
-            let at = |blocks: &[Seconds; 2]| {
-                line(
-                    wanted_tokens,
-                    (tokens(few), part(&blocks[0])),
-                    (tokens(many), part(&blocks[1])),
-                )
-            };
-            line(n_blocks as f64, (1.0, at(&one)), (measured_blocks as f64, at(&several)))
+            line(n_blocks as f64, (1.0, part(&one)), (measured_blocks as f64, part(&several)))
         };
-        let passes = PAIRS / of_run as f64;
+        let tokens = PAIRS * tree_tokens(job.pair) as f64;
+        let passes = tokens / (tree_tokens(measured_pair) * measured_pairs) as f64;
         let steps = PAIRS / job.batch_pairs as f64;
-        let epoch_s = passes * whole(|it| it.gradients) + steps * whole(|it| it.update);
+        let epoch_s = passes * whole(|it| it.gradients)? + steps * whole(|it| it.update)?;
         Ok(TrainingSpeed {
             pair: job.pair,
             base,
-            reference_s: passes * whole(|it| it.reference),
+            reference_s: passes * whole(|it| it.reference)?,
             epoch_s,
-            tokens_per_second: PAIRS * tree_tokens(job.pair) as f64 / epoch_s.max(1e-9),
+            tokens_per_second: tokens / epoch_s.max(1e-9),
             measured_blocks,
             n_blocks,
-            measured_pair: pair,
-            measured_pairs: n_pairs,
+            measured_pair,
+            measured_pairs,
         })
     }
+}
+
+/// Pairs of a pass from few tokens to those of a run, each about twice as many as before.
+fn sizes(pair: PairLength, of_run: usize) -> Vec<(PairLength, usize)> {
+    let doubled = std::iter::successors(Some(2), |n| Some(2 * n)).take_while(|n| *n < of_run);
+    let several = doubled.chain((1 < of_run).then_some(of_run)).map(|n| (pair, n));
+    let mut sizes: Vec<_> = SHORTENED.map(|by| (shortened(pair, by), 1)).into();
+    sizes.extend(several);
+    sizes.dedup();
+    sizes
 }
 
 /// Memory of the first blocks and the head of a base of this kind.
@@ -284,21 +300,72 @@ impl Seconds {
     fn total(self) -> f64 {
         self.reference + self.gradients + self.update
     }
+
+    /// Part by part.
+    fn fastest(self, other: Self) -> Self {
+        Self {
+            reference: self.reference.min(other.reference),
+            gradients: self.gradients.min(other.gradients),
+            update: self.update.min(other.update),
+        }
+    }
 }
 
-/// The y at `x` of the line through two points. A negative slope is noise and counts as zero.
-fn line(x: f64, (x0, y0): (f64, f64), (x1, y1): (f64, f64)) -> f64 {
-    let slope = if x0 < x1 { ((y1 - y0) / (x1 - x0)).max(0.0) } else { 0.0 };
-    (y1 + (x - x1) * slope).max(0.0)
+/// The y at `x` of the line through two points. More blocks that took no longer are noise, and nothing
+/// can be said of all of them.
+fn line(x: f64, (x0, y0): (f64, f64), (x1, y1): (f64, f64)) -> anyhow::Result<f64> {
+    if x <= x1 {
+        return Ok(y1);
+    }
+    ensure!(
+        y0 < y1,
+        "other programs are using the processor: a pass through {x1} blocks took no longer than one \
+         through {x0}; try again when the machine is quiet"
+    );
+    Ok(y1 + (x - x1) * (y1 - y0) / (x1 - x0))
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a quotient of positive numbers; a cast saturates"
-)]
-fn truncate(x: f64) -> usize {
-    x as usize
+/// Measures what the parts of a pass take.
+struct Stopwatch {
+    clock: Instant,
+    processor: Duration,
+    /// Threads that share a busy machine; `None`: the clock is right.
+    threads: Option<f64>,
+}
+
+impl Stopwatch {
+    fn new(threads: Option<f64>) -> Self {
+        Self { clock: Instant::now(), processor: processor_time(), threads }
+    }
+
+    /// Seconds since the last call.
+    fn lap(&mut self) -> f64 {
+        let clock = std::mem::replace(&mut self.clock, Instant::now()).elapsed().as_secs_f64();
+        let now = processor_time();
+        let processor = now.saturating_sub(std::mem::replace(&mut self.processor, now));
+        self.threads.map_or(clock, |threads| alone(clock, processor.as_secs_f64() / threads))
+    }
+}
+
+/// What a pass would take if nothing else ran, by the clock and by the processor time of each thread.
+fn alone(clock: f64, processor: f64) -> f64 {
+    clock.min(MAX_WAITING * processor)
+}
+
+/// The threads that compute, where they do on a busy machine. Before anything is measured, because the
+/// load has what is measured in it afterwards.
+fn busy_threads(device: Device) -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = text.split_whitespace().next()?.parse().ok()?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let is_busy = device == Device::Cpu && load > BUSY * processors as f64;
+    is_busy.then(|| f64::from(tch::get_num_threads()))
+}
+
+/// Of all threads of this process.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// The loaded blocks of a model, and what measures them.
@@ -307,28 +374,17 @@ struct Bench {
     lora: protocol::Lora,
     rng: Rng,
     plan: Plan,
+    /// See [`busy_threads`].
+    threads: Option<f64>,
 }
 
 impl Bench {
-    fn fastest(
+    /// One step of a run, with a new adapter on the first blocks.
+    fn pass(
         &mut self,
         n_blocks: i64,
         (pair, n_pairs): (PairLength, usize),
     ) -> anyhow::Result<Seconds> {
-        let mut best = self.pass(n_blocks, pair, n_pairs)?;
-        for _ in 1..ROUNDS {
-            let again = self.pass(n_blocks, pair, n_pairs)?;
-            best = Seconds {
-                reference: best.reference.min(again.reference),
-                gradients: best.gradients.min(again.gradients),
-                update: best.update.min(again.update),
-            };
-        }
-        Ok(best)
-    }
-
-    /// One step of a run, with a new adapter on the first blocks.
-    fn pass(&mut self, n_blocks: i64, pair: PairLength, n_pairs: usize) -> anyhow::Result<Seconds> {
         let mut examples: Vec<Packed> = (0..n_pairs).map(|_| self.example(pair)).collect();
         let all_blocks = std::mem::replace(&mut self.model.shape.sizes.n_layer, n_blocks);
         let seconds = self.compute(&mut examples);
@@ -339,22 +395,21 @@ impl Bench {
     }
 
     fn compute(&mut self, examples: &mut [Packed]) -> Result<Seconds, Unfinished> {
-        let Self { model, lora, plan, .. } = self;
+        let Self { model, lora, plan, threads, .. } = self;
         let adapter = Lora::new(&model.shape, lora.rank, lora.alpha, model.device);
         let mut optimizer = AdamW::new(adapter.parameters(), 0.0, 1.0);
         model.lora = Some(adapter);
         let mut plan = *plan;
-        let mut started = Instant::now();
-        let mut lap = || std::mem::replace(&mut started, Instant::now()).elapsed().as_secs_f64();
+        let mut stopwatch = Stopwatch::new(*threads);
         let mut all: Vec<&mut Packed> = examples.iter_mut().collect();
         step::add_reference(model, &mut all, &mut plan)?;
-        let reference = lap();
+        let reference = stopwatch.lap();
         let objective = Objective::Dpo { beta: 0.1, nll: 1.0 };
         let batch: Vec<&Packed> = examples.iter().collect();
         step::gradients(model, objective, &batch, &mut plan, &mut || optimizer.zero_grad())?;
-        let gradients = lap();
+        let gradients = stopwatch.lap();
         optimizer.update(1e-6);
-        Ok(Seconds { reference, gradients, update: lap() })
+        Ok(Seconds { reference, gradients, update: stopwatch.lap() })
     }
 
     fn example(&mut self, PairLength { prompt, answer }: PairLength) -> Packed {
@@ -369,13 +424,40 @@ impl Bench {
 mod tests {
     use super::*;
 
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-9
+    }
+
     #[test]
     fn a_whole_pass_lies_on_the_line_through_two_measured_ones() {
-        let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
-        assert!(close(line(10.0, (1.0, 3.0), (2.0, 5.0)), 21.0));
-        assert!(close(line(2.0, (1.0, 3.0), (2.0, 5.0)), 5.0), "a measured point is on the line");
-        assert!(close(line(9.0, (1.0, 3.0), (2.0, 2.5)), 2.5), "a negative slope is noise");
-        assert!(close(line(1.0, (1.0, 3.0), (1.0, 3.0)), 3.0), "a model of one block");
+        let at = |x, one, several| line(x, one, several).unwrap();
+        assert!(close(at(10.0, (1.0, 3.0), (2.0, 5.0)), 21.0));
+        assert!(close(at(2.0, (1.0, 3.0), (2.0, 5.0)), 5.0), "a measured point is on the line");
+        assert!(close(at(1.0, (1.0, 3.0), (1.0, 3.0)), 3.0), "a model of one block");
+    }
+
+    #[test]
+    fn nothing_is_told_from_blocks_that_took_no_time() {
+        let error = line(30.0, (1.0, 3.0), (8.0, 2.5)).unwrap_err().to_string();
+        assert!(error.contains("8 blocks") && error.contains("quiet"), "{error}");
+    }
+
+    #[test]
+    fn other_programs_do_not_make_a_pass_slower() {
+        assert!(close(alone(2.0, 1.9), 2.0), "by the clock where the threads were busy");
+        assert!(close(alone(40.0, 2.0), 2.4), "by the processor time on a busy machine");
+    }
+
+    #[test]
+    fn passes_grow_up_to_those_of_a_run() {
+        let pair = PairLength { prompt: 256, answer: 128 };
+        let tokens = |of_run| -> Vec<usize> {
+            sizes(pair, of_run).into_iter().map(|(pair, n)| n * tree_tokens(pair)).collect()
+        };
+        assert_eq!(tokens(1), [62, 126, 254, 510]);
+        assert_eq!(tokens(5), [62, 126, 254, 510, 2 * 510, 4 * 510, 5 * 510]);
+        let least = PairLength { prompt: 1, answer: 1 };
+        assert_eq!(sizes(least, 1), [(least, 1)]);
     }
 
     #[test]

@@ -79,9 +79,9 @@ fn job(folder: &Path, n_steps: usize) -> Job {
     let lines: String = lines.collect();
     files::write_atomic(&data, |file| file.write_all(lines.as_bytes())).unwrap();
     let base_sha256 = model_sha256(&base).unwrap();
-    let optimizer = Optimizer { epochs: n_steps, ..Job::example().optimizer };
+    let optimizer = Optimizer { epochs: n_steps, ..testkit::job().optimizer };
     let (out, context_tokens) = (folder.to_owned(), 64);
-    Job { base, base_sha256, data, out, optimizer, context_tokens, ..Job::example() }
+    Job { base, base_sha256, data, out, optimizer, context_tokens, ..testkit::job() }
 }
 
 fn line(job: &Job) -> String {

@@ -305,6 +305,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::float_cmp, reason = "the rates are constants")]
     fn learning_rates_fall_with_size() {
         let rates = [1_000_000, 134_515_008, 1_700_000_000, 8_000_000_000, 70_000_000_000];
         assert_eq!(rates.map(learning_rate), [1e-3, 5e-4, 9e-5, 3e-5, 2e-5]);

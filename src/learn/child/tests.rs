@@ -19,8 +19,7 @@ struct Run {
 
 impl Run {
     fn new(script: &str, arguments: &[&str]) -> Self {
-        let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/trainers/");
-        let mut command = vec!["sh".to_owned(), format!("{scripts}{script}")];
+        let mut command = testkit::fake_trainer(script);
         command.extend(arguments.iter().map(|&argument| argument.to_owned()));
         Self {
             folder: tempfile::tempdir().unwrap(),
@@ -53,7 +52,7 @@ impl Run {
     }
     fn job(&self) -> Job {
         let out = self.out().to_owned();
-        Job { data: out.join("data.jsonl"), out, ..Job::example() }
+        Job { data: out.join("data.jsonl"), out, ..testkit::job() }
     }
     /// Runs; `heard` may cancel or change the quiet time at an update.
     async fn train(

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::*;
-use crate::learn::op_queue::Cancel;
+use crate::learn::cancel::Cancel;
 
 /// An adapter that says nothing of its base, or what it is told to say.
 fn adapter(world: &World, base_sha256: Option<&str>) -> PathBuf {

@@ -15,8 +15,7 @@ use config::{Agent, EndpointConfig};
 use engine::LabelScores;
 use prompt::Message;
 
-use super::super::assess::view;
-use super::Scored;
+use super::super::assess::{Scored, view};
 use super::http::{Fault, post};
 
 /// Requests at once: a small server's batch.

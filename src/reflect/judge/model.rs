@@ -13,8 +13,7 @@ use engine::{
 use prompt::{ChatTemplate, Message, PromptError, Role};
 
 use super::super::ReflectError;
-use super::super::assess::{judge_name, twelve, view};
-use super::Scored;
+use super::super::assess::{Scored, judge_name, twelve, view};
 
 const BASE: Lane = Lane::Generation(Generation::BASE);
 

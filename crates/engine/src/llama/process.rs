@@ -42,7 +42,7 @@ pub(super) fn init() -> Result<(), EngineError> {
         }
         Ok(LlamaBackend::init().expect("nothing else starts llama.cpp"))
     });
-    backend.as_ref().map(drop).map_err(|reason| EngineError::Failed(reason.clone()))
+    backend.as_ref().map(drop).map_err(|reason| EngineError::Kernels(reason.clone()))
 }
 
 /// Loads the kernel modules of a portable build; one for this processor alone has its kernels in it.

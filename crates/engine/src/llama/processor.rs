@@ -21,7 +21,7 @@ pub(super) fn check() -> Result<(), String> {
     }
     Err(format!(
         "this program is built for another processor ({}): this one lacks {}; run `make build` on this \
-         machine, or build it with `--features portable` for all processors",
+         machine, or install what `make package` builds for all processors",
         PROCESSOR.unwrap_or("unknown"),
         missing.join(", ")
     ))

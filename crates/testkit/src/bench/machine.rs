@@ -40,7 +40,18 @@ pub fn commit() -> anyhow::Result<String> {
     };
     let commit = git(&["rev-parse", "--short=10", "HEAD"])?;
     // From the top of the repository, wherever this file lies.
-    let code = ["src", "crates", "prompts", "agents", "Cargo.lock", "bench/*.rs", "bench/*.py"];
+    let code = [
+        "src",
+        "crates",
+        "prompts",
+        "agents",
+        "build.rs",
+        "Cargo.toml",
+        "Cargo.lock",
+        ".cargo",
+        "bench/*.rs",
+        "bench/*.py",
+    ];
     let code = code.map(|path| format!(":/{path}"));
     let mut status = vec!["status", "--porcelain", "--"];
     status.extend(code.iter().map(String::as_str));

@@ -101,14 +101,14 @@ pub(super) fn job(folder: &Path) -> Job {
             epochs: 6,
             batch_pairs: 8,
             warmup_ratio: 0.1,
-            ..Job::example().optimizer
+            ..testkit::job().optimizer
         },
         validation_share: 0.2,
         max_tokens: 64,
         context_tokens: 64,
         base_kind: BaseKind::F32,
         seed: 5,
-        ..Job::example()
+        ..testkit::job()
     }
 }
 

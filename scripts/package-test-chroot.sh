@@ -1,36 +1,12 @@
 #!/bin/bash
-# What scripts/package-test.sh runs inside the scratch system: the release before is installed, used
-# and upgraded; another user chats; the trainer comes and goes; a purge keeps the state.
-set -euo pipefail
-export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+# What scripts/package-test.sh runs in a scratch system without systemd: the release before is installed,
+# used and upgraded; another user chats; the trainer comes and goes; a purge keeps the state.
+source /steps.sh
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
-
-die() {
-  echo "package-test: FAILED: $*" >&2
-  tail -n 20 /daemon.log >&2 2>/dev/null || true
-  exit 1
-}
-step() { echo "package-test: $*"; }
-install_packages() { dpkg --force-confold -i "$@" >/dpkg.log 2>&1 || die "dpkg -i $*: $(tail -n 5 /dpkg.log)"; }
-
 useradd --uid 4242 --create-home --home-dir /srv/guest guest
 useradd --uid 4343 --create-home --home-dir /srv/stranger stranger
-as() {
-  local user=$1
-  shift
-  setpriv --reuid "$user" --regid "$user" --init-groups env -i "HOME=/srv/$user" PATH=/usr/bin:/bin "$@"
-}
-# Prints what the command says; its exit status may be any of those that are named.
-words() {
-  local allowed=$1 status=0
-  shift
-  "$@" >/words 2>&1 || status=$?
-  [[ " $allowed " == *" $status "* ]] || die "$*: exit $status: $(cat /words)"
-  cat /words
-}
-expect() { grep -qE -- "$1" /words || die "not said: $1; but: $(cat /words)"; }
 
 # As the unit starts it: user, command line, umask, runtime folder.
 start() {
@@ -59,24 +35,9 @@ field() { grep -oE "\"$1\":[0-9]+" | head -n 1 | cut -d: -f2; }
 # --- the release before, used -------------------------------------------------------------------
 step "install the release before: $(cd /packages/before && echo *)"
 install_packages /packages/before/*.deb
-# A run that is short and whose adapter always wins, so that there is a generation to keep.
-cat >/etc/reflectd/reflectd.yaml.test <<'YAML'
-default_agent: nano
-server: { allow_uids: [4242] }
-engine: { context_tokens: 8192, max_sequences: 32, threads: 1 }
-trainer: { threads: 1, device: cpu, yield_quiet_s: 0.1 }
-learn:
-  optimizer: { learning_rate: 0.001, batch_pairs: 8 }
-  gate: { prompts: 40, margin: -1, confidence: 0.5, truth_margin: 1, length_ratio: [0, 100], min_diversity_ratio: 0, max_kl: 100 }
-YAML
-# Releases that do not know the variable of systemd need to be told.
-grep -q RUNTIME_DIRECTORY /usr/bin/reflectd ||
-  sed -i 's|^server: {|server: { socket: /run/reflectd/reflectd.sock,|' /etc/reflectd/reflectd.yaml.test
-mv /etc/reflectd/reflectd.yaml.test /etc/reflectd/reflectd.yaml
+configure
+prompts
 start
-for i in $(seq 40); do
-  echo "{\"id\":\"p$i\",\"prompt\":\"Tom has $((i % 9 + 1)) apples and buys $((i * 7 % 11 + 1)) more. How many has he now?\"}"
-done >/prompts.jsonl
 words 0 reflectd explore --socket /run/reflectd/reflectd.sock --prompts /prompts.jsonl --n 4 --m 2
 words 0 reflectd train --socket /run/reflectd/reflectd.sock
 expect "was promoted: generation 1"
@@ -155,4 +116,4 @@ words 0 reflectd check --root /etc/reflectd
 start
 [[ $(field active <<<"$(status_json)") -ge 1 ]] || die "the kept state is not served"
 stop
-step "passed"
+step "passed without systemd"
