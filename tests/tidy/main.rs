@@ -336,7 +336,7 @@ fn needed(program: &Path) -> Vec<String> {
 #[test]
 fn both_programs_find_their_libraries_where_they_were_built() {
     let daemon = env!("CARGO_BIN_EXE_reflectd");
-    for program in [PathBuf::from(daemon), testkit::trainer(daemon)] {
+    for program in [std::path::PathBuf::from(daemon), testkit::trainer(daemon)] {
         // Cargo sets it for tests; a person has none.
         let run = Command::new(&program).arg("--version").env_remove("LD_LIBRARY_PATH").output();
         let run = run.unwrap();
