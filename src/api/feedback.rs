@@ -34,7 +34,7 @@ pub(super) async fn store(
     Ok(Json(json!({ "stored": true, "edit": id })))
 }
 
-/// What can be told from the words alone.
+/// Checks that need nothing but the body.
 fn check(feedback: &Feedback) -> Result<(), ApiError> {
     match feedback {
         Feedback { rating: Some(rating), .. } if !(-1..=1).contains(rating) => {

@@ -77,7 +77,7 @@ pub(super) enum Command {
 /// See [`Split`]; the training set is not offered.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(super) enum Set {
-    /// What the owner asks.
+    /// Problems of the owner's chats.
     Live,
     /// Measurements only.
     HeldOut,

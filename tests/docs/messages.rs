@@ -2,7 +2,7 @@
 
 use super::{assert_none, document, files, parts};
 
-/// Shorter pieces stand everywhere.
+/// Shorter pieces occur in unrelated text.
 const LEAST: usize = 6;
 
 /// The pieces of the messages in a heading: code between backticks, `...` taken out.

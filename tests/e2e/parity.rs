@@ -26,7 +26,8 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     dequantize(&shipped, &exact);
     let examples = examples(&shipped);
 
-    // No step is taken with a rate of 0, and an adapter begins as nothing: the base speaks.
+    // With a learning rate of 0 no weight changes, and a new adapter adds nothing: these are the
+    // numbers of the base.
     let out = |name: &str| folder.path().join(name);
     let base = untrained(&exact, &examples, None, BaseKind::Auto, &out("base"));
     let adapter = train(&job(&exact, &examples, &out("adapter")));
@@ -49,7 +50,7 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     thread.join().unwrap();
 }
 
-/// The same numbers without their packing.
+/// The same values stored as F32.
 pub(crate) fn dequantize(from: &Path, to: &Path) {
     let source = Gguf::open(from).unwrap();
     let mut writer = Writer::default();
