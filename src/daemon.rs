@@ -119,7 +119,7 @@ pub enum StartError {
     State {
         /// The folder.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -158,7 +158,7 @@ pub enum StartError {
     Socket {
         /// Its path.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

@@ -1,5 +1,5 @@
-//! `POST /v1/feedback`: the owner's word on an answer, by receipt. An edit becomes an answer of its
-//! own; what the words mean for training is `learn`'s business.
+//! `POST /v1/feedback`: the owner's rating or edit of an answer, by receipt. An edit becomes an
+//! answer of its own; `learn` decides what the rating means for training.
 
 use axum::Json;
 use axum::extract::State;

@@ -61,7 +61,7 @@ impl Daemon {
         daemon
     }
 
-    /// Waits for a word to systemd.
+    /// Waits for a notification to systemd.
     pub(crate) async fn told(&mut self, word: &str) {
         let words = async {
             let mut buffer = [0; 4096];

@@ -234,7 +234,7 @@ async fn a_generation_leaves_as_files_and_comes_back_as_a_candidate() {
     daemon.stop().await;
 }
 
-/// A file may not grow beyond 100 KiB here: an error with the system's word, and nothing is left.
+/// A file may not grow beyond 100 KiB here: an error with the system's message, and nothing is left.
 async fn no_room(root: &Path, outside: &Path) {
     let before = entries(outside);
     let script = "trap '' XFSZ; ulimit -f 200; exec \"$@\"";

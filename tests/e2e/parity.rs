@@ -140,7 +140,7 @@ pub(crate) fn start_with(command: &mut Command, words: &str) -> (Child, ChildStd
     (child, stdin)
 }
 
-/// One run of the real trainer: how it ended, and its last word.
+/// One run of the real trainer: how it ended, and its last event.
 pub(crate) fn run(job: &Job) -> (ExitStatus, TrainerEvent) {
     let (status, mut events) = said(job);
     let last = events.pop().unwrap_or_else(|| panic!("it ended with {status}"));
@@ -163,7 +163,7 @@ pub(crate) fn train(job: &Job) -> Trained {
     trained(&last)
 }
 
-/// What the last word of a run names.
+/// What the last event of a run names.
 pub(crate) fn trained(last: &TrainerEvent) -> Trained {
     let TrainerEvent::Done { adapter, probe, .. } = last.clone() else { panic!("{last:?}") };
     let probe = serde_json::from_slice(&std::fs::read(probe).unwrap()).unwrap();

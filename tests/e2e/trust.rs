@@ -1,5 +1,5 @@
 //! The judge of the nano model under test: how good it is on the shipped probes, what attacks gain,
-//! and that a run stops when its word is worth nothing.
+//! and that a run stops when it cannot be trusted.
 
 use std::fs;
 use std::io::Write as _;

@@ -346,7 +346,7 @@ pub enum Verifier {
 pub struct PromptLine {
     /// Unique in its file.
     pub id: String,
-    /// The user's words.
+    /// The user's message.
     pub prompt: String,
     /// Shown to the judge, never to the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -362,7 +362,7 @@ pub struct PromptLine {
 pub struct ProbeLine {
     /// Unique in its file.
     pub id: String,
-    /// The user's words.
+    /// The user's message.
     pub prompt: String,
     /// What was answered.
     pub answer: String,

@@ -131,7 +131,7 @@ pub(super) enum Refusal {
         /// See [`StoreError::NotFound`].
         id: i64,
     },
-    /// SQLite's words.
+    /// SQLite's error.
     Sqlite(rusqlite::Error),
 }
 

@@ -87,7 +87,7 @@ pub(super) fn thresholds(tx: &Transaction<'_>, agent: &str) -> Outcome<Vec<Judge
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Newest first: the owner's word, or a verifier's on a candidate.
+/// Newest first: those that the owner has rated, or a verifier has judged.
 pub(super) fn labelled(
     tx: &Transaction<'_>,
     agent: &str,

@@ -80,7 +80,7 @@ impl Report {
             Trainer::NotInstalled { program } => {
                 return format!(
                     "no: there is no {}; the package reflectd-trainer (93 MB packed, about \
-                     450 MB installed) adds training and the swap to the trained model, the rest \
+                     470 MB installed) adds training and the swap to the trained model, the rest \
                      works without it",
                     program.display()
                 );
