@@ -63,9 +63,15 @@ pub(crate) struct Rounding {
     pub(crate) theirs: Vec<Difference>,
 }
 
+/// Both sides sum in another order; in bf16 they also round in other places.
+///
+/// Largest differences of three seeds, on two blocks of width 768 (the rows `parity_...` of
+/// `results.json`), of gradient norm, log-probs, change and loss: f32 7e-8, 2e-7, 2.3e-6, 8e-7; bf16
+/// 1.1e-3, 3.8e-4, 7.1e-3, 2.2e-3. A beta of 1.1 times changes the gradient norm by 0.1 and the loss by
+/// 0.026, a learning rate of 1.1 times the change by 0.12 and the loss by 0.033.
 pub(crate) fn tolerance(compute: Compute) -> Tolerance {
     match compute {
-        Compute::Bf16 => Tolerance { grad_norm: 0.05, logps: 5e-3, change: 2e-2, loss: 0.05 },
+        Compute::Bf16 => Tolerance { grad_norm: 0.02, logps: 2e-3, change: 0.03, loss: 0.01 },
         Compute::F32 | Compute::Auto => {
             Tolerance { grad_norm: 1e-5, logps: 1e-6, change: 1e-4, loss: 1e-4 }
         }

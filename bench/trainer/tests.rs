@@ -73,6 +73,35 @@ fn a_comparison_that_sees_no_planted_fault_is_one() {
     assert_eq!(parity(0.0).faults(), ["seed 7: the comparison does not see beta"]);
 }
 
+#[test]
+fn the_committed_comparisons_agree_and_see_planted_faults() {
+    let text = include_str!("results.json");
+    let file: Value = serde_json::from_str(text).unwrap();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut computes = Vec::new();
+    for (name, row) in file["rows"].as_object().unwrap() {
+        let compute: Compute = serde_json::from_value(row["compute"].clone()).unwrap();
+        for parity in list(&row["parities"]) {
+            let steps =
+                |side: &str| -> Vec<Step> { serde_json::from_value(parity[side].clone()).unwrap() };
+            let again = compare(&steps("ours"), &steps("theirs"), tolerance(compute)).unwrap();
+            assert_eq!(fault(&again), None, "{name}");
+            // The file says what the code says now.
+            assert_eq!(serde_json::to_value(again).unwrap(), parity["differences"], "{name}");
+            let is_outside = |it: &Value| it["value"].as_f64() > it["at_most"].as_f64();
+            let planted = parity["planted"].as_object().unwrap();
+            assert_eq!(planted.len(), 2, "{name}");
+            for (fault, differences) in planted {
+                assert!(list(differences).iter().any(is_outside), "{name} does not see {fault}");
+            }
+            computes.push(compute);
+        }
+    }
+    for compute in [Compute::F32, Compute::Bf16] {
+        assert!(computes.contains(&compute), "no row compares in {compute:?}");
+    }
+}
+
 fn case() -> Case {
     Case {
         n_blocks: results::BLOCKS,
