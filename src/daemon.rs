@@ -10,7 +10,7 @@ mod systemd;
 
 use std::future::pending;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +39,8 @@ use lock::StateLock;
 use socket::SocketFile;
 use systemd::Watchdog;
 
-/// Words from signals and tests. A few are enough: they are looked at as they come.
+/// Commands from signals and tests. A short queue is enough, because the loop takes each one at
+/// once.
 const CONTROLS: usize = 8;
 /// How long owners and tasks that have been told to end may take before they are left behind.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -65,7 +66,8 @@ pub enum EngineSource {
     Custom(Box<SpawnEngine>),
 }
 
-/// Starts an engine that takes turns with this lock and has a queue of this length.
+/// Starts an engine that takes its steps in turn with those of other models, and has a queue of
+/// this length.
 pub type SpawnEngine = dyn for<'a> Fn(&'a StepLock, usize) -> BoxFuture<'a, Result<(Engine, EngineThread), EngineError>>
     + Send
     + Sync;
@@ -79,7 +81,7 @@ impl std::fmt::Debug for EngineSource {
     }
 }
 
-/// A word to the running daemon.
+/// A command to the running daemon.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Control {
     /// Read the configuration again.
@@ -117,7 +119,7 @@ pub enum StartError {
     State {
         /// The folder.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -156,7 +158,7 @@ pub enum StartError {
     Socket {
         /// Its path.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -186,13 +188,13 @@ pub struct Daemon {
     controls: mpsc::Sender<Control>,
     inbox: mpsc::Receiver<Control>,
     changes: mpsc::Receiver<()>,
-    // Dropped to stop watching; `None` when the system refused.
+    // Dropping it stops the watch; `None` when the system refused one.
     watch: Option<config::watch::Watch>,
-    // What is told to everybody.
+    // State that is sent to all tasks.
     config: watch::Sender<Arc<Config>>,
     report: watch::Sender<ConfigReport>,
     phase: watch::Sender<Phase>,
-    // Who works, one step at a time.
+    // Engines, of which one at a time takes a step.
     step_lock: StepLock,
     engine: Engine,
     engine_thread: EngineThread,
@@ -203,7 +205,7 @@ pub struct Daemon {
     learner_task: JoinHandle<()>,
     server: JoinHandle<io::Result<()>>,
     store_thread: StoreThread,
-    // What is given back last.
+    // Released last.
     socket: SocketFile,
     lock: StateLock,
 }
@@ -258,7 +260,7 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
     );
 
     let (controls, inbox) = mpsc::channel(CONTROLS);
-    // One place is enough: a second change before the first is looked at tells nothing new.
+    // A queue of one is enough: a second change before the first is handled adds nothing.
     let (changed, changes) = mpsc::channel(1);
     let watch = config::watch::spawn(&root, changed)
         .inspect_err(|error| warn!(%error, "Configuration files are not watched."))
@@ -318,7 +320,8 @@ impl Models<'_> {
         config: &Config,
     ) -> Result<(Reflector, Vec<Beside>), StartError> {
         let mut threads = Vec::new();
-        let file_size = |path: &PathBuf| std::fs::metadata(path).map_or(0, |it| it.len());
+        // Of a model in several files all count.
+        let file_size = |path: &Path| files::gguf::model_size(path).unwrap_or(0);
         let mut mapped = file_size(&config.engine.model);
         if let Some(judge) = &config.judge_engine {
             let (engine, thread) = self.engine(judge, mapped).await?;
@@ -489,7 +492,7 @@ async fn first_death(beside: &mut [Beside]) -> &'static str {
     if deaths.is_empty() { pending().await } else { select_all(deaths).await.0 }
 }
 
-/// A handle must not be polled again after its end, which the loop may have seen.
+/// A join handle must not be polled again after it has finished, which the loop may have seen.
 async fn finished<T>(task: JoinHandle<T>) {
     if task.is_finished() {
         return;

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let exit = cli::run(Arguments::parse()).unwrap_or_else(|error| {
         let exit = cli::exit_of(&error);
         if exit != Exit::Ok {
-            // A standard error that is closed leaves nobody to tell.
+            // When standard error is closed there is nowhere to report to.
             drop(writeln!(std::io::stderr(), "reflectd: {error:#}"));
         }
         exit

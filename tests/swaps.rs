@@ -12,7 +12,7 @@ use engine::{
 use files::gguf::{Gguf, Value, Writer};
 
 const SWAPS: u32 = 200;
-/// The allocator and the page tables have found their size by then.
+/// After these swaps the allocator and the page tables have reached their size.
 const SETTLED: u32 = 20;
 const RANK: u64 = 16;
 const CHATS: u32 = 3;

@@ -21,7 +21,7 @@ const CHATS: usize = 4;
 const PROMPTS: usize = 64;
 /// A chat of few words, where a wait is seen best, and one of many.
 const LENGTHS: [usize; 2] = [32, PROMPT];
-/// Longer than any pause that comes of itself.
+/// An engine that does not begin to explore within this time never will.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) async fn run(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Findings> {

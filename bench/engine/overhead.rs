@@ -69,8 +69,8 @@ async fn first_token(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec
     Ok(vec![first, added])
 }
 
-/// After work, because buffers are touched by it. Sequences that the daemon has parked outside the
-/// context are KV too; llama-server's stay in its context.
+/// Measured after work, because work touches the buffers. Sequences that the daemon has copied to
+/// its host prefix cache are KV too; llama-server keeps such sequences in its context.
 async fn memory(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec<Measured>> {
     let beyond = |server: &Server| -> anyhow::Result<f64> {
         let Resident { total, model } = server.resident(&setting.model)?;

@@ -12,7 +12,7 @@ use crate::results::Curve;
 use testkit::bench::statistics::range;
 
 const SIZE: (u32, u32) = (640, 400);
-/// Blue, orange, green: apart for most eyes.
+/// Blue, orange and green, which colour-blind readers can tell apart.
 const COLOURS: [RGBColor; 3] = [RGBColor(0, 90, 181), RGBColor(220, 110, 0), RGBColor(0, 130, 80)];
 
 /// Draws the lines from zero.

@@ -28,7 +28,7 @@ const SWAPS: usize = 7;
 const MANY_SWAPS: u32 = 200;
 /// The first swaps fill llama.cpp's own pools.
 const WARM: u32 = 20;
-/// Between two swaps: the old lane drains in it.
+/// Between two swaps: the chats of the old generation end in it.
 const PAUSE: Duration = Duration::from_millis(1500);
 /// Log-probs of one answer under its own weights differ by rounding, under others by the adapter.
 const OWN: f64 = 0.15;
@@ -222,12 +222,12 @@ async fn mixed(engine: &Engine, adapters: &Adapters, streamed: &[Streamed]) -> a
         engine.load_lane(check, adapters.path(check)).await?;
     }
     for chat in streamed {
-        let lane = match chat.answer.generation {
+        let check = match chat.answer.generation {
             Generation::BASE => Generation::BASE,
             Generation(number) => Generation(20_000 + number % 2),
         };
-        mixed += u32::from(differs(engine, chat, lane).await?);
-        if lane != Generation::BASE {
+        mixed += u32::from(differs(engine, chat, check).await?);
+        if check != Generation::BASE {
             unnoticed += u32::from(!differs(engine, chat, Generation::BASE).await?);
         }
     }
@@ -239,12 +239,12 @@ async fn mixed(engine: &Engine, adapters: &Adapters, streamed: &[Streamed]) -> a
 }
 
 /// Whether some half of an answer has other log-probs under these weights than it came with.
-async fn differs(engine: &Engine, chat: &Streamed, lane: Generation) -> anyhow::Result<bool> {
+async fn differs(engine: &Engine, chat: &Streamed, weights: Generation) -> anyhow::Result<bool> {
     let Streamed { prompt, answer } = chat;
     let tokens: Vec<Token> = answer.pieces.iter().map(|(_, piece)| piece.token).collect();
     let request = LogprobRequest {
         sequences: vec![([prompt.as_slice(), &tokens].concat(), prompt.len())],
-        lane: Lane::Generation(lane),
+        lane: Lane::Generation(weights),
         class: Class::Gate,
     };
     let again = engine.logprobs(request).await?;

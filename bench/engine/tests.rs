@@ -192,7 +192,7 @@ fn a_partial_run_replaces_its_own_rows_and_keeps_the_others_as_they_were_measure
     let why = |goal: &shared::Goal| goal.why.clone().unwrap();
     assert_eq!(read.goals.iter().map(why).collect::<Vec<_>>(), ["why a1", "why b1"]);
 
-    // Who reaches a goal needs no excuse any more.
+    // A goal that is reached loses the reason for missing it.
     results.replace("a", &new, findings(vec![named("a1", 1.0)]));
     assert_eq!((results.goals[0].is_reached(), &results.goals[0].why), (Some(true), &None));
 }
@@ -217,7 +217,7 @@ fn a_command_is_told_without_the_folders_of_this_machine() {
     assert_eq!(shared::command_of("rlrf", [], words(&["--bench"])), "cargo bench --bench rlrf");
 }
 
-/// The committed files of all benchmarks, as whoever reads them by machine does.
+/// Reads the committed files of all benchmarks as a program would.
 #[test]
 fn every_row_says_where_it_was_measured_and_every_missed_goal_why() {
     let rows: [(&str, &[&str]); 3] =

@@ -1,4 +1,4 @@
-//! The words of the experiment as data: who judges, what an arm trains on and from where, which
+//! What the experiment varies, as data: who judges, what an arm trains on and from where, which
 //! repetition. Pure. Read it first. Used by everything here.
 
 use std::fmt;
@@ -81,7 +81,7 @@ impl Judge {
             Self::Reference | Self::Gold => 1.0,
         };
         if self == Self::Gold {
-            // Still asked, but without a say.
+            // The aspects are still judged, but only the verifier counts.
             for rated in &mut agent.aspects {
                 rated.weight = 0.0;
             }
@@ -147,7 +147,7 @@ impl Arm {
         1 + self.start().map_or(0, Self::round)
     }
 
-    /// Its lane while it is loaded.
+    /// The generation that its adapter is loaded as.
     pub(crate) fn generation(self) -> Generation {
         let place = ARMS.iter().position(|&arm| arm == self).expect("ARMS has all of them");
         Generation(u32::try_from(place + 1).expect("there are few arms"))
@@ -185,7 +185,7 @@ pub(crate) fn name(policy: Option<Arm>) -> &'static str {
 }
 
 impl Unit {
-    /// All of them; what the first seed says is known first.
+    /// All units by seed, so that the results of the first seed are complete first.
     pub(crate) fn all(seeds: u64) -> Vec<Self> {
         (1..=seeds).flat_map(|seed| JUDGES.map(|judge| Self { judge, seed })).collect()
     }

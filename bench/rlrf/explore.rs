@@ -23,8 +23,8 @@ const PARALLEL: usize = 8;
 /// Exchanges read at once.
 const PAGE: usize = 128;
 
-/// Fills every problem up to n drafts and m refinements by the policy in this lane. What an earlier
-/// run has stored stays.
+/// Fills every problem up to n drafts and m refinements by this policy. What an earlier run has
+/// stored stays.
 pub(crate) async fn fill(
     lab: &Lab,
     agent: &Agent,
@@ -112,7 +112,7 @@ pub(crate) fn picked(exchanges: &[Exchange], right: &HashSet<CandidateId>) -> Pi
         Picked { prompts: 0, texts: 0, texts_right: 0, best_right: 0, most_frequent_right: 0 };
     for exchange in exchanges {
         let accepted = exchange.candidates.iter().filter(|one| passes(&one.assessments));
-        // In an order, so that equals are always broken alike.
+        // Sorted, so that ties are always broken the same way.
         let mut texts: BTreeMap<&str, Vec<&Candidate>> = BTreeMap::new();
         for candidate in accepted {
             texts.entry(&candidate.text).or_default().push(candidate);
@@ -148,7 +148,7 @@ fn judged(assessments: &[Assessment], is_right: bool) -> Judged {
     Judged { score: scalar(assessments), is_accepted: passes(assessments), is_right }
 }
 
-/// What a reference in the judge's prompt does to its word on the drafts.
+/// How a reference in the judge's prompt changes its assessments of the drafts.
 pub(crate) async fn shown(
     lab: &Lab,
     agent: &Agent,

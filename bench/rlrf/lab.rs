@@ -1,5 +1,5 @@
-//! What every step works with: the engine with its lanes, the checked configuration, the problems
-//! that measure, the records, the progress bar. Used by `unit` and the steps.
+//! What every step works with: the engine with its adapters, the checked configuration, the
+//! problems that measure, the records, the progress bar. Used by `unit` and the steps.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -130,7 +130,7 @@ impl Lab {
         Reflector::new(self.engine.clone(), store.clone(), self.template.clone())
     }
 
-    /// Loads an arm's adapter as a lane, unless it is there.
+    /// Loads an arm's adapter, unless it is loaded.
     pub(crate) async fn load(&self, arm: Arm, adapter: PathBuf) -> anyhow::Result<()> {
         let lanes = self.engine.stats().lanes;
         if lanes.iter().any(|(generation, _)| *generation == arm.generation()) {
@@ -139,7 +139,7 @@ impl Lab {
         self.engine.load_lane(arm.generation(), adapter).await.context("load an adapter")
     }
 
-    /// Frees every lane but the base.
+    /// Unloads every adapter.
     pub(crate) async fn unload(&self) -> anyhow::Result<()> {
         self.engine.activate(Generation::BASE).await?;
         for (generation, _) in self.engine.stats().lanes {

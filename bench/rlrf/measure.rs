@@ -40,7 +40,7 @@ struct Samples {
     different: f64,
 }
 
-/// Asks the policy in a lane that is loaded.
+/// Asks a policy whose adapter is loaded.
 pub(crate) async fn answers(
     lab: &Lab,
     reflector: &Reflector,

@@ -20,8 +20,8 @@ const SIZE: (u32, u32) = (1080, 800);
 const ROWS: [(&str, &str); 2] =
     [("greedy", "held-out greedy accuracy, %"), ("mean_at_8", "held-out mean@8, %")];
 
-/// Lines from M0 over round 1 to round 2, where an arm has one. Colours that are apart for most
-/// eyes; the last number moves the points of one round beside each other.
+/// Lines from M0 over round 1 to round 2, where an arm has one. Colour-blind readers can tell the
+/// colours apart; the last number moves the points of one round beside each other.
 const LINES: [(&str, &[Arm], RGBColor, f64); 4] = [
     ("RLRF", &[Arm::Rlrf1, Arm::Rlrf2], RGBColor(0, 90, 181), 0.0),
     ("RS, then DPO", &[Arm::Rs, Arm::RsThenDpo], RGBColor(220, 110, 0), 0.04),

@@ -49,7 +49,7 @@ pub(crate) enum Finding {
     Answered(Answered),
 }
 
-/// An exploration, and the judge's words in it against the verifier's.
+/// An exploration, and and how the judge agreed with the verifier in it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Explored {
     pub(crate) prompts: usize,
@@ -74,7 +74,7 @@ pub(crate) struct Picked {
     pub(crate) most_frequent_right: usize,
 }
 
-/// The judge's words on the drafts again, with the reference in its prompt.
+/// The judge's assessments of the drafts again, with the reference in its prompt.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Shown {
     /// Of the agent.
@@ -108,7 +108,7 @@ pub(crate) struct Trained {
     pub(crate) verdict: Gate,
 }
 
-/// The gate's words that are reported.
+/// What is reported of the gate.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub(crate) struct Gate {
     pub(crate) promote: bool,

@@ -39,12 +39,12 @@ pub(crate) struct Run<'a> {
     pub(crate) exchanges: &'a [Exchange],
     /// By the verifier, which only measures here.
     pub(crate) right: &'a HashSet<CandidateId>,
-    /// The adapter to go on from; its lane is loaded.
+    /// The adapter to go on from; it is loaded.
     pub(crate) start: Option<&'a Path>,
 }
 
 impl Run<'_> {
-    /// Leaves the new adapter's lane loaded.
+    /// Leaves the new adapter loaded.
     pub(crate) async fn train(&self) -> anyhow::Result<Trained> {
         let Self { lab, unit, arm, .. } = *self;
         let (pairs, tally) = self.pairs()?;
@@ -56,7 +56,7 @@ impl Run<'_> {
             }
         };
         let (_switch, cancel) = Cancel::new();
-        // Nobody chats.
+        // No chat ever runs here, so the trainer is never stopped for one.
         let quiet = || Duration::MAX;
         let trained = child::train(&lab.config.trainer, &job, &quiet, &mut update, cancel).await?;
         let base = Base { path: &job.base, sha256: &job.base_sha256 };
@@ -141,7 +141,8 @@ impl Run<'_> {
         };
         let rows = pairs.iter().map(|pair| pair.row).collect();
         let job = serde_json::json!({ "run": arm.name() });
-        // The lanes have numbers of their own here, which this database does not know.
+        // The experiment numbers its generations itself, and this database does not know the
+        // numbers.
         let run = store.start_run(Generation::BASE, trained.sha256.clone(), job, rows).await?;
         let config = &lab.config.learn.gate;
         let (active, candidate) = (generation(arm.start()), arm.generation());

@@ -1,9 +1,10 @@
 //! `make bench-trainer`: DPO with LoRA by `reflectd-trainer` and by TRL with PEFT, on the same
 //! random-weight base, start adapter and pairs. First both make twenty steps with the same learning
-//! rates: where gradient norm, log-probs or losses differ by more than rounding explains, the exit code
-//! is not 0. Then their speed and memory are measured in turn, TRL's with several micro-batches. The other
-//! side's Python, with `trl`, `peft`, `datasets` and `gguf`, is named by `TRL_PYTHON`; without it only our
-//! side is measured. Writes `results.json` and prints the table for `docs/internals/performance.md`.
+//! rates: where gradient norm, log-probs or losses differ by more than rounding explains, or where a
+//! planted fault of ours is not seen, the exit code is not 0. Then their speed and memory are measured in
+//! turn, TRL's with several micro-batches. The other side's Python, with `trl`, `peft`, `datasets` and
+//! `gguf`, is named by `TRL_PYTHON`; without it only our side's speed is measured, which replaces no row
+//! that has both. Writes `results.json` and prints the table for `docs/internals/performance.md`.
 
 #![expect(clippy::print_stderr, reason = "a benchmark says what it does")]
 
@@ -21,21 +22,32 @@ use clap::Parser as _;
 use protocol::{CHECKPOINT, Compute, Device, Job, Lora, Objective, Optimizer, Step, TrainerEvent};
 use serde_json::{Value, json};
 
-use parity::{N_UPDATES, Parity};
+use parity::{Difference, N_UPDATES, PLANTED, Parity, Rounding, compare, tolerance};
 use results::{Case, Measured, Results, Round};
 use side::Seen;
 
 const LORA: Lora = Lora { rank: 16, alpha: 32.0 };
 const BETA: f64 = 0.1;
+const LEARNING_RATE: f64 = 1e-4;
 
 #[derive(Debug, clap::Parser)]
 struct Arguments {
-    /// Rounds of each comparison.
+    /// Rounds in which speed and memory are measured; 0: only whether both compute the same.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Of model, adapter and pairs. Both sides are compared with each; speed is that of the first.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3")]
+    seeds: Vec<u64>,
+    /// What else runs on this machine meanwhile, for the rows.
+    #[arg(long)]
+    beside: Option<String>,
     /// Sizes of the vocabulary.
     #[arg(long, value_delimiter = ',', default_value = "32000,151936")]
     vocabularies: Vec<u64>,
+    /// Blocks of the model. Fewer make it possible to compare both sides in bf16 on a processor that has
+    /// no units for it.
+    #[arg(long, default_value_t = results::BLOCKS)]
+    blocks: u64,
     /// What both sides compute in.
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16")]
     computes: Vec<String>,
@@ -87,6 +99,8 @@ struct Setting<'a> {
     n_pairs: usize,
     batch_pairs: usize,
     epochs: usize,
+    beta: f64,
+    learning_rate: f64,
 }
 
 /// A way to start the other side.
@@ -98,63 +112,171 @@ struct PeerSetting {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let ([n_pairs, batch_pairs], lengths) =
-        (arguments.pairs[..].try_into()?, arguments.lengths[..].try_into()?);
+    let [n_pairs, batch_pairs]: [usize; 2] = arguments.pairs[..].try_into()?;
+    let lengths: [usize; 2] = arguments.lengths[..].try_into()?;
     let [parity_pairs, parity_lengths @ ..]: [usize; 3] = arguments.parity[..].try_into()?;
     let divides = |micro: &usize| 0 < *micro && batch_pairs % micro == 0;
     ensure!(arguments.micros.iter().all(divides), "each of --micros divides the pairs a step");
+    let seed = *arguments.seeds.first().context("--seeds names none")?;
     let python = std::env::var_os("TRL_PYTHON").map(PathBuf::from);
+    ensure!(0 < arguments.rounds || python.is_some(), "--rounds 0 needs TRL_PYTHON");
     let folder = tempfile::tempdir().context("make a scratch folder")?;
-    let mut results = Results::new(&arguments.device, arguments.threads)?;
+    let mut results = {
+        let path = arguments.out.join("results.json");
+        Results::new(path, &arguments.device, arguments.threads, arguments.beside.clone())?
+    };
+    let computes = &arguments.computes;
     for &n_vocab in &arguments.vocabularies {
-        let file = |name: &str| folder.path().join(format!("{n_vocab}-{name}"));
-        model::write_base(&file("base.gguf"), n_vocab)?;
-        model::write_start(&file("start.gguf"), &files::sha256(&file("base.gguf"))?, LORA)?;
-        model::write_pairs(&file("data.jsonl"), n_pairs, lengths, n_vocab)?;
-        model::write_pairs(&file("parity.jsonl"), parity_pairs, parity_lengths, n_vocab)?;
-        for compute in &arguments.computes {
-            let speed = Setting {
-                arguments: &arguments,
-                compute: serde_json::from_value(json!(compute))?,
-                base: file("base.gguf"),
-                start: file("start.gguf"),
-                data: file("data.jsonl"),
-                out: folder.path().to_owned(),
-                n_pairs,
-                batch_pairs,
-                epochs: arguments.epochs,
-            };
-            let parity = match &python {
-                Some(python) => {
-                    let data = file("parity.jsonl");
-                    let (n_pairs, batch_pairs, epochs) =
-                        (parity_pairs, parity_pairs, N_UPDATES + 1);
-                    let setting = Setting { data, n_pairs, batch_pairs, epochs, ..speed.clone() };
-                    Some(parity_of(&setting, python)?)
-                }
-                None => None,
-            };
-            eprintln!("{n_vocab} {compute}: {:?}", parity.as_ref().map(|it| &it.differences));
-            let rounds = rounds(&speed, python.as_deref(), &mut results)?;
-            let compute = compute.clone();
-            results.add(Case { n_vocab, compute, lengths, parity, rounds });
+        let case = |compute: &String, lengths| {
+            let (n_blocks, compute) = (arguments.blocks, compute.clone());
+            Case { n_blocks, n_vocab, compute, lengths }
+        };
+        if python.is_none() {
+            computes.iter().try_for_each(|it| results.check_may_replace(&case(it, lengths)))?;
+        }
+        let mut parities = vec![Vec::new(); computes.len()];
+        for &seed in arguments.seeds.iter().filter(|_| python.is_some()) {
+            let python = python.as_deref().context("there is a Python")?;
+            let sizes = (parity_pairs, parity_lengths);
+            let setting = Setting::write(&arguments, folder.path(), n_vocab, seed, sizes)?;
+            let (batch_pairs, epochs) = (parity_pairs, N_UPDATES + 1);
+            let setting = Setting { batch_pairs, epochs, ..setting };
+            let found = parity_of(&setting, seed, python, &mut results)?;
+            parities.iter_mut().zip(found).for_each(|(all, one)| all.push(one));
+        }
+        for (compute, parities) in computes.iter().zip(parities).filter(|it| !it.1.is_empty()) {
+            results.add_parity(case(compute, parity_lengths), parity_pairs, parities);
+        }
+        if arguments.rounds == 0 {
+            continue;
+        }
+        let sizes = (n_pairs, lengths);
+        let setting = Setting::write(&arguments, folder.path(), n_vocab, seed, sizes)?;
+        let setting = Setting { batch_pairs, epochs: arguments.epochs, ..setting };
+        for compute in computes {
+            let setting = Setting { compute: kind(compute)?, ..setting.clone() };
+            let rounds = rounds(&setting, python.as_deref(), &mut results)?;
+            results.add(case(compute, lengths), rounds)?;
         }
     }
-    results.write(&arguments.out)?;
+    results.write()?;
+    eprintln!("{}", results.table());
     let faults = results.faults();
     ensure!(faults.is_empty(), "the two sides do not compute the same:\n{}", faults.join("\n"));
     Ok(())
 }
 
-/// Twenty steps of both sides over the same pairs, and one more that shows what they led to.
-fn parity_of(setting: &Setting<'_>, python: &Path) -> anyhow::Result<Parity> {
-    let (_, ours) = ours(setting)?;
-    let rates: Vec<f64> = ours.iter().map(|step| step.learning_rate).collect();
+fn kind(compute: &str) -> anyhow::Result<Compute> {
+    serde_json::from_value(json!(compute)).with_context(|| format!("--computes {compute}"))
+}
+
+impl<'a> Setting<'a> {
+    /// Writes model, adapter and so many pairs of such lengths into a folder.
+    fn write(
+        arguments: &'a Arguments,
+        folder: &Path,
+        n_vocab: u64,
+        seed: u64,
+        (n_pairs, lengths): (usize, [usize; 2]),
+    ) -> anyhow::Result<Self> {
+        let file = |name: &str| folder.join(name);
+        let setting = Self {
+            arguments,
+            compute: Compute::F32,
+            base: file("base.gguf"),
+            start: file("start.gguf"),
+            data: file("data.jsonl"),
+            out: folder.to_owned(),
+            n_pairs,
+            batch_pairs: n_pairs,
+            epochs: 1,
+            beta: BETA,
+            learning_rate: LEARNING_RATE,
+        };
+        let n_blocks = arguments.blocks;
+        model::write_base(&setting.base, [n_blocks, n_vocab], seed)?;
+        let sha256 = files::sha256(&setting.base)?;
+        model::write_start(&setting.start, &sha256, LORA, n_blocks, seed)?;
+        model::write_pairs(&setting.data, n_pairs, lengths, n_vocab, seed)?;
+        Ok(setting)
+    }
+}
+
+/// Both sides in each kind of numbers that the arguments name.
+fn parity_of(
+    setting: &Setting<'_>,
+    seed: u64,
+    python: &Path,
+    results: &mut Results,
+) -> anyhow::Result<Vec<Parity>> {
+    let mut parities: Vec<Parity> = Vec::new();
+    let mut in_f32: Option<(Vec<parity::Step>, Vec<parity::Step>)> = None;
+    for compute in &setting.arguments.computes {
+        let setting = Setting { compute: kind(compute)?, ..setting.clone() };
+        let compare = |ours: &[parity::Step], theirs: &[parity::Step]| {
+            let differences = compare(ours, theirs, tolerance(setting.compute));
+            differences.context("a side has not made all steps")
+        };
+        let (ours, rates) = our_steps(&setting)?;
+        let theirs = their_steps(&setting, python, &rates, results)?;
+        let mut planted = BTreeMap::new();
+        for (name, faulty) in [
+            ("beta", Setting { beta: PLANTED * BETA, ..setting.clone() }),
+            (
+                "learning rate",
+                Setting { learning_rate: PLANTED * LEARNING_RATE, ..setting.clone() },
+            ),
+        ] {
+            planted.insert(name, compare(&our_steps(&faulty)?.0, &theirs)?);
+        }
+        let differences = compare(&ours, &theirs)?;
+        let rounding = match &in_f32 {
+            Some((ours_f32, theirs_f32)) => Some(Rounding {
+                ours: compare(&ours, ours_f32)?,
+                theirs: compare(&theirs, theirs_f32)?,
+            }),
+            None => None,
+        };
+        let values = |differences: &[Difference]| {
+            let values = differences.iter().map(|it| format!("{:.1e}", it.value));
+            values.collect::<Vec<_>>().join(", ")
+        };
+        eprintln!("seed {seed}, {compute}: {}", values(&differences));
+        for (name, differences) in &planted {
+            eprintln!("  planted fault of {name}: {}", values(differences));
+        }
+        if let Some(rounding) = &rounding {
+            eprintln!("  from f32, ours: {}", values(&rounding.ours));
+            eprintln!("  from f32, theirs: {}", values(&rounding.theirs));
+        }
+        if setting.compute == Compute::F32 {
+            in_f32 = Some((ours.clone(), theirs.clone()));
+        }
+        parities.push(Parity { seed, differences, planted, rounding, ours, theirs });
+    }
+    Ok(parities)
+}
+
+/// Twenty steps over the same pairs, one more that shows what they led to, and the learning rates.
+fn our_steps(setting: &Setting<'_>) -> anyhow::Result<(Vec<parity::Step>, Vec<f64>)> {
+    let (_, steps) = ours(setting)?;
+    let rates: Vec<f64> = steps.iter().map(|step| step.learning_rate).collect();
     let trained = rates.iter().take(N_UPDATES);
     ensure!(trained.clone().all(|rate| 0.0 < *rate), "a learning rate is 0: {rates:?}");
+    Ok((steps.iter().map(compared).collect(), rates))
+}
+
+/// The same steps by the other side with these learning rates.
+fn their_steps(
+    setting: &Setting<'_>,
+    python: &Path,
+    rates: &[f64],
+    results: &mut Results,
+) -> anyhow::Result<Vec<parity::Step>> {
     let peer_setting = PeerSetting { micro: setting.batch_pairs, is_checkpointed: false };
-    let seen = theirs(setting, python, peer_setting, &rates)?;
+    let seen = theirs(setting, python, peer_setting, rates)?;
     let (_, said) = seen.line("steps").context("the other side reports no steps")?;
+    results.peer = Some(said["versions"].clone());
     let their_rates = said["steps"].as_array().into_iter().flatten();
     let their_rates: Vec<f64> =
         their_rates.filter_map(|step| step["learning_rate"].as_f64()).collect();
@@ -163,10 +285,7 @@ fn parity_of(setting: &Setting<'_>, python: &Path) -> anyhow::Result<Parity> {
         their_rates.len() == rates.len() && rates.iter().zip(&their_rates).all(same),
         "the other side used other learning rates: {rates:?}, {their_rates:?}"
     );
-    let ours: Vec<parity::Step> = ours.iter().map(compared).collect();
-    let theirs: Vec<parity::Step> = serde_json::from_value(said["steps"].clone())?;
-    let tolerance = parity::tolerance(setting.compute);
-    parity::compare(&ours, &theirs, tolerance).context("a side has not made all steps")
+    serde_json::from_value(said["steps"].clone()).context("its steps lack a number")
 }
 
 fn compared(step: &Step) -> parity::Step {
@@ -194,7 +313,7 @@ fn rounds(
         let ours = measured(setting)?;
         for &peer_setting in peer_settings.iter().filter(|_| python.is_some()) {
             let python = python.context("there is a Python")?;
-            let seen = theirs(setting, python, peer_setting, &[1e-4])?;
+            let seen = theirs(setting, python, peer_setting, &[LEARNING_RATE])?;
             let (_, said) = seen.line("seconds").context("the other side says nothing")?;
             results.peer = Some(said["versions"].clone());
             let seconds = said["seconds"].as_f64().context("it says no seconds")?;
@@ -244,10 +363,10 @@ fn ours(setting: &Setting<'_>) -> anyhow::Result<(Seen, Vec<Step>)> {
         start: Some(setting.start.clone()),
         data: setting.data.clone(),
         out: setting.out.clone(),
-        objective: Objective::Dpo { beta: BETA, nll: 0.0 },
+        objective: Objective::Dpo { beta: setting.beta, nll: 0.0 },
         lora: LORA,
         optimizer: Optimizer {
-            learning_rate: 1e-4,
+            learning_rate: setting.learning_rate,
             epochs: setting.epochs,
             batch_pairs: setting.batch_pairs,
             ..example.optimizer
@@ -261,7 +380,8 @@ fn ours(setting: &Setting<'_>) -> anyhow::Result<(Seen, Vec<Step>)> {
     };
     // From the run before, which would be resumed.
     drop(std::fs::remove_file(setting.out.join(CHECKPOINT)));
-    let command = Command::new(&arguments.trainer);
+    let mut command = Command::new(&arguments.trainer);
+    protocol::program::wait_passively(&mut command);
     let on_gpu = arguments.device == "cuda";
     let seen = side::run(command, &serde_json::to_string(&job)?, on_gpu)?;
     let steps = seen.lines.iter().filter_map(step).collect();
@@ -294,7 +414,7 @@ fn theirs(
         "threads": arguments.threads,
         "rank": LORA.rank,
         "alpha": LORA.alpha,
-        "beta": BETA,
+        "beta": setting.beta,
         "rates": rates,
         "epochs": setting.epochs,
         "batch_pairs": setting.batch_pairs,
@@ -302,6 +422,8 @@ fn theirs(
         "checkpointing": peer_setting.is_checkpointed,
     });
     let mut command = side::python(&arguments.peer, python);
+    // Both sides' threads wait alike, so that what else runs on the machine hinders both alike.
+    protocol::program::wait_passively(&mut command);
     command.env("OMP_NUM_THREADS", arguments.threads.to_string());
     side::run(command, &input.to_string(), arguments.device == "cuda")
 }

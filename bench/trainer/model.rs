@@ -1,4 +1,4 @@
-//! The model and the pairs: a llama of the 100-million class with random weights as an F32 GGUF, an
+//! The model and the pairs: a llama of the 100-million class (with 12 blocks) and random weights as an F32 GGUF, an
 //! adapter whose B is zero (so that both sides begin with the same numbers), and random pairs. Used
 //! by `main`.
 
@@ -10,7 +10,6 @@ use files::gguf::{Hyperparameters, Value, Writer};
 use protocol::{Example, Lora};
 
 const WIDTH: u64 = 768;
-const LAYERS: u64 = 12;
 const HEADS: u64 = 12;
 const KV_HEADS: u64 = 4;
 const HEAD: u64 = WIDTH / HEADS;
@@ -32,13 +31,17 @@ const LINEARS: [(&str, u64, u64); 7] = [
 ];
 
 /// Writes the base; the embedding is the output head too, as in small models.
-pub(crate) fn write_base(path: &Path, n_vocab: u64) -> anyhow::Result<()> {
-    let mut rng = fastrand::Rng::with_seed(n_vocab);
+pub(crate) fn write_base(
+    path: &Path,
+    [n_blocks, n_vocab]: [u64; 2],
+    seed: u64,
+) -> anyhow::Result<()> {
+    let mut rng = fastrand::Rng::with_seed(n_vocab + seed);
     let mut writer = Writer::default();
     let hyperparameters = Hyperparameters {
         architecture: "llama",
         name: "bench",
-        blocks: LAYERS,
+        blocks: n_blocks,
         context: CONTEXT,
         width: WIDTH,
         feed_forward: FEED_FORWARD,
@@ -52,7 +55,7 @@ pub(crate) fn write_base(path: &Path, n_vocab: u64) -> anyhow::Result<()> {
     hyperparameters.write(&mut writer);
     writer.tensor("token_embd.weight", &[WIDTH, n_vocab], noise(&mut rng, WIDTH * n_vocab, 0.05));
     writer.tensor("output_norm.weight", &[WIDTH], ones());
-    for layer in 0..LAYERS {
+    for layer in 0..n_blocks {
         for norm in ["attn_norm", "ffn_norm"] {
             writer.tensor(&format!("blk.{layer}.{norm}.weight"), &[WIDTH], ones());
         }
@@ -65,16 +68,22 @@ pub(crate) fn write_base(path: &Path, n_vocab: u64) -> anyhow::Result<()> {
 }
 
 /// Writes the adapter that both sides start from.
-pub(crate) fn write_start(path: &Path, base_sha256: &str, lora: Lora) -> anyhow::Result<()> {
+pub(crate) fn write_start(
+    path: &Path,
+    base_sha256: &str,
+    lora: Lora,
+    n_blocks: u64,
+    seed: u64,
+) -> anyhow::Result<()> {
     let rank = lora.rank as u64;
-    let mut rng = fastrand::Rng::with_seed(rank);
+    let mut rng = fastrand::Rng::with_seed(rank + seed);
     let mut writer = Writer::default();
     writer.metadata("general.architecture", text("llama"));
     writer.metadata("general.type", text("adapter"));
     writer.metadata("adapter.type", text("lora"));
     writer.metadata("adapter.lora.alpha", Value::Float(lora.alpha));
     writer.metadata("reflectd.base_sha256", text(base_sha256));
-    for layer in 0..LAYERS {
+    for layer in 0..n_blocks {
         for (name, n_in, n_out) in LINEARS {
             let name = format!("blk.{layer}.{name}.weight");
             let a = noise(&mut rng, n_in * rank, 1.0 / (n_in as f32).sqrt());
@@ -92,8 +101,9 @@ pub(crate) fn write_pairs(
     n: usize,
     [prompt, answer]: [usize; 2],
     n_vocab: u64,
+    seed: u64,
 ) -> anyhow::Result<()> {
-    let mut rng = fastrand::Rng::with_seed(1);
+    let mut rng = fastrand::Rng::with_seed(seed);
     let last = i32::try_from(n_vocab)?;
     let mut lines = Vec::new();
     for number in 0..n {

@@ -3,16 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
-use testkit::bench::results as shared;
+use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::parity::Parity;
 use crate::side::Seen;
 use testkit::bench::machine;
+use testkit::bench::results as shared;
 use testkit::bench::results::{Goal, Peer, Provenance};
 use testkit::bench::statistics::{median, range, ratios};
 
@@ -20,15 +20,26 @@ use testkit::bench::statistics::{median, range, ratios};
 /// memory of its smallest setting divided by it.
 const TIMES: f64 = 2.0;
 
-/// The rows of this run.
+/// Blocks of the model, unless somebody wants fewer.
+pub(crate) const BLOCKS: u64 = 12;
+
+/// What the name of a row about speed and memory begins with.
+const SPEED: &str = "dpo_lora";
+
+/// The rows of this run, and those of earlier ones.
 #[derive(Debug)]
 pub(crate) struct Results {
+    path: PathBuf,
+    file: File,
     machine: String,
     commit: String,
     device: String,
+    threads: usize,
+    beside: Option<String>,
     /// Versions of the other side.
     pub(crate) peer: Option<Value>,
-    rows: Vec<Row>,
+    rows: Vec<SpeedRow>,
+    parities: Vec<ParityRow>,
 }
 
 /// The file: rows by name. Those of other runs are kept as they are.
@@ -38,14 +49,14 @@ struct File {
     rows: BTreeMap<String, Value>,
 }
 
-/// One comparison.
+/// What is compared.
+#[derive(Debug, Serialize)]
 pub(crate) struct Case {
+    pub(crate) n_blocks: u64,
     pub(crate) n_vocab: u64,
     pub(crate) compute: String,
     /// Tokens of the prompt and of each answer.
     pub(crate) lengths: [usize; 2],
-    pub(crate) parity: Option<Parity>,
-    pub(crate) rounds: Vec<Round>,
 }
 
 /// Both sides, one after the other.
@@ -54,6 +65,13 @@ pub(crate) struct Round {
     pub(crate) ours: Measured,
     /// By setting. The first round has all of them, later ones the fastest and the smallest.
     pub(crate) theirs: BTreeMap<String, Measured>,
+}
+
+impl Case {
+    /// Tokens of a pair, the prompt counted twice, as a trainer without sharing computes it.
+    fn tokens(&self) -> f64 {
+        2.0 * self.lengths.iter().sum::<usize>() as f64
+    }
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -68,27 +86,47 @@ impl Measured {
     }
 }
 
-/// A comparison's medians, and ratios above 1 where ours is better.
+/// What each row says about its origin.
 #[derive(Debug, Serialize)]
-struct Row {
+struct Origin {
+    #[serde(flatten)]
+    provenance: Provenance,
+    /// What else ran on the machine; `None`: nobody said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beside: Option<String>,
+}
+
+/// Speed and memory: medians, and ratios above 1 where ours is better.
+#[derive(Debug, Serialize)]
+struct SpeedRow {
     #[serde(skip)]
     name: String,
     #[serde(flatten)]
-    provenance: Provenance,
-    n_vocab: u64,
-    compute: String,
-    prompt_tokens: usize,
-    answer_tokens: usize,
-    /// `None`: nobody to compare with.
-    parity: Option<Parity>,
+    origin: Origin,
+    #[serde(flatten)]
+    case: Case,
     ours: Side,
     theirs: BTreeMap<String, Side>,
     rounds: Vec<Round>,
 }
 
+/// Whether both sides compute the same.
+#[derive(Debug, Serialize)]
+struct ParityRow {
+    #[serde(skip)]
+    name: String,
+    #[serde(flatten)]
+    origin: Origin,
+    #[serde(flatten)]
+    case: Case,
+    n_pairs: usize,
+    /// One for each seed of model, adapter and pairs.
+    parities: Vec<Parity>,
+}
+
 #[derive(Debug, Serialize)]
 struct Side {
-    /// Of the pair's own tokens, the prompt counted twice, as a trainer without sharing computes it.
+    /// As [`Case::tokens`] counts them.
     tokens_per_second: f64,
     peak_bytes: f64,
     /// Ours over theirs.
@@ -120,9 +158,15 @@ impl Side {
 }
 
 impl Results {
-    pub(crate) fn new(device: &str, threads: usize) -> anyhow::Result<Self> {
-        let threads = u32::try_from(threads)?;
-        let mut machine = machine::describe(threads)?;
+    /// `path`: the file whose other rows stay.
+    pub(crate) fn new(
+        path: PathBuf,
+        device: &str,
+        threads: usize,
+        beside: Option<String>,
+    ) -> anyhow::Result<Self> {
+        let file = shared::read(&path)?;
+        let mut machine = machine::describe(u32::try_from(threads)?)?;
         if device == "cuda" {
             let query = ["--query-gpu=name,driver_version", "--format=csv,noheader"];
             let gpu = std::process::Command::new("nvidia-smi").args(query).output();
@@ -131,13 +175,37 @@ impl Results {
         }
         // Where there is no git, as on a lent machine, whoever copies the results adds the commit.
         let commit = machine::commit().unwrap_or_default();
-        Ok(Self { machine, commit, device: device.to_owned(), peer: None, rows: Vec::new() })
+        let device = device.to_owned();
+        let (peer, rows, parities) = (None, Vec::new(), Vec::new());
+        Ok(Self { path, file, machine, commit, device, threads, beside, peer, rows, parities })
     }
 
-    pub(crate) fn add(&mut self, case: Case) {
-        let Case { n_vocab, compute, lengths: [prompt_tokens, answer_tokens], parity, rounds } =
-            case;
-        let tokens = 2.0 * (prompt_tokens + answer_tokens) as f64;
+    /// The name of a row about a case.
+    fn name(&self, what: &str, case: &Case) -> String {
+        let on = if self.device == "cpu" { String::new() } else { format!("_{}", self.device) };
+        let blocks = match case.n_blocks {
+            BLOCKS => String::new(),
+            fewer => format!("_blocks_{fewer}"),
+        };
+        format!("{what}_{}_vocabulary_{}{blocks}{on}", case.compute, case.n_vocab)
+    }
+
+    /// A run that measures our side alone would take away what an earlier one found out about both.
+    pub(crate) fn check_may_replace(&self, case: &Case) -> anyhow::Result<()> {
+        let name = self.name(SPEED, case);
+        let both = self.file.rows.get(&name).and_then(|row| row["theirs"].as_object());
+        ensure!(
+            both.is_none_or(serde_json::Map::is_empty),
+            "{name} of {} compares with TRL, and this run would not: set TRL_PYTHON to a Python that \
+             has it, or write elsewhere with --out",
+            self.path.display()
+        );
+        Ok(())
+    }
+
+    /// Speed and memory, round by round.
+    pub(crate) fn add(&mut self, case: Case, rounds: Vec<Round>) -> anyhow::Result<()> {
+        let tokens = case.tokens();
         let ours: Vec<_> = rounds.iter().map(|round| (round.ours, round.ours)).collect();
         let names = rounds.iter().flat_map(|round| round.theirs.keys());
         let theirs = names.filter_map(|name| {
@@ -145,66 +213,74 @@ impl Results {
             let both: Vec<_> = rounds.iter().filter_map(both).collect();
             Some((name.clone(), Side::new(&both, tokens)?))
         });
-        let on = if self.device == "cpu" { String::new() } else { format!("_{}", self.device) };
-        let row = Row {
-            name: format!("dpo_lora_{compute}_vocabulary_{n_vocab}{on}"),
-            provenance: self.provenance(),
-            n_vocab,
-            prompt_tokens,
-            answer_tokens,
-            ours: Side::new(&ours, tokens).expect("there is a round"),
-            theirs: theirs.collect(),
-            parity,
-            compute,
+        let theirs: BTreeMap<String, Side> = theirs.collect();
+        if theirs.is_empty() {
+            self.check_may_replace(&case)?;
+        }
+        self.rows.push(SpeedRow {
+            name: self.name(SPEED, &case),
+            origin: self.origin("the micro-batches and gradient checkpointing that `theirs` names"),
+            case,
+            ours: Side::new(&ours, tokens).context("there is no round")?,
+            theirs,
             rounds,
-        };
-        self.rows.push(row);
+        });
+        Ok(())
     }
 
-    fn provenance(&self) -> Provenance {
+    /// Whether both compute the same, by seed.
+    pub(crate) fn add_parity(&mut self, case: Case, n_pairs: usize, parities: Vec<Parity>) {
+        let name = self.name("parity", &case);
+        let origin = self.origin("all pairs in one micro-batch");
+        self.parities.push(ParityRow { name, origin, case, n_pairs, parities });
+    }
+
+    fn origin(&self, batches: &str) -> Origin {
         let versions = self.peer.as_ref().and_then(Value::as_object);
         let peer = versions.map(|versions| {
             let of = |(name, version): (&String, &Value)| {
                 format!("{name} {}", version.as_str().unwrap_or_default())
             };
             let version = versions.iter().map(of).collect::<Vec<_>>().join(", ");
-            let flags = "optim adamw_torch, adam_beta2 0.98, the micro-batches and gradient \
-                         checkpointing that `theirs` names";
-            Peer { version, flags: flags.to_owned() }
+            let (threads, waiting) = (self.threads, protocol::program::waiting());
+            let flags = format!(
+                "OMP_NUM_THREADS={threads} {waiting}; optim adamw_torch, adam_beta2 0.98, {batches}"
+            );
+            Peer { version, flags }
         });
-        Provenance {
+        let provenance = Provenance {
             machine: self.machine.clone(),
             commit: self.commit.clone(),
-            command: Some(shared::command("trainer", &["TRL_PYTHON"])),
+            command: Some(shared::command("trainer", &["TRL_PYTHON", "OMP_WAIT_POLICY"])),
             peer,
-        }
-    }
-
-    /// Writes this run's rows into `results.json` and prints their table.
-    pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        let path = folder.join("results.json");
-        let mut file: File = shared::read(&path)?;
-        for row in &self.rows {
-            let value = serde_json::to_value(row).context("a row is plain data")?;
-            file.rows.insert(row.name.clone(), value);
-        }
-        let goals = file.rows.iter().flat_map(|(name, row)| goals(name, row));
-        file.goals = shared::with_reasons(goals.collect(), &file.goals);
-        shared::write(&path, &file)?;
-        eprintln!("{}", self.table());
-        Ok(())
-    }
-
-    /// What differs by more than rounding explains, by row.
-    pub(crate) fn faults(&self) -> Vec<String> {
-        let fault = |row: &Row| {
-            let fault = row.parity.as_ref()?.fault()?;
-            Some(format!("{}: {fault}", row.name))
         };
-        self.rows.iter().filter_map(fault).collect()
+        Origin { provenance, beside: self.beside.clone() }
     }
 
-    fn table(&self) -> String {
+    /// Writes this run's rows into `results.json`.
+    pub(crate) fn write(&mut self) -> anyhow::Result<()> {
+        let rows = self.rows.iter().map(|row| (row.name.clone(), serde_json::to_value(row)));
+        let parities =
+            self.parities.iter().map(|row| (row.name.clone(), serde_json::to_value(row)));
+        for (name, row) in rows.chain(parities) {
+            self.file.rows.insert(name, row.context("a row is plain data")?);
+        }
+        let goals = self.file.rows.iter().flat_map(|(name, row)| goals(name, row));
+        self.file.goals = shared::with_reasons(goals.collect(), &self.file.goals);
+        shared::write(&self.path, &self.file)
+    }
+
+    /// What differs by more than rounding explains, and planted faults that are not seen, by row.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let faults = |row: &ParityRow| -> Vec<String> {
+            let faults = row.parities.iter().flat_map(Parity::faults);
+            faults.map(|fault| format!("{}: {fault}", row.name)).collect()
+        };
+        self.parities.iter().flat_map(faults).collect()
+    }
+
+    /// Speed and memory for people.
+    pub(crate) fn table(&self) -> String {
         let mut text = String::from(
             "| vocabulary | compute | side | tokens/s | peak MB | ours is faster | ours is smaller |\n\
              |---|---|---|---|---|---|---|\n",
@@ -220,8 +296,8 @@ impl Results {
                 writeln!(
                     text,
                     "| {} | {} | {name} | {:.0} | {:.0} | {speed} | {memory} |",
-                    row.n_vocab,
-                    row.compute,
+                    row.case.n_vocab,
+                    row.case.compute,
                     side.tokens_per_second,
                     side.peak_bytes / 1e6
                 )
@@ -232,7 +308,8 @@ impl Results {
     }
 }
 
-/// Speed and memory against whichever setting of the other side is best at it, and parity.
+/// Speed and memory against whichever setting of the other side is best at it; the largest of each
+/// difference over the seeds.
 fn goals(name: &str, row: &Value) -> Vec<Goal> {
     let sides = row["theirs"].as_object().into_iter().flat_map(serde_json::Map::values);
     let sides: Vec<&Value> = sides.collect();
@@ -240,10 +317,21 @@ fn goals(name: &str, row: &Value) -> Vec<Goal> {
     let ratios = [("faster than TRL", "speed_ratio"), ("smaller than TRL", "memory_ratio")];
     let ratios = ratios
         .map(|(what, ratio)| Goal::at_least(format!("{name}, times {what}"), TIMES, least(ratio)));
-    let differences = row["parity"]["differences"].as_array().into_iter().flatten();
-    let parity = differences.filter_map(|it| {
-        let what = format!("{name}, {}", it["name"].as_str()?);
-        Some(Goal::at_most(what, it["at_most"].as_f64()?, it["value"].as_f64()))
-    });
-    ratios.into_iter().chain(parity).collect()
+    let ratios = ratios.into_iter().filter(|_| row["ours"].is_object());
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut largest: BTreeMap<String, Goal> = BTreeMap::new();
+    for it in list(&row["parities"]).iter().flat_map(|parity| list(&parity["differences"])) {
+        let (Some(what), Some(at_most)) = (it["name"].as_str(), it["at_most"].as_f64()) else {
+            continue;
+        };
+        let goal = Goal::at_most(format!("{name}, {what}"), at_most, it["value"].as_f64());
+        let known = largest.entry(what.to_owned()).or_insert_with(|| goal.clone());
+        // A difference that is not a number is `null` in the file, and no other one is larger.
+        let is_larger =
+            goal.value.is_none_or(|value| known.value.is_some_and(|known| known < value));
+        if is_larger {
+            *known = goal;
+        }
+    }
+    ratios.chain(largest.into_values()).collect()
 }

@@ -16,7 +16,7 @@ use store::GenerationRow;
 
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
     let rows = api.parts.store.generations().await?;
-    // The base has no row and no adapter, but it is a place to go back to.
+    // The base has no row and no adapter, but `rollback` can return to it.
     let mut data = vec![json!({ "generation": Generation::BASE })];
     data.extend(rows.iter().map(|row| json!(row)));
     Ok(Json(json!({ "object": "list", "active": api.parts.engine.stats().active, "data": data })))

@@ -44,7 +44,7 @@ pub(super) enum ApiError {
     Internal(String),
     #[error("the daemon is stopping")]
     Draining,
-    #[error("the model has failed; the daemon ends and is started again")]
+    #[error("the model could not answer; the log tells why under this x-request-id")]
     EngineFailed(String),
 }
 
@@ -161,12 +161,12 @@ impl From<ReflectError> for ApiError {
         match error {
             ReflectError::Engine(error) => error.into(),
             ReflectError::Store(error) => error.into(),
-            // Chat templates refuse conversations by raising: it is about the messages.
+            // Chat templates raise an error to refuse a conversation, so the field is `messages`.
             ReflectError::Prompt(error) => Self::invalid("messages", error.to_string()),
             ReflectError::Verifier(error) => {
                 Self::invalid("reflectd.verifier", with_causes(&error))
             }
-            // A chat goes on without its judge; who gets here had nothing else to do.
+            // A chat goes on when its judge fails; this is for requests that only judge.
             ReflectError::Judge(_) | ReflectError::NoModel(_) => {
                 Self::EngineFailed(error.to_string())
             }

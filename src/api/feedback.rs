@@ -1,5 +1,5 @@
-//! `POST /v1/feedback`: the owner's word on an answer, by receipt. An edit becomes an answer of its
-//! own; what the words mean for training is `learn`'s business.
+//! `POST /v1/feedback`: the owner's rating or edit of an answer, by receipt. An edit becomes an
+//! answer of its own; `learn` decides what the rating means for training.
 
 use axum::Json;
 use axum::extract::State;
@@ -34,7 +34,7 @@ pub(super) async fn store(
     Ok(Json(json!({ "stored": true, "edit": id })))
 }
 
-/// What can be told from the words alone.
+/// Checks that need nothing but the body.
 fn check(feedback: &Feedback) -> Result<(), ApiError> {
     match feedback {
         Feedback { rating: Some(rating), .. } if !(-1..=1).contains(rating) => {

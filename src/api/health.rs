@@ -49,7 +49,7 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
     }))
 }
 
-/// Without the reports, which are long.
+/// Leaves out the reports, because they are long.
 async fn judges(api: &Api) -> Result<Vec<JudgeState>, ApiError> {
     let states = judge::states(api).await?.into_iter();
     Ok(states.map(|state| JudgeState { report: None, ..state }).collect())

@@ -1,6 +1,6 @@
-//! Background reflection: exchanges that were answered at once wait here until one task has judged
-//! and refined them. What does not fit is dropped, because exploration finds it in the store.
-//! Fed by `chat`; ends when the last [`Later`] is dropped.
+//! Background reflection: exchanges whose answers were sent at once wait here until one task has
+//! judged and refined them. When the queue is full an exchange is dropped, because exploration
+//! finds it in the store. Fed by `chat`; ends when the last [`Later`] is dropped.
 
 use std::sync::Arc;
 

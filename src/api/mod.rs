@@ -72,11 +72,11 @@ pub struct Parts {
 /// How far the daemon's end has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Phase {
-    /// All is taken.
+    /// Requests are accepted.
     Serving,
-    /// What runs may end; nothing new begins.
+    /// Requests that run may end; no new one begins.
     Draining,
-    /// What still runs ends now.
+    /// Requests that still run are ended.
     Ending,
 }
 

@@ -1,6 +1,6 @@
-//! Who is at the other end of the socket: the kernel's word (`SO_PEERCRED`), never the client's.
-//! Root and the daemon's own user may always come in, others when `server.allow_uids` names them.
-//! Used by the router's outermost layer.
+//! Who is at the other end of the socket, as the kernel reports it (`SO_PEERCRED`); what a client
+//! says does not count. Root and the daemon's own user may always connect, others when
+//! `server.allow_uids` names them. Used by the router's outermost layer.
 
 use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;

@@ -222,7 +222,7 @@ fn judged((index, candidate): (usize, &Candidate)) -> Option<JudgedAnswer> {
     })
 }
 
-/// `None` for tokens without text: the end token is no part of the answer.
+/// `None` for tokens without text, because the end token is no part of the answer.
 fn logprob(piece: &TokenPiece) -> Option<TokenLogprob> {
     if piece.bytes.is_empty() {
         return None;

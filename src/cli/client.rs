@@ -33,7 +33,7 @@ pub(super) enum ClientError {
     Connect {
         /// The socket.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -51,7 +51,7 @@ pub(super) enum ClientError {
     Refused {
         /// HTTP status; 200 when a stream broke off with an error.
         status: u16,
-        /// The daemon's words.
+        /// The daemon's message.
         message: String,
     },
     /// The reply is not what this version expects.

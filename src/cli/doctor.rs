@@ -176,7 +176,7 @@ pub(super) async fn look_at_model(
     if let Some(refusal) = &survey.refusal {
         problems.push(problem(&path, refusal.clone()));
     } else if let Err(error) = probe::probe(Path::new("/proc/self/exe"), &path, None).await {
-        // Nothing is remembered: a doctor leaves no trace.
+        // No result is stored, because doctor changes nothing.
         problems.push(problem(&path, reason(error)));
     }
     let [begin, end] = &survey.begin_and_end;
@@ -238,7 +238,7 @@ fn render(report: &Report) -> String {
         rows.push(("kernels", machine.kernels.clone()));
         for device in &machine.devices {
             let mut text = format!("{}, {}", device.name, device.description);
-            // ggml calls all of main memory free.
+            // On a CPU ggml reports all of main memory as free.
             if device.is_gpu {
                 let [free, total] = [device.free, device.total].map(mib);
                 text = format!("{text}, {free} of {total} free");

@@ -265,7 +265,8 @@ impl Export {
         path: &Path,
     ) -> Result<Vec<Written>, LoraError> {
         let Origin { model, generation, adapter_sha256, .. } = &self.origin;
-        // The base is read in whole now; what the daemon serves is what was read at its start.
+        // The served base was read at the daemon's start; the file may have changed, so its hash is
+        // checked again.
         let base_path = Path::new(&model.path);
         if gguf::model_sha256(base_path)? != model.sha256 {
             let reason = "it is not the file any more that the daemon serves".to_owned();

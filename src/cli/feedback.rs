@@ -1,4 +1,4 @@
-//! `reflectd feedback`: the owner's word on an answer. Called by `cli::run`.
+//! `reflectd feedback`: the owner's rating or edit of an answer. Called by `cli::run`.
 
 use std::path::{Path, PathBuf};
 

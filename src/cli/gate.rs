@@ -44,7 +44,7 @@ pub(super) fn run(command: &Command) -> anyhow::Result<Exit> {
     let Command::Plan(plan) = command;
     let gains = plan.gain.map_or(GAINS.to_vec(), |gain| vec![gain]);
     let needed = |gain: f64| {
-        // Prompts cannot gain more than they differ.
+        // The gain is at most the share of prompts on which the two generations differ.
         let discordant = plan.discordant.max(gain);
         prompts_needed(gain, plan.margin, discordant, plan.confidence, plan.power)
     };

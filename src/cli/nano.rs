@@ -77,7 +77,7 @@ pub(super) enum Command {
 /// See [`Split`]; the training set is not offered.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(super) enum Set {
-    /// What the owner asks.
+    /// Problems of the owner's chats.
     Live,
     /// Measurements only.
     HeldOut,
@@ -145,7 +145,7 @@ const SAMPLES: u32 = 8;
 struct Trial {
     greedy: bool,
     samples: Vec<bool>,
-    /// The judge's word on the first sample, at the usual threshold of one half.
+    /// The judge's assessment of the first sample, at the usual threshold of one half.
     judged: Judged,
     /// The smallest p(+1) of its aspects: it is accepted wherever the threshold is not higher.
     lowest: f32,

@@ -28,7 +28,7 @@ pub(super) async fn run_operation(
     Ok(exit(&outcome.ended))
 }
 
-/// Only an operation that broke is a failure: a gate that says no has done its work.
+/// Only a failed operation is a failure: a gate that refuses has done its work.
 fn exit(ended: &Ended) -> Exit {
     let is_broken = matches!(ended, Ended::Failed { .. } | Ended::Interrupted { .. });
     if is_broken { Exit::Failed } else { Exit::Ok }

@@ -130,7 +130,7 @@ fn view(stage: &Stage) -> Option<View> {
 
 fn training(step: &Step, paused: bool) -> String {
     let mut words = Vec::new();
-    // Before the first step there is nothing to tell.
+    // Before the first step there are no numbers.
     if 0.0 < step.tokens_per_second {
         words.push(format!(
             "loss {:.3}, reward accuracy {:.2}, {:.0} tokens/s, {} left, {} MiB",

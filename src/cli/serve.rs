@@ -16,7 +16,8 @@ pub(super) fn run(places: &Places) -> anyhow::Result<Exit> {
     };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let daemon = daemon::start(options).await?;
-        // Only now: a signal while the model loads ends the process as usual.
+        // Signals are handled only from here on, so that one during the load ends the process as
+        // usual.
         let _signals = signals::spawn(daemon.control())?;
         Ok(daemon.run().await)
     })

@@ -9,7 +9,8 @@ use rustix::io::Errno;
 use super::StartError;
 use crate::paths::StateDir;
 
-/// Held as long as it lives. The file stays: removing it would let two daemons lock two files.
+/// Holds the lock until it is dropped. The file is never removed, because two daemons could then
+/// lock two files of the same name.
 #[derive(Debug)]
 pub(super) struct StateLock {
     _file: File,

@@ -18,8 +18,8 @@ use super::StartError;
 
 /// Only the owner.
 const OWN: u32 = 0o600;
-/// Everybody may knock; `SO_PEERCRED` against `allow_uids` decides. With 0600 the kernel would
-/// refuse the very users that are allowed.
+/// Every user may connect, and `SO_PEERCRED` is compared with `allow_uids`. With mode 0600 the
+/// kernel would refuse the users that the configuration allows.
 const SHARED: u32 = 0o666;
 
 /// Removes the socket file when dropped, unless systemd or another daemon owns it by then.
@@ -43,7 +43,7 @@ impl Drop for SocketFile {
         if let Some((path, inode)) = &self.file
             && inode_of(path).is_ok_and(|found| found == *inode)
         {
-            // Gone already is as good.
+            // A socket file that is gone already is no error.
             drop(fs::remove_file(path));
         }
     }
@@ -91,7 +91,7 @@ fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
                 fs::DirBuilder::new().mode(0o700).create(folder)?;
             }
         }
-        // Anything else is somebody's file, and binding says so.
+        // Any other kind of file is left alone, and binding reports it.
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
@@ -132,7 +132,7 @@ mod tests {
         };
         assert_eq!(source.kind(), io::ErrorKind::AddrInUse);
         assert!(source.to_string().contains("--socket"), "{source}");
-        // A later one has the name.
+        // Another daemon has put its socket under this name.
         fs::remove_file(&path).unwrap();
         let (_later_listener, later) = open(path.clone(), false).unwrap();
         drop(first);

@@ -1,5 +1,5 @@
-//! What systemd is told, and when. Without systemd every word is a no-op.
-//! Used by `daemon`; nothing else knows systemd.
+//! What systemd is told, and when. Without systemd every notification does nothing. Used by
+//! `daemon`; nothing else knows systemd.
 
 use std::future;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub(super) fn reloading() {
     }
 }
 
-/// The end begins.
+/// The daemon is ending.
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
@@ -48,7 +48,8 @@ impl Watchdog {
     pub(super) fn new() -> Self {
         let patience = sd_notify::watchdog_enabled().unwrap_or_default();
         let interval = (!patience.is_zero()).then(|| {
-            // Twice as often as needed, so that one late word is no death.
+            // Twice as often as systemd requires, so that one late notification does not make it
+            // kill the daemon.
             let mut interval = time::interval(patience / 2);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             interval
@@ -56,7 +57,7 @@ impl Watchdog {
         Self { interval, patience }
     }
 
-    /// Resolves when it is time for a word.
+    /// Resolves when the next notification is due.
     pub(super) async fn due(&mut self) {
         match &mut self.interval {
             Some(interval) => drop(interval.tick().await),
@@ -64,7 +65,7 @@ impl Watchdog {
         }
     }
 
-    /// Says the word if the engine's loop went round lately.
+    /// Notifies systemd if the engine's loop has run lately.
     pub(super) fn report(&self, stats: &EngineStats) {
         if Duration::from_millis(stats.last_beat_ms) < self.patience {
             tell(&[NotifyState::Watchdog]);

@@ -6,19 +6,12 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use config::TrainerConfig;
+use protocol::program;
 use rustix::process::{Pid, setpriority_process};
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, ChildStdin, Command};
 use tracing::{debug, warn};
-
-/// The name of the program that lies beside the daemon.
-pub const PROGRAM: &str = "reflectd-trainer";
-
-/// How OpenMP's threads wait for each other. Spinning ones take the processor from the very thread that
-/// they wait for as soon as anything else runs: beside one compiler a survey of a model of 135 million
-/// parameters said 517 hours where it says 2 alone. Sleeping ones make a quiet run up to a tenth slower.
-const OPENMP_WAITING: &str = "OMP_WAIT_POLICY";
 
 /// Nothing is at the place where the trainer is installed.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +30,7 @@ pub fn command_line(config: &TrainerConfig) -> Result<Vec<String>, NotInstalled>
     if let Some(command) = &config.command {
         return Ok(command.clone());
     }
-    let program = std::env::current_exe().unwrap_or_default().with_file_name(PROGRAM);
+    let program = std::env::current_exe().unwrap_or_default().with_file_name(program::NAME);
     if !program.exists() {
         return Err(NotInstalled { program });
     }
@@ -49,9 +42,7 @@ pub fn command_line(config: &TrainerConfig) -> Result<Vec<String>, NotInstalled>
 pub fn command(words: &[String]) -> Command {
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
-    if std::env::var_os(OPENMP_WAITING).is_none() {
-        command.env(OPENMP_WAITING, "passive");
-    }
+    program::wait_passively(command.as_std_mut());
     command
 }
 

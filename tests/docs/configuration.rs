@@ -402,7 +402,7 @@ fn documents_name_keys_that_exist() {
     let mut n_found = 0;
     let mut findings = Vec::new();
     for Document { path, text } in documents() {
-        // What the log says of older versions stays as it was.
+        // The log quotes keys of older versions.
         if path.ends_with("LOG.md") {
             continue;
         }

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use super::{Document, ROOT, document, documents, files, parts};
 use testkit::tree::assert_none;
 
-/// The README is read in some minutes or not at all.
+/// The longest README that a newcomer reads to its end.
 const README_WORDS: usize = 900;
 
 /// The targets of the links in a text, with their lines.
@@ -182,7 +182,7 @@ fn sources_that_documents_name_are_there() {
     let name = regex::Regex::new("`((?:src|crates|tests|bench)/[A-Za-z0-9_./-]+)`").unwrap();
     let mut findings = Vec::new();
     let mut n_found = 0;
-    // What the log says of older trees stays as it was.
+    // The log links to files of older trees.
     for Document { path, text } in documents().iter().filter(|it| !it.path.ends_with("LOG.md")) {
         for found in name.captures_iter(text) {
             n_found += 1;

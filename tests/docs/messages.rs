@@ -3,7 +3,7 @@
 use super::{document, files, parts};
 use testkit::tree::assert_none;
 
-/// Shorter pieces stand everywhere.
+/// Shorter pieces occur in unrelated text.
 const LEAST: usize = 6;
 
 /// The pieces of the messages in a heading: code between backticks, `...` taken out.

@@ -58,7 +58,8 @@ async fn kill_9_while_it_explores_loses_nothing_that_was_stored_and_it_goes_on_t
 
 #[tokio::test]
 async fn kill_9_at_every_stage_of_a_run_costs_it_nothing_but_time() {
-    // The trainer is left to us and not to init: then the system does not wake a stopped orphan.
+    // Orphaned trainers become children of this process and not of init. Under init their process
+    // group would be orphaned, and the kernel would continue its stopped members.
     set_child_subreaper(Some(getpid())).unwrap();
     // The same run on the same data, undisturbed.
     let undisturbed = {
@@ -130,7 +131,7 @@ fn is_training(event: &Value) -> bool {
     event["stage"] == "training" && event["step"]["step"].as_u64().is_some_and(|step| 0 < step)
 }
 
-/// It is well, has a database that can be read, and answers with these weights.
+/// Healthy, with a sound database, and answering with these weights.
 async fn serves(daemon: &Daemon, generation: u64) {
     let health = daemon.get("/health").await;
     assert_eq!((&health["status"], &health["generation"]), (&json!("ok"), &json!(generation)));

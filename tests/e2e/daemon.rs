@@ -16,7 +16,8 @@ use tokio::time::timeout;
 use crate::scratch::Scratch;
 use testkit::client::{Answer, Reply, request, send};
 
-/// Longer than anything takes on a busy machine; a daemon that hangs fails its test, not the suite.
+/// Longer than any step takes on a busy machine, so that a daemon that hangs fails its test and
+/// does not block the suite.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
 /// A running daemon; killed when dropped.
@@ -62,7 +63,7 @@ impl Daemon {
         daemon
     }
 
-    /// Waits for a word to systemd.
+    /// Waits for a notification to systemd.
     pub(crate) async fn told(&mut self, word: &str) {
         let words = async {
             let mut buffer = [0; 4096];

@@ -40,7 +40,7 @@ async fn logprobs_of(model: &Path, adapter: Option<&Path>) -> Vec<f32> {
     logprobs
 }
 
-/// What is not a number is further away than all numbers.
+/// A value that is not a number counts as infinitely far away.
 fn furthest(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let gaps = a.iter().zip(b).map(|(a, b)| (a - b).abs());
@@ -227,14 +227,14 @@ async fn a_generation_leaves_as_files_and_comes_back_as_a_candidate() {
     let card = fs::read_to_string(Path::new(&to("imported")).join("README.md")).unwrap();
     assert!(card.contains("trained elsewhere"), "{card}");
 
-    // What is no adapter changes nothing.
+    // A file that is no adapter is refused and changes nothing.
     let (code, words) = failure(root, &["adapters", "import", nano.to_str().unwrap()]).await;
     assert!(code == Some(1) && words.is_empty(), "{words}");
     assert_eq!(daemon.get("/health").await["generation"], 2);
     daemon.stop().await;
 }
 
-/// A file may not grow beyond 100 KiB here: an error with the system's word, and nothing is left.
+/// A file may not grow beyond 100 KiB here: an error with the system's message, and nothing is left.
 async fn no_room(root: &Path, outside: &Path) {
     let before = entries(outside);
     let script = "trap '' XFSZ; ulimit -f 200; exec \"$@\"";

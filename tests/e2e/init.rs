@@ -49,7 +49,7 @@ impl Newcomer {
             command.env_remove(name);
         }
         command.env("HOME", self.home()).current_dir(self.home()).stdin(Stdio::null());
-        // An Ollama that runs here as a service is not the newcomer's.
+        // Ignores an Ollama service of this machine.
         command.env("OLLAMA_MODELS", self.home().join(".ollama/models"));
         for (name, value) in &self.variables {
             command.env(name, value);
@@ -170,7 +170,7 @@ async fn the_embedded_model_is_set_up_checked_and_served() {
 
 #[tokio::test]
 async fn a_real_chat_model_is_fetched_checked_and_served() {
-    // The cache of whoever runs the tests, so that the model comes over the network once.
+    // The cache of the user who runs the tests, so that the model is downloaded once.
     let mut newcomer = Newcomer::new();
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let cache = variable("XDG_CACHE_HOME").map(PathBuf::from);

@@ -153,7 +153,7 @@ async fn a_chat_during_training_is_answered_while_the_trainer_stands_still() {
 
 /// Clients that chat during the swap.
 const CLIENTS: usize = 4;
-/// Chats go before the gate: without a pause of all clients at once it would never end.
+/// The gate waits while a chat runs, so all clients pause at once; otherwise it would never end.
 const PAUSE: Duration = Duration::from_millis(150);
 
 #[tokio::test]

@@ -25,7 +25,8 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     dequantize(&shipped, &exact);
     let examples = examples(&shipped);
 
-    // No step is taken with a rate of 0, and an adapter begins as nothing: the base speaks.
+    // With a learning rate of 0 no weight changes, and a new adapter adds nothing: these are the
+    // numbers of the base.
     let out = |name: &str| folder.path().join(name);
     let base = untrained(&exact, &examples, None, BaseKind::Auto, &out("base"));
     let adapter = train(&job(&exact, &examples, &out("adapter")));
@@ -48,7 +49,7 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     thread.join().unwrap();
 }
 
-/// The same numbers without their packing.
+/// The same values stored as F32.
 pub(crate) fn dequantize(from: &Path, to: &Path) {
     let source = Gguf::open(from).unwrap();
     let mut writer = Writer::default();
@@ -137,7 +138,7 @@ pub(crate) fn start_with(command: &mut Command, words: &str) -> (Child, ChildStd
     (child, stdin)
 }
 
-/// One run of the real trainer: how it ended, and its last word.
+/// One run of the real trainer: how it ended, and its last event.
 pub(crate) fn run(job: &Job) -> (ExitStatus, TrainerEvent) {
     let (status, mut events) = said(job);
     let last = events.pop().unwrap_or_else(|| panic!("it ended with {status}"));
@@ -160,7 +161,7 @@ pub(crate) fn train(job: &Job) -> Trained {
     trained(&last)
 }
 
-/// What the last word of a run names.
+/// What the last event of a run names.
 pub(crate) fn trained(last: &TrainerEvent) -> Trained {
     let TrainerEvent::Done { adapter, probe, .. } = last.clone() else { panic!("{last:?}") };
     let probe = serde_json::from_slice(&std::fs::read(probe).unwrap()).unwrap();

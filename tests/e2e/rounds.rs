@@ -72,7 +72,7 @@ fn a_trainer_that_is_told_to_end_goes_on_where_it_was_and_comes_to_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("agents/nano/model.gguf");
     let examples = examples(&shipped);
-    // So long that none is done before it has heard that it should end.
+    // A run so long that the signal arrives before it is done.
     let long = |name: &str| {
         let mut job = job(&shipped, &examples, &folder.path().join(name));
         (job.validation_share, job.optimizer.epochs) = (0.25, 20);

@@ -17,8 +17,8 @@ use crate::daemon::Daemon;
 /// Prompts of the shared exploration: enough for pairs whatever the model is worth.
 const PROMPTS: usize = 40;
 
-/// Every gate that measures an adapter's quality is open: here a run ends with a swap. One thread
-/// each, because two tests run side by side and threads that wait for each other spin.
+/// Every threshold of the gate's quality is open, because these runs have to end with a swap. One
+/// thread each, because two tests run side by side and waiting threads spin.
 const SETTINGS: &str = "
 default_agent: nano
 engine: { context_tokens: 8192, max_sequences: 32, threads: 1 }
@@ -127,7 +127,7 @@ impl Scratch {
 }
 
 impl Drop for Scratch {
-    /// The folder is gone when somebody wants to look why a test has failed.
+    /// Printed, because the folder is removed before anybody can look why a test has failed.
     #[expect(clippy::print_stderr, reason = "tests report there")]
     fn drop(&mut self) {
         if std::thread::panicking() {

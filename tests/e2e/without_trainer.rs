@@ -87,7 +87,8 @@ async fn it_lies_in_the_users_runtime_folder_when_no_folder_is_named() {
     assert_eq!(status["agents"], json!(["nano"]));
     assert!(socket.exists() && !scratch.socket().exists());
 
-    // Another daemon with its own folder has its own socket; one without names is refused.
+    // Another daemon on another folder has its own socket; a second one on the default folder is
+    // refused.
     let other = Daemon::start(Scratch::new()).await;
     assert!(other.scratch().socket().exists());
     let root = other.stop().await;

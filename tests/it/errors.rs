@@ -136,7 +136,7 @@ async fn a_second_long_operation_is_refused_until_the_first_is_cancelled() {
     let body = json!({"prompts": prompts, "n": 8, "m": 0, "stream": true}).to_string();
     let mut first = daemon.send(Method::POST, "/v1/explore", body).await;
     assert!(first.event().await.is_some());
-    // Nobody looks any more, and it goes on.
+    // The client has left, and the operation goes on.
     drop(first);
     assert_eq!(daemon.post("/v1/runs", &json!({})).await.error(), code(409, "learner_busy"));
     let streamed = daemon.post("/v1/runs", &json!({"stream": true})).await;

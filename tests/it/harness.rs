@@ -16,7 +16,7 @@ use testkit::fake::{Fake, Script};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Only a broken daemon needs so long.
+/// Only a daemon that is broken takes this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running daemon.

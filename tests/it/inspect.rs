@@ -176,7 +176,7 @@ async fn an_edit_becomes_an_answer_that_ends_like_a_served_one() {
     assert_eq!((&edit["parent"], &found["served"]), (&served["id"], &served["id"]));
     assert_eq!(found["feedback"][0]["candidate"], served["id"], "the served one was meant");
 
-    // Longer than the model can hold: said at once, and nothing is stored.
+    // Longer than the context: refused at once, and nothing is stored.
     let long = json!({"exchange": exchange, "edit": "x".repeat(20_000)});
     let refused = daemon.post("/v1/feedback", &long).await;
     assert_eq!(refused.error(), (400, "context_length_exceeded".to_owned()));

@@ -1,4 +1,4 @@
-//! Start, end and what lies between two lives.
+//! Start, end, and restart on the same folder.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;

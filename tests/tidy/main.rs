@@ -31,7 +31,7 @@ const CRATES: &[(&str, &[&str])] = &[
 /// every edge points down in it.
 const EDGES: &[(&str, &[&str])] = &[
     ("cli", &["signals", "daemon", "api", "learn", "trust", "reflect", "merge"]),
-    // The words that a signal stands for are the daemon's.
+    // The commands that a signal stands for are defined in the daemon.
     ("signals", &["daemon"]),
     ("daemon", &["api", "learn", "reflect"]),
     ("api", &["learn", "trust", "reflect"]),
@@ -44,7 +44,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("paths", &[]),
 ];
 
-/// What every module may use: words and files, no behaviour.
+/// Modules that every module may use: they hold no behaviour.
 const COMMON: &[&str] = &["paths", "socket_path", "telemetry"];
 
 /// All that some crates of the workspace are built from, so that each can be built and read without the
@@ -55,7 +55,7 @@ const BUILT_FROM: &[(&str, &[&str])] = &[
     ("trainer", &["files", "ggml", "inference", "nano", "prompt", "protocol"]),
 ];
 
-/// The longest a file may be: beyond this nobody reads it in one sitting.
+/// The longest a file may be, so that it can be read in one sitting.
 const MAX_LINES: usize = 800;
 
 /// The Rust files below `src/` by their path there, each line without its comment.

@@ -183,7 +183,7 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// An agent and its model, if nothing is wrong that would leave a hole in it.
+    /// An agent and its model; `None` when a part that every agent needs is wrong.
     fn agent(&mut self, name: &str, file: &Path, settings: &Settings) -> Option<(Agent, PathBuf)> {
         let keys = Section::read(self.root, file, self.problems)?;
         self.agent_of(name, keys, settings)
@@ -208,7 +208,7 @@ impl Files<'_> {
         let aspects = self.agent_aspects(name, &mut keys);
         let held_out = self.prompts_of(&mut keys, "held_out");
         let general = self.prompts_of(&mut keys, "general");
-        // What is wrong with the prompts has been said.
+        // Faults of the prompts are reported already.
         let can_choose = prompts.as_ref().is_none_or(|prompts| prompts.can_choose());
         let probes = self.prompts_of(&mut keys, "probes");
         let agent = Agent {
@@ -337,7 +337,7 @@ pub(super) fn aspect(name: &str, mut keys: Section<'_>) -> Option<Aspect> {
     let description = description?;
     let mut digest = sha2::Sha256::new();
     for text in [name, &description].into_iter().chain(levels.iter().map(String::as_str)) {
-        // The length keeps texts apart that would be the same when joined.
+        // Without the lengths `ab`, `c` and `a`, `bc` would have the same hash.
         digest.update(text.len().to_le_bytes());
         digest.update(text);
     }
@@ -387,11 +387,11 @@ fn sampling(keys: &mut Section<'_>, engine: &EngineConfig) -> Sampling {
     let default = Sampling::default();
     Sampling {
         temperature: keys.number("temperature", default.temperature, &ranges::TEMPERATURE),
-        // An owner who wants less than this wants temperature 0.
+        // A smaller mass leaves one token, which temperature 0 says more clearly.
         top_p: keys.number("top_p", default.top_p, &(0.001..=*ranges::TOP_P.end())),
         top_k: keys.number("top_k", default.top_k, &(0..=1_000_000)),
         min_p: keys.number("min_p", default.min_p, &ranges::MIN_P),
-        // One cell at least is the prompt's.
+        // The prompt needs at least one cell.
         max_tokens: keys.number(
             "max_tokens",
             default.max_tokens.min(engine.context_tokens / 2),
@@ -430,7 +430,7 @@ fn verifier(keys: &mut Section<'_>) -> Option<Verifier> {
     let verifier = keys.optional("verifier")?;
     let fault = match &verifier {
         Verifier::Regex { pattern } => regex::Regex::new(pattern).err().map(|error| {
-            // Its message is a drawing of several lines with the reason in the last.
+            // The message draws the pattern over several lines; the last line has the reason.
             error.to_string().lines().last().unwrap_or_default().to_owned()
         }),
         Verifier::JsonSchema { schema } => {

@@ -303,7 +303,7 @@ pub const REWARD: &str = "reward";
 pub struct ProbeLine {
     /// Unique in its file.
     pub id: String,
-    /// The user's words.
+    /// The user's message.
     pub prompt: String,
     /// What was answered.
     pub answer: String,

@@ -68,7 +68,8 @@ pub fn defaults() -> Defaults {
     Defaults { engine, trainer, learn }
 }
 
-/// `server.socket` for clients, who have no use for the rest and leave its faults to the daemon.
+/// `server.socket` for clients. They need no other key, and the daemon reports what is wrong with
+/// the rest.
 pub fn configured_socket(root: &Path) -> Option<PathBuf> {
     let problems = Problems::default();
     let mut file = Section::read(root, Path::new("reflectd.yaml"), &problems)?;
@@ -217,7 +218,7 @@ fn schedule(keys: &mut Section<'_>) -> Option<(String, chrono_tz::Tz)> {
         keys.problem("time_zone", format!("is {time_zone:?}; a name like Europe/Berlin is needed"));
     });
     let cron = keys.text("cron")?;
-    // Without seconds and years: those who write six fields mean different things by the first.
+    // No seconds and no years, because programs differ in what the first of six fields means.
     let parser = croner::parser::CronParser::builder()
         .seconds(croner::parser::Seconds::Disallowed)
         .year(croner::parser::Year::Disallowed)

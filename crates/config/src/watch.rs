@@ -1,5 +1,6 @@
-//! Notices that YAML files below the root have changed, waits until they rest, and says so once.
-//! Decides nothing and reads nothing. Only this file names `notify`. Used by `daemon`.
+//! Notices that YAML files below the root have changed, waits until no more changes come, and
+//! reports once. Decides nothing and reads nothing. Only this file names `notify`. Used by
+//! `daemon`.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -42,7 +43,7 @@ pub struct Watch {
 
 /// Sends a unit whenever YAML files below `root` have changed and rested for a moment.
 pub fn spawn(root: &Path, changed: mpsc::Sender<()>) -> Result<Watch, WatchError> {
-    // One place is enough: a second change before the first is handled tells nothing new.
+    // A queue of one is enough: a second change before the first is handled adds nothing.
     let (noticed, inbox) = sync_channel(1);
     let watch = |watcher: &mut RecommendedWatcher, path: &Path, mode| {
         let failed = |source| WatchError::Watch { path: path.into(), source };
@@ -69,7 +70,8 @@ impl Drop for Watch {
     fn drop(&mut self) {
         drop(self.watcher.take());
         if let Some(thread) = self.thread.take() {
-            // A panic there has been printed; there is nothing more to do about it here.
+            // A panic of the thread has been printed already; nothing more can be done about it
+            // here.
             drop(thread.join());
         }
     }

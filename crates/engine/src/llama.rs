@@ -43,7 +43,7 @@ use files::gguf::{Gguf, Parts, model_sha256, model_size};
 use inference::backend::{Backend, Entry, Limits, SequenceId};
 use memory::Demand;
 use open::{c_path, load_error, open_model};
-use process::{Device, devices, init, last_error, physical_cores, system};
+use process::{Device, devices, forget_errors, init, last_error, physical_cores, system};
 use shape::Shape;
 use vocabulary::LlamaVocabulary;
 
@@ -275,6 +275,8 @@ impl Backend for Llama {
         interrupt: Option<&AtomicBool>,
     ) -> Result<usize, EngineError> {
         self.batch.fill(batch, &self.limits, self.info.n_vocab)?;
+        // What an interrupted call reported is not the reason of this one's failure.
+        forget_errors();
         let interruption = interrupt.map(|signal| self.context.interrupted_by(signal));
         // SAFETY: the context lives, and `fill` has checked sizes, tokens and sequence ids.
         let code = unsafe { sys::llama_decode(self.context.0.as_ptr(), self.batch.raw) };

@@ -93,11 +93,12 @@ fn rename_folder(from: &Path, to: &Path, existing: Existing) -> io::Result<()> {
     }
 }
 
-/// Gives a file or a folder a name that nothing else has; what has it is never replaced.
+/// Gives a file or a folder a new name, which must not be taken.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system without this flag: whoever takes the name in between loses it.
+        // A file system without this flag: a file that gets the name between check and rename is
+        // lost.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
             match fs::symlink_metadata(to) {
                 Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
@@ -109,7 +110,8 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// A file at one moment: another content has another one, if the clock has ticked in between.
+/// Identifies a file's content. A change of the content changes the stamp once the file system's
+/// clock has moved on.
 #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
 struct Stamp {
     device: u64,
@@ -119,7 +121,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    /// `None` for a file that was changed so lately that the next change might look the same.
+    /// `None` for a file that was changed so lately that another change could have the same time.
     fn of(file: &File) -> io::Result<Option<Self>> {
         use std::os::unix::fs::MetadataExt as _;
         const SETTLED_S: i64 = 2;
@@ -130,7 +132,7 @@ impl Stamp {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
-            // Nobody can set this one back.
+            // The time of the last change of the inode, because programs cannot set it.
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }))
     }

@@ -25,7 +25,7 @@ pub const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
 /// Tensor data and each tensor in it start at multiples of this, unless the file says otherwise.
 const ALIGNMENT: u64 = 32;
-/// No sane file has more; these bound what a hostile header can make us allocate. The largest
+/// More than any real file has. These bound what a hostile header can make us allocate: the largest
 /// vocabularies have 300 thousand entries and as many merges in 20 MB.
 const MAX_ITEMS: u64 = 1 << 16;
 const MAX_STRING: u64 = 1 << 24;
@@ -186,7 +186,7 @@ pub enum GgufError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

@@ -1,6 +1,6 @@
-//! Files of models and adapters, without any C: [`gguf`] reads, checks and writes GGUF, [`lora`] holds
-//! adapters as GGUF and as PEFT folders, [`disk`] writes files so that none is ever half there,
-//! [`memory`] knows what room there is for them.
+//! Files of models and adapters, without any C: [`gguf`] reads, checks and writes GGUF, [`lora`]
+//! holds adapters as GGUF and as PEFT folders, [`disk`] writes files atomically, [`memory`] says
+//! how much memory is free for them.
 
 pub mod disk;
 pub mod gguf;

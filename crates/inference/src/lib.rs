@@ -128,14 +128,14 @@ pub enum FlashAttention {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvCache {
-    /// Half the memory of `F32`; rounds log-probs by about 1e-3.
+    /// Half the memory of `f32`; rounds log-probs by about 1e-3.
     #[default]
     F16,
     /// As the trainer computes.
     F32,
-    /// Half the memory of `F16`; needs flash attention.
+    /// Half the memory of `f16`; needs flash attention.
     Q8_0,
-    /// A quarter of the memory of `F16`; needs flash attention.
+    /// A quarter of the memory of `f16`; needs flash attention.
     Q4_0,
 }
 
@@ -193,7 +193,7 @@ pub enum EngineError {
     /// The queue is full; the caller may try again after this time.
     #[error("the engine's queue is full")]
     Overloaded {
-        /// A guess.
+        /// An estimate.
         retry_after: Duration,
     },
     /// Prompt and answer do not fit.
@@ -207,7 +207,7 @@ pub enum EngineError {
     /// A number of the request is out of its range.
     #[error("{0}")]
     Invalid(String),
-    /// No such lane is loaded.
+    /// The adapter of this generation is not loaded.
     #[error("generation {0} is not loaded")]
     NoLane(Generation),
     /// The model or the adapter cannot be loaded.

@@ -512,7 +512,7 @@ pub(super) fn miscalculate(number: i64, rng: &mut Rng) -> i64 {
     if number + offset < 0 { number - offset } else { number + offset }
 }
 
-/// What the one who knows says about an answer.
+/// The assessment of a judge that knows the right answer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Truth {
     /// Levels 1 to 3 of reasoning, arithmetic, format.
@@ -557,7 +557,7 @@ pub fn judge(problem: &Problem, answer: &Answer) -> Truth {
                 equation.truth()
             ));
         }
-        // What follows a wrong step is not worth a critique of its own.
+        // Later steps follow from the wrong one, so the critique names only the first.
         if levels[0] == 1 {
             break;
         }

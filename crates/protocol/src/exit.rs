@@ -21,7 +21,7 @@ pub enum Exit {
     Internal = 70,
     /// The operating system refused something: file, socket, lock (`EX_OSERR`).
     System = 71,
-    /// Not enough memory or another passing want; trying again may help (`EX_TEMPFAIL`).
+    /// Not enough memory or another shortage that passes; trying again may help (`EX_TEMPFAIL`).
     TryAgain = 75,
     /// The configuration is wrong (`EX_CONFIG`).
     Config = 78,

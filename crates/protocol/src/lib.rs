@@ -2,9 +2,11 @@
 //! trainer's standard input, [`TrainerEvent`]s as JSON lines on its standard output.
 //! End of standard input means that the daemon has gone: the trainer stops. `reflectd-trainer survey`
 //! takes a [`SurveyJob`] instead and answers with one [`TrainingSurvey`].
-//! Documented in `docs/internals/protocol.md`. Pure data; used by `learn` and by `reflectd-trainer`.
+//! Documented in `docs/internals/protocol.md`. Pure data, but for the environment that [`program`] gives a
+//! process; used by `learn` and by `reflectd-trainer`.
 
 pub mod exit;
+pub mod program;
 
 use std::path::PathBuf;
 
@@ -240,7 +242,7 @@ pub struct Rollout {
     pub tokens: Vec<i32>,
     /// Log-prob of each token when it was sampled, by the generation that sampled it.
     pub logprobs: Vec<f32>,
-    /// What the answer is worth.
+    /// Its reward.
     pub reward: f64,
 }
 

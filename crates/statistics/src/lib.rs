@@ -181,7 +181,7 @@ pub struct Judged {
     pub score: f64,
     /// Every aspect passes.
     pub is_accepted: bool,
-    /// The verifier's word.
+    /// The verifier's verdict.
     pub is_right: bool,
 }
 

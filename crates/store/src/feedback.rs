@@ -1,4 +1,4 @@
-//! Table `feedback`: the owner's word on answers.
+//! Table `feedback`: the owner's ratings and edits of answers.
 
 use rusqlite::{Transaction, params};
 

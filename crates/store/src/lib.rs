@@ -54,7 +54,7 @@ pub enum StoreError {
     Database {
         /// What was tried, on which object.
         action: &'static str,
-        /// SQLite's words.
+        /// SQLite's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -163,11 +163,11 @@ impl Store {
         })
         .await
     }
-    /// Stores the owner's word.
+    /// Stores a rating of the owner.
     pub async fn add_feedback(&self, feedback: Feedback) -> Result<()> {
         self.write("store feedback", move |tx| feedback::insert(tx, &feedback)).await
     }
-    /// Stores the owner's word that has an edit, and the edit as an answer of its own.
+    /// Stores an edit of the owner, and the edited text as an answer of its own.
     pub async fn add_edit(&self, feedback: Feedback, edit: NewCandidate) -> Result<CandidateId> {
         self.write("store an edit", move |tx| {
             feedback::insert(tx, &feedback)?;

@@ -1,4 +1,4 @@
-//! That a row is there before others are tied to it. Used by the files of the tables.
+//! Checks that a row exists before others refer to it. Used by the files of the tables.
 
 use rusqlite::{Transaction, params};
 

@@ -203,7 +203,7 @@ pub struct Exchange {
     pub served: Option<CandidateId>,
     /// In order of creation.
     pub candidates: Vec<Candidate>,
-    /// The owner's words, oldest first; each names its answer, unless none was served.
+    /// The owner's ratings and edits, oldest first; each names its answer, unless none was served.
     pub feedback: Vec<Feedback>,
 }
 
@@ -255,7 +255,7 @@ pub struct Filled {
     pub tries: u32,
 }
 
-/// The owner's word on an answer.
+/// The owner's rating or edit of an answer.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Feedback {
     /// Which exchange.
@@ -443,7 +443,7 @@ pub struct Evaluation {
     pub text: String,
     /// The judge's scalar.
     pub score: f64,
-    /// The verifier's word, where the prompt has one.
+    /// The verifier's verdict, where the prompt has one.
     pub verified: Option<bool>,
 }
 

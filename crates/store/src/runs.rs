@@ -54,7 +54,7 @@ pub(super) fn update(
 ) -> Outcome<()> {
     let run = one(tx, id)?;
     let ended_ms = is_over(state).then(|| run.ended_ms.unwrap_or_else(now_ms));
-    // An interrupted run keeps what it was doing as its state.
+    // The state of an interrupted run stays, because it says what the run was doing.
     let is_interrupted = state == RunState::Interrupted;
     tx.prepare_cached(
         "UPDATE runs SET state = coalesce(?, state), interrupted = ?, ended_ms = ?, reason = ?,

@@ -45,7 +45,7 @@ CREATE TABLE assessments (
     mass           REAL NOT NULL,
     weight         REAL NOT NULL,
     passes         INTEGER NOT NULL CHECK (passes IN (0, 1)),
-    -- One voice an aspect: a second would count twice.
+    -- One assessment an aspect, because a second one would count twice.
     UNIQUE (candidate, aspect)
 ) STRICT;
 
@@ -73,7 +73,8 @@ CREATE TABLE runs (
     job            TEXT NOT NULL,
     metrics        TEXT NOT NULL,
     generation     INTEGER REFERENCES generations (generation),
-    -- The newest candidate when the run started: what is newer is new whatever the clock says.
+    -- The newest candidate when the run started: what has a larger id is newer, even after the
+    -- clock was set back.
     last_candidate INTEGER NOT NULL
 ) STRICT;
 

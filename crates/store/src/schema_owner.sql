@@ -1,11 +1,11 @@
 -- What the owner says is training data: edits are answers, and an answer can be learned from alone.
 
--- Nobody sampled an owner's edit: its log-probs are what its generation gives to the text, and its
--- sampling says nothing.
+-- An owner's edit was not sampled: its log-probs are what its generation gives to the text, and its
+-- sampling parameters mean nothing.
 ALTER TABLE candidates ADD COLUMN author TEXT NOT NULL DEFAULT 'model'
     CHECK (author IN ('model', 'owner'));
 
--- Like `last_candidate`: a newer word is new whatever the clock says.
+-- Like `last_candidate`: what has a larger id is newer, even after the clock was set back.
 ALTER TABLE runs ADD COLUMN last_feedback INTEGER NOT NULL DEFAULT 0;
 
 -- A side may be absent: `kto` and `grpo` learn from single answers.

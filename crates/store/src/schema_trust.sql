@@ -1,5 +1,5 @@
--- Assessments keep their history: the newest counts (is_current), earlier ones stay readable.
--- What calibration found: reports of the judge, and the bars that it chose for each version.
+-- Assessments keep their history: the newest counts (is_current), earlier ones stay readable. What
+-- calibration found: reports of the judge, and the thresholds that it chose for each version.
 
 CREATE TABLE assessments_with_history (
     id             INTEGER PRIMARY KEY,
@@ -22,7 +22,7 @@ INSERT INTO assessments_with_history
     FROM assessments JOIN candidates ON candidates.id = assessments.candidate;
 DROP TABLE assessments;
 ALTER TABLE assessments_with_history RENAME TO assessments;
--- One voice an aspect: a second would count twice.
+-- One current assessment an aspect, because a second one would count twice.
 CREATE UNIQUE INDEX one_assessment_counts ON assessments (candidate, aspect) WHERE is_current = 1;
 CREATE INDEX assessments_by_candidate ON assessments (candidate);
 

@@ -386,7 +386,7 @@ async fn feedback_comes_back_in_order() {
     };
     store.add_feedback(thumb.clone()).await.unwrap();
     store.add_feedback(edit.clone()).await.unwrap();
-    // A word that names no answer is about the one that was served.
+    // A rating that names no answer is about the one that was served.
     let of_served = Feedback { candidate: Some(ids[1]), ..thumb.clone() };
     assert_eq!(store.feedback(exchange).await.unwrap(), [of_served, edit]);
     let (other, _) = record(store, "one").await;
@@ -781,7 +781,7 @@ async fn exchanges_to_label_with_and_to_judge_again_are_found() {
         store.outdated("one".into(), standards.to_vec(), None, 10).await.unwrap()
     };
     let (kind, truth) = (assessment("kind").standard(), assessment("true").standard());
-    // The second draft of the first two has no word on truth.
+    // Neither verifier nor owner has labelled the second draft of the first two.
     assert_eq!(outdated(&[kind.clone(), truth.clone()]).await, [plain, rated, verified]);
     assert_eq!(outdated(std::slice::from_ref(&kind)).await, [plain, rated]);
     let newer = Standard { rubric_version: "2".into(), ..kind };

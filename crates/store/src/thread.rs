@@ -52,7 +52,8 @@ impl StoreThread {
 pub async fn spawn(path: PathBuf) -> Result<(Store, StoreThread)> {
     let (commands, inbox) = mpsc::channel(QUEUE);
     let (ready, opened) = oneshot::channel();
-    // Never sent on: that it closes is the message, and it does so even after a panic.
+    // Nothing is ever sent: the receiver learns from the closed channel that the thread has ended,
+    // even after a panic.
     let (alive, ended) = mpsc::channel(1);
     let thread = thread::Builder::new()
         .name("store".into())
@@ -130,7 +131,7 @@ pub(super) enum Refusal {
         /// See [`StoreError::NotFound`].
         id: i64,
     },
-    /// SQLite's words.
+    /// SQLite's error.
     Sqlite(rusqlite::Error),
 }
 
@@ -144,7 +145,7 @@ impl From<rusqlite::Error> for Refusal {
 pub(super) type Outcome<T> = std::result::Result<T, Refusal>;
 
 impl Store {
-    /// Runs a transaction that writes. It is run even when the caller has left: what was made
+    /// Runs a transaction that writes, even when the caller has left, because what was computed
     /// should be kept.
     pub(super) async fn write<T: Send + 'static>(
         &self,

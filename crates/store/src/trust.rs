@@ -46,7 +46,8 @@ pub(super) fn newest_report(
     Ok(report.optional()?)
 }
 
-/// What was judged by the same version before, an endpoint's in whatever state, is held against the new threshold too: its levels are known.
+/// Applies the new thresholds to what the same version of a judge has judged before, in whatever
+/// state an endpoint was, because the levels are stored.
 pub(super) fn set_thresholds(
     tx: &Transaction<'_>,
     agent: &str,
@@ -86,7 +87,7 @@ pub(super) fn thresholds(tx: &Transaction<'_>, agent: &str) -> Outcome<Vec<Judge
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Newest first: the owner's word, or a verifier's on a candidate.
+/// Newest first: those that the owner has rated, or a verifier has judged.
 pub(super) fn labelled(
     tx: &Transaction<'_>,
     agent: &str,
@@ -103,8 +104,8 @@ pub(super) fn labelled(
     exchanges::ids(tx, sql, params![agent, before, limit(at_most)])
 }
 
-/// Oldest first: some candidate's assessments are not by these standards, or by neither all of them
-/// nor those that were chosen for the prompt.
+/// Exchanges with a candidate that lacks assessments by these standards, all of them or those
+/// chosen for the prompt; oldest first.
 pub(super) fn outdated(
     tx: &Transaction<'_>,
     agent: &str,

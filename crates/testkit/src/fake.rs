@@ -1,6 +1,6 @@
-//! A scripted model for tests, here and in `tests/it`: byte vocabulary, a few control tokens, and
-//! replies that depend on the prompt. It is strict where llama.cpp aborts or goes silently wrong:
-//! batches that it refuses, too many cells, sequences that mix generations.
+//! A scripted model for tests of the daemon and of the engine: byte vocabulary, a few control
+//! tokens, and replies that depend on the prompt. It refuses what makes llama.cpp abort or give
+//! wrong numbers: batches that llama.cpp refuses, too many cells, sequences that mix generations.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

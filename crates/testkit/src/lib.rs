@@ -32,7 +32,7 @@ pub const SETTINGS: [&str; 6] = [
 /// The trainer beside the daemon's program. Cargo builds the programs of a package for its tests, but not
 /// those of others.
 pub fn trainer(daemon: &str) -> PathBuf {
-    let trainer = Path::new(daemon).with_file_name("reflectd-trainer");
+    let trainer = Path::new(daemon).with_file_name(protocol::program::NAME);
     assert!(
         trainer.exists(),
         "{} is missing; run `cargo build --release` first",

@@ -172,7 +172,8 @@ fn anything(random: &mut Rng) -> Value {
 }
 
 fn damage(bytes: &mut Vec<u8>, random: &mut Rng) {
-    // Where the names of the tensors begin and end; the vocabulary before them is long and dull.
+    // Where the names of the tensors begin and end. The vocabulary before them is long, and damage
+    // to it shows little.
     let text = b"token_embd.weight";
     let header = bytes.windows(text.len()).position(|window| window == text).unwrap_or(200);
     let at = match random.u32(0..10) {

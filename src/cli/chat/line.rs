@@ -3,7 +3,7 @@
 use crate::cli::parse_mode;
 use config::Mode;
 
-/// One line of the owner.
+/// One line that the owner typed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Line {
     Empty,

@@ -47,7 +47,7 @@ impl DaemonProcess {
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("share the log")?)
             .stderr(log)
-            // Ctrl-C is for the demo; it ends the daemon itself.
+            // Ctrl-C must reach the demo alone, which then ends the daemon.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()

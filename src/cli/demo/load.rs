@@ -17,8 +17,8 @@ use engine::Generation;
 
 /// Chats at once.
 const WORKERS: usize = 3;
-/// Between two chats of a worker. The gate waits while anybody chats: without a pause it would
-/// never end.
+/// Between two chats of a worker, because the gate waits while a chat runs and would never end
+/// without a pause.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What became of the chats.

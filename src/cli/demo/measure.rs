@@ -1,5 +1,5 @@
 //! What the demo measures, all of it through the socket: greedy answers to held-out problems, and
-//! the judge's word against the verifier's. Used by `demo`.
+//! how the judge agrees with the verifier. Used by `demo`.
 
 use anyhow::{Context as _, bail, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};

@@ -55,7 +55,7 @@ impl Round {
 }
 
 impl Report {
-    /// A gate that says no is a result. A broken run or a broken promise to clients is not.
+    /// A gate that refuses is a result. A failed run, a failed chat or a mixed answer is an error.
     pub(super) fn exit(&self) -> Exit {
         let is_broken =
             |round: &Round| !matches!(round.ended, Ended::Promoted { .. } | Ended::Rejected { .. });

@@ -81,7 +81,8 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if self.is_temporary {
-            // What stays behind is small and lies where the system cleans up.
+            // A failure to remove it is ignored: the folder is small and lies where the system
+            // cleans up.
             drop(fs::remove_dir_all(&self.folder));
         }
     }

@@ -87,7 +87,7 @@ impl Card {
             Content::Merged { .. } => ("llama.cpp", "gguf"),
         };
         let base = self.base_model.as_deref();
-        // As JSON, which is YAML too and has no surprises.
+        // As JSON, because all JSON is YAML and needs no rules for quoting.
         let base = base.map(|base| format!("base_model: {}\n", Value::from(base)));
         format!(
             "---\n{}library_name: {library}\npipeline_tag: text-generation\n\
@@ -235,7 +235,7 @@ impl Card {
     }
 }
 
-/// What an owner should know about how tensors were written; mostly nothing.
+/// What an owner should know about how tensors were written; usually empty.
 pub(super) fn remark(written: &Written) -> String {
     let mut remarks = Vec::new();
     if let Some(why) = &written.instead {

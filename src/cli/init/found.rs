@@ -150,7 +150,7 @@ fn first_line(path: &Path) -> Option<PathBuf> {
     text.lines().next().map(str::trim).filter(|line| !line.is_empty()).map(PathBuf::from)
 }
 
-/// `None` when it cannot be read, or is longer than anything that is looked for.
+/// `None` when it cannot be read, or is longer than any file that is looked for.
 fn small_file(path: &Path) -> Option<Vec<u8>> {
     let file = File::open(path).ok()?;
     let metadata = file.metadata().ok()?;

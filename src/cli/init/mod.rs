@@ -56,7 +56,7 @@ struct Tried {
 impl Tried {
     async fn found(found: &Found) -> anyhow::Result<Self> {
         let tried = try_model(&found.path).await?;
-        // Ollama calls its files by their hashes.
+        // Ollama names its files by their hashes.
         let title = (found.source == Source::Ollama).then(|| found.name.clone());
         Ok(Self { title, ..tried })
     }
@@ -207,7 +207,7 @@ async fn take_first(models: &[Found]) -> anyhow::Result<Tried> {
     Err(last.unwrap_or_else(|| anyhow::anyhow!("there is no model to take")))
 }
 
-/// A line of the owner's; an end of input is an end.
+/// A line that the owner types; the end of input is an error.
 fn ask(question: &str) -> anyhow::Result<String> {
     terminal::remark(question)?;
     let mut line = String::new();

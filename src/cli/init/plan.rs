@@ -24,7 +24,7 @@ const MOST_ANSWER: u32 = 1024;
 /// The learning rate that has worked for this many parameters (`SmolLM2`, preference pairs).
 const KNOWN_RATE: (f64, f64) = (5e-4, 135e6);
 const RATES: [f64; 2] = [2e-5, 1e-3];
-/// The agent of a model whose name says nothing.
+/// The agent's name when that of the model gives none.
 const NAMELESS: &str = "assistant";
 const MAX_NAME: usize = 40;
 

@@ -32,7 +32,7 @@ pub(in crate::cli) enum SampleError {
     Cache {
         /// The folder.
         folder: PathBuf,
-        /// The system's words.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

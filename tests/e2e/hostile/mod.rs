@@ -65,7 +65,7 @@ fn report(what: &str, outcomes: &[(u64, Result<(), EngineError>)]) {
     }
     eprintln!("{} {what}: {counts:?}", outcomes.len());
     assert!(bad.is_empty(), "{what} that our checks let through:\n{}", bad.join("\n"));
-    // Mutations that break everything, or nothing, would test nothing.
+    // Mutations that all load, or all fail, would test nothing.
     for word in ["loaded", "refused"] {
         assert!(counts.get(word).is_some_and(|&n| n >= outcomes.len() / 20), "{what}: {counts:?}");
     }

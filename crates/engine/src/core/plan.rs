@@ -1,5 +1,7 @@
 //! What is evaluated next: who is admitted, who gives way, and which tokens make the batch.
 
+use std::collections::BTreeSet;
+
 use inference::backend::SequenceId;
 
 use super::super::Class;
@@ -112,10 +114,9 @@ impl Core {
                 self.start(at, sequence, with_copies, found);
                 return Admission::Admitted;
             }
-            let evictable = self.tree.free() + self.tree.evictable();
             let yields = self.newest_below(class);
             // In vain nothing is dropped: somebody may come back for it.
-            let is_in_vain = evictable + self.yielded(class) < needed;
+            let is_in_vain = self.tree.free() + self.yielded(class) < needed;
             if is_in_vain && 0 < found.extra {
                 // A copy comes back as a whole, and what is wanted of it may be little.
                 with_copies = false;
@@ -162,11 +163,14 @@ impl Core {
         running.sum()
     }
 
-    /// Cells, at most, that the running sequences below a class would give.
+    /// Cells that would be free, or not be asked for, without the cache and the sequences below a
+    /// class. What these share with others is not.
     fn yielded(&self, class: Class) -> usize {
         let below = self.requests.iter().filter(|request| class < request.class);
-        let ids = below.flat_map(|r| r.sequences.iter().filter_map(|sequence| sequence.id));
-        ids.map(|id| self.tree.len(id) + GROWTH).sum()
+        let ids: BTreeSet<SequenceId> =
+            below.flat_map(|r| r.sequences.iter().filter_map(|sequence| sequence.id)).collect();
+        let waited: usize = ids.iter().map(|&id| self.tree.len(id) - self.tree.evaluated(id)).sum();
+        self.tree.freed_without(|id| ids.contains(&id)) + waited + ids.len() * GROWTH
     }
 
     fn may_free_id(&self, class: Class) -> bool {

@@ -579,6 +579,11 @@ impl Tree {
 
     /// Cells that would be free without the cached sequences.
     pub(super) fn evictable(&self) -> usize {
+        self.freed_without(|_| false)
+    }
+
+    /// Cells that would be free without the cached sequences and the running ones that yield.
+    pub(super) fn freed_without(&self, yields: impl Fn(SequenceId) -> bool) -> usize {
         let mut total = 0;
         let mut rest: Vec<(NodeId, bool)> =
             self.roots.values().map(|&root| (root, false)).collect();
@@ -587,7 +592,7 @@ impl Tree {
         while let Some((id, are_children_done)) = rest.pop() {
             let node = self.node(id);
             if are_children_done {
-                let is_running = node.ends.iter().any(|&end| !self.is_cached(end))
+                let is_running = node.ends.iter().any(|&end| !self.is_cached(end) && !yields(end))
                     || node.children.iter().any(|child| runs[child]);
                 if !is_running {
                     total += node.evaluated;

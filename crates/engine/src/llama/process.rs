@@ -74,7 +74,12 @@ pub(super) fn version() -> String {
     format!("llama.cpp {llama}, ggml {ggml}")
 }
 
-/// Why the last call failed, as far as the log says.
+/// Forgets what was reported of calls before.
+pub(super) fn forget_errors() {
+    LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+/// What llama.cpp has reported since [`forget_errors`].
 pub(super) fn last_error(otherwise: &str) -> String {
     let mut last = LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
     let reason = std::mem::take(&mut *last);

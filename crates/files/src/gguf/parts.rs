@@ -10,7 +10,7 @@ use sha2::Digest as _;
 
 use super::{Gguf, GgufError, TensorInfo, Value};
 
-/// llama.cpp counts them in 16 bits; nobody has more.
+/// llama.cpp counts them in 16 bits; no real model has more than this.
 const MAX_PARTS: u64 = 1000;
 
 /// The headers of all files of a model, the first one first: its metadata is the model's.
@@ -131,7 +131,7 @@ pub fn model_files(path: &Path) -> Result<Vec<PathBuf>, GgufError> {
     let Some(name) = Name::of(path).filter(|name| name.number == 1 && 1 < name.count) else {
         return Ok(vec![path.to_owned()]);
     };
-    // A model in one file may be called so too.
+    // A model in one file may have a name of this form too.
     let n_parts = Gguf::open(path)?.unsigned("split.count").unwrap_or(1);
     let is_split = n_parts == name.count && n_parts <= MAX_PARTS;
     Ok(if is_split { (1..=n_parts).map(|n| name.part(n)).collect() } else { vec![path.to_owned()] })

@@ -27,7 +27,7 @@ pub enum LoraError {
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -223,7 +223,7 @@ fn read_pairs(file: &Gguf) -> Result<BTreeMap<String, Pair>, PairError> {
 pub(crate) mod tests {
     use super::*;
 
-    /// Numbers that need all of their bits.
+    /// Random numbers that no shorter type than f32 can store exactly.
     pub(crate) fn noise(rng: &mut fastrand::Rng, n_rows: usize, width: usize) -> Matrix {
         Matrix { width, values: (0..n_rows * width).map(|_| rng.f32() - 0.5).collect() }
     }

@@ -103,8 +103,8 @@ pub fn with_reasons(mut goals: Vec<Goal>, older: &[Goal]) -> Vec<Goal> {
     goals
 }
 
-/// What was typed to start this benchmark: the variables that it looks at, cargo's words and its
-/// own arguments. Of files only the name is told, because folders are those of one machine.
+/// The command line of this benchmark: the variables that it reads, `cargo bench`, and its own
+/// arguments. Of files only the name is told, because folders are those of one machine.
 pub fn command(bench: &str, variables: &[&str]) -> String {
     let set = variables.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
     command_of(bench, set, std::env::args_os().skip(1))

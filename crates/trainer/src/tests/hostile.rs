@@ -41,7 +41,7 @@ fn lines() -> String {
     })
 }
 
-/// One word for what became of a run; an error where it is not what it should be.
+/// One word for the outcome of a run; an error when the outcome is wrong.
 fn outcome(job: &Job) -> Result<&'static str, String> {
     let ended = catch_unwind(AssertUnwindSafe(|| run(job)));
     let files = || {
@@ -49,7 +49,7 @@ fn outcome(job: &Job) -> Result<&'static str, String> {
         let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
         names.collect::<Vec<_>>()
     };
-    // A checkpoint is whole, and stays for the run that goes on from it.
+    // The checkpoint stays, whole, for the run that resumes from it.
     let is_clean = || files().iter().all(|name| name == CHECKPOINT);
     let word = match ended {
         Err(panic) => return Err(format!("a panic: {}", crate::step::panic_text(&*panic))),
@@ -217,7 +217,7 @@ fn what_is_wrong_with_a_line_is_said_with_its_number() {
         serde_json::to_string(&group).unwrap()
     };
     for (line, word) in [
-        // JSON has no word for them, so they arrive as null.
+        // JSON cannot write infinity and NaN, so they arrive as null.
         (group(f32::NAN, 1.0), "null"),
         (group(-1.0, f64::INFINITY), "null"),
         (group(0.5, 1.0), "no sound number"),
@@ -256,7 +256,7 @@ fn numbers_that_are_none_end_a_run_wherever_they_come_from() {
     parts.write(&job.base);
     let job = Job { base_sha256: model_sha256(&job.base).unwrap(), ..job };
     refused(&job, "log-probs of the model that is trained are not numbers");
-    // A step that leads out of all numbers shows at the next one, or in what is exported.
+    // A step to weights that are not finite shows at the next step, or in the export.
     for epochs in [1, 3] {
         let mut job = sound.clone();
         (job.optimizer.learning_rate, job.optimizer.epochs) = (1e38, epochs);

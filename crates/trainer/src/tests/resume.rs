@@ -11,7 +11,7 @@ use tch::Device;
 use super::fixtures::{alone, job, run, steps_of, write};
 use crate::train::{self, Failure};
 
-/// Runs until an event fits; then the daemon is gone. `None`: it came to its end.
+/// Runs until an event fits, then stops as if the daemon had ended. `None`: the run finished.
 fn run_until(job: &Job, fits: impl Fn(&TrainerEvent) -> bool) -> Option<Vec<TrainerEvent>> {
     let (events, stop) = (RefCell::new(Vec::new()), AtomicBool::new(false));
     let emit = |event: &TrainerEvent| {
@@ -64,7 +64,7 @@ fn a_run_that_was_stopped_twice_ends_as_the_one_that_was_not() {
     let job = job(parts.path());
     let first = run_until(&job, at_step(4)).unwrap();
     assert!(parts.path().join(CHECKPOINT).exists() && !parts.path().join("adapter.gguf").exists());
-    // In the second epoch, whose order has to be that of an uninterrupted run.
+    // The interruption is in the second epoch, whose order has to be that of an uninterrupted run.
     let second = run_until(&job, at_step(7)).unwrap();
     assert!(second.contains(&TrainerEvent::Resumed { step: 4 }), "{second:?}");
     let third = run(&job).unwrap();
@@ -80,7 +80,7 @@ fn a_run_that_was_stopped_twice_ends_as_the_one_that_was_not() {
         other => panic!("{other:?}"),
     };
     assert_eq!(best(last), best(expected));
-    // As long as nobody has removed the checkpoint, the result can be had again.
+    // As long as the checkpoint is there, running again gives the same result.
     std::fs::remove_file(parts.path().join("adapter.gguf")).unwrap();
     let exported = run(&job).unwrap();
     assert!(exported.contains(&TrainerEvent::Resumed { step: 18 }) && losses(&exported).is_empty());
@@ -139,7 +139,7 @@ fn a_checkpoint_of_another_job_or_a_damaged_one_is_ignored_with_a_word() {
     let restore = |bytes: &[u8]| {
         files::write_atomic(&path, |out| std::io::Write::write_all(out, bytes)).unwrap();
     };
-    // Other means are the same job, other settings and other data are not.
+    // Threads, device and memory leave a job the same; settings and data make another one.
     let means = Job { threads: 2, checkpoint_s: 1e3, run: "again".into(), ..job.clone() };
     let resumed = run_until(&means, at_step(5)).unwrap();
     assert!(resumed.contains(&TrainerEvent::Resumed { step: 4 }));
@@ -170,7 +170,7 @@ fn the_exported_weights_are_those_with_the_smallest_validation_loss() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let mut job = Job { objective: Objective::Sft, validations: 36, ..job(folder.path()) };
-    // So large a rate learns at first and breaks what it has learned later.
+    // A rate that first lowers the validation loss and then raises it.
     job.optimizer =
         Optimizer { learning_rate: 0.1, epochs: 12, max_grad_norm: 1e3, ..job.optimizer };
     let events = run(&job).unwrap();
@@ -229,7 +229,7 @@ fn a_second_run_with_the_same_reference_computes_only_what_is_new() {
     );
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 2);
 
-    // A damaged file is computed again and said.
+    // A damaged file is reported, and its log-probs are computed again.
     for entry in std::fs::read_dir(&cache).unwrap() {
         write(&entry.unwrap().path(), "damaged");
     }

@@ -20,7 +20,7 @@ fn second_round(folder: &Path) -> Job {
     job
 }
 
-/// What an adapter makes of the base.
+/// The log-probs of the base with an adapter.
 fn with_adapter(job: &Job, path: &Path, shape: LoraShape) -> Vec<f32> {
     let mut model = tiny();
     let lora = export::load(path, &job.base_sha256, &model.shape, shape, Device::Cpu).unwrap();
@@ -88,7 +88,7 @@ fn a_larger_rank_and_another_alpha_start_as_the_same_policy_and_a_smaller_rank_i
     for shape in [LoraShape { rank: 7, alpha: 8.0 }, LoraShape { rank: 4, alpha: 3.0 }] {
         assert_near(&with_adapter(&job, &start, shape), &same);
     }
-    // What was added can learn: a run with it ends elsewhere than it began.
+    // The added rows are trained: a run changes them.
     let wider = Job { lora: LoraShape { rank: 8, alpha: 16.0 }, ..job.clone() };
     let steps = steps_of(&run(&wider).unwrap());
     assert!(steps[0].rewards_margins.abs() < 1e-3 && steps[0].grad_norm > 0.0, "{:?}", steps[0]);

@@ -121,7 +121,10 @@ fn what_is_not_trained_has_the_trainers_own_reason() {
     assert!(text.contains("not measured: the trainer has not answered"), "{text}");
     let text = report(Trainer::NotInstalled { program: "/usr/bin/reflectd-trainer".into() }).text();
     assert!(text.contains("no: there is no /usr/bin/reflectd-trainer"), "{text}");
-    assert!(text.contains("the package reflectd-trainer (about 500 MB) adds"), "{text}");
+    assert!(
+        text.contains("the package reflectd-trainer (93 MB packed, about 470 MB installed) adds"),
+        "{text}"
+    );
     assert!(!text.contains("to train"), "no memory for what is not there: {text}");
 }
 

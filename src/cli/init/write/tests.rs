@@ -76,7 +76,7 @@ fn what_is_written_has_no_problems_and_says_what_the_plan_says() {
     assert!(!text.contains("max_parity_error"), "{text}");
 }
 
-/// YAML takes some words for something else than texts.
+/// YAML reads some bare words as booleans, nulls or numbers.
 #[test]
 fn an_agent_may_be_called_by_a_number() {
     for name in ["7", "1.5", "true", "null", "-"] {
@@ -152,7 +152,7 @@ fn nothing_is_written_over_or_beside_what_is_there() {
     }
     assert!(!error.contains("readability"), "only what is there: {error}");
     assert_eq!(tree(root), before);
-    // A link that leads nowhere is somebody's too.
+    // A link to a file that does not exist is not overwritten either.
     fs::remove_file(root.join("reflectd.yaml")).unwrap();
     std::os::unix::fs::symlink("nowhere", root.join("reflectd.yaml")).unwrap();
     let error = write(root, &files).unwrap_err().to_string();
@@ -175,7 +175,7 @@ fn what_is_there_with_the_same_content_stays_and_is_not_taken_back() {
     assert_eq!(tree(root), before);
 }
 
-/// Folder and file change places, which no check beforehand sees.
+/// A file stands where a folder has to be made, which the checks before writing do not find.
 #[test]
 fn a_failure_half_way_leaves_what_was_before() {
     let folder = tempfile::tempdir().unwrap();
