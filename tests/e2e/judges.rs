@@ -7,10 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use engine::llama::RewardModel;
-use engine::reward::RewardBackend as _;
 use engine::{EngineConfig, FlashAttention, KvCache, TextPart, Token};
 use files::gguf::{Gguf, Value as Metadata, Writer};
 use files::write_atomic;
+use inference::backend::RewardBackend as _;
 use nano::corpus::CHAT_TEMPLATE;
 use serde_json::{Value, json};
 

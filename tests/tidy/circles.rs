@@ -8,14 +8,6 @@ use std::path::{Path, PathBuf};
 use crate::{is_word, without_comment};
 use testkit::tree::{assert_none, texts};
 
-/// Circles that other issues of the project will open, by the crate and the names of the modules in it.
-const OWED: &[(&str, &[&str])] = &[
-    ("crates/engine", &["adapter", "memory"]),
-    ("crates/engine", &["job", "stream"]),
-    ("crates/engine", &["kv", "parked"]),
-    ("crates/engine", &["llama", "reward", "thread"]),
-];
-
 /// A module's names from the root of its crate; empty for the root itself.
 type Module = Vec<String>;
 
@@ -160,20 +152,12 @@ fn circles(edges: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<Vec<String>> 
 fn no_files_use_each_other_in_a_circle() {
     let sources = sources();
     assert!(sources.len() > 100, "only {} source files were found", sources.len());
-    let owed = OWED.iter().map(|(folder, names)| {
-        (folder.to_string(), names.iter().map(ToString::to_string).collect())
-    });
-    let mut owed: BTreeSet<(String, Vec<String>)> = owed.collect();
     let mut findings = Vec::new();
     for ((folder, parent), children) in edges(&sources) {
         for circle in circles(&children) {
-            if !owed.remove(&(folder.clone(), circle.clone())) {
-                findings.push(format!("{folder}: {}: {}", parent.join("::"), circle.join(" <-> ")));
-            }
+            findings.push(format!("{folder}: {}: {}", parent.join("::"), circle.join(" <-> ")));
         }
     }
-    findings
-        .extend(owed.iter().map(|circle| format!("{circle:?} is open now: take it out of OWED")));
     assert_none(&findings);
 }
 

@@ -12,12 +12,13 @@
 //! - What sequences share is evaluated once, in the ids of all of them (`tree.rs`).
 
 mod faults;
+mod op;
 mod pace;
 mod plan;
 mod request;
-#[cfg(test)]
-mod simulation;
 mod step;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod validate;
 

@@ -8,6 +8,7 @@ mod adapters;
 mod core;
 mod draft;
 pub mod llama;
+mod owner;
 pub mod probe;
 pub mod reward;
 pub mod sample;
@@ -30,9 +31,10 @@ pub use inference::{
     EngineConfig, EngineError, FinishReason, FlashAttention, Generation, KvCache, ModelInfo,
     Sampling, TextPart, Token, Vocabulary, backend,
 };
+pub use owner::EngineThread;
 use probe::Prober;
 use step_lock::StepLock;
-pub use thread::{EngineThread, spawn, spawn_beside, spawn_on, spawn_with};
+pub use thread::{spawn, spawn_beside, spawn_on, spawn_with};
 
 /// Which weights a request wants.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

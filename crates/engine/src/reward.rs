@@ -7,23 +7,13 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::llama::RewardModel;
+use super::owner::own;
 use super::step_lock::{StepLock, Ticket};
-use super::thread::own;
 use super::{Class, EngineConfig, EngineError, EngineThread, ModelInfo, Token, Vocabulary};
+use inference::backend::RewardBackend;
 
 /// Requests that wait for the thread; their callers wait with them, so a few are enough.
 const QUEUE: usize = 16;
-
-/// A model that says how good a conversation's end is.
-pub trait RewardBackend {
-    /// Facts about the model.
-    fn info(&self) -> ModelInfo;
-    /// Text to tokens and back.
-    fn vocabulary(&self) -> Arc<dyn Vocabulary>;
-    /// Reads one sequence, which fits, from the beginning. `pause` is called between two parts of
-    /// it: another model may compute meanwhile.
-    fn reward(&mut self, tokens: &[Token], pause: &mut dyn FnMut()) -> Result<f64, EngineError>;
-}
 
 /// The handle: small, cloneable, the only way to the model.
 #[derive(Clone, Debug)]

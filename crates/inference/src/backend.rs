@@ -76,3 +76,14 @@ pub trait Backend {
     /// Forgets an adapter that no sequence uses any more.
     fn free(&mut self, generation: Generation);
 }
+
+/// A model that says how good a conversation's end is.
+pub trait RewardBackend {
+    /// Facts about the model.
+    fn info(&self) -> ModelInfo;
+    /// Text to tokens and back.
+    fn vocabulary(&self) -> Arc<dyn Vocabulary>;
+    /// Reads one sequence, which fits, from the beginning. `pause` is called between two parts of
+    /// it: another model may compute meanwhile.
+    fn reward(&mut self, tokens: &[Token], pause: &mut dyn FnMut()) -> Result<f64, EngineError>;
+}

@@ -19,9 +19,10 @@ use config::{
     ScalarConfig,
 };
 use engine::backend::Backend as _;
-use engine::reward::{self, RewardBackend};
+use engine::reward;
 use engine::step_lock::StepLock;
 use engine::{self, Class, EngineError, EngineThread, ModelInfo, Token, Vocabulary};
+use inference::backend::RewardBackend;
 use prompt::ChatTemplate;
 use store::Assessment;
 use testkit::fake::{CHAT_TEMPLATE, Fake, Script};

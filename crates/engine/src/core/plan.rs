@@ -6,8 +6,9 @@ use inference::backend::SequenceId;
 
 use super::super::Class;
 use super::faults::{Fault, is_planted};
+use super::op::Op;
 use super::request::State;
-use super::step::{Builder, Op, Step};
+use super::step::{Builder, Step};
 use super::tree::Found;
 use super::{Core, Owner, count, max_tokens};
 

@@ -4,28 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use inference::backend::{Backend, Entry, SequenceId};
 use inference::{EngineError, Generation, Token};
 
-use super::tree::{Copied, NodeId, Tree};
-
-/// A change of the context's cells or adapters.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Op {
-    /// The empty sequence `to` shares the first `n` cells of `from`.
-    Share { from: SequenceId, to: SequenceId, n: usize },
-    /// A sequence keeps its first `n` cells.
-    Truncate { id: SequenceId, n: usize },
-    /// The cells of these positions are copied to host memory.
-    Save { id: SequenceId, from: usize, to: usize, copy: u64 },
-    /// `n` cells from position `at` on come back from a copy.
-    Restore { id: SequenceId, at: usize, n: usize, copy: Arc<Copied> },
-    /// An adapter is freed, which no sequence uses any more.
-    Free(Generation),
-}
+use super::op::Op;
+use super::tree::{NodeId, Tree};
 
 /// Tokens at successive positions of the same sequences.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -14,6 +14,11 @@
 //! Every change of cells is also an [`Op`], which the backend does before the next batch. Pure; used
 //! by `core.rs` and `plan.rs`.
 
+#[cfg(test)]
+mod check;
+mod copies;
+mod find;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -21,12 +26,8 @@ use inference::backend::SequenceId;
 use inference::{Generation, Token};
 
 use super::faults::{Fault, is_planted};
-use super::step::Op;
-
-/// Tokens of one copy in host memory at most, so that copying takes a few milliseconds.
-pub(super) const BLOCK: usize = 256;
-/// Fewer tokens are evaluated again as fast as they are copied.
-const LEAST_COPIED: usize = 16;
+use super::op::{Copied, Op};
+pub(super) use find::{Found, Wanted};
 
 /// Names a node while it exists.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -59,15 +60,6 @@ enum Host {
     Saved { copy: Arc<Copied>, used: u64 },
 }
 
-/// Cells in host memory. Nodes share it that were one when it was made.
-#[derive(Debug, Eq, PartialEq)]
-pub(super) struct Copied {
-    /// In the backend's own form.
-    pub(super) state: Vec<u8>,
-    /// Cells in it.
-    n: usize,
-}
-
 /// Who has a sequence id.
 #[derive(Clone, Copy, Debug)]
 struct Holder {
@@ -91,43 +83,6 @@ struct Value {
     is_urgent: bool,
     /// When it was of use last.
     used: u64,
-}
-
-/// How much of a new sequence is there.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Found {
-    /// Tokens whose cells are in the context.
-    pub(super) evaluated: usize,
-    /// Tokens whose cells are in host memory.
-    pub(super) copied: usize,
-    /// Cells that are free again when the copies are back: a copy comes back as a whole.
-    pub(super) extra: usize,
-    /// Tokens that another sequence is about to evaluate.
-    pub(super) pending: usize,
-    /// An id that should not be evicted for it.
-    pub(super) source: Option<SequenceId>,
-}
-
-/// A sequence that is to run.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted<'a> {
-    pub(super) tokens: &'a [Token],
-    /// Its logits are wanted from this position on.
-    pub(super) wants_from: usize,
-    /// Whether copies may come back from host memory for it.
-    pub(super) with_copies: bool,
-}
-
-/// The place in the tree where a new sequence leaves what is there.
-#[derive(Clone, Debug)]
-struct Place {
-    /// From the root's child on, each whole but the last.
-    path: Vec<NodeId>,
-    /// Tokens of the last node that are shared.
-    within: usize,
-    /// Tokens shared in all, and of these the ones that need not be evaluated.
-    shared: usize,
-    ready: usize,
 }
 
 /// A span of tokens that a sequence waits for: a node and the offsets of the tokens in it.
@@ -287,67 +242,6 @@ impl Tree {
         }
     }
 
-    /// How much of a sequence is there whose logits are wanted from `wants_from` on.
-    pub(super) fn find(&self, generation: Generation, wanted: Wanted<'_>) -> Found {
-        let place = self.place(generation, wanted);
-        let mut found = Found::default();
-        for (index, &id) in place.path.iter().enumerate() {
-            let node = self.node(id);
-            let shared =
-                if index + 1 == place.path.len() { place.within } else { node.tokens.len() };
-            if node.is_in_context() {
-                found.evaluated += shared.min(node.evaluated);
-                found.pending += shared.saturating_sub(node.evaluated);
-                found.source = self.readers(id).first().copied();
-            } else if let Host::Saved { copy, .. } = &node.host {
-                found.copied += shared;
-                found.extra = found.extra.max(copy.n - shared);
-            }
-        }
-        found
-    }
-
-    /// The longest beginning of `tokens` that is there. What is evaluated can only be shared before
-    /// `wants_from`, because its logits are gone; what is pending can be shared to its end.
-    fn place(&self, generation: Generation, wanted: Wanted<'_>) -> Place {
-        let Wanted { tokens, wants_from, with_copies } = wanted;
-        let mut best = Place { path: Vec::new(), within: 0, shared: 0, ready: 0 };
-        let Some(&root) = self.roots.get(&generation) else { return best };
-        let mut rest = vec![(root, Vec::new(), 0)];
-        while let Some((parent, path, ready)) = rest.pop() {
-            for &child in &self.node(parent).children {
-                let node = self.node(child);
-                let mut within = common_prefix(&node.tokens, &tokens[node.start..]);
-                let there = match node.host {
-                    Host::No => within.min(node.evaluated),
-                    // A copy goes behind cells that are there.
-                    Host::Saved { .. } if with_copies && ready == node.start => within,
-                    Host::Saved { .. } | Host::Saving(_) => continue,
-                };
-                if 0 < there && wants_from < node.start + there {
-                    within = wants_from.saturating_sub(node.start);
-                }
-                if within == 0 {
-                    continue;
-                }
-                let ready = ready + within.min(there);
-                let end = node.start + within;
-                if is_planted(Fault::WrongParent) && within < node.evaluated && end < wants_from {
-                    within += 1;
-                }
-                let path: Vec<NodeId> = path.iter().copied().chain([child]).collect();
-                let shared = node.start + within;
-                if within == node.tokens.len() {
-                    rest.push((child, path.clone(), ready));
-                }
-                if (best.ready, best.shared) < (ready, shared) {
-                    best = Place { path, within, shared, ready };
-                }
-            }
-        }
-        best
-    }
-
     /// Gives a new running sequence an id, which shares what is there. The caller has seen that an
     /// id is free, or that one is evicted.
     pub(super) fn insert(&mut self, generation: Generation, wanted: Wanted<'_>) -> SequenceId {
@@ -433,44 +327,6 @@ impl Tree {
             id = parent;
         }
         self.node(id).start + self.node(id).evaluated
-    }
-
-    fn restore(&mut self, id: SequenceId, copy: NodeId) {
-        let node = self.node_mut(copy);
-        let Host::Saved { copy, .. } = std::mem::take(&mut node.host) else {
-            unreachable!("only saved copies are shared")
-        };
-        node.evaluated = node.tokens.len();
-        let (at, n) = (node.start, node.tokens.len());
-        self.count_host_bytes();
-        self.used += n;
-        self.ops.push(Op::Restore { id, at, n, copy });
-    }
-
-    /// The backend could not restore the copy of an id's cells from `at` on: these tokens, and what
-    /// follows them, are evaluated again.
-    pub(super) fn restore_failed(&mut self, id: SequenceId, at: usize) {
-        if self.ids[id.0].is_none() {
-            return;
-        }
-        let path = self.path(self.holder(id).node);
-        let Some(failed) = path.into_iter().find(|&node| at < self.end(node)) else { return };
-        let start = self.node(failed).start;
-        if start < at {
-            // What was restored was joined with what it followed.
-            self.split(failed, at - start);
-        }
-        let mut rest = vec![failed];
-        while let Some(id) = rest.pop() {
-            let node = self.node_mut(id);
-            let n = std::mem::take(&mut node.evaluated);
-            rest.extend_from_slice(&node.children);
-            self.used -= n;
-            self.pending += n;
-        }
-        for id in self.readers(failed) {
-            self.cut(id);
-        }
     }
 
     /// Lets the sequence go on with tokens that are not evaluated.
@@ -604,117 +460,6 @@ impl Tree {
             }
         }
         total
-    }
-
-    /// Takes the end of the cached sequence that is worth least out of the context; `keep` comes
-    /// last of all. False when there is none.
-    pub(super) fn evict(&mut self, keep: Option<SequenceId>) -> bool {
-        let least = self.cached().map(|(id, value)| (keep == Some(id), value, id)).min();
-        let Some((_, _, id)) = least else { return false };
-        self.evict_end(id);
-        true
-    }
-
-    /// Takes a whole cached sequence out, so that its id is free. False when there is none.
-    pub(super) fn evict_id(&mut self, keep: Option<SequenceId>) -> bool {
-        let least = self.cached().map(|(id, value)| (keep == Some(id), value, id)).min();
-        let Some((_, _, id)) = least else { return false };
-        while self.ids[id.0].is_some() {
-            self.evict_end(id);
-        }
-        true
-    }
-
-    fn evict_end(&mut self, id: SequenceId) {
-        let at = self.holder(id).node;
-        let n = self.node(at).tokens.len();
-        if n < LEAST_COPIED || self.most_host_bytes == 0 {
-            let keep = self.node(at).start;
-            self.truncate(id, keep);
-            self.settle_cached(id);
-            return;
-        }
-        if BLOCK < n {
-            self.split(at, n - BLOCK);
-        }
-        let node = self.node(at);
-        let (from, to, parent) = (node.start, node.start + node.tokens.len(), node.parent);
-        self.clock += 1;
-        let copy = self.clock;
-        self.ops.push(Op::Save { id, from, to, copy });
-        self.ops.push(Op::Truncate { id, n: from });
-        self.remove_end(id);
-        self.place_end(id, parent.expect("a cached sequence does not end at the root"));
-        let node = self.node_mut(at);
-        node.host = Host::Saving(copy);
-        let evaluated = std::mem::take(&mut node.evaluated);
-        self.used -= evaluated;
-        self.settle_cached(id);
-    }
-
-    /// A cached id that was cut is kept where nobody else holds its cells.
-    fn settle_cached(&mut self, id: SequenceId) {
-        let at = self.holder(id).node;
-        let is_held = 1 < self.node(at).ends.len() || self.has_child_in_context(at);
-        if self.node(at).parent.is_none() || is_held {
-            let evaluated = self.evaluated(id);
-            if 0 < evaluated {
-                self.ops.push(Op::Truncate { id, n: 0 });
-            }
-            self.remove_end(id);
-            self.ids[id.0] = None;
-            self.tidy(at);
-        }
-    }
-
-    /// Takes a copy that the backend has made; `None`: it could not.
-    pub(super) fn saved(&mut self, copy: u64, state: Option<Vec<u8>>) {
-        let is_it = |node: &Option<Node>| {
-            node.as_ref().is_some_and(|node| matches!(node.host, Host::Saving(it) if it == copy))
-        };
-        // Without the cells before it, it was dropped meanwhile.
-        let Some(id) = self.nodes.iter().position(is_it).map(NodeId) else { return };
-        let Some(state) = state else {
-            self.drop_copies(id);
-            return;
-        };
-        self.clock += 1;
-        let used = self.clock;
-        let n = self.node(id).tokens.len();
-        self.node_mut(id).host = Host::Saved { copy: Arc::new(Copied { state, n }), used };
-        self.count_host_bytes();
-        while self.most_host_bytes < self.host_bytes {
-            let Some(oldest) = self.oldest_copy() else { break };
-            self.drop_copies(oldest);
-        }
-    }
-
-    fn count_host_bytes(&mut self) {
-        let copies = self.nodes.iter().flatten().filter_map(|node| match &node.host {
-            Host::Saved { copy, .. } => Some((Arc::as_ptr(copy), copy.state.len())),
-            Host::No | Host::Saving(_) => None,
-        });
-        self.host_bytes = copies.collect::<BTreeMap<_, _>>().into_values().sum();
-    }
-
-    /// Of the copies that no other one continues, the one that was of use longest ago.
-    fn oldest_copy(&self) -> Option<NodeId> {
-        let nodes =
-            self.nodes.iter().enumerate().filter_map(|(id, node)| Some((id, node.as_ref()?)));
-        let ends = nodes.filter(|(_, node)| node.children.is_empty());
-        let copies = ends.filter_map(|(id, node)| match node.host {
-            Host::Saved { used, .. } => Some((used, NodeId(id))),
-            Host::No | Host::Saving(_) => None,
-        });
-        copies.min().map(|(_, id)| id)
-    }
-
-    /// Drops a node outside the context, and all that continue it.
-    fn drop_copies(&mut self, id: NodeId) {
-        let parent = self.node(id).parent.expect("a copy is no root");
-        self.node_mut(parent).children.retain(|&child| child != id);
-        self.drop_subtree(id);
-        self.tidy(parent);
     }
 
     fn drop_subtree(&mut self, id: NodeId) {
@@ -863,29 +608,6 @@ impl Tree {
         self.node_mut(node).ends.retain(|&end| end != id);
     }
 
-    /// Whether another id has all tokens of this one, on another path: two that begin alike are
-    /// apart where one wanted logits of tokens that the other had evaluated.
-    fn is_covered(&self, id: SequenceId) -> bool {
-        let root = self.root_of(id);
-        let others = self.readers(root).into_iter().filter(|&other| other != id);
-        others
-            .into_iter()
-            .any(|other| self.begins_with(other, id) && self.len(id) <= self.evaluated(other))
-    }
-
-    /// Whether the tokens of `long` begin with all those of `short`, in the same generation.
-    fn begins_with(&self, long: SequenceId, short: SequenceId) -> bool {
-        let [a, b] = [long, short].map(|id| self.path(self.holder(id).node));
-        if a.first() != b.first() || self.len(long) < self.len(short) {
-            return false;
-        }
-        let same = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
-        let tokens = |path: &[NodeId]| -> Vec<Token> {
-            path[same..].iter().flat_map(|&id| self.node(id).tokens.iter().copied()).collect()
-        };
-        tokens(&a).starts_with(&tokens(&b))
-    }
-
     /// From the root on.
     fn path(&self, mut id: NodeId) -> Vec<NodeId> {
         let mut path = vec![id];
@@ -976,72 +698,4 @@ impl Node {
 /// Tokens that both begin with.
 pub(super) fn common_prefix(a: &[Token], b: &[Token]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
-}
-
-#[cfg(test)]
-impl Tree {
-    /// The tokens of an id, from the root on.
-    pub(super) fn tokens(&self, id: SequenceId) -> Vec<Token> {
-        let path = self.path(self.holder(id).node);
-        path.iter().flat_map(|&id| self.node(id).tokens.iter().copied()).collect()
-    }
-
-    /// What the backend must do before the next batch.
-    pub(super) fn ops(&self) -> &[Op] {
-        &self.ops
-    }
-
-    /// Ids that somebody has.
-    pub(super) fn held_ids(&self) -> impl Iterator<Item = SequenceId> {
-        let held = self.ids.iter().enumerate().filter(|(_, holder)| holder.is_some());
-        held.map(|(id, _)| SequenceId(id))
-    }
-
-    /// Panics where something of the file's header does not hold.
-    pub(super) fn check(&self) {
-        let (mut used, mut pending, mut bytes, mut seen) = (0, 0, 0, 0);
-        let mut copies = std::collections::BTreeSet::new();
-        let mut rest: Vec<NodeId> = self.roots.values().copied().collect();
-        while let Some(id) = rest.pop() {
-            seen += 1;
-            let node = self.node(id);
-            used += node.evaluated;
-            pending += node.pending();
-            assert!(node.evaluated <= node.tokens.len(), "{node:?}");
-            if let Host::Saved { copy, .. } = &node.host
-                && copies.insert(Arc::as_ptr(copy))
-            {
-                bytes += copy.state.len();
-            }
-            for &child in &node.children {
-                let below = self.node(child);
-                assert_eq!(below.parent, Some(id));
-                assert_eq!(below.start, self.end(id));
-                assert!(!below.tokens.is_empty(), "an empty node: {below:?}");
-                let is_whole = node.evaluated == node.tokens.len();
-                assert!(is_whole || below.evaluated == 0, "a gap: {node:?} {below:?}");
-                assert!(node.is_in_context() || !below.is_in_context(), "cells behind a copy");
-                if below.is_in_context() {
-                    assert!(!self.readers(child).is_empty(), "nobody's cells: {below:?}");
-                } else {
-                    assert!(below.evaluated == 0 && below.ends.is_empty(), "{below:?}");
-                }
-            }
-            for &end in &node.ends {
-                assert_eq!(self.holder(end).node, id);
-                if self.is_cached(end) {
-                    let is_leaf = !self.has_child_in_context(id);
-                    assert!(is_leaf && node.ends.len() == 1, "a cached id is held: {node:?}");
-                    assert_eq!(node.evaluated, node.tokens.len(), "a cached id waits");
-                    assert!(node.parent.is_some(), "a cached id without tokens");
-                }
-            }
-            rest.extend_from_slice(&node.children);
-        }
-        assert_eq!((used, pending, bytes), (self.used, self.pending, self.host_bytes));
-        assert_eq!(seen, self.nodes.iter().flatten().count(), "a node that no root has");
-        assert!(self.used <= self.cells, "more cells than there are");
-        let ends = self.nodes.iter().flatten().map(|node| node.ends.len()).sum::<usize>();
-        assert_eq!(ends, self.ids.iter().flatten().count(), "an id that ends nowhere");
-    }
 }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 
+use super::Model;
 use super::check::{check_data, tensor_bytes};
+use super::memory::mib;
 use super::open::{c_path, load_error, open};
 use super::process::last_error;
-use super::{Model, memory};
 use crate::EngineError;
 use files::gguf::{Gguf, StoredType, TensorInfo, TensorKind};
 
@@ -37,7 +38,7 @@ impl Adapter {
     ) -> Result<Self, EngineError> {
         let header = open(path)?;
         check(&header, architecture, base).map_err(|reason| load_error(path, reason))?;
-        memory::check_adapter(&header).map_err(|reason| load_error(path, reason))?;
+        check_memory(&header).map_err(|reason| load_error(path, reason))?;
         let file = c_path(path)?;
         // SAFETY: the model lives, the path is a C string, and no decode runs meanwhile because
         // both happen in the engine thread.
@@ -120,4 +121,18 @@ fn check_tensor(header: &Gguf, tensor: &TensorInfo, base: &Shapes) -> Result<(),
     }
     let (a, b) = (&tensor.shape, &half.shape);
     Err(format!("{stem} has shape {target:?}, but lora_a has {a:?} and lora_b {b:?}"))
+}
+
+/// Refuses an adapter that main memory has no room for.
+fn check_memory(header: &Gguf) -> Result<(), String> {
+    let needed = weights(header)?;
+    let (available, source) = files::memory::available();
+    if needed <= available {
+        return Ok(());
+    }
+    let [needed, available] = [needed, available].map(mib);
+    Err(format!(
+        "the adapter needs {needed} MiB and {available} MiB are there ({source}); lower \
+         engine.context_tokens or learn.lora.rank"
+    ))
 }

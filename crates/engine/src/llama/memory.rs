@@ -5,13 +5,12 @@
 
 use serde::Serialize;
 
-use super::adapter;
 use super::check::tensor_bytes;
 use super::context::MICRO_BATCH;
 use super::process::Device;
 use super::shape::Shape;
 use crate::KvCache;
-use files::gguf::{Gguf, Parts};
+use files::gguf::Parts;
 use inference::backend::Limits;
 
 /// llama.cpp rounds a context up to this.
@@ -224,20 +223,6 @@ fn refusal(place: &str, share: &MemoryShare) -> String {
 }
 
 /// Rounded up.
-fn mib(bytes: u64) -> u64 {
+pub(super) fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
-}
-
-/// Refuses an adapter that main memory has no room for.
-pub(super) fn check_adapter(header: &Gguf) -> Result<(), String> {
-    let needed = adapter::weights(header)?;
-    let (available, source) = files::memory::available();
-    if needed <= available {
-        return Ok(());
-    }
-    let [needed, available] = [needed, available].map(mib);
-    Err(format!(
-        "the adapter needs {needed} MiB and {available} MiB are there ({source}); lower \
-         engine.context_tokens or learn.lora.rank"
-    ))
 }

@@ -17,10 +17,9 @@ use super::open::{load_error, open, open_model};
 use super::process::{init, last_error};
 use super::vocabulary::LlamaVocabulary;
 use super::{Loaded, Model, hash, info, load, position};
-use crate::reward::RewardBackend;
 use crate::{EngineConfig, EngineError, ModelInfo, Token, Vocabulary};
 use files::gguf::Gguf;
-use inference::backend::{Entry, Limits, SequenceId};
+use inference::backend::{Entry, Limits, RewardBackend, SequenceId};
 
 /// Decoders whose head llama.cpp reads; it refuses the file of any other as having a tensor too
 /// many. Encoders have heads too, but no chat template.

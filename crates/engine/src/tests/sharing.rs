@@ -80,16 +80,18 @@ async fn idle_work_that_was_paused_goes_on_from_its_kv() {
 async fn a_request_that_has_to_wait_drops_nothing_from_the_cache() {
     let long = "x".repeat(LONG);
     let script = Script::new("ok").on("long", &[(&long, 1.0)]).limits(limits(LONG, 4));
-    let (engine, _thread) = engine(script).await;
+    let (engine, _thread) = engine(script.step_delay(Duration::from_millis(2))).await;
     ask(&engine, "first").await;
     let with = |text, max_tokens| GenerateRequest {
         sampling: Sampling { max_tokens, ..Sampling::default() },
         ..request(prompt(&engine, text))
     };
-    let running = engine.generate(with("long", 400)).await.unwrap();
+    let text = format!("long {}", "y".repeat(300));
+    let running = engine.generate(with(&text, 200)).await.unwrap();
     let cached = eventually(&engine, |stats| stats.running == 1).await.cells_used;
+    let second = format!("second {}", "z".repeat(250));
     let waiting = tokio::spawn({
-        let (engine, wanted) = (engine.clone(), with("second", 400));
+        let (engine, wanted) = (engine.clone(), with(&second, 200));
         async move { engine.generate(wanted).await }
     });
     let stats = eventually(&engine, |stats| stats.queued == 1).await;

@@ -16,7 +16,7 @@ use inference::{
 };
 use testkit::cells::Cells;
 
-use super::super::{Core, Event, RequestId, Validator, execute};
+use crate::core::{Core, Event, RequestId, Validator, execute};
 use crate::llama::Llama;
 use crate::{Class, GenerateRequest, Lane, LogprobRequest};
 

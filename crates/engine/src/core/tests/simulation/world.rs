@@ -8,10 +8,10 @@ use std::time::Duration;
 use inference::backend::{Backend, Limits, SequenceId};
 use inference::{EngineError, FinishReason, Generation, Sampling, Token};
 
-use super::super::request::{Generating, Purpose, Request, Said, State};
-use super::super::tree::Wanted;
-use super::super::{Core, Event, Outcome, RequestId, execute};
 use super::model::{Chances, Letters, Model, POISON, row};
+use crate::core::request::{Generating, Purpose, Request, Said, State};
+use crate::core::tree::Wanted;
+use crate::core::{Core, Event, Outcome, RequestId, execute};
 use crate::draft::Draft;
 use crate::sample::Sampler;
 use crate::{Class, LabelScores};
@@ -385,7 +385,7 @@ impl World {
 
     /// Every answer that is being written gets a token in each step of its class and generation, and
     /// nobody less urgent takes part.
-    fn check_progress(&self, step: &super::super::Step) {
+    fn check_progress(&self, step: &crate::core::Step) {
         let Some(first) = step.spans.first() else { return };
         let class = |id: &SequenceId| {
             let owner = self.core.owners[id];
@@ -414,7 +414,7 @@ impl World {
         // What is not done yet is done before the next batch.
         let mut cells = self.model.cells.clone();
         for op in self.core.tree.ops() {
-            use super::super::step::Op;
+            use crate::core::op::Op;
             match op {
                 Op::Share { from, to, n } => cells.share(*from, *to, *n),
                 Op::Truncate { id, n } => cells.truncate(*id, *n),

@@ -8,7 +8,7 @@ mod model;
 mod real;
 mod world;
 
-use super::faults::{self, Fault};
+use super::super::faults::{self, Fault};
 use world::{Setting, World};
 
 /// Steps of one seed.

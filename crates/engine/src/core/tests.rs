@@ -1,0 +1,3 @@
+//! Tests of the core as a whole.
+
+mod simulation;

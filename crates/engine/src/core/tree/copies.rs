@@ -1,0 +1,166 @@
+//! How cells leave the context and come back: cached sequences are evicted from their ends, what they
+//! leave is copied to host memory, and a new sequence that begins alike takes it back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use inference::backend::SequenceId;
+
+use super::super::op::{Copied, Op};
+use super::{Host, Node, NodeId, Tree};
+
+/// Tokens of one copy in host memory at most, so that copying takes a few milliseconds.
+const BLOCK: usize = 256;
+/// Fewer tokens are evaluated again as fast as they are copied.
+const LEAST_COPIED: usize = 16;
+
+impl Tree {
+    pub(super) fn restore(&mut self, id: SequenceId, copy: NodeId) {
+        let node = self.node_mut(copy);
+        let Host::Saved { copy, .. } = std::mem::take(&mut node.host) else {
+            unreachable!("only saved copies are shared")
+        };
+        node.evaluated = node.tokens.len();
+        let (at, n) = (node.start, node.tokens.len());
+        self.count_host_bytes();
+        self.used += n;
+        self.ops.push(Op::Restore { id, at, n, copy });
+    }
+
+    /// The backend could not restore the copy of an id's cells from `at` on: these tokens, and what
+    /// follows them, are evaluated again.
+    pub(in super::super) fn restore_failed(&mut self, id: SequenceId, at: usize) {
+        if self.ids[id.0].is_none() {
+            return;
+        }
+        let path = self.path(self.holder(id).node);
+        let Some(failed) = path.into_iter().find(|&node| at < self.end(node)) else { return };
+        let start = self.node(failed).start;
+        if start < at {
+            // What was restored was joined with what it followed.
+            self.split(failed, at - start);
+        }
+        let mut rest = vec![failed];
+        while let Some(id) = rest.pop() {
+            let node = self.node_mut(id);
+            let n = std::mem::take(&mut node.evaluated);
+            rest.extend_from_slice(&node.children);
+            self.used -= n;
+            self.pending += n;
+        }
+        for id in self.readers(failed) {
+            self.cut(id);
+        }
+    }
+
+    /// Takes the end of the cached sequence that is worth least out of the context; `keep` comes
+    /// last of all. False when there is none.
+    pub(in super::super) fn evict(&mut self, keep: Option<SequenceId>) -> bool {
+        let least = self.cached().map(|(id, value)| (keep == Some(id), value, id)).min();
+        let Some((_, _, id)) = least else { return false };
+        self.evict_end(id);
+        true
+    }
+
+    /// Takes a whole cached sequence out, so that its id is free. False when there is none.
+    pub(in super::super) fn evict_id(&mut self, keep: Option<SequenceId>) -> bool {
+        let least = self.cached().map(|(id, value)| (keep == Some(id), value, id)).min();
+        let Some((_, _, id)) = least else { return false };
+        while self.ids[id.0].is_some() {
+            self.evict_end(id);
+        }
+        true
+    }
+
+    fn evict_end(&mut self, id: SequenceId) {
+        let at = self.holder(id).node;
+        let n = self.node(at).tokens.len();
+        if n < LEAST_COPIED || self.most_host_bytes == 0 {
+            let keep = self.node(at).start;
+            self.truncate(id, keep);
+            self.settle_cached(id);
+            return;
+        }
+        if BLOCK < n {
+            self.split(at, n - BLOCK);
+        }
+        let node = self.node(at);
+        let (from, to, parent) = (node.start, node.start + node.tokens.len(), node.parent);
+        self.clock += 1;
+        let copy = self.clock;
+        self.ops.push(Op::Save { id, from, to, copy });
+        self.ops.push(Op::Truncate { id, n: from });
+        self.remove_end(id);
+        self.place_end(id, parent.expect("a cached sequence does not end at the root"));
+        let node = self.node_mut(at);
+        node.host = Host::Saving(copy);
+        let evaluated = std::mem::take(&mut node.evaluated);
+        self.used -= evaluated;
+        self.settle_cached(id);
+    }
+
+    /// A cached id that was cut is kept where nobody else holds its cells.
+    fn settle_cached(&mut self, id: SequenceId) {
+        let at = self.holder(id).node;
+        let is_held = 1 < self.node(at).ends.len() || self.has_child_in_context(at);
+        if self.node(at).parent.is_none() || is_held {
+            let evaluated = self.evaluated(id);
+            if 0 < evaluated {
+                self.ops.push(Op::Truncate { id, n: 0 });
+            }
+            self.remove_end(id);
+            self.ids[id.0] = None;
+            self.tidy(at);
+        }
+    }
+
+    /// Takes a copy that the backend has made; `None`: it could not.
+    pub(in super::super) fn saved(&mut self, copy: u64, state: Option<Vec<u8>>) {
+        let is_it = |node: &Option<Node>| {
+            node.as_ref().is_some_and(|node| matches!(node.host, Host::Saving(it) if it == copy))
+        };
+        // Without the cells before it, it was dropped meanwhile.
+        let Some(id) = self.nodes.iter().position(is_it).map(NodeId) else { return };
+        let Some(state) = state else {
+            self.drop_copies(id);
+            return;
+        };
+        self.clock += 1;
+        let used = self.clock;
+        let n = self.node(id).tokens.len();
+        self.node_mut(id).host = Host::Saved { copy: Arc::new(Copied { state, n }), used };
+        self.count_host_bytes();
+        while self.most_host_bytes < self.host_bytes {
+            let Some(oldest) = self.oldest_copy() else { break };
+            self.drop_copies(oldest);
+        }
+    }
+
+    pub(super) fn count_host_bytes(&mut self) {
+        let copies = self.nodes.iter().flatten().filter_map(|node| match &node.host {
+            Host::Saved { copy, .. } => Some((Arc::as_ptr(copy), copy.state.len())),
+            Host::No | Host::Saving(_) => None,
+        });
+        self.host_bytes = copies.collect::<BTreeMap<_, _>>().into_values().sum();
+    }
+
+    /// Of the copies that no other one continues, the one that was of use longest ago.
+    fn oldest_copy(&self) -> Option<NodeId> {
+        let nodes =
+            self.nodes.iter().enumerate().filter_map(|(id, node)| Some((id, node.as_ref()?)));
+        let ends = nodes.filter(|(_, node)| node.children.is_empty());
+        let copies = ends.filter_map(|(id, node)| match node.host {
+            Host::Saved { used, .. } => Some((used, NodeId(id))),
+            Host::No | Host::Saving(_) => None,
+        });
+        copies.min().map(|(_, id)| id)
+    }
+
+    /// Drops a node outside the context, and all that continue it.
+    fn drop_copies(&mut self, id: NodeId) {
+        let parent = self.node(id).parent.expect("a copy is no root");
+        self.node_mut(parent).children.retain(|&child| child != id);
+        self.drop_subtree(id);
+        self.tidy(parent);
+    }
+}
