@@ -204,12 +204,14 @@ fn two_classes_give_the_difference_of_what_each_gives_as_a_reward_alone() {
     let mut second = load("second.gguf", &[row(2)]);
     let mut both = load("both.gguf", &[row(1), row(2)]);
     let mut seen = Vec::new();
-    for text in ["A question. An answer.", &"Another question, longer. ".repeat(6)] {
+    for text in ["A question. An answer.", &"Another question, longer. ".repeat(9)] {
         let part = TextPart { text: text.to_owned(), control: false };
         let tokens: Vec<Token> = both.vocabulary().tokenize(&[part]);
         let expected = first.reward(&tokens, &mut || ()).unwrap()
             - second.reward(&tokens, &mut || ()).unwrap();
-        let found = both.reward(&tokens, &mut || ()).unwrap();
+        let mut n_pauses = 0;
+        let found = both.reward(&tokens, &mut || n_pauses += 1).unwrap();
+        assert_eq!(n_pauses, (tokens.len() - 1) / 128, "a chat need not wait for the whole text");
         assert!((found - expected).abs() < 1e-3, "{found} instead of {expected}");
         assert!(
             (both.reward(&tokens, &mut || ()).unwrap() - found).abs() < 1e-6,

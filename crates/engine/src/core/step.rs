@@ -214,3 +214,64 @@ fn entries(span: &Span) -> impl Iterator<Item = Entry<'_>> {
         logits: span.silent <= i,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::Wanted;
+    use super::*;
+
+    fn tokens(text: &str) -> Vec<Token> {
+        text.bytes().map(|byte| Token(i32::from(byte))).collect()
+    }
+
+    fn insert(tree: &mut Tree, text: &str) -> SequenceId {
+        let tokens = tokens(text);
+        let wants_from = tokens.len() - 1;
+        tree.insert(Generation::BASE, Wanted { tokens: &tokens, wants_from, with_copies: true })
+    }
+
+    #[test]
+    fn a_token_before_one_that_it_follows_is_refused() {
+        let mut tree = Tree::new(100, 4, 0);
+        let [a, b] = ["trunk one", "trunk two"].map(|text| insert(&mut tree, text));
+        let [trunk, leaf] = &tree.pending(a)[..] else { panic!("a trunk and an end of its own") };
+        let mut builder = Builder::new(&tree, 64, 64);
+        assert_eq!(builder.push(leaf.node, 0..3), Err(Misplaced::BeforeParent));
+        assert_eq!(builder.push(trunk.node, 1..2), Err(Misplaced::Gap));
+        builder.push(trunk.node, 0..4).unwrap();
+        assert_eq!(builder.push(leaf.node, 0..3), Err(Misplaced::BeforeParent), "half a trunk");
+        assert_eq!(builder.push(trunk.node, 0..4), Err(Misplaced::Gap), "it is in the batch");
+        builder.push(trunk.node, 4..6).unwrap();
+        builder.push(leaf.node, 0..3).unwrap();
+        let spans = builder.finish();
+        assert_eq!(spans[0].ids, [a, b], "the trunk is evaluated once, for both");
+        assert_eq!((spans[2].start, spans[2].silent), (6, 2), "its last token has logits");
+    }
+
+    /// Siblings that were preempted with one sampled token, and whose trunk has left the context.
+    #[test]
+    fn siblings_that_restart_come_after_their_trunk() {
+        let mut tree = Tree::new(100, 4, 0);
+        let ids = [(); 2].map(|()| insert(&mut tree, "trunk"));
+        let [trunk] = &tree.pending(ids[0])[..] else { panic!("they are the same") };
+        tree.advance(trunk.node, 5);
+        for (id, token) in ids.into_iter().zip(tokens("ab")) {
+            tree.append(id, token);
+        }
+        for id in ids {
+            tree.cache(id, usize::MAX, false);
+        }
+        assert!(tree.evict_id(None));
+        let again = ["trunka", "trunkb"].map(|text| insert(&mut tree, text));
+        for id in again {
+            let spans = tree.pending(id);
+            let lengths: Vec<usize> = spans.iter().map(|span| span.to - span.from).collect();
+            assert_eq!(lengths, [5, 1]);
+            assert_eq!(
+                Builder::new(&tree, 64, 64).push(spans[1].node, 0..1),
+                Err(Misplaced::BeforeParent)
+            );
+        }
+        tree.check();
+    }
+}

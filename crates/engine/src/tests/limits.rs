@@ -267,6 +267,7 @@ fn a_survey_counts_what_is_in_the_file() {
     let memory = survey.memory.unwrap();
     assert_eq!(memory.host.weights, stored);
     assert_eq!(memory.gpu, None);
+    assert_eq!(memory.host.prefix_cache, memory.host.kv_cache / 2, "copies in host memory");
     let plain = config(Path::new(NANO));
     let twice = EngineConfig { kv_cache: KvCache::F32, ..plain };
     let twice = super::super::llama::survey(&twice).unwrap().memory.unwrap();
