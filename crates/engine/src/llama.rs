@@ -45,6 +45,8 @@ use open::{c_path, load_error, open_model};
 use process::{Device, devices, init, last_error, physical_cores, system};
 use shape::Shape;
 use vocabulary::LlamaVocabulary;
+#[cfg(test)]
+pub(crate) use vocabulary::reference;
 
 pub use inspect::{Machine, Stored, Survey, machine, survey, version};
 pub use memory::{MemoryPlan, MemoryShare};
