@@ -139,6 +139,7 @@ async fn world_with(flash_attention: FlashAttention) -> World {
 pub(super) fn config(model: PathBuf) -> EngineConfig {
     EngineConfig {
         model,
+        chat_template: None,
         context_tokens: 512,
         max_sequences: 8,
         batch_tokens: 64,
