@@ -1,6 +1,6 @@
 //! Prompts: the model's chat template and the project's own reflection templates.
 //! Pure after load. Text from users and models never becomes a control token: a rendered prompt is
-//! a list of [`TextPart`]s in which only the template's own parts count as control.
+//! a list of [`inference::TextPart`]s in which only the template's own parts count as control.
 //! Used by `reflect`, `learn` and `nano`.
 
 #![cfg_attr(
