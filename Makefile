@@ -26,7 +26,7 @@ BUILT = $(sort $(abspath .) $(abspath $(TARGET)) $(abspath $(TORCH)) $(CRATES))
 # What packages are made of, and the packages.
 DIST  := target/dist
 
-.PHONY: demo test bench-engine bench-rlrf bench-trainer setup build lint clean \
+.PHONY: demo test template-test bench-engine bench-rlrf bench-trainer setup build lint clean \
 	install install-reflectd install-trainer package packages package-test
 .NOTPARALLEL:
 
@@ -39,6 +39,16 @@ demo: build
 test: build lint
 	cargo test --release --workspace --doc
 	@scripts/test.sh --release --workspace --no-fail-fast --tests
+
+# Chat templates of real models against transformers: TEMPLATES names a folder of *.jinja files (llama.cpp's
+# sources have them in models/templates), TRANSFORMERS_PYTHON a Python that has transformers and jinja2.
+template-test:
+	@test -n "$(TEMPLATES)" || { echo "say TEMPLATES=folder, one with *.jinja files" >&2; exit 1; }
+	@mkdir -p $(TARGET)
+	$(or $(TRANSFORMERS_PYTHON),python3) scripts/template-goldens.py folder $(TEMPLATES) \
+		crates/prompt/tests/conversations.json > $(TARGET)/template-goldens.json
+	REFLECTD_TEMPLATES=$(abspath $(TEMPLATES)) REFLECTD_TEMPLATE_GOLDENS=$(abspath $(TARGET)/template-goldens.json) \
+		cargo test --release --workspace --test templates templates_of_real_models -- --nocapture
 
 # Against llama-server where LLAMA_SERVER names its program; ARGS="--only chats --rounds 9", "--quick",
 # "--render" for table and plots out of results.json alone.

@@ -31,7 +31,7 @@ use config::{self, Config, ConfigError};
 use engine::probe::Prober;
 use engine::step_lock::StepLock;
 use engine::{self, Engine, EngineConfig, EngineError, EngineThread, ModelInfo, reward};
-use prompt::{ChatTemplate, PromptError};
+use prompt::ChatTemplate;
 use protocol::exit::Exit;
 use store::{self, StoreError, StoreThread};
 
@@ -138,21 +138,6 @@ pub enum StartError {
     /// The model cannot be loaded.
     #[error("start the engine")]
     Engine(#[from] EngineError),
-    /// The model cannot hold a conversation.
-    #[error("{path} has no chat template; use the chat or instruct version of the model")]
-    NoTemplate {
-        /// The GGUF.
-        path: PathBuf,
-    },
-    /// The model's chat template does not compile.
-    #[error("compile the chat template of {path}")]
-    Template {
-        /// The GGUF.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: PromptError,
-    },
     /// The socket cannot be opened.
     #[error("listen on {path}")]
     Socket {
@@ -171,7 +156,7 @@ impl StartError {
             Self::State { .. } | Self::Locked { .. } | Self::Store(_) | Self::Socket { .. } => {
                 Exit::System
             }
-            Self::Config(_) | Self::NoTemplate { .. } | Self::Template { .. } => Exit::Config,
+            Self::Config(_) => Exit::Config,
             // Not `Internal`, because the service manager would start the same program again.
             Self::Engine(
                 EngineError::Load { .. } | EngineError::Invalid(_) | EngineError::Kernels(_),
@@ -225,10 +210,10 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
     let step_lock = StepLock::default();
     let models = Models { source: engine, step_lock: &step_lock, state: &state_dir };
     let (engine, engine_thread) = models.engine(&config.engine, 0).await?;
-    let template = Arc::new(chat_template(engine.info())?);
+    let template = Arc::new(chat_template(engine.info()));
     let reflector = Reflector::new(engine.clone(), store.clone(), template);
     let (reflector, beside) = models.beside(reflector, &config).await?;
-    reload::check_agents(&config, &reflector)?;
+    let problems = reload::check_agents(&config, &reflector)?;
 
     let path = socket.of_daemon(config.server.socket.as_deref(), state_dir.root());
     let config = watch::Sender::new(Arc::new(config));
@@ -244,7 +229,7 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
 
     let is_shared = !config.borrow().server.allow_uids.is_empty();
     let (listener, socket) = socket::open(path, is_shared)?;
-    let report = watch::Sender::new(ConfigReport::default());
+    let report = watch::Sender::new(ConfigReport::in_force(problems));
     let phase = watch::Sender::new(Phase::Serving);
     let server = api::spawn(
         listener,
@@ -326,7 +311,7 @@ impl Models<'_> {
         if let Some(judge) = &config.judge_engine {
             let (engine, thread) = self.engine(judge, mapped).await?;
             mapped += file_size(&judge.model);
-            let template = Arc::new(chat_template(engine.info())?);
+            let template = Arc::new(chat_template(engine.info()));
             info!(model = engine.info().name, "A second model judges.");
             reflector = reflector.with_judge(engine, template);
             threads.push(("judge", thread));
@@ -334,7 +319,7 @@ impl Models<'_> {
         if let Some(config) = &config.reward_engine {
             self.prober().model(&config.model).await?;
             let (reward, thread) = reward::spawn(self.step_lock, config, mapped).await?;
-            let template = Arc::new(chat_template(reward.info())?);
+            let template = Arc::new(chat_template(reward.info()));
             info!(model = reward.info().name, "A reward model scores.");
             reflector = reflector.with_reward(reward, template);
             threads.push(("reward", thread));
@@ -348,11 +333,8 @@ impl Models<'_> {
     }
 }
 
-fn chat_template(info: &ModelInfo) -> Result<ChatTemplate, StartError> {
-    let path = info.path.clone();
-    let Some(source) = &info.chat_template else { return Err(StartError::NoTemplate { path }) };
-    ChatTemplate::new(source, &info.bos, &info.eos)
-        .map_err(|source| StartError::Template { path, source })
+fn chat_template(info: &ModelInfo) -> ChatTemplate {
+    ChatTemplate::new(info.chat_template.as_deref(), &info.bos, &info.eos)
 }
 
 impl Daemon {
@@ -405,10 +387,10 @@ impl Daemon {
         systemd::reloading();
         let old = Arc::clone(&self.config.borrow());
         let report = match reload::renew(&old, &self.reflector).await {
-            Ok(new) => {
+            Ok((new, problems)) => {
                 self.config.send_replace(Arc::new(new));
                 info!("Reloaded the configuration.");
-                ConfigReport::default()
+                ConfigReport::in_force(problems)
             }
             Err(ConfigError(problems)) => {
                 for problem in &problems {

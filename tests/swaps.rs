@@ -87,6 +87,7 @@ async fn two_hundred_swaps_under_chats_leave_no_memory_behind() {
     }
     let config = EngineConfig {
         model: model(),
+        chat_template: None,
         context_tokens: 2048,
         max_sequences: 8,
         batch_tokens: 128,

@@ -43,6 +43,7 @@ impl Setting {
     pub(crate) fn engine(&self) -> EngineConfig {
         EngineConfig {
             model: self.model.clone(),
+            chat_template: None,
             context_tokens: CELLS,
             max_sequences: SEQUENCES,
             batch_tokens: BATCH,

@@ -12,6 +12,7 @@ use super::wire::{ErrorBody, ErrorReply};
 use crate::learn::LearnError;
 use crate::reflect::ReflectError;
 use engine::EngineError;
+use prompt::PromptError;
 use store::StoreError;
 
 /// Why a request failed.
@@ -42,6 +43,8 @@ pub(super) enum ApiError {
     Overloaded { retry_after: Duration },
     #[error("something went wrong in reflectd; the log tells more under this x-request-id")]
     Internal(String),
+    #[error("{0}")]
+    NoPrompt(String),
     #[error("the daemon is stopping")]
     Draining,
     #[error("the model could not answer; the log tells why under this x-request-id")]
@@ -76,6 +79,9 @@ impl ApiError {
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded")
             }
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal"),
+            Self::NoPrompt(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "server_error", "chat_template")
+            }
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "draining"),
             Self::EngineFailed(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "server_error", "engine_failed")
@@ -161,6 +167,9 @@ impl From<ReflectError> for ApiError {
         match error {
             ReflectError::Engine(error) => error.into(),
             ReflectError::Store(error) => error.into(),
+            ReflectError::Prompt(error @ PromptError::Unusable(_)) => {
+                Self::NoPrompt(error.to_string())
+            }
             // Chat templates raise an error to refuse a conversation, so the field is `messages`.
             ReflectError::Prompt(error) => Self::invalid("messages", error.to_string()),
             ReflectError::Verifier(error) => {

@@ -418,11 +418,16 @@ pub enum ConfigWord {
 pub struct ConfigReport {
     /// Which one is in force.
     pub state: ConfigWord,
-    /// Why the files are not in force.
+    /// Why the files are not in force, or which agents cannot answer all the same.
     pub problems: Vec<Problem>,
 }
 
 impl ConfigReport {
+    /// The files are in force, with agents that have these problems.
+    pub fn in_force(problems: Vec<Problem>) -> Self {
+        Self { state: ConfigWord::Ok, problems }
+    }
+
     /// The files have these problems; the last good configuration stays in force.
     pub fn rolled_back(problems: Vec<Problem>) -> Self {
         Self { state: ConfigWord::RolledBack, problems }

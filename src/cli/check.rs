@@ -6,11 +6,17 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Json, terminal};
-use config;
+use crate::reflect;
+use config::{self, Config, ConfigError, Problem};
+use files::gguf::Gguf;
+use prompt::ChatTemplate;
 use protocol::exit::Exit;
 
 pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
-    let loaded = config::load(root);
+    let loaded = config::load(root).and_then(|config| {
+        let problems = templates(&config);
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
+    });
     if json.json {
         let problems = loaded.as_ref().err().map_or(&[][..], |error| &error.0);
         terminal::print_json(&json!({ "problems": problems }))?;
@@ -18,7 +24,20 @@ pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
     }
     let config = loaded?;
     let agents: Vec<&str> = config.agents.keys().map(String::as_str).collect();
-    let file = config::Config::file(&config.root);
+    let file = Config::file(&config.root);
     terminal::print(&format!("{} is good; agents: {}\n", file.display(), agents.join(", ")))?;
     Ok(Exit::Ok)
+}
+
+/// Agents whose first turn the chat template cannot render. The daemon serves the others.
+fn templates(config: &Config) -> Vec<Problem> {
+    // A model that cannot be read is told of by `doctor` and at the start.
+    let Ok(header) = Gguf::open(&config.engine.model) else { return Vec::new() };
+    let template = ChatTemplate::of_model(&header, config.engine.chat_template.as_deref());
+    let problem = |agent: &config::Agent| {
+        let message = reflect::try_chat(agent, &template).err()?.to_string();
+        let file = Path::new("agents").join(format!("{}.yaml", agent.name));
+        Some(Problem { file, key: "model".to_owned(), message })
+    };
+    config.agents.values().filter_map(|agent| problem(agent)).collect()
 }

@@ -19,7 +19,7 @@ use crate::learn::program;
 use config::{self, Config, Defaults, Problem};
 use engine::llama::{self, Machine, MemoryPlan, MemoryShare, Survey};
 use engine::{EngineConfig, EngineError, probe};
-use prompt::ChatTemplate;
+use prompt::{ChatTemplate, Message, Role};
 use protocol::exit::Exit;
 
 #[derive(Debug, clap::Args)]
@@ -62,7 +62,7 @@ struct Engine {
 #[derive(Debug, Serialize)]
 pub(super) struct Model {
     pub(super) path: PathBuf,
-    /// `compiles`, or why not.
+    /// `renders`, or why not.
     pub(super) chat_template: String,
     pub(super) servable: bool,
     #[serde(flatten)]
@@ -180,17 +180,15 @@ pub(super) async fn look_at_model(
         problems.push(problem(&path, reason(error)));
     }
     let [begin, end] = &survey.begin_and_end;
-    let chat_template = match &survey.chat_template {
-        None => Err("is missing; use the chat or instruct version of the model".to_owned()),
-        Some(source) => match ChatTemplate::new(source, begin, end) {
-            Ok(_) => Ok("compiles".to_owned()),
-            Err(error) => Err(format!("does not compile: {error}")),
-        },
+    let template = ChatTemplate::new(survey.chat_template.as_deref(), begin, end);
+    let turn = Message { role: Role::User, content: "?".into() };
+    let chat_template = match template.render(&[turn]) {
+        Ok(_) => "renders".to_owned(),
+        Err(error) => {
+            problems.push(problem(&path, error.to_string()));
+            error.to_string()
+        }
     };
-    if let Err(fault) = &chat_template {
-        problems.push(problem(&path, format!("the chat template {fault}")));
-    }
-    let chat_template = chat_template.unwrap_or_else(|fault| fault);
     Some(Model { path, chat_template, servable: problems.len() == before, survey })
 }
 

@@ -156,6 +156,7 @@ struct Trial {
 async fn measure(model: &Path, prompts: &Path, n: usize, seed: u64) -> anyhow::Result<Value> {
     let config = EngineConfig {
         model: model.to_owned(),
+        chat_template: None,
         context_tokens: 16384,
         max_sequences: 128,
         batch_tokens: 1024,
@@ -168,7 +169,7 @@ async fn measure(model: &Path, prompts: &Path, n: usize, seed: u64) -> anyhow::R
     };
     let (engine, thread) = engine::spawn(&config).await?;
     let subject = Subject {
-        template: ChatTemplate::new(CHAT_TEMPLATE, &engine.info().bos, &engine.info().eos)?,
+        template: ChatTemplate::new(Some(CHAT_TEMPLATE), &engine.info().bos, &engine.info().eos),
         prompts: load_prompts(prompts)?,
         engine,
     };

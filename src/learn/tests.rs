@@ -92,7 +92,7 @@ impl World {
         let (engine, engine_thread) =
             engine::spawn_with(8, move || Ok(Fake::new(script))).await.unwrap();
         let (store, store_thread) = store::spawn(root.join("reflectd.db")).await.unwrap();
-        let template = ChatTemplate::new(CHAT_TEMPLATE, "<|begin|>", "<|end|>").unwrap();
+        let template = ChatTemplate::new(Some(CHAT_TEMPLATE), "<|begin|>", "<|end|>");
         let reflector = Reflector::new(engine.clone(), store.clone(), Arc::new(template));
         let (sender, config) = watch::channel(Arc::new(configuration(root, trainer, arguments)));
         let state = StateDir::open(root).unwrap();
@@ -265,6 +265,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
         root: root.to_owned(),
         engine: EngineConfig {
             model: root.join("base.gguf"),
+            chat_template: None,
             context_tokens: 4096,
             max_sequences: 32,
             batch_tokens: 64,

@@ -159,6 +159,19 @@ pub enum ReflectError {
     NoModel(&'static str),
 }
 
+impl ReflectError {
+    /// Whether a chat template does not work, with these messages or at all.
+    pub fn is_of_chat_template(&self) -> bool {
+        matches!(self, Self::Prompt(PromptError::Refused(_) | PromptError::Unusable(_)))
+    }
+}
+
+/// Renders a first turn to an agent, as [`Reflector::run`] would.
+pub fn try_chat(agent: &Agent, template: &ChatTemplate) -> Result<(), PromptError> {
+    let turn = Message { role: Role::User, content: "?".into() };
+    template.render(&prepared::conversation(agent, &[turn])).map(drop)
+}
+
 /// What [`Reflector::explore`] did for one prompt.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Explored {
@@ -222,14 +235,12 @@ impl Reflector {
 
     /// Checks what only the loaded models can tell: the agent's templates render, and its level
     /// labels are three different single tokens of the judge.
-    pub fn check_agent(&self, agent: &Agent) -> Result<(), String> {
-        self.check_judge(agent).map_err(|error| error.to_string())?;
-        let refine = agent.prompts.refine("?", "!", "!");
-        refine
-            .and_then(|messages| self.template.render(&messages))
-            .map_err(|error| error.to_string())?;
-        let verifier = agent.verifier.as_ref().map(verify::Check::new).transpose();
-        verifier.map(drop).map_err(|error| error.to_string())
+    pub fn check_agent(&self, agent: &Agent) -> Result<(), ReflectError> {
+        try_chat(agent, &self.template)?;
+        self.check_judge(agent)?;
+        self.template.render(&agent.prompts.refine("?", "!", "!")?)?;
+        agent.verifier.as_ref().map(verify::Check::new).transpose()?;
+        Ok(())
     }
 
     /// Runs one task to its end. Dropping the receiver cancels what the client waits for.

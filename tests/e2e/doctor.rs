@@ -41,7 +41,7 @@ async fn what_would_serve_is_found_ready() {
     assert_eq!(found["engine"]["threads"], 1);
     assert_eq!(found["engine"]["context_tokens"], 8192);
     assert_eq!(found["model"]["architecture"], "llama");
-    assert_eq!(found["model"]["chat_template"], "compiles");
+    assert_eq!(found["model"]["chat_template"], "renders");
     let memory = &found["model"]["memory"]["host"];
     for part in ["weights", "kv_cache", "compute", "logits", "available"] {
         assert!(memory[part].as_u64().unwrap() > 0, "{part}: {memory}");

@@ -181,6 +181,7 @@ async fn another_daemon_judges_as_the_model_itself_would_and_its_end_breaks_no_c
 fn config(model: &Path) -> EngineConfig {
     EngineConfig {
         model: model.to_owned(),
+        chat_template: None,
         context_tokens: 1024,
         max_sequences: 4,
         // Less than the sequences below: they are read in several steps.

@@ -20,5 +20,6 @@ mod rounds;
 mod scratch;
 mod signals;
 mod split;
+mod templates;
 mod trust;
 mod without_trainer;

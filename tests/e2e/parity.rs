@@ -171,6 +171,7 @@ pub(crate) fn trained(last: &TrainerEvent) -> Trained {
 pub(crate) async fn load(model: &Path) -> (Engine, EngineThread) {
     let config = EngineConfig {
         model: model.to_owned(),
+        chat_template: None,
         context_tokens: CONTEXT,
         max_sequences: 8,
         batch_tokens: 512,

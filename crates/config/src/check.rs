@@ -105,7 +105,7 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
     settings.engine.model = model?.1;
     let engine = settings.engine;
     let default_agent = default_agent?;
-    let beside = |model: PathBuf| EngineConfig { model, ..engine.clone() };
+    let beside = |model: PathBuf| EngineConfig { model, chat_template: None, ..engine.clone() };
     Some(Config {
         root: root.into(),
         judge_engine: judge.map(beside),

@@ -499,6 +499,7 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
     // Taken apart, so that a new field must be thought about here.
     let EngineConfig {
         model,
+        chat_template,
         context_tokens,
         max_sequences,
         batch_tokens,
@@ -511,6 +512,7 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
     } = &old.engine;
     [
         ("agents.*.model", *model == new.engine.model),
+        ("engine.chat_template", *chat_template == new.engine.chat_template),
         ("engine.context_tokens", *context_tokens == new.engine.context_tokens),
         ("engine.max_sequences", *max_sequences == new.engine.max_sequences),
         ("engine.batch_tokens", *batch_tokens == new.engine.batch_tokens),

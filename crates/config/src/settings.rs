@@ -37,7 +37,7 @@ impl Settings {
     /// `engine.model` stays empty: the agents name it.
     pub(super) fn check(root: &Path, file: &mut Section<'_>) -> Self {
         Self {
-            engine: engine(&mut file.section("engine")),
+            engine: engine(root, &mut file.section("engine")),
             server: server(root, &mut file.section("server")),
             trainer: trainer(root, &mut file.section("trainer")),
             learn: learn(&mut file.section("learn")),
@@ -77,9 +77,10 @@ pub fn configured_socket(root: &Path) -> Option<PathBuf> {
     Some(root.join(socket))
 }
 
-fn engine(keys: &mut Section<'_>) -> EngineConfig {
+fn engine(root: &Path, keys: &mut Section<'_>) -> EngineConfig {
     let engine = EngineConfig {
         model: PathBuf::new(),
+        chat_template: chat_template(root, keys),
         context_tokens: keys.number("context_tokens", 8192, &(256..=1 << 20)),
         max_sequences: keys.number("max_sequences", 16, &(1..=256)),
         batch_tokens: keys.number("batch_tokens", 512, &(32..=1 << 16)),
@@ -106,6 +107,19 @@ fn engine(keys: &mut Section<'_>) -> EngineConfig {
         keys.problem("flash_attention", fault);
     }
     engine
+}
+
+/// The text of the file that is named.
+fn chat_template(root: &Path, keys: &mut Section<'_>) -> Option<String> {
+    let path = root.join(keys.optional::<PathBuf>("chat_template")?);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            let path = path.display();
+            keys.problem("chat_template", format!("{path} cannot be read: {error}"));
+            None
+        }
+    }
 }
 
 /// `auto` (which is also the default) is `None`.

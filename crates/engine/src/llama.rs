@@ -46,6 +46,8 @@ use open::{c_path, load_error, open_model};
 use process::{Device, devices, forget_errors, init, last_error, physical_cores, system};
 use shape::Shape;
 use vocabulary::LlamaVocabulary;
+#[cfg(test)]
+pub(crate) use vocabulary::reference;
 
 pub use inspect::{Machine, Stored, Survey, machine, survey, version};
 pub use memory::{MemoryPlan, MemoryShare};
@@ -101,11 +103,9 @@ impl Llama {
             load(config, &parts, mapped, |limits| limits)?;
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
-        let vocabulary = Arc::new(LlamaVocabulary::new(
-            Arc::clone(&model),
-            header.string("tokenizer.chat_template").unwrap_or_default(),
-        ));
-        let info = info(path, sha256, header, &model, &vocabulary, limits.cells)?;
+        let template = chat_template(config, header).unwrap_or_default();
+        let vocabulary = Arc::new(LlamaVocabulary::new(Arc::clone(&model), template));
+        let info = info(config, sha256, header, &model, &vocabulary, limits.cells)?;
         if info.max_sequence < limits.cells {
             let (longest, pool) = (info.max_sequence, limits.cells);
             tracing::info!(longest, pool, "One sequence ends where the model's training ended.");
@@ -450,14 +450,20 @@ impl Drop for Model {
     }
 }
 
+/// The owner's, or the model's own.
+fn chat_template<'a>(config: &'a EngineConfig, header: &'a Gguf) -> Option<&'a str> {
+    config.chat_template.as_deref().or_else(|| header.string("tokenizer.chat_template"))
+}
+
 fn info(
-    path: &Path,
+    config: &EngineConfig,
     sha256: String,
     header: &Gguf,
     model: &Model,
     vocabulary: &LlamaVocabulary,
     cells: usize,
 ) -> Result<ModelInfo, EngineError> {
+    let path = config.model.as_path();
     let raw = model.0.as_ptr();
     // SAFETY: the model lives.
     let (n_parameters, trained) =
@@ -474,7 +480,7 @@ fn info(
         size_bytes: model_size(path).map_err(|error| unreadable(path, &error))?,
         n_vocab: model.n_vocab(),
         max_sequence: cells.min(count(trained)),
-        chat_template: header.string("tokenizer.chat_template").map(str::to_owned),
+        chat_template: chat_template(config, header).map(str::to_owned),
         bos: vocabulary.text(begin),
         eos: vocabulary.text(end),
         end_of_turn: if end_of_turn.0 >= 0 { end_of_turn } else { end },

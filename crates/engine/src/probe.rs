@@ -164,6 +164,7 @@ pub fn run(model: &Path, adapter: Option<&Path>) -> Result<(), EngineError> {
     limit_this_process(2 * (size(model) + adapter.map_or(0, size)) + ALLOWANCE);
     let config = EngineConfig {
         model: model.to_owned(),
+        chat_template: None,
         context_tokens: CELLS,
         max_sequences: 1,
         batch_tokens: 64,

@@ -91,6 +91,8 @@ pub trait Vocabulary: Send + Sync + std::fmt::Debug {
 pub struct EngineConfig {
     /// The GGUF.
     pub model: PathBuf,
+    /// A chat template in the place of the model's own.
+    pub chat_template: Option<String>,
     /// KV cells shared by all sequences.
     pub context_tokens: u32,
     /// Sequences at once, at most 256.

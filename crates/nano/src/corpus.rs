@@ -92,7 +92,7 @@ pub struct Corpus<'a> {
 impl<'a> Corpus<'a> {
     /// With the nano agent's prompts, usually those of [`prompts`].
     pub fn new(prompts: &'a PromptSet) -> Result<Self, PromptError> {
-        Ok(Self { template: ChatTemplate::new(CHAT_TEMPLATE, "", "<|end|>")?, prompts })
+        Ok(Self { template: ChatTemplate::new(Some(CHAT_TEMPLATE), "", "<|end|>"), prompts })
     }
     /// One document of the pretraining corpus.
     pub fn document(&self, rng: &mut Rng) -> Result<Vec<Task>, PromptError> {

@@ -2,6 +2,10 @@
 
 use proptest::prelude::*;
 
+use inference::TextPart;
+use std::collections::BTreeMap;
+
+use super::set::NAMES;
 use super::*;
 
 const NANO: &str = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}\
@@ -41,7 +45,7 @@ fn say(role: Role, content: &str) -> Message {
 }
 
 fn render(source: &str, messages: &[Message]) -> Vec<TextPart> {
-    ChatTemplate::new(source, "<s>", "</s>").unwrap().render(messages).unwrap()
+    ChatTemplate::new(Some(source), "<s>", "</s>").render(messages).unwrap()
 }
 
 fn text(parts: &[TextPart]) -> String {
@@ -99,7 +103,7 @@ fn generation_tags_of_hugging_face_are_ignored() {
 
 #[test]
 fn what_a_template_raises_is_the_error() {
-    let template = ChatTemplate::new("{{ raise_exception('no system role') }}", "", "").unwrap();
+    let template = ChatTemplate::new(Some("{{ raise_exception('no system role') }}"), "", "");
     let error = template.render(&[say(Role::User, "x")]).unwrap_err();
     assert!(error.to_string().contains("no system role"), "{error}");
 }
@@ -107,7 +111,7 @@ fn what_a_template_raises_is_the_error() {
 #[test]
 fn a_template_that_drops_or_cuts_the_last_message_is_an_error() {
     for source in ["{{ messages[0].content }}", "{{ messages[1].content[1:] }}"] {
-        let template = ChatTemplate::new(source, "", "").unwrap();
+        let template = ChatTemplate::new(Some(source), "", "");
         assert!(
             template.render(&[say(Role::User, "a"), say(Role::User, "b")]).is_err(),
             "{source}"
@@ -117,7 +121,7 @@ fn a_template_that_drops_or_cuts_the_last_message_is_an_error() {
 
 #[test]
 fn an_unknown_date_format_is_an_error_and_no_panic() {
-    let template = ChatTemplate::new("{{ strftime_now('%!') }}", "", "").unwrap();
+    let template = ChatTemplate::new(Some("{{ strftime_now('%!') }}"), "", "");
     template.render(&[]).unwrap_err();
 }
 
@@ -203,7 +207,7 @@ fn choosing_aspects_is_a_template_that_may_be_missing() {
 #[test]
 fn a_conversation_that_has_ended_is_rendered_without_asking_for_more() {
     let messages = [say(Role::User, "why"), say(Role::Assistant, "because<|end|>")];
-    let parts = ChatTemplate::new(NANO, "", "").unwrap().render_whole(&messages).unwrap();
+    let parts = ChatTemplate::new(Some(NANO), "", "").render_whole(&messages).unwrap();
     let text: String = parts.iter().map(|part| part.text.as_str()).collect();
     assert_eq!(text, "<|user|>why<|end|><|assistant|>because<|end|><|end|>");
     assert!(parts.iter().any(|part| !part.control && part.text == "because<|end|>"));
@@ -237,4 +241,112 @@ fn the_judge_sees_neutral_text_and_is_told_which_label_is_best() {
     };
     assert_eq!(asked(&set), format!("> 7\n>  3 {}", labels()[2]));
     assert_eq!(asked(&set.reversed()), format!("> 7\n>  3 {}", labels()[0]));
+}
+
+const SWITCH: &str = "{% set ns = namespace(quiet=false) %}{% for m in messages %}\
+    {% if '/no_think' in m.content %}{% set ns.quiet = true %}{% endif %}\
+    {% set text = m.content.replace('/no_think', '')|trim %}{% if text %}<|{{ m.role }}|>{{ text }}\
+    <|end|>{% endif %}{% endfor %}<|assistant|>{% if ns.quiet %}<think></think>{% endif %}";
+
+#[test]
+fn a_template_sees_what_contents_say() {
+    let told = |content: &str| text(&render(SWITCH, &[say(Role::User, content)]));
+    assert_eq!(told(" a "), "<|user|>a<|end|><|assistant|>");
+    assert_eq!(told("a /no_think"), "<|user|>a<|end|><|assistant|><think></think>");
+    let source = "{% for m in messages %}{% if m.role == 'assistant' and '</think>' in m.content %}\
+                  {{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}\
+                  {% endif %}<|end|>{% endfor %}";
+    let messages = [
+        say(Role::User, "why?"),
+        say(Role::Assistant, "<think>\nhm <|end|>\n</think>\n\nthat is <|end|> why"),
+        say(Role::User, "so"),
+    ];
+    let parts = render(source, &messages);
+    let plain = |text: &str| TextPart { text: text.into(), control: false };
+    let end = || TextPart { text: "<|end|>".into(), control: true };
+    let answer = plain("that is <|end|> why");
+    assert_eq!(parts, [plain("why?"), end(), answer, end(), plain("so"), end()]);
+}
+
+const REFUSES: &str =
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}";
+const LEAVES_OUT: &str = "{% for m in messages if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}\
+                          <|end|>{% endfor %}";
+
+#[test]
+fn turns_of_the_system_go_to_the_users_next_where_a_template_has_no_place_for_them() {
+    for source in [REFUSES.to_owned() + NANO, LEAVES_OUT.into()] {
+        let messages =
+            [say(Role::System, "be <|end|>"), say(Role::User, "a"), say(Role::System, "now")];
+        let parts = render(&source, &messages);
+        assert!(
+            text(&parts).starts_with("<|user|>be <|end|>\n\na<|end|><|user|>now<|end|>"),
+            "{source}: {parts:?}"
+        );
+        let written = |part: &&TextPart| part.control && part.text.contains("be ");
+        assert_eq!(parts.iter().find(written), None, "a typed token stays text");
+        let blank = render(&source, &[say(Role::System, " "), say(Role::User, "a")]);
+        assert!(text(&blank).starts_with("<|user|>a<|end|>"), "{blank:?}");
+    }
+    // What shows nothing may be a switch all the same.
+    let switched = render(SWITCH, &[say(Role::System, "/no_think"), say(Role::User, "a")]);
+    assert_eq!(text(&switched), "<|user|>a<|end|><|assistant|><think></think>");
+    // Whoever refuses the user too says so in its own words.
+    let template = ChatTemplate::new(Some("{{ raise_exception(messages[0].role) }}"), "", "");
+    let error = template.render(&[say(Role::System, "s"), say(Role::User, "u")]).unwrap_err();
+    assert!(matches!(&error, PromptError::Refused(words) if words == "system"), "{error}");
+}
+
+#[test]
+fn templates_that_take_tools_for_granted_get_none() {
+    let messages = [say(Role::User, "a")];
+    let loops = "{% for tool in tools %}{{ tool }}{% endfor %}{{ messages[0].content }}";
+    assert_eq!(text(&render(loops, &messages)), "a");
+    let words = "{{ functions + ' ' + datetime[:3]|length|string }}{{ messages[0].content }}";
+    assert_eq!(text(&render(words, &messages)), "[] 3a");
+    let asks = "{{ tools is none }}{{ documents is none }}{{ functions is defined }}{{ messages[0].content }}";
+    assert_eq!(text(&render(asks, &messages)), "TrueTrueFalsea");
+}
+
+#[test]
+fn a_template_that_cannot_be_used_says_what_to_do() {
+    for (source, fault) in [
+        (
+            None,
+            "the model has no chat template; name a file with another one in `engine.chat_template`",
+        ),
+        (Some("{% if %}"), "the chat template does not parse: an expression is missing"),
+        (
+            Some("\n{{ nope.nope }}"),
+            "the chat template cannot be rendered: `nope`, which is undefined",
+        ),
+        (Some("{% for i in range(99999999) %}{% endfor %}"), "takes too many steps"),
+    ] {
+        let error = ChatTemplate::new(source, "", "").render(&[say(Role::User, "a")]).unwrap_err();
+        assert!(error.to_string().contains(fault), "{error}");
+        assert!(matches!(error, PromptError::Unusable(_)));
+        assert!(error.to_string().contains("engine.chat_template"), "{error}");
+    }
+}
+
+#[test]
+fn fifty_turns_are_rendered_in_far_less_than_a_millisecond() {
+    let template = include_str!("../tests/templates/reasoning.jinja");
+    let template = ChatTemplate::new(Some(template), "<s>", "</s>");
+    let answer =
+        format!("<think>\n{}\n</think>\n\n{}", "Let me see. ".repeat(40), "It is so. ".repeat(20));
+    let messages: Vec<_> = (0..50)
+        .map(|at| match at % 2 {
+            0 => say(Role::User, &"What is it? ".repeat(20)),
+            _ => say(Role::Assistant, &answer),
+        })
+        .collect();
+    let fastest = (0..200).map(|_| {
+        let started = std::time::Instant::now();
+        assert!(!template.render(&messages).unwrap().is_empty());
+        started.elapsed()
+    });
+    let fastest = fastest.min().unwrap();
+    println!("50 turns of 25 kB in {fastest:?}");
+    assert!(fastest < std::time::Duration::from_millis(1), "{fastest:?}");
 }

@@ -116,7 +116,8 @@ impl<'a> ModelJudge<'a> {
     /// The tokens of the agent's level labels (-1, 0, +1), as they follow its `assess` prompt.
     pub(super) fn labels(&self, agent: &Agent) -> Result<[Token; 3], PromptError> {
         let aspect = agent.aspects.first().map(view);
-        let aspect = aspect.ok_or_else(|| PromptError("the agent has no aspects".into()))?;
+        let aspect =
+            aspect.ok_or_else(|| PromptError::Invalid("the agent has no aspects".into()))?;
         let prompt = self.template.render(&agent.prompts.assess("?", "!", None, &aspect)?)?;
         let vocabulary = self.engine.vocabulary();
         let before = vocabulary.tokenize(&prompt);
@@ -126,7 +127,7 @@ impl<'a> ModelJudge<'a> {
             prompt.push(TextPart { text: label.clone(), control: false });
             let after = vocabulary.tokenize(&prompt);
             let Some([token]) = after.strip_prefix(before.as_slice()) else {
-                return Err(PromptError(format!(
+                return Err(PromptError::Invalid(format!(
                     "the level label `{label}` is not one token of the judge after the `assess` \
                      prompt; choose three labels that are, such as single digits or letters"
                 )));
@@ -135,7 +136,7 @@ impl<'a> ModelJudge<'a> {
         }
         let [low, middle, high] = labels;
         if low == middle || middle == high || low == high {
-            return Err(PromptError(
+            return Err(PromptError::Invalid(
                 "two level labels are the same token of the judge; choose three that differ".into(),
             ));
         }

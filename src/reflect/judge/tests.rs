@@ -28,7 +28,7 @@ use store::Assessment;
 use testkit::fake::{CHAT_TEMPLATE, Fake, Script};
 
 fn template() -> Arc<ChatTemplate> {
-    Arc::new(ChatTemplate::new(CHAT_TEMPLATE, "<|begin|>", "<|end|>").unwrap())
+    Arc::new(ChatTemplate::new(Some(CHAT_TEMPLATE), "<|begin|>", "<|end|>"))
 }
 
 /// The world with a second model that judges by this script.
@@ -51,7 +51,7 @@ async fn a_second_model_judges_and_criticises_and_the_served_one_answers() {
     let (world, _thread) = with_second(World::new(served).await, second).await;
     let mut agent = agent();
     agent.judge = JudgeConfig::Model("other.gguf".into());
-    assert_eq!(world.reflector.check_agent(&agent), Ok(()));
+    world.reflector.check_agent(&agent).unwrap();
     let seen = world.run(task(agent.clone(), Mode::Inline, "ask")).await;
     assert_eq!(text_of(&seen, 0), "good");
     let stored = world.stored(outcome(&seen)).await;
@@ -67,7 +67,7 @@ async fn an_agent_whose_second_model_is_not_loaded_is_refused_by_name() {
     let world = World::new(script()).await;
     let mut agent = agent();
     agent.judge = JudgeConfig::Model("other.gguf".into());
-    let problem = world.reflector.check_agent(&agent).unwrap_err();
+    let problem = world.reflector.check_agent(&agent).unwrap_err().to_string();
     assert!(problem.contains("`judge.model` is not loaded"), "{problem}");
 }
 

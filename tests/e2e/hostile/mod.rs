@@ -28,6 +28,7 @@ fn prober(folder: &Path) -> Prober {
 fn config(model: &Path) -> EngineConfig {
     EngineConfig {
         model: model.to_owned(),
+        chat_template: None,
         context_tokens: 256,
         max_sequences: 2,
         batch_tokens: 32,

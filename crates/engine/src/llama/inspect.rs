@@ -10,7 +10,7 @@ use super::check::{check_data, check_model, tensor_bytes};
 use super::memory::MemoryPlan;
 use super::open::{load_error, open_model};
 use super::process::{self, Device, devices, init, kernels, physical_cores};
-use super::{demand, flash_attention, sys, vocabulary_size};
+use super::{chat_template, demand, flash_attention, sys, vocabulary_size};
 use crate::{EngineConfig, EngineError};
 use files::gguf::{Parts, TensorInfo};
 
@@ -116,7 +116,7 @@ pub fn survey(config: &EngineConfig) -> Result<Survey, EngineError> {
         n_files: parts.files().len(),
         quantization: quantization(&parts, path)?,
         n_vocab: vocabulary_size(header),
-        chat_template: header.string("tokenizer.chat_template").map(str::to_owned),
+        chat_template: chat_template(config, header).map(str::to_owned),
         begin_and_end: ["bos_token_id", "eos_token_id"].map(|key| token(key).unwrap_or_default()),
         memory,
         flash_attention: match flash_attention(config, &devices) {

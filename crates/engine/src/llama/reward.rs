@@ -16,7 +16,7 @@ use super::context::{Batch, Computing, Context};
 use super::open::{load_error, open, open_model};
 use super::process::{init, last_error};
 use super::vocabulary::LlamaVocabulary;
-use super::{Loaded, Model, hash, info, load, position};
+use super::{Loaded, Model, chat_template, hash, info, load, position};
 use crate::{EngineConfig, EngineError, ModelInfo, Token, Vocabulary};
 use files::gguf::Gguf;
 use inference::backend::{Entry, Limits, RewardBackend, SequenceId};
@@ -74,11 +74,9 @@ impl RewardModel {
         let computing = Computing { pooling: Some(pooling), ..computing };
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
-        let vocabulary = Arc::new(LlamaVocabulary::new(
-            Arc::clone(&model),
-            header.string("tokenizer.chat_template").unwrap_or_default(),
-        ));
-        let info = info(path, sha256, header, &model, &vocabulary, limits.cells)?;
+        let template = chat_template(config, header).unwrap_or_default();
+        let vocabulary = Arc::new(LlamaVocabulary::new(Arc::clone(&model), template));
+        let info = info(config, sha256, header, &model, &vocabulary, limits.cells)?;
         let batch = Batch::new(&limits);
         Ok(Self { context, batch, limits, head, info, vocabulary, _model: model })
     }

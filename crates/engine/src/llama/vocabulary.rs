@@ -13,11 +13,20 @@ use crate::{TextPart, Token, Vocabulary};
 pub(super) struct LlamaVocabulary {
     model: Arc<Model>,
     n_vocab: usize,
-    /// Texts of the tokens that only a template may write.
-    control: Vec<(String, Token)>,
+    /// The tokens that only a template may write.
+    control: Vec<Control>,
     /// For each token whether it is such a one, so that text must not come out as it.
     forbidden: Vec<bool>,
     begin: Option<Token>,
+}
+
+/// A token that only a template may write.
+#[derive(Debug)]
+struct Control {
+    text: String,
+    token: Token,
+    /// Takes the blanks before it, and those behind it, as llama.cpp has it for some models (phi-3).
+    strips: [bool; 2],
 }
 
 impl LlamaVocabulary {
@@ -42,7 +51,8 @@ impl LlamaVocabulary {
                 *forbidden = is_control;
             }
             if !text.is_empty() && (is_control || is(sys::LLAMA_TOKEN_ATTR_UNKNOWN)) {
-                vocabulary.control.push((text, Token(id)));
+                let strips = [sys::LLAMA_TOKEN_ATTR_LSTRIP, sys::LLAMA_TOKEN_ATTR_RSTRIP].map(is);
+                vocabulary.control.push(Control { text, token: Token(id), strips });
             }
         }
         // SAFETY: the vocabulary lives.
@@ -73,7 +83,7 @@ impl LlamaVocabulary {
     /// again character by character.
     fn tokenize_text(&self, text: &str, tokens: &mut Vec<Token>) {
         let from = tokens.len();
-        self.spell(text, tokens);
+        self.spell(text, false, tokens);
         if !tokens.iter().skip(from).any(|&token| self.is_forbidden(token)) {
             return;
         }
@@ -84,7 +94,7 @@ impl LlamaVocabulary {
             }
             for character in self.text(token).chars() {
                 let from = tokens.len();
-                self.spell(character.encode_utf8(&mut [0; 4]), tokens);
+                self.spell(character.encode_utf8(&mut [0; 4]), false, tokens);
                 // A control token of one character has no other spelling.
                 let spelled = tokens.split_off(from);
                 tokens.extend(spelled.into_iter().filter(|&token| !self.is_forbidden(token)));
@@ -97,8 +107,8 @@ impl LlamaVocabulary {
         known.copied().unwrap_or(false)
     }
 
-    /// Adds text as llama.cpp spells it.
-    fn spell(&self, text: &str, tokens: &mut Vec<Token>) {
+    /// Adds text as llama.cpp spells it, with its control tokens as such or as text.
+    fn spell(&self, text: &str, has_control: bool, tokens: &mut Vec<Token>) {
         let Ok(n_bytes) = i32::try_from(text.len()) else { return };
         let mut buffer = vec![0; text.len() + 8];
         for _ in 0..2 {
@@ -112,7 +122,7 @@ impl LlamaVocabulary {
                     buffer.as_mut_ptr(),
                     position(buffer.len()),
                     false,
-                    false,
+                    has_control,
                 )
             };
             if n >= 0 {
@@ -124,34 +134,74 @@ impl LlamaVocabulary {
     }
 
     /// The first control token in a template's text, the longest one where several begin.
-    fn find_control(&self, text: &str) -> Option<(usize, &str, Token)> {
+    fn find_control(&self, text: &str) -> Option<(usize, &Control)> {
         self.control
             .iter()
-            .filter_map(|(control, token)| Some((text.find(control)?, control.as_str(), *token)))
-            .min_by_key(|(at, control, _)| (*at, usize::MAX - control.len()))
+            .filter_map(|control| Some((text.find(&control.text)?, control)))
+            .min_by_key(|(at, control)| (*at, usize::MAX - control.text.len()))
     }
+}
+
+/// Plain text between two control tokens.
+#[derive(Default)]
+struct Plain {
+    text: String,
+    /// Whether the control token before it takes its first blanks.
+    is_stripped: bool,
+}
+
+impl Plain {
+    fn push(&mut self, text: &str) {
+        let strips = self.is_stripped && self.text.is_empty();
+        self.text.push_str(if strips { text.trim_start_matches(is_blank) } else { text });
+    }
+
+    /// The text without its last blanks where the next control token takes them.
+    fn end(&mut self, is_stripped: bool) -> String {
+        let mut text = std::mem::take(&mut self.text);
+        if is_stripped {
+            text.truncate(text.trim_end_matches(is_blank).len());
+        }
+        text
+    }
+}
+
+/// C's `isspace`.
+fn is_blank(c: char) -> bool {
+    matches!(c, ' ' | '\t'..='\r')
+}
+
+/// How llama.cpp tokenizes a whole prompt in which every control token counts.
+#[cfg(test)]
+pub(crate) fn reference(model: &std::path::Path, prompt: &str) -> Vec<Token> {
+    let model = Arc::new(Model::load(model, 0).expect("the test has written the model"));
+    let mut tokens = Vec::new();
+    LlamaVocabulary::new(model, prompt).spell(prompt, true, &mut tokens);
+    tokens
 }
 
 impl Vocabulary for LlamaVocabulary {
     /// Plain text is tokenized together across parts, because where the template's words end and
-    /// the user's begin there is no boundary for the model.
+    /// the user's begin there is no boundary for the model. Control tokens strip blanks also of
+    /// contents, as they do where llama.cpp gets the whole prompt.
     fn tokenize(&self, parts: &[TextPart]) -> Vec<Token> {
         let mut tokens = Vec::new();
-        let mut plain = String::new();
+        let mut plain = Plain::default();
         for part in parts {
             let mut rest = part.text.as_str();
-            while let Some((at, control, token)) =
-                part.control.then(|| self.find_control(rest)).flatten()
+            while let Some((at, control)) = part.control.then(|| self.find_control(rest)).flatten()
             {
                 let (before, after) = rest.split_at(at);
-                plain.push_str(before);
-                self.tokenize_text(&std::mem::take(&mut plain), &mut tokens);
-                tokens.push(token);
-                rest = after.split_at(control.len()).1;
+                let [strips_before, strips_after] = control.strips;
+                plain.push(before);
+                self.tokenize_text(&plain.end(strips_before), &mut tokens);
+                tokens.push(control.token);
+                plain.is_stripped = strips_after;
+                rest = after.split_at(control.text.len()).1;
             }
-            plain.push_str(rest);
+            plain.push(rest);
         }
-        self.tokenize_text(&plain, &mut tokens);
+        self.tokenize_text(&plain.end(false), &mut tokens);
         if let Some(begin) = self.begin
             && tokens.first() != Some(&begin)
         {

@@ -56,6 +56,7 @@ impl Parts {
 fn config(model: &Path) -> EngineConfig {
     EngineConfig {
         model: model.to_owned(),
+        chat_template: None,
         context_tokens: 256,
         max_sequences: 2,
         batch_tokens: 64,

@@ -42,7 +42,7 @@ pub(super) fn text(text: &str) -> Value {
 }
 
 pub(super) fn write_model(path: &Path) {
-    write_model_with(path, VOCAB, |writer| {
+    write_model_with(path, "random", VOCAB, |writer| {
         for (key, value) in testkit::vocabulary::bytes(&["<|begin|>", "<|end|>", "<|user|>"]) {
             writer.metadata(&key, value);
         }
@@ -52,12 +52,17 @@ pub(super) fn write_model(path: &Path) {
     });
 }
 
-/// The same model with a vocabulary of its own.
-pub(super) fn write_model_with(path: &Path, n_vocab: u64, vocabulary: impl FnOnce(&mut Writer)) {
+/// The same model with a name and a vocabulary of its own.
+pub(super) fn write_model_with(
+    path: &Path,
+    name: &str,
+    n_vocab: u64,
+    vocabulary: impl FnOnce(&mut Writer),
+) {
     let mut writer = Writer::default();
     let hyperparameters = Hyperparameters {
         architecture: "llama",
-        name: "random",
+        name,
         blocks: LAYERS,
         context: 512,
         width: EMBEDDING,
@@ -134,6 +139,7 @@ async fn world_with(flash_attention: FlashAttention) -> World {
 pub(super) fn config(model: PathBuf) -> EngineConfig {
     EngineConfig {
         model,
+        chat_template: None,
         context_tokens: 512,
         max_sequences: 8,
         batch_tokens: 64,

@@ -1,6 +1,7 @@
 //! Whatever somebody types, no control token comes out: for every kind of vocabulary that is served,
 //! with a vocabulary made so that merges and look-ups could spell one.
 
+use super::super::llama::reference;
 use super::llama::{config, text, write_model_with};
 use super::*;
 use files::gguf::{Value, Writer, gpt2_letter};
@@ -48,7 +49,10 @@ fn tokens(kind: &str) -> Vec<(String, i64)> {
 }
 
 fn write(kind: &str, writer: &mut Writer) {
-    let tokens = tokens(kind);
+    write_vocabulary(kind, &tokens(kind), writer);
+}
+
+fn write_vocabulary(kind: &str, tokens: &[(String, i64)], writer: &mut Writer) {
     let n = tokens.len();
     writer.metadata("tokenizer.ggml.model", text(kind));
     if merges(kind) {
@@ -83,7 +87,7 @@ async fn no_control_token_comes_out_of_typed_text_whatever_the_vocabulary() {
     for kind in ["gpt2", "llama", "t5", "plamo2", "hybriddna", "whitespace", "gemma4"] {
         let path = folder.path().join(format!("{kind}.gguf"));
         let n_vocab = u64::try_from(tokens(kind).len()).unwrap();
-        write_model_with(&path, n_vocab, |writer| write(kind, writer));
+        write_model_with(&path, "random", n_vocab, |writer| write(kind, writer));
         let (engine, thread) = spawn(&config(path)).await.unwrap();
         let vocabulary = engine.vocabulary().clone();
         let part = |text: &str, control| TextPart { text: text.to_owned(), control };
@@ -118,4 +122,52 @@ async fn no_control_token_comes_out_of_typed_text_whatever_the_vocabulary() {
         drop((vocabulary, engine));
         thread.join().unwrap();
     }
+}
+
+/// The words of a phi-3 vocabulary: llama.cpp finds the model by its name and lets the control tokens of
+/// these texts keep the blanks behind them.
+const PHI3: [&str; 8] =
+    ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"];
+
+#[tokio::test]
+async fn control_tokens_strip_the_blanks_that_llama_cpp_lets_them_strip() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("phi3.gguf");
+    let mut tokens: Vec<(String, i64)> = PHI3.map(|text| (text.to_owned(), 3)).to_vec();
+    tokens[0].1 = 2;
+    tokens.extend((0..=255).map(|byte| (format!("<0x{byte:02X}>"), 6)));
+    tokens.extend(('a'..='z').chain(['\u{2581}']).map(|c| (c.to_string(), 1)));
+    let n_vocab = u64::try_from(tokens.len()).unwrap();
+    write_model_with(&path, "Phi-3 of random numbers", n_vocab, |writer| {
+        write_vocabulary("llama", &tokens, writer);
+    });
+    let (engine, thread) = spawn(&config(path.clone())).await.unwrap();
+    let vocabulary = engine.vocabulary().clone();
+    // Text of the template and of contents in turn.
+    let prompts: [&[&str]; 6] = [
+        &["<|user|>\n", "why", "<|end|>\n<|assistant|>\n"],
+        &[
+            "<s><|system|>\n",
+            "be brief\n",
+            "<|end|>\n<|user|>\n",
+            "  why \n",
+            "<|end|>\n<|assistant|>\n",
+        ],
+        &["<|user|> \t\n\r\u{b}\u{c}", "\n\n a", " \n<|end|>", " ", "\n", "  b"],
+        &["</s>\n\na<|endoftext|>\n\nb<s>\nc<unk>\nd", "\n", "<|end|>\n\n"],
+        &["<|end|>", "", "\n<|end|>\n", "\n", "\n<|end|>", "\u{a0}a"],
+        &["a\n<|user|>a\n<|end|>a"],
+    ];
+    for prompt in prompts {
+        let part =
+            |(at, text): (usize, &&str)| TextPart { text: (*text).into(), control: at % 2 == 0 };
+        let parts: Vec<_> = prompt.iter().enumerate().map(part).collect();
+        let theirs = reference(&path, &prompt.concat());
+        assert_eq!(vocabulary.tokenize(&parts), theirs, "{prompt:?}");
+    }
+    let newline = vocabulary.tokenize(&[TextPart { text: "a\n".into(), control: true }]);
+    let stripped = vocabulary.tokenize(&[TextPart { text: "<|end|>\n".into(), control: true }]);
+    assert_eq!((newline.len(), stripped.len()), (3, 1), "{newline:?} {stripped:?}");
+    drop((vocabulary, engine));
+    thread.join().unwrap();
 }

@@ -47,6 +47,7 @@ fn config(
 ) -> EngineConfig {
     EngineConfig {
         model: model.to_owned(),
+        chat_template: None,
         context_tokens: cells,
         max_sequences: 6,
         batch_tokens: 32,
