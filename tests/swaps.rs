@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    Class, Engine, EngineConfig, FinishReason, FlashAttention, GenerateRequest, Generation,
-    KvCache, Lane, Piece, Sampling, TextPart, spawn,
+    Engine, EngineConfig, FinishReason, FlashAttention, GenerateRequest, Generation, KvCache,
+    Piece, Priority, Sampling, TextPart, Weights, spawn,
 };
 use files::gguf::{Gguf, Value, Writer};
 
@@ -51,7 +51,7 @@ fn resident() -> u64 {
 }
 
 /// One whole answer, and the generation that gave it.
-async fn chat(engine: &Engine, lane: Lane) -> (Generation, Vec<i32>) {
+async fn chat(engine: &Engine, weights: Weights) -> (Generation, Vec<i32>) {
     let text = "Ann has 17 apples and finds 25 more. How many has she now?".to_owned();
     let prompt = engine.vocabulary().tokenize(&[TextPart { text, control: false }]);
     let sampling = Sampling { temperature: 0.0, max_tokens: 12, ..Sampling::default() };
@@ -62,8 +62,8 @@ async fn chat(engine: &Engine, lane: Lane) -> (Generation, Vec<i32>) {
         stop: Vec::new(),
         top_logprobs: 0,
         copies: Vec::new(),
-        lane,
-        class: Class::Chat,
+        weights,
+        priority: Priority::Chat,
     };
     let mut started = engine.generate(request).await.unwrap();
     let mut tokens = Vec::new();
@@ -105,12 +105,12 @@ async fn two_hundred_swaps_under_chats_leave_no_memory_behind() {
         let chats: Vec<_> = (0..CHATS)
             .map(|_| {
                 let engine = engine.clone();
-                tokio::spawn(async move { chat(&engine, Lane::Active).await })
+                tokio::spawn(async move { chat(&engine, Weights::Active).await })
             })
             .collect();
-        engine.load_lane(generation, path(swap)).await.unwrap();
+        engine.load_adapter(generation, path(swap)).await.unwrap();
         engine.activate(generation).await.unwrap();
-        assert_eq!(chat(&engine, Lane::Active).await.0, generation);
+        assert_eq!(chat(&engine, Weights::Active).await.0, generation);
         for chat in chats {
             let (by, tokens) = chat.await.unwrap();
             assert!(by.0 == swap - 1 || by.0 == swap, "generation {by} answered");
@@ -124,7 +124,7 @@ async fn two_hundred_swaps_under_chats_leave_no_memory_behind() {
         }
     }
     let end = resident();
-    assert_eq!(engine.stats().lanes.len(), 2, "the base and the active one");
+    assert_eq!(engine.stats().generations.len(), 2, "the base and the active one");
     println!("resident after {SETTLED} swaps: {settled} KiB, after {SWAPS}: {end} KiB");
     assert!(end * 100 <= settled * 105, "{settled} KiB grew to {end} KiB");
 }

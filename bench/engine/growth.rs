@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use engine::{self, Class, Engine, Lane, ScoreRequest, Token};
+use engine::{self, Engine, Priority, ScoreRequest, Token, Weights};
 use futures_util::future::try_join_all;
 
 use crate::inside::{Answer, generate, request};
@@ -124,7 +124,8 @@ fn judgements(texts: &mut Texts, n: usize) -> anyhow::Result<Vec<Vec<Token>>> {
 
 async fn score(engine: &Engine, prompts: Vec<Vec<Token>>, texts: &Texts) -> anyhow::Result<()> {
     let labels = ["1", "2", "3"].map(|label| texts.plain(label)).concat();
-    let request = ScoreRequest { prompts, labels, lane: Lane::Active, class: Class::Inline };
+    let request =
+        ScoreRequest { prompts, labels, weights: Weights::Active, priority: Priority::Inline };
     engine.score(request).await?;
     Ok(())
 }

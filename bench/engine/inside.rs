@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use engine::{
-    Class, Engine, GenerateRequest, Generation, Lane, Piece, Sampling, Token, TokenPiece,
+    Engine, GenerateRequest, Generation, Piece, Priority, Sampling, Token, TokenPiece, Weights,
 };
 
 /// What one request gave.
@@ -27,8 +27,8 @@ pub(crate) fn request(prompt: Vec<Token>, n: u32, max_tokens: u32) -> GenerateRe
         stop: Vec::new(),
         top_logprobs: 0,
         copies: Vec::new(),
-        lane: Lane::Active,
-        class: Class::Chat,
+        weights: Weights::Active,
+        priority: Priority::Chat,
     }
 }
 

@@ -81,7 +81,8 @@ async fn memory(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec<Meas
     let peer = Peer::start(setting, 8).await?;
     chat::complete(&daemon.endpoint, &texts.question(PROMPT), 8).await?;
     let status = daemon.endpoint.get("/v1/status").await?;
-    let host_cache = status["engine"]["parked_bytes"].as_f64().context("the parked bytes")? / 1e6;
+    let host_cache =
+        status["engine"]["host_cache_bytes"].as_f64().context("the parked bytes")? / 1e6;
     let mut other = Vec::new();
     if let Some(peer) = &peer {
         chat::complete(&peer.endpoint, &texts.question(PROMPT), 8).await?;

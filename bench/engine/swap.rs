@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use engine::{self, Class, Engine, Generation, Lane, LogprobRequest, Sampling, Token};
+use engine::{self, Engine, Generation, LogprobRequest, Priority, Sampling, Token, Weights};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -55,7 +55,7 @@ pub(crate) async fn run(setting: &Setting, texts: &mut Texts) -> anyhow::Result<
     for number in 1..=setting.rounds(SWAPS) {
         let generation = Generation(u32::try_from(number)?);
         let began = Instant::now();
-        engine.load_lane(generation, adapters.path(generation)).await?;
+        engine.load_adapter(generation, adapters.path(generation)).await?;
         engine.activate(generation).await?;
         if 1 < generation.0 {
             engine.retire(Generation(generation.0 - 1)).await?;
@@ -166,13 +166,13 @@ async fn load_when_idle(
     for number in 0..4 {
         let generation = Generation(10_000 + number);
         let began = Instant::now();
-        engine.load_lane(generation, adapters.path(generation)).await?;
+        engine.load_adapter(generation, adapters.path(generation)).await?;
         // The first one reads the file from the disk.
         if 0 < number {
             loads.push(began.elapsed().as_secs_f64() * 1e3);
         }
         let mut asked = request(texts.prompt(PROMPT)?, 1, 2);
-        asked.lane = Lane::Generation(generation);
+        asked.weights = Weights::Generation(generation);
         generate(engine, asked).await?;
         engine.retire(generation).await?;
     }
@@ -219,7 +219,7 @@ async fn mixed(engine: &Engine, adapters: &Adapters, streamed: &[Streamed]) -> a
     let mut unnoticed = 0;
     for parity in 0..2 {
         let check = Generation(20_000 + parity);
-        engine.load_lane(check, adapters.path(check)).await?;
+        engine.load_adapter(check, adapters.path(check)).await?;
     }
     for chat in streamed {
         let check = match chat.answer.generation {
@@ -244,8 +244,8 @@ async fn differs(engine: &Engine, chat: &Streamed, weights: Generation) -> anyho
     let tokens: Vec<Token> = answer.pieces.iter().map(|(_, piece)| piece.token).collect();
     let request = LogprobRequest {
         sequences: vec![([prompt.as_slice(), &tokens].concat(), prompt.len())],
-        lane: Lane::Generation(weights),
-        class: Class::Gate,
+        weights: Weights::Generation(weights),
+        priority: Priority::Gate,
     };
     let again = engine.logprobs(request).await?;
     let again = again.first().context("one sequence has one row of log-probs")?;
@@ -273,7 +273,7 @@ async fn memory_growth(
             before = own_resident(&setting.model)?.total;
         }
         let generation = Generation(30_000 + number);
-        engine.load_lane(generation, adapters.path(generation)).await?;
+        engine.load_adapter(generation, adapters.path(generation)).await?;
         engine.activate(generation).await?;
         let mut asked = request(texts.prompt(PROMPT)?, 1, 2);
         asked.sampling = Sampling { max_tokens: 2, ..Sampling::default() };

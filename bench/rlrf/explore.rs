@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::Context as _;
 use config::{Agent, PromptLine};
-use engine::{Class, Generation};
+use engine::{Generation, Priority};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reflectd::reflect::pursue::Aim;
 use reflectd::reflect::verify::Check;
@@ -169,7 +169,7 @@ pub(crate) async fn shown(
             let is_right = right.contains(&draft.id);
             asked.push(async move {
                 let said = reflector
-                    .assess(agent, &question, &draft.text, Some(reference), None, Class::Explore)
+                    .assess(agent, &question, &draft.text, Some(reference), None, Priority::Explore)
                     .await?;
                 anyhow::Ok((said, is_right))
             });

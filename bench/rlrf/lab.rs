@@ -132,17 +132,17 @@ impl Lab {
 
     /// Loads an arm's adapter, unless it is loaded.
     pub(crate) async fn load(&self, arm: Arm, adapter: PathBuf) -> anyhow::Result<()> {
-        let lanes = self.engine.stats().lanes;
-        if lanes.iter().any(|(generation, _)| *generation == arm.generation()) {
+        let generations = self.engine.stats().generations;
+        if generations.iter().any(|(generation, _)| *generation == arm.generation()) {
             return Ok(());
         }
-        self.engine.load_lane(arm.generation(), adapter).await.context("load an adapter")
+        self.engine.load_adapter(arm.generation(), adapter).await.context("load an adapter")
     }
 
     /// Unloads every adapter.
     pub(crate) async fn unload(&self) -> anyhow::Result<()> {
         self.engine.activate(Generation::BASE).await?;
-        for (generation, _) in self.engine.stats().lanes {
+        for (generation, _) in self.engine.stats().generations {
             if generation != Generation::BASE {
                 self.engine.retire(generation).await?;
             }

@@ -7,7 +7,7 @@ use std::hash::Hash;
 
 use anyhow::Context as _;
 use config::PromptLine;
-use engine::{Class, Generation, Lane, LogprobRequest, Sampling, Token};
+use engine::{Generation, LogprobRequest, Priority, Sampling, Token, Weights};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use prompt::{Message, Role};
 use reflectd::reflect::verify::Check;
@@ -115,8 +115,8 @@ impl Subject<'_> {
     /// Sum of log p(policy) - log p(base) over the answers' tokens.
     async fn log_ratio(&self, answers: &[Answer]) -> anyhow::Result<f64> {
         let sequences = answers.iter().map(|one| (one.tokens.clone(), one.from)).collect();
-        let lane = Lane::Generation(Generation::BASE);
-        let request = LogprobRequest { sequences, lane, class: Class::Gate };
+        let weights = Weights::Generation(Generation::BASE);
+        let request = LogprobRequest { sequences, weights, priority: Priority::Gate };
         let by_base = self.lab.engine.logprobs(request).await?;
         let by_policy = answers.iter().flat_map(|one| &one.logprobs);
         let pairs = by_policy.zip(by_base.iter().flatten());
@@ -132,8 +132,8 @@ impl Subject<'_> {
         let agent = &self.lab.agent;
         let messages = [Message { role: Role::User, content: problem.prompt.clone() }];
         let sampling = Sampling { temperature, seed: Some(seed.into()), ..agent.sampling };
-        let lane = Lane::Generation(self.policy);
-        Ok(self.reflector.answer(agent, &messages, lane, sampling, Class::Gate).await?)
+        let weights = Weights::Generation(self.policy);
+        Ok(self.reflector.answer(agent, &messages, weights, sampling, Priority::Gate).await?)
     }
 }
 

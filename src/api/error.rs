@@ -132,7 +132,9 @@ impl From<EngineError> for ApiError {
             EngineError::Overloaded { retry_after } => Self::Overloaded { retry_after },
             EngineError::TooLong { needed, limit } => Self::ContextLength { needed, limit },
             EngineError::Invalid(message) => Self::InvalidValue { param: None, message },
-            EngineError::NoLane(_) | EngineError::Load { .. } => Self::Internal(error.to_string()),
+            EngineError::NotLoaded(_) | EngineError::Load { .. } => {
+                Self::Internal(error.to_string())
+            }
             EngineError::Kernels(_) | EngineError::Failed(_) | EngineError::Stopped => {
                 Self::EngineFailed(error.to_string())
             }

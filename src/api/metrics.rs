@@ -145,8 +145,8 @@ impl Collector for EngineNumbers {
             ("prompt_tokens", "Prompt tokens evaluated", stats.prompt_tokens),
             ("cached_tokens", "Prompt tokens whose KV was there", stats.cached_tokens),
             ("generated_tokens", "Tokens sampled", stats.generated_tokens),
-            ("guessed_tokens", "Tokens evaluated ahead", stats.guessed_tokens),
-            ("right_guesses", "Of these, tokens that were then sampled", stats.right_guesses),
+            ("drafted_tokens", "Tokens evaluated ahead", stats.drafted_tokens),
+            ("right_drafts", "Of these, tokens that were then sampled", stats.right_drafts),
         ];
         for (name, help, value) in counters {
             count(&mut encoder, &format!("{prefix}_{name}"), help, value)?;
@@ -156,8 +156,12 @@ impl Collector for EngineNumbers {
             ("running", "Sequences in the batch", stats.running),
             ("cells_used", "KV cells in use", stats.cells_used),
             ("cells", "KV cells", stats.cells),
-            ("parked_bytes", "Memory of prefixes kept outside the context", stats.parked_bytes),
-            ("lanes", "Loaded generations", stats.lanes.len()),
+            (
+                "host_cache_bytes",
+                "Memory of prefixes kept outside the context",
+                stats.host_cache_bytes,
+            ),
+            ("generations", "Loaded generations", stats.generations.len()),
             ("generation", "The active generation", stats.active.0 as usize),
         ];
         for (name, help, value) in gauges {

@@ -13,8 +13,8 @@ use super::progress;
 use super::terminal::{print, print_json};
 use config::{ProbeLine, load_prompts, prompt_file};
 use engine::{
-    self, Class, Engine, EngineConfig, FlashAttention, GenerateRequest, Generation, KvCache, Lane,
-    Piece, Sampling, ScoreRequest, TextPart, Token,
+    self, Engine, EngineConfig, FlashAttention, GenerateRequest, Generation, KvCache, Piece,
+    Priority, Sampling, ScoreRequest, TextPart, Token, Weights,
 };
 use nano::corpus::CHAT_TEMPLATE;
 use nano::prompts::{problems, prompt_lines};
@@ -255,8 +255,8 @@ impl Subject {
             self.engine.vocabulary().tokenize(&[part])
         });
         let labels = labels.collect::<Vec<_>>().concat();
-        let lane = Lane::Generation(Generation::BASE);
-        let request = ScoreRequest { prompts, labels, lane, class: Class::Gate };
+        let weights = Weights::Generation(Generation::BASE);
+        let request = ScoreRequest { prompts, labels, weights, priority: Priority::Gate };
         let scores = self.engine.score(request).await?;
         let value = |p: &[f32]| f64::from(p[2]) - f64::from(p[0]);
         let mean = mean(scores.iter().map(|s| value(&s.probabilities)));
@@ -278,8 +278,8 @@ impl Subject {
             stop: Vec::new(),
             top_logprobs: 0,
             copies: Vec::new(),
-            lane: Lane::Generation(Generation::BASE),
-            class: Class::Gate,
+            weights: Weights::Generation(Generation::BASE),
+            priority: Priority::Gate,
         };
         let mut started = self.engine.generate(request).await?;
         let mut texts = vec![String::new(); n as usize];

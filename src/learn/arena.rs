@@ -12,7 +12,7 @@ use super::gate::{self, Answered, Available, Comparison, Evidence, GeneralTrial,
 use super::held_out::Question;
 use crate::reflect::{self, Answer, ReflectError};
 use config::{GateConfig, VERIFIER};
-use engine::{Class, EngineError, Generation, Lane, LogprobRequest, Sampling, Token};
+use engine::{EngineError, Generation, LogprobRequest, Priority, Sampling, Token, Weights};
 use prompt::{Message, Role};
 use protocol::Probe;
 use statistics::mean;
@@ -43,7 +43,7 @@ pub enum ArenaError {
     },
 }
 
-/// The two generations that are compared. Both lanes are loaded.
+/// The two generations that are compared. Both generations are loaded.
 #[derive(Debug)]
 pub struct Arena<'a> {
     /// The engine, the judge, the store.
@@ -145,7 +145,7 @@ impl Arena<'_> {
         Ok(comparisons)
     }
 
-    /// Mean |difference| between the trainer's log-probs of the probe and the candidate lane's.
+    /// Mean |difference| between the trainer's log-probs of the probe and the candidate generation's.
     async fn parity(&self, path: &Path) -> Result<f64, ArenaError> {
         let unusable = |reason| ArenaError::Probe { path: path.to_owned(), reason };
         let text = tokio::fs::read(path).await.map_err(|error| unusable(error.to_string()))?;
@@ -230,16 +230,16 @@ impl Arena<'_> {
         let max_tokens = question.agent.sampling.max_tokens;
         let sampling =
             Sampling { temperature: 0.0, max_tokens, seed: Some(0), ..Sampling::default() };
-        let lane = Lane::Generation(by);
+        let weights = Weights::Generation(by);
         let reflector = &self.parts.reflector;
-        Ok(reflector.answer(&question.agent, &messages, lane, sampling, Class::Gate).await?)
+        Ok(reflector.answer(&question.agent, &messages, weights, sampling, Priority::Gate).await?)
     }
 
     async fn assess(&self, question: &Question, text: &str) -> Result<Vec<Assessment>, ArenaError> {
         let Question { agent, line } = question;
         let (reference, verifier) = (line.reference.as_deref(), line.verifier.as_ref());
         let reflector = &self.parts.reflector;
-        Ok(reflector.assess(agent, &line.prompt, text, reference, verifier, Class::Gate).await?)
+        Ok(reflector.assess(agent, &line.prompt, text, reference, verifier, Priority::Gate).await?)
     }
 
     async fn log_ratios(&self, active: &Answer) -> Result<Vec<f64>, ArenaError> {
@@ -260,8 +260,8 @@ impl Arena<'_> {
         by: Generation,
         sequences: Vec<(Vec<Token>, usize)>,
     ) -> Result<Vec<Vec<f32>>, ArenaError> {
-        let lane = Lane::Generation(by);
-        let request = LogprobRequest { sequences, lane, class: Class::Gate };
+        let weights = Weights::Generation(by);
+        let request = LogprobRequest { sequences, weights, priority: Priority::Gate };
         Ok(self.parts.engine.logprobs(request).await?)
     }
 }

@@ -144,7 +144,7 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
     Ok(todo)
 }
 
-/// A prompt that no longer fits, or whose lane went away during a swap, yields nothing more.
+/// A prompt that no longer fits, or whose adapter went away during a swap, yields nothing more.
 async fn fill(
     parts: &Parts,
     todo: Todo,
@@ -153,7 +153,7 @@ async fn fill(
     let Todo { agent, exchange, aim } = todo;
     match parts.reflector.explore(&agent, exchange, aim, told).await {
         Err(ReflectError::Engine(
-            error @ (EngineError::TooLong { .. } | EngineError::NoLane(_)),
+            error @ (EngineError::TooLong { .. } | EngineError::NotLoaded(_)),
         )) => {
             warn!(exchange = %exchange, %error, "A prompt is left out of the exploration.");
             Ok(Explored::default())

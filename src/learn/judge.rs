@@ -12,7 +12,7 @@ use super::error::RunError;
 use super::{Ended, JudgeTask, Parts, Stage};
 use crate::trust::{self, Attack, Meter, Standing};
 use config::{Agent, Config};
-use engine::Class;
+use engine::Priority;
 use store::ExchangeId;
 
 /// Exchanges read at once.
@@ -111,7 +111,7 @@ async fn rescore_one(parts: &Parts, agent: &Agent, id: ExchangeId) -> Result<usi
         exchange.candidates.iter().filter(|it| !it.assessments.is_empty()).collect();
     let answers: Vec<&str> = judged.iter().map(|candidate| candidate.text.as_str()).collect();
     let assessments =
-        parts.reflector.assess_all(agent, &exchange, &answers, Class::Explore).await?;
+        parts.reflector.assess_all(agent, &exchange, &answers, Priority::Explore).await?;
     let rows: Vec<_> = judged.iter().map(|candidate| candidate.id).zip(assessments).collect();
     let n = rows.len();
     parts.store.replace_assessments(rows).await?;

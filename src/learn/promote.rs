@@ -7,9 +7,9 @@
 //!    here: nobody refers to it, and the next promotion gets the same number and overwrites it.
 //! 2. The store records generation, active mark and run in one transaction. Killed after: the next
 //!    start finds the mark and the whole file, and serves them.
-//! 3. The engine takes new requests on the new lane, which the gate has loaded: all, or a share of
+//! 3. The engine takes new requests on the new generation, which the gate has loaded: all, or a share of
 //!    the chats while it is a canary. Running requests stay on theirs.
-//! 4. The old lane is retired when its last request has ended; old files go. Killed here: memory is
+//! 4. The old adapter is retired when its last request has ended; old files go. Killed here: memory is
 //!    gone anyway, and the next run prunes.
 //!
 //! A canary that takes all chats, and a drop that takes a generation back, go the same way: one
@@ -55,7 +55,7 @@ pub(super) enum PromoteError {
     Engine(#[from] EngineError),
 }
 
-/// What is promoted. Its lane is loaded.
+/// What is promoted. Its adapter is loaded.
 #[derive(Debug)]
 pub(super) struct Promotion<'a> {
     pub(super) run: RunId,
@@ -257,7 +257,7 @@ async fn serve(parts: &Parts, row: &GenerationRow) -> Result<(), PromoteError> {
     Ok(parts.engine.activate(row.generation).await?)
 }
 
-/// Loads a generation's lane. The file was checked in full before it was promoted, so its hash is
+/// Loads a generation's adapter. The file was checked in full before it was promoted, so its hash is
 /// enough.
 async fn load(parts: &Parts, row: &GenerationRow) -> Result<(), PromoteError> {
     let base_sha256 = &parts.engine.info().sha256;
@@ -266,16 +266,17 @@ async fn load(parts: &Parts, row: &GenerationRow) -> Result<(), PromoteError> {
             format!("it was trained for the base {}, and {base_sha256} is served", row.base_sha256);
         return Err(AdapterError::Unfit { path: row.path.clone(), reason }.into());
     }
-    // A lane that is there already drains: its last request has to end before it comes again.
-    if parts.engine.stats().lanes.iter().any(|(generation, _)| *generation == row.generation) {
+    // An adapter that is there already drains: its last request has to end before it comes again.
+    if parts.engine.stats().generations.iter().any(|(generation, _)| *generation == row.generation)
+    {
         match parts.engine.retire(row.generation).await {
-            Ok(()) | Err(EngineError::NoLane(_)) => {}
+            Ok(()) | Err(EngineError::NotLoaded(_)) => {}
             Err(error) => return Err(error.into()),
         }
     }
     let (path, sha256) = (row.path.clone(), row.sha256.clone());
     blocking(move || adapter::check_hash(&path, &sha256)).await?;
-    Ok(parts.engine.load_lane(row.generation, row.path.clone()).await?)
+    Ok(parts.engine.load_adapter(row.generation, row.path.clone()).await?)
 }
 
 /// Copies the file to its place and looks whether it arrived whole.
@@ -293,7 +294,7 @@ async fn install(from: &Path, to: &Path, sha256: &str) -> Result<(), PromoteErro
     .await
 }
 
-/// Frees a lane when its last request has ended. The base is never freed.
+/// Frees an adapter when its last request has ended. The base is never freed.
 fn retire_later(parts: &Parts, generation: Generation) {
     if generation == Generation::BASE {
         return;
@@ -301,10 +302,10 @@ fn retire_later(parts: &Parts, generation: Generation) {
     let engine = parts.engine.clone();
     tokio::spawn(async move {
         match engine.retire(generation).await {
-            Ok(()) => info!(generation = generation.0, "An old lane was freed."),
+            Ok(()) => info!(generation = generation.0, "An old adapter was freed."),
             Err(EngineError::Stopped) => {}
             Err(error) => {
-                error!(generation = generation.0, %error, "An old lane keeps its memory.");
+                error!(generation = generation.0, %error, "An old adapter keeps its memory.");
             }
         }
     });

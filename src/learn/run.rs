@@ -183,12 +183,12 @@ impl Run<'_> {
         };
         self.check(&trained).await?;
         let candidate = self.parts.store.next_generation().await?;
-        self.parts.engine.load_lane(candidate, trained.adapter.clone()).await?;
+        self.parts.engine.load_adapter(candidate, trained.adapter.clone()).await?;
         let promoted = self.gate(candidate, &trained, cancel).await;
         if !matches!(promoted, Ok(Ended::Promoted { .. })) {
             // Awaited, because the next candidate gets the same number.
             if let Err(error) = self.parts.engine.retire(candidate).await {
-                warn!(%error, "The lane of a refused adapter keeps its memory.");
+                warn!(%error, "A refused adapter keeps its memory.");
             }
         }
         promoted

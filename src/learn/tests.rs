@@ -154,8 +154,8 @@ impl World {
     pub(super) fn active(&self) -> Generation {
         self.parts.engine.stats().active
     }
-    fn lanes(&self) -> Vec<u32> {
-        self.parts.engine.stats().lanes.iter().map(|(generation, _)| generation.0).collect()
+    fn generations(&self) -> Vec<u32> {
+        self.parts.engine.stats().generations.iter().map(|(generation, _)| generation.0).collect()
     }
     async fn stored_active(&self) -> Option<u32> {
         let rows = self.parts.store.generations().await.unwrap();
@@ -467,7 +467,7 @@ async fn the_second_round_starts_from_the_first_and_frees_its_lane() {
     let job: Job = serde_json::from_value(run.job).unwrap();
     assert_eq!(job.start, Some(world.parts.state.adapter(1)));
     assert_eq!(run.start, Generation(1));
-    while world.lanes().contains(&1) {
+    while world.generations().contains(&1) {
         tokio::task::yield_now().await;
     }
 }
@@ -480,7 +480,7 @@ async fn an_adapter_that_is_no_better_is_rejected_and_its_lane_freed() {
     let Ended::Rejected { reason, .. } = ended else { panic!("{ended:?}") };
     assert!(reason.contains("gate.margin"), "{reason}");
     assert_eq!((world.active(), world.stored_active().await), (Generation::BASE, None));
-    assert_eq!(world.lanes(), [0]);
+    assert_eq!(world.generations(), [0]);
     assert_eq!(world.last_run().await.state, RunState::Rejected);
 }
 
@@ -505,7 +505,7 @@ async fn an_adapter_of_another_base_never_reaches_the_engine() {
     let ended = world.train().await;
     let Ended::Failed { reason, .. } = ended else { panic!("{ended:?}") };
     assert!(reason.contains("general.type is missing"), "{reason}");
-    assert_eq!(world.lanes(), [0]);
+    assert_eq!(world.generations(), [0]);
 }
 
 #[tokio::test]
@@ -517,7 +517,7 @@ async fn a_trainer_that_crashes_fails_the_run_and_nothing_else() {
     let run = world.last_run().await;
     assert_eq!(run.state, RunState::Failed);
     assert!(run.reason.unwrap().contains("step 2 went wrong"));
-    assert_eq!((world.active(), world.lanes()), (Generation::BASE, vec![0]));
+    assert_eq!((world.active(), world.generations()), (Generation::BASE, vec![0]));
 }
 
 #[tokio::test]
@@ -591,7 +591,7 @@ async fn a_rollback_goes_to_the_base_and_back() {
     let (learner, _task) = world.learner();
     learner.rollback(Generation::BASE).await.unwrap();
     assert_eq!((world.active(), world.stored_active().await), (Generation::BASE, None));
-    // Whether or not the lane has drained by now.
+    // Whether or not the adapter has drained by now.
     learner.rollback(Generation(1)).await.unwrap();
     assert_eq!((world.active(), world.stored_active().await), (Generation(1), Some(1)));
     let error = learner.rollback(Generation(7)).await.unwrap_err();

@@ -2,7 +2,7 @@
 //! had to say, and what it gives to them. Stores nothing. Used by `api`.
 
 use config::Agent;
-use engine::{Class, FinishReason, Lane, LogprobRequest, Sampling, TextPart, Token};
+use engine::{FinishReason, LogprobRequest, Priority, Sampling, TextPart, Token, Weights};
 use store::{Author, CandidateId, Exchange, NewCandidate, Parent};
 
 use super::assess::Verification;
@@ -25,9 +25,9 @@ impl Reflector {
         let prompt = &exchange.prompt_tokens;
         let request = LogprobRequest {
             sequences: vec![([prompt.as_slice(), &tokens].concat(), prompt.len())],
-            lane: Lane::Generation(generation),
+            weights: Weights::Generation(generation),
             // The owner waits for it.
-            class: Class::Chat,
+            priority: Priority::Chat,
         };
         let logprobs = self.engine.logprobs(request).await?.pop().unwrap_or_default();
         let verification = Verification::new(agent, exchange.verifier.as_ref())?;

@@ -1,10 +1,10 @@
-//! Fills a stored exchange with judged drafts and refinements, in one lane and without a deadline.
+//! Fills a stored exchange with judged drafts and refinements, in one generation and without a deadline.
 //! Nobody waits for it. It goes stage by stage (`pursue`), and what a stage has made is stored before
 //! the next begins: an exploration that is stopped or killed goes on where it was. Used by the
 //! [`Reflector`]'s `reflect_later` and `explore`.
 
 use config::{Agent, Promising};
-use engine::{Class, Lane, Sampling};
+use engine::{Priority, Sampling, Weights};
 use store::{Author, Exchange, ExchangeId, Filled};
 
 use super::assess::{Verification, passes};
@@ -23,7 +23,7 @@ pub(super) struct Goal {
     /// Tokens of all candidates at most.
     pub(super) tokens: usize,
     /// How urgent.
-    pub(super) class: Class,
+    pub(super) priority: Priority,
 }
 
 pub(super) async fn fill(
@@ -35,12 +35,12 @@ pub(super) async fn fill(
 ) -> Result<Explored, ReflectError> {
     let exchange = reflector.store.exchange(id).await?;
     let verification = Verification::new(agent, exchange.verifier.as_ref())?;
-    let judge = Judge::new(reflector, agent, &exchange.messages, goal.class)?
+    let judge = Judge::new(reflector, agent, &exchange.messages, goal.priority)?
         .with(exchange.reference.as_deref(), verification)
         .with_aspects(&aspects_so_far(&exchange));
     let policy = Policy {
-        lane: Lane::Active,
-        class: goal.class,
+        weights: Weights::Active,
+        priority: goal.priority,
         sampling: exploring(agent),
         stop: &[],
         top_logprobs: 0,

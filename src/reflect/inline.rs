@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use config::Reflection;
-use engine::{Class, Lane, TokenPiece};
+use engine::{Priority, TokenPiece, Weights};
 
 use super::assess::{Verification, passes, scalar};
 use super::batch::Sample;
@@ -28,11 +28,11 @@ pub(super) async fn run(
     let began = Instant::now();
     let agent = &*task.agent;
     let verification = Verification::new(agent, prepared.verifier.as_ref())?;
-    let judge = Judge::new(reflector, agent, &prepared.messages, Class::Inline)?
+    let judge = Judge::new(reflector, agent, &prepared.messages, Priority::Inline)?
         .with(task.reference.as_deref(), verification);
     let policy = Policy {
-        lane: Lane::Active,
-        class: Class::Inline,
+        weights: Weights::Active,
+        priority: Priority::Inline,
         sampling: task.sampling,
         stop: &task.stop,
         top_logprobs: task.top_logprobs,
@@ -76,7 +76,7 @@ impl Inline<'_> {
         let prompt = prepared.prompt.clone();
         let batch = self.session.start_drafts(prompt, n_drafts(task, budget), wanted).await?;
         // One reply comes from one generation, also when another one is promoted meanwhile.
-        self.session.policy.lane = Lane::Generation(batch.generation);
+        self.session.policy.weights = Weights::Generation(batch.generation);
         let mut seed = batch.seed.wrapping_add(u64::from(batch.n));
         self.tell(Progress::Started {
             generation: batch.generation,

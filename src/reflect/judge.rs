@@ -10,7 +10,7 @@ pub(super) mod model;
 mod tests;
 
 use config::{Agent, AgentAspect, AspectChoice, JudgeConfig, Pass, Promising, ScalarConfig};
-use engine::{Class, EngineError, GenerateRequest};
+use engine::{EngineError, GenerateRequest, Priority};
 use prompt::{Message, PromptError, Role};
 use store::{Assessment, ChosenAspects, JudgeThreshold, Standard};
 
@@ -34,7 +34,7 @@ pub(super) struct Judge<'a> {
     /// Shown to the judge only.
     reference: Option<&'a str>,
     verification: Option<Verification>,
-    class: Class,
+    priority: Priority,
     /// By which this prompt is judged; all that may be chosen as long as `is_open`.
     aspects: Vec<AgentAspect>,
     is_open: bool,
@@ -64,7 +64,7 @@ impl<'a> Judge<'a> {
         reflector: &'a Reflector,
         agent: &'a Agent,
         messages: &[Message],
-        class: Class,
+        priority: Priority,
     ) -> Result<Self, ReflectError> {
         Ok(Self {
             source: reflector.judge_of(agent)?,
@@ -74,7 +74,7 @@ impl<'a> Judge<'a> {
             question: question(messages),
             reference: None,
             verification: None,
-            class,
+            priority,
             aspects: agent.aspects.clone(),
             is_open: agent.aspect_choice != AspectChoice::All,
             choice: None,
@@ -189,7 +189,7 @@ impl<'a> Judge<'a> {
         if sequences.is_empty() {
             return Ok(());
         }
-        let rewards = model.score(sequences, self.class).await?;
+        let rewards = model.score(sequences, self.priority).await?;
         for (slot, value) in slots.into_iter().zip(rewards) {
             slot.push(reward(config, &model.name(), value));
         }
@@ -215,7 +215,7 @@ impl<'a> Judge<'a> {
         let messages = prompts.critique(&self.question, answer, self.reference, &aspects)?;
         Ok(Some(match &self.source {
             Source::Model(model) => {
-                let request = model.writing(&messages, max_tokens, self.class)?;
+                let request = model.writing(&messages, max_tokens, self.priority)?;
                 Critic::Model(model.engine(), request)
             }
             Source::Endpoint(endpoint) => Critic::Endpoint(endpoint, messages, max_tokens),
@@ -246,7 +246,7 @@ impl<'a> Judge<'a> {
         groups: Vec<Vec<Vec<Message>>>,
     ) -> Result<Vec<Option<Vec<Scored>>>, ReflectError> {
         match &self.source {
-            Source::Model(model) => model.score(self.agent, groups, self.class).await,
+            Source::Model(model) => model.score(self.agent, groups, self.priority).await,
             Source::Endpoint(endpoint) => {
                 Ok(endpoint.score(self.agent.prompts.labels(), groups).await?)
             }
@@ -331,7 +331,9 @@ pub(super) fn is_spent(error: &ReflectError) -> bool {
     matches!(
         error,
         ReflectError::Engine(
-            EngineError::TooLong { .. } | EngineError::NoLane(_) | EngineError::Overloaded { .. }
+            EngineError::TooLong { .. }
+                | EngineError::NotLoaded(_)
+                | EngineError::Overloaded { .. }
         )
     )
 }

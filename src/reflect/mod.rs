@@ -29,8 +29,8 @@ use tokio::sync::mpsc;
 use config::{Agent, Mode, PromptLine, StopEarly, Verifier};
 use engine::reward::Reward;
 use engine::{
-    Class, Engine, EngineError, FinishReason, GenerateRequest, Generation, Lane, Sampling, Token,
-    TokenPiece,
+    Engine, EngineError, FinishReason, GenerateRequest, Generation, Priority, Sampling, Token,
+    TokenPiece, Weights,
 };
 use prompt::{ChatTemplate, Message, PromptError, Role};
 use store::{Assessment, Candidate, Exchange, ExchangeId, Source, Store, StoreError};
@@ -255,7 +255,7 @@ impl Reflector {
     }
 
     /// Reflects on an exchange that was answered in background mode: assesses what was served and
-    /// fills up to the agent's drafts and refinements, at class `Background`.
+    /// fills up to the agent's drafts and refinements, at priority `Background`.
     pub async fn reflect_later(
         &self,
         agent: &Agent,
@@ -269,12 +269,12 @@ impl Reflector {
                 stop_early: StopEarly { enough: 0, give_up: 0 },
             },
             tokens: usize::try_from(budget.tokens).unwrap_or(usize::MAX),
-            class: Class::Background,
+            priority: Priority::Background,
         };
         explore::fill(self, agent, exchange, goal, &|_| {}).await
     }
 
-    /// Fills a stored exchange up to an aim, at class `Explore`. Tells what was done as soon as it
+    /// Fills a stored exchange up to an aim, at priority `Explore`. Tells what was done as soon as it
     /// is stored; the sum is what comes back.
     pub async fn explore(
         &self,
@@ -283,7 +283,7 @@ impl Reflector {
         aim: Aim,
         told: &(dyn Fn(Explored) + Sync),
     ) -> Result<Explored, ReflectError> {
-        let goal = explore::Goal { aim, tokens: usize::MAX, class: Class::Explore };
+        let goal = explore::Goal { aim, tokens: usize::MAX, priority: Priority::Explore };
         explore::fill(self, agent, exchange, goal, told).await
     }
 
@@ -300,7 +300,7 @@ impl Reflector {
     }
 
     /// Judges one answer by all of the agent's aspects and the verifier (`None`: the agent's) in
-    /// the base lane. Empty when the answer is too long to be judged.
+    /// the base generation. Empty when the answer is too long to be judged.
     #[expect(
         clippy::too_many_arguments,
         reason = "the gate has them apart; a struct would be used once"
@@ -312,11 +312,11 @@ impl Reflector {
         response: &str,
         reference: Option<&str>,
         verifier: Option<&Verifier>,
-        class: Class,
+        priority: Priority,
     ) -> Result<Vec<Assessment>, ReflectError> {
         let verification = assess::Verification::new(agent, verifier)?;
         let turn = Message { role: Role::User, content: question.to_owned() };
-        let mut judge = judge::Judge::new(self, agent, std::slice::from_ref(&turn), class)?
+        let mut judge = judge::Judge::new(self, agent, std::slice::from_ref(&turn), priority)?
             .with(reference, verification);
         judge.choose().await?;
         Ok(judge.assess(&[response]).await?.pop().unwrap_or_default())
@@ -329,10 +329,10 @@ impl Reflector {
         agent: &Agent,
         exchange: &Exchange,
         answers: &[&str],
-        class: Class,
+        priority: Priority,
     ) -> Result<Vec<Vec<Assessment>>, ReflectError> {
         let verification = assess::Verification::new(agent, exchange.verifier.as_ref())?;
-        let judge = judge::Judge::new(self, agent, &exchange.messages, class)?
+        let judge = judge::Judge::new(self, agent, &exchange.messages, priority)?
             .with(exchange.reference.as_deref(), verification)
             .with_aspects(&explore::aspects_so_far(exchange));
         judge.assess(answers).await
@@ -343,14 +343,14 @@ impl Reflector {
         Ok(self.engine.vocabulary().tokenize(&self.template.render(messages)?))
     }
 
-    /// Answers a prompt in one lane, without judging or storing (the gate).
+    /// Answers a prompt in one generation, without judging or storing (the gate).
     pub async fn answer(
         &self,
         agent: &Agent,
         messages: &[Message],
-        lane: Lane,
+        weights: Weights,
         sampling: Sampling,
-        class: Class,
+        priority: Priority,
     ) -> Result<Answer, ReflectError> {
         let prompt = self.tokens(&prepared::conversation(agent, messages))?;
         let request = GenerateRequest {
@@ -360,8 +360,8 @@ impl Reflector {
             stop: Vec::new(),
             top_logprobs: 0,
             copies: Vec::new(),
-            lane,
-            class,
+            weights,
+            priority,
         };
         let mut batch = batch::Batch::start(&self.engine, request).await?;
         while batch.next().await?.is_some() {}
@@ -382,6 +382,6 @@ pub struct Answer {
     pub from: usize,
     /// Its text.
     pub text: String,
-    /// Log-probs of the answer's tokens in that lane.
+    /// Log-probs of the answer's tokens in that generation.
     pub logprobs: Vec<f32>,
 }

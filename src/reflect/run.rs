@@ -4,7 +4,7 @@
 use tokio::sync::mpsc;
 
 use config::Mode;
-use engine::{Class, GenerateRequest, Lane, Piece, Token};
+use engine::{GenerateRequest, Piece, Priority, Token, Weights};
 use store::NewCandidate;
 
 use super::batch::{Batch, Sample};
@@ -65,8 +65,8 @@ async fn stream(
         stop: task.stop.clone(),
         top_logprobs: task.top_logprobs,
         copies: Vec::new(),
-        lane: Lane::Active,
-        class: Class::Chat,
+        weights: Weights::Active,
+        priority: Priority::Chat,
     };
     let mut batch = tokio::select! {
         batch = Batch::start(&reflector.engine, request) => batch?,

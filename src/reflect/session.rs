@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use config::Agent;
-use engine::{Class, Engine, GenerateRequest, Generation, Lane, Sampling, Token};
+use engine::{Engine, GenerateRequest, Generation, Priority, Sampling, Token, Weights};
 use store::{Assessment, CandidateId, NewCandidate, Parent};
 
 use super::batch::{Batch, Sample};
@@ -39,8 +39,8 @@ pub(super) struct Session<'a> {
 /// How candidates are sampled.
 #[derive(Debug)]
 pub(super) struct Policy<'a> {
-    pub(super) lane: Lane,
-    pub(super) class: Class,
+    pub(super) weights: Weights,
+    pub(super) priority: Priority,
     /// For drafts; refinements have their own temperature.
     pub(super) sampling: Sampling,
     pub(super) stop: &'a [String],
@@ -311,7 +311,7 @@ impl Session<'_> {
     }
 
     fn request(&self, prompt: Vec<Token>, n: u32, sampling: Sampling) -> GenerateRequest {
-        let Policy { lane, class, top_logprobs, .. } = self.policy;
+        let Policy { weights, priority, top_logprobs, .. } = self.policy;
         GenerateRequest {
             prompt,
             n,
@@ -319,8 +319,8 @@ impl Session<'_> {
             stop: self.policy.stop.to_vec(),
             top_logprobs,
             copies: Vec::new(),
-            lane,
-            class,
+            weights,
+            priority,
         }
     }
 

@@ -596,9 +596,12 @@ async fn the_gate_gets_tokens_and_judgement_without_a_trace_in_the_store() {
     let world = World::new(script()).await;
     let messages = [Message { role: Role::User, content: "ask good".to_owned() }];
     let sampling = Sampling { temperature: 0.0, max_tokens: 32, ..Sampling::default() };
-    let lane = Lane::Generation(Generation::BASE);
-    let answer =
-        world.reflector.answer(&agent(), &messages, lane, sampling, Class::Gate).await.unwrap();
+    let weights = Weights::Generation(Generation::BASE);
+    let answer = world
+        .reflector
+        .answer(&agent(), &messages, weights, sampling, Priority::Gate)
+        .await
+        .unwrap();
     assert_eq!(answer.text, "good");
     assert_eq!(answer.tokens.len() - answer.from, answer.logprobs.len());
     let prompt = world.engine.vocabulary().tokenize(
@@ -608,7 +611,7 @@ async fn the_gate_gets_tokens_and_judgement_without_a_trace_in_the_store() {
     let verifier = exact("good");
     let assessments = world
         .reflector
-        .assess(&agent(), "ask good", &answer.text, None, Some(&verifier), Class::Gate)
+        .assess(&agent(), "ask good", &answer.text, None, Some(&verifier), Priority::Gate)
         .await
         .unwrap();
     assert!(passes(&assessments) && assessments.len() == 3);

@@ -1,5 +1,5 @@
 //! Measures an agent's judge: gathers labelled answers, asks the judge about those that it has not
-//! judged yet, and stores the report. Nobody waits for it, so it works at the class of exploration.
+//! judged yet, and stores the report. Nobody waits for it, so it works at the priority of exploration.
 //! Used by `learn`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,7 @@ use super::report::{
 use crate::reflect::{ReflectError, Reflector};
 use config::prompt_file;
 use config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig, VERIFIER};
-use engine::{Class, Generation};
+use engine::{Generation, Priority};
 use prompt::AspectView;
 use statistics::Judged;
 use store::{Assessment, JudgeReport, JudgeThreshold, Standard, Store, StoreError};
@@ -202,10 +202,10 @@ impl Meter<'_> {
     async fn ask(&self, agent: &Agent, mut probe: Probe) -> Result<Answered, TrustError> {
         let mut said = std::mem::take(&mut probe.known);
         if said.is_empty() {
-            let (reference, class) = (probe.reference.as_deref(), Class::Explore);
+            let (reference, priority) = (probe.reference.as_deref(), Priority::Explore);
             said = self
                 .reflector
-                .assess(agent, &probe.question, &probe.answer, reference, None, class)
+                .assess(agent, &probe.question, &probe.answer, reference, None, priority)
                 .await?;
             said.retain(|said| said.aspect != VERIFIER);
         }

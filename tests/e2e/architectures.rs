@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use engine::{Generation, Lane};
+use engine::{Generation, Weights};
 use files::gguf::{Gguf, Writer, model_sha256, model_size};
 use ggml::dequantize;
 use llama_cpp_sys_2 as sys;
@@ -67,15 +67,15 @@ async fn every_architecture_means_the_same_to_trainer_and_server() {
         let out = |name: &str| folder.path().join(name);
         let plain = untrained(&model.path, &examples, None, BaseKind::F32, &out("plain"));
         let what = format!("{architecture} F32");
-        gap(&what, &engine, Lane::Active, &plain).await.assert_within(most / 4.0, most);
+        gap(&what, &engine, Weights::Active, &plain).await.assert_within(most / 4.0, most);
         let start = model.adapter(architecture, &model.path);
         let adapted =
             untrained(&model.path, &examples, Some(start), BaseKind::Quantized, &out("adapted"));
-        engine.load_lane(Generation(1), adapted.adapter.clone()).await.unwrap();
-        let lane = Lane::Generation(Generation(1));
+        engine.load_adapter(Generation(1), adapted.adapter.clone()).await.unwrap();
+        let weights = Weights::Generation(Generation(1));
         let what = format!("{architecture} F32 with adapter");
-        gap(&what, &engine, lane, &adapted).await.assert_within(most / 4.0, most);
-        let unlike = gap("without it", &engine, Lane::Active, &adapted).await;
+        gap(&what, &engine, weights, &adapted).await.assert_within(most / 4.0, most);
+        let unlike = gap("without it", &engine, Weights::Active, &adapted).await;
         assert!(0.1 < unlike.max, "the adapter changes little, so the test shows little");
         drop(engine);
         thread.join().unwrap();
@@ -86,9 +86,9 @@ async fn every_architecture_means_the_same_to_trainer_and_server() {
             let start = model.adapter(architecture, &path);
             let trained = untrained(&path, &examples, Some(start), BaseKind::Quantized, &out(name));
             let (engine, thread) = load(&path).await;
-            engine.load_lane(Generation(1), trained.adapter.clone()).await.unwrap();
+            engine.load_adapter(Generation(1), trained.adapter.clone()).await.unwrap();
             let what = format!("{architecture} {name} with adapter");
-            gap(&what, &engine, lane, &trained).await.assert_within(most / 5.0, most);
+            gap(&what, &engine, weights, &trained).await.assert_within(most / 5.0, most);
             drop(engine);
             thread.join().unwrap();
         }
@@ -111,7 +111,7 @@ async fn a_quantized_base_is_its_decoded_numbers() {
         let trained = untrained(&packed, &examples, None, BaseKind::Quantized, &out);
         let (engine, thread) = load(&decoded).await;
         let what = format!("{name} decoded");
-        gap(&what, &engine, Lane::Active, &trained).await.assert_within(1e-4, 1e-3);
+        gap(&what, &engine, Weights::Active, &trained).await.assert_within(1e-4, 1e-3);
         drop(engine);
         thread.join().unwrap();
     }
@@ -158,11 +158,11 @@ async fn a_model_in_several_files_is_the_same_model_to_trainer_and_server() {
         let (engine, thread) = load(&first).await;
         assert_eq!(engine.info().sha256, sha256);
         assert_eq!(engine.info().size_bytes, model_size(&first).unwrap());
-        engine.load_lane(Generation(1), many.adapter.clone()).await.unwrap();
-        for lane in [Lane::Active, Lane::Generation(Generation(1))] {
-            let what = format!("{name} in three files, {lane:?}");
-            gap(&what, &engine, lane, &many).await.assert_within(most / 4.0, most);
-            gap(&what, &engine, lane, &one).await.assert_within(most / 4.0, most);
+        engine.load_adapter(Generation(1), many.adapter.clone()).await.unwrap();
+        for weights in [Weights::Active, Weights::Generation(Generation(1))] {
+            let what = format!("{name} in three files, {weights:?}");
+            gap(&what, &engine, weights, &many).await.assert_within(most / 4.0, most);
+            gap(&what, &engine, weights, &one).await.assert_within(most / 4.0, most);
         }
         drop(engine);
         thread.join().unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use engine::llama::{Quantization, quantize};
-use engine::{Class, Engine, Generation, Lane, LogprobRequest, Token};
+use engine::{Engine, Generation, LogprobRequest, Priority, Token, Weights};
 use files::gguf::{Gguf, TensorKind};
 use files::lora::{Adapter, peft};
 use reflectd::merge::{Merge, Written};
@@ -20,21 +20,21 @@ use testkit::random_model::{ARCHITECTURES, N_VOCAB, write, write_adapter};
 use testkit::skipped;
 
 /// Log-probs of random texts.
-async fn logprobs(engine: &Engine, lane: Lane) -> Vec<f32> {
+async fn logprobs(engine: &Engine, weights: Weights) -> Vec<f32> {
     let mut rng = fastrand::Rng::with_seed(4);
     let mut text = || (0..30).map(|_| Token(rng.i32(5..N_VOCAB))).collect::<Vec<_>>();
     let sequences = (0..3).map(|_| (text(), 1)).collect();
-    let request = LogprobRequest { sequences, lane, class: Class::Gate };
+    let request = LogprobRequest { sequences, weights, priority: Priority::Gate };
     engine.logprobs(request).await.unwrap().concat()
 }
 
 async fn logprobs_of(model: &Path, adapter: Option<&Path>) -> Vec<f32> {
     let (engine, thread) = load(model).await;
-    let lane = Lane::Generation(Generation(u32::from(adapter.is_some())));
+    let weights = Weights::Generation(Generation(u32::from(adapter.is_some())));
     if let Some(adapter) = adapter {
-        engine.load_lane(Generation(1), adapter.to_owned()).await.unwrap();
+        engine.load_adapter(Generation(1), adapter.to_owned()).await.unwrap();
     }
-    let logprobs = logprobs(&engine, lane).await;
+    let logprobs = logprobs(&engine, weights).await;
     drop(engine);
     thread.join().unwrap();
     logprobs
@@ -286,14 +286,14 @@ async fn peft_and_transformers_compute_what_the_server_computes() {
         peft::write(&adapter, &base, None, &file("exported")).unwrap();
 
         let (engine, thread) = load(&file("model.gguf")).await;
-        engine.load_lane(Generation(1), file("imported.gguf")).await.unwrap();
+        engine.load_adapter(Generation(1), file("imported.gguf")).await.unwrap();
         let mut served = Vec::new();
         for generation in [Generation(0), Generation(1)] {
             let tokens = texts.iter().map(|text| text.iter().copied().map(Token).collect());
             let request = LogprobRequest {
                 sequences: tokens.map(|tokens: Vec<Token>| (tokens, 1)).collect(),
-                lane: Lane::Generation(generation),
-                class: Class::Gate,
+                weights: Weights::Generation(generation),
+                priority: Priority::Gate,
             };
             served.push(engine.logprobs(request).await.unwrap());
         }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
 use engine::{
-    self, Class, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, Lane,
-    LogprobRequest, Token,
+    self, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, LogprobRequest,
+    Priority, Token, Weights,
 };
 use files::gguf::{Gguf, Writer, model_sha256};
 use nano::corpus::Corpus;
@@ -31,12 +31,12 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     let base = untrained(&exact, &examples, None, BaseKind::Auto, &out("base"));
     let adapter = train(&job(&exact, &examples, &out("adapter")));
     let (engine, thread) = load(&exact).await;
-    gap("F32", &engine, Lane::Active, &base).await.assert_within(1e-4, 1e-3);
+    gap("F32", &engine, Weights::Active, &base).await.assert_within(1e-4, 1e-3);
     let generation = Generation(1);
-    engine.load_lane(generation, adapter.adapter.clone()).await.unwrap();
-    let lane = Lane::Generation(generation);
-    gap("F32 with adapter", &engine, lane, &adapter).await.assert_within(2e-4, 2e-3);
-    let unlike = gap("F32 without it", &engine, Lane::Active, &adapter).await;
+    engine.load_adapter(generation, adapter.adapter.clone()).await.unwrap();
+    let weights = Weights::Generation(generation);
+    gap("F32 with adapter", &engine, weights, &adapter).await.assert_within(2e-4, 2e-3);
+    let unlike = gap("F32 without it", &engine, Weights::Active, &adapter).await;
     assert!(2e-3 < unlike.max, "the adapter changes nothing, so the test shows nothing");
     drop(engine);
     thread.join().unwrap();
@@ -44,7 +44,7 @@ async fn base_and_adapter_mean_the_same_to_trainer_and_server() {
     let base = untrained(&shipped, &examples, None, BaseKind::Auto, &out("shipped"));
     // llama.cpp rounds what goes into a Q8_0 product to 8 bits too; the trainer does not.
     let (engine, thread) = load(&shipped).await;
-    gap("Q8_0", &engine, Lane::Active, &base).await.assert_within(0.01, 0.03);
+    gap("Q8_0", &engine, Weights::Active, &base).await.assert_within(0.01, 0.03);
     drop(engine);
     thread.join().unwrap();
 }
@@ -201,13 +201,13 @@ impl Gap {
 
 /// The trainer's log-probs against the server's.
 #[expect(clippy::print_stderr, reason = "the numbers are worth seeing, not only that they pass")]
-pub(crate) async fn gap(what: &str, engine: &Engine, lane: Lane, trained: &Trained) -> Gap {
+pub(crate) async fn gap(what: &str, engine: &Engine, weights: Weights, trained: &Trained) -> Gap {
     let sequences = &trained.probe.sequences;
     let ask = |tokens: &[i32]| tokens.iter().copied().map(Token).collect::<Vec<_>>();
     let request = LogprobRequest {
         sequences: sequences.iter().map(|s| (ask(&s.tokens), s.from)).collect(),
-        lane,
-        class: Class::Gate,
+        weights,
+        priority: Priority::Gate,
     };
     let served = engine.logprobs(request).await.unwrap();
     assert_eq!(served.len(), sequences.len());

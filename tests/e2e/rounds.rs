@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine::{Class, Generation, Lane, LogprobRequest, Token};
+use engine::{Generation, LogprobRequest, Priority, Token, Weights};
 use protocol::{Example, Step, TrainerEvent};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -37,29 +37,29 @@ async fn round_two_begins_from_what_is_served_as_generation_1_and_ends_as_a_whol
 
     let (engine, thread) = load(&exact).await;
     let (generation_1, generation_2) = (Generation(1), Generation(2));
-    engine.load_lane(generation_1, one.adapter.clone()).await.unwrap();
-    engine.load_lane(generation_2, two.adapter.clone()).await.unwrap();
-    let served = async |lane, answer: fn(&Example) -> &Vec<i32>| {
+    engine.load_adapter(generation_1, one.adapter.clone()).await.unwrap();
+    engine.load_adapter(generation_2, two.adapter.clone()).await.unwrap();
+    let served = async |weights, answer: fn(&Example) -> &Vec<i32>| {
         let sequence = |example: &Example| {
             let tokens = example.prompt.iter().chain(answer(example)).copied().map(Token);
             (tokens.collect(), example.prompt.len())
         };
         let sequences = examples.iter().map(sequence).collect();
-        let request = LogprobRequest { sequences, lane, class: Class::Gate };
+        let request = LogprobRequest { sequences, weights, priority: Priority::Gate };
         let logprobs = engine.logprobs(request).await.unwrap();
         logprobs.iter().flatten().copied().map(f64::from).sum::<f64>() / examples.len() as f64
     };
-    let of = Lane::Generation(generation_1);
+    let of = Weights::Generation(generation_1);
     let chosen = served(of, |example| &example.chosen).await;
     let rejected = served(of, |example| example.rejected.as_ref().unwrap()).await;
     assert!((chosen - logps_chosen).abs() < 5e-3, "{chosen} {logps_chosen}");
     assert!((rejected - logps_rejected).abs() < 5e-3, "{rejected} {logps_rejected}");
-    let base = served(Lane::Active, |example| &example.chosen).await;
+    let base = served(Weights::Active, |example| &example.chosen).await;
     assert!(0.1 < (base - chosen).abs(), "round one changed nothing, so this shows nothing");
 
-    let of = Lane::Generation(generation_2);
+    let of = Weights::Generation(generation_2);
     gap("round 2, alone on the base", &engine, of, &two).await.assert_within(2e-4, 2e-3);
-    let unlike = gap("round 1 for it", &engine, Lane::Generation(generation_1), &two).await;
+    let unlike = gap("round 1 for it", &engine, Weights::Generation(generation_1), &two).await;
     assert!(2e-3 < unlike.max, "round two changed nothing, so this shows nothing");
     drop(engine);
     thread.join().unwrap();

@@ -6,29 +6,29 @@ use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
 
-use super::{Canary, Class, EngineError, Generation, Lane};
+use super::{Canary, EngineError, Generation, Priority, Weights};
 
-/// Told when a lane is gone.
+/// Told when a generation is gone.
 pub(super) type Retired = oneshot::Sender<Result<(), EngineError>>;
 
-/// All lanes.
+/// All generations.
 #[derive(Debug)]
-pub(super) struct Lanes {
+pub(super) struct Adapters {
     active: Generation,
-    /// Loaded lanes; those that drain have somebody who waits for it.
+    /// Loaded generations; those that drain have somebody who waits for it.
     loaded: BTreeMap<Generation, Vec<Retired>>,
     /// With the stream of its choices.
     canary: Option<(Canary, fastrand::Rng)>,
 }
 
-impl Lanes {
+impl Adapters {
     /// Only the base.
     pub(super) fn new() -> Self {
         let loaded = BTreeMap::from([(Generation::BASE, Vec::new())]);
         Self { active: Generation::BASE, loaded, canary: None }
     }
 
-    /// New requests for [`Lane::Active`] go here.
+    /// New requests for [`Weights::Active`] go here.
     pub(super) fn active(&self) -> Generation {
         self.active
     }
@@ -48,13 +48,13 @@ impl Lanes {
     }
 
     /// A share of what somebody waits for goes to the canary; idle work never does.
-    pub(super) fn choose(&mut self, lane: Lane, class: Class) -> Lane {
-        let Some((canary, random)) = &mut self.canary else { return lane };
-        let is_tried = match (lane, class) {
-            (Lane::Active, Class::Chat | Class::Inline) => random.f64() < canary.share,
+    pub(super) fn choose(&mut self, weights: Weights, priority: Priority) -> Weights {
+        let Some((canary, random)) = &mut self.canary else { return weights };
+        let is_tried = match (weights, priority) {
+            (Weights::Active, Priority::Chat | Priority::Inline) => random.f64() < canary.share,
             _ => false,
         };
-        if is_tried { Lane::Generation(canary.generation) } else { lane }
+        if is_tried { Weights::Generation(canary.generation) } else { weights }
     }
 
     /// Loaded generations, also those that drain.
@@ -63,10 +63,10 @@ impl Lanes {
     }
 
     /// Pins a new request.
-    pub(super) fn resolve(&self, lane: Lane) -> Result<Generation, EngineError> {
-        match lane {
-            Lane::Active => Ok(self.active),
-            Lane::Generation(generation) => self.open(generation),
+    pub(super) fn resolve(&self, weights: Weights) -> Result<Generation, EngineError> {
+        match weights {
+            Weights::Active => Ok(self.active),
+            Weights::Generation(generation) => self.open(generation),
         }
     }
 
@@ -89,7 +89,7 @@ impl Lanes {
         Ok(())
     }
 
-    /// Lets a lane drain; `done` hears when it is gone, or at once when it cannot go.
+    /// Lets a generation drain; `done` hears when it is gone, or at once when it cannot go.
     pub(super) fn retire(&mut self, generation: Generation, done: Retired) {
         let role = match generation {
             Generation::BASE => Some("base"),
@@ -103,12 +103,12 @@ impl Lanes {
         });
         match (refused, self.loaded.get_mut(&generation)) {
             (None, Some(waiting)) => waiting.push(done),
-            (None, None) => drop(done.send(Err(EngineError::NoLane(generation)))),
+            (None, None) => drop(done.send(Err(EngineError::NotLoaded(generation)))),
             (Some(error), _) => drop(done.send(Err(error))),
         }
     }
 
-    /// Takes out the lanes that drain and have no request left.
+    /// Takes out the generations that drain and have no request left.
     pub(super) fn take_drained(
         &mut self,
         in_use: impl Fn(Generation) -> bool,
@@ -119,7 +119,7 @@ impl Lanes {
     fn open(&self, generation: Generation) -> Result<Generation, EngineError> {
         match self.loaded.get(&generation) {
             Some(waiting) if waiting.is_empty() => Ok(generation),
-            _ => Err(EngineError::NoLane(generation)),
+            _ => Err(EngineError::NotLoaded(generation)),
         }
     }
 }
@@ -129,59 +129,64 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_draining_lane_takes_no_requests_and_goes_when_its_last_one_has_ended() {
-        let mut lanes = Lanes::new();
+    fn a_draining_generation_takes_no_requests_and_goes_when_its_last_one_has_ended() {
+        let mut generations = Adapters::new();
         let old = Generation(1);
-        lanes.insert(old);
-        lanes.activate(old).unwrap();
-        lanes.insert(Generation(2));
-        lanes.activate(Generation(2)).unwrap();
+        generations.insert(old);
+        generations.activate(old).unwrap();
+        generations.insert(Generation(2));
+        generations.activate(Generation(2)).unwrap();
         let (done, _waits) = oneshot::channel();
-        lanes.retire(old, done);
-        assert_eq!(lanes.resolve(Lane::Generation(old)), Err(EngineError::NoLane(old)));
-        assert_eq!(lanes.resolve(Lane::Active), Ok(Generation(2)));
-        assert_eq!(lanes.activate(old), Err(EngineError::NoLane(old)));
-        assert!(lanes.take_drained(|generation| generation == old).is_empty());
-        assert_eq!(lanes.take_drained(|_| false).len(), 1);
-        assert_eq!(lanes.loaded().collect::<Vec<_>>(), [Generation::BASE, Generation(2)]);
+        generations.retire(old, done);
+        assert_eq!(generations.resolve(Weights::Generation(old)), Err(EngineError::NotLoaded(old)));
+        assert_eq!(generations.resolve(Weights::Active), Ok(Generation(2)));
+        assert_eq!(generations.activate(old), Err(EngineError::NotLoaded(old)));
+        assert!(generations.take_drained(|generation| generation == old).is_empty());
+        assert_eq!(generations.take_drained(|_| false).len(), 1);
+        assert_eq!(generations.loaded().collect::<Vec<_>>(), [Generation::BASE, Generation(2)]);
     }
 
     #[test]
-    fn the_base_and_the_active_lane_cannot_be_retired() {
-        let mut lanes = Lanes::new();
-        lanes.insert(Generation(1));
-        lanes.activate(Generation(1)).unwrap();
+    fn the_base_and_the_active_generation_cannot_be_retired() {
+        let mut generations = Adapters::new();
+        generations.insert(Generation(1));
+        generations.activate(Generation(1)).unwrap();
         for generation in [Generation::BASE, Generation(1)] {
             let (done, mut answer) = oneshot::channel();
-            lanes.retire(generation, done);
+            generations.retire(generation, done);
             assert!(matches!(answer.try_recv().unwrap(), Err(EngineError::Invalid(_))));
         }
-        assert!(lanes.take_drained(|_| false).is_empty());
+        assert!(generations.take_drained(|_| false).is_empty());
     }
 
     #[test]
     fn a_canary_gets_its_share_of_the_chats_and_none_of_the_idle_work() {
-        let mut lanes = Lanes::new();
+        let mut generations = Adapters::new();
         let canary = Canary { generation: Generation(1), share: 0.25, seed: 7 };
-        lanes.set_canary(Some(canary)).unwrap_err();
-        lanes.insert(Generation(1));
-        let chats = |lanes: &mut Lanes| -> Vec<Lane> {
-            lanes.set_canary(Some(canary)).unwrap();
-            (0..1000).map(|_| lanes.choose(Lane::Active, Class::Chat)).collect()
+        generations.set_canary(Some(canary)).unwrap_err();
+        generations.insert(Generation(1));
+        let chats = |generations: &mut Adapters| -> Vec<Weights> {
+            generations.set_canary(Some(canary)).unwrap();
+            (0..1000).map(|_| generations.choose(Weights::Active, Priority::Chat)).collect()
         };
-        let first = chats(&mut lanes);
-        let tried = first.iter().filter(|lane| **lane == Lane::Generation(Generation(1))).count();
+        let first = chats(&mut generations);
+        let tried =
+            first.iter().filter(|weights| **weights == Weights::Generation(Generation(1))).count();
         assert!((200..300).contains(&tried), "{tried}");
-        assert_eq!(first, chats(&mut lanes), "the same seed gives the same choices");
-        for class in [Class::Gate, Class::Background, Class::Explore] {
-            assert!((0..50).all(|_| lanes.choose(Lane::Active, class) == Lane::Active));
+        assert_eq!(first, chats(&mut generations), "the same seed gives the same choices");
+        for priority in [Priority::Gate, Priority::Background, Priority::Explore] {
+            assert!(
+                (0..50).all(|_| generations.choose(Weights::Active, priority) == Weights::Active)
+            );
         }
-        let named = Lane::Generation(Generation::BASE);
-        assert!((0..50).all(|_| lanes.choose(named, Class::Chat) == named));
+        let named = Weights::Generation(Generation::BASE);
+        assert!((0..50).all(|_| generations.choose(named, Priority::Chat) == named));
         let (done, mut answer) = oneshot::channel();
-        lanes.retire(Generation(1), done);
+        generations.retire(Generation(1), done);
         answer.try_recv().unwrap().unwrap_err();
-        lanes.set_canary(None).unwrap();
-        assert!((0..50).all(|_| lanes.choose(Lane::Active, Class::Chat) == Lane::Active));
+        generations.set_canary(None).unwrap();
+        assert!(
+            (0..50).all(|_| generations.choose(Weights::Active, Priority::Chat) == Weights::Active)
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! backend do it and gives back the outcome, and `tests/simulation` does the same with a model of
 //! llama.cpp's cells.
 //!
-//! - Only the most urgent class that can go on takes part in a step, so that idle work never slows a
+//! - Only the most urgent priority that can go on takes part in a step, so that idle work never slows a
 //!   chat: it pauses between two steps and its cells stay.
 //! - A request is admitted when its prompt fits, with a little room to grow. When the cells end, the
 //!   newest of the least urgent sequences is preempted; it keeps what it has as long as nobody needs
@@ -76,7 +76,7 @@ pub(super) struct Core {
     limits: Limits,
     vocabulary: Arc<dyn Vocabulary>,
     tree: Tree,
-    /// By class, then by arrival.
+    /// By priority, then by arrival.
     requests: Vec<Request>,
     /// Whose sequence has an id.
     owners: BTreeMap<SequenceId, Owner>,
@@ -126,7 +126,7 @@ impl Core {
         request.id = RequestId(self.n_arrived);
         let id = request.id;
         let place =
-            self.requests.partition_point(|r| (r.class, r.id) <= (request.class, request.id));
+            self.requests.partition_point(|r| (r.priority, r.id) <= (request.priority, request.id));
         self.requests.insert(place, request);
         id
     }

@@ -38,7 +38,7 @@ pub use thread::{spawn, spawn_beside, spawn_on, spawn_with};
 
 /// Which weights a request wants.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Lane {
+pub enum Weights {
     /// Whatever generation is active when the request is admitted.
     Active,
     /// This one; an error when it is not loaded.
@@ -48,17 +48,17 @@ pub enum Lane {
 /// A generation that gets a share of the chats before all of them go there.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Canary {
-    /// Its lane is loaded.
+    /// Its generation is loaded.
     pub generation: Generation,
-    /// Of the requests of class `Chat` and `Inline`, 0 to 1.
+    /// Of the requests of priority `Chat` and `Inline`, 0 to 1.
     pub share: f64,
     /// Of the choices, so that they can be repeated.
     pub seed: u64,
 }
 
-/// How urgent a request is, most urgent first. A lower class waits while a higher one has work.
+/// How urgent a request is, most urgent first. A lower priority waits while a higher one has work.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Class {
+pub enum Priority {
     /// Somebody waits for the words.
     Chat,
     /// Somebody waits for the reflected answer.
@@ -88,9 +88,9 @@ pub struct GenerateRequest {
     /// changes how fast the answer comes, not what it says.
     pub copies: Vec<Token>,
     /// Which weights.
-    pub lane: Lane,
+    pub weights: Weights,
     /// How urgent.
-    pub class: Class,
+    pub priority: Priority,
 }
 
 /// What a generation was pinned to at admission, and then its events.
@@ -151,9 +151,9 @@ pub struct ScoreRequest {
     /// The labels, at least two, all different.
     pub labels: Vec<Token>,
     /// Which weights.
-    pub lane: Lane,
+    pub weights: Weights,
     /// How urgent.
-    pub class: Class,
+    pub priority: Priority,
 }
 
 /// The labels' distribution after one prompt.
@@ -172,9 +172,9 @@ pub struct LogprobRequest {
     /// (tokens, index of the first token to score, at least 1).
     pub sequences: Vec<(Vec<Token>, usize)>,
     /// Which weights.
-    pub lane: Lane,
+    pub weights: Weights,
     /// How urgent.
-    pub class: Class,
+    pub priority: Priority,
 }
 
 /// Live numbers of the engine.
@@ -184,8 +184,8 @@ pub struct EngineStats {
     pub active: Generation,
     /// But for a share of the chats.
     pub canary: Option<Canary>,
-    /// Loaded lanes with their running sequences.
-    pub lanes: Vec<(Generation, usize)>,
+    /// Loaded generations with their running sequences.
+    pub generations: Vec<(Generation, usize)>,
     /// Requests that wait for room.
     pub queued: usize,
     /// Sequences in the batch.
@@ -197,7 +197,7 @@ pub struct EngineStats {
     /// See `cells_used`.
     pub cells: usize,
     /// Memory of finished sequences that wait outside the context for who begins alike.
-    pub parked_bytes: usize,
+    pub host_cache_bytes: usize,
     /// Decode calls so far.
     pub steps: u64,
     /// Steps of idle work that were broken off because somebody came.
@@ -209,12 +209,12 @@ pub struct EngineStats {
     /// Tokens sampled so far.
     pub generated_tokens: u64,
     /// Tokens that were guessed and evaluated ahead, from text that an answer may copy.
-    pub guessed_tokens: u64,
+    pub drafted_tokens: u64,
     /// Of these, those that the model then said.
-    pub right_guesses: u64,
+    pub right_drafts: u64,
     /// Milliseconds since the loop last went round; zero while it waits for something to do.
     pub last_beat_ms: u64,
-    /// How long nothing of class `Chat` or `Inline` has run; zero while some does.
+    /// How long nothing of priority `Chat` or `Inline` has run; zero while some does.
     pub quiet_ms: u64,
 }
 
@@ -278,7 +278,7 @@ enum Command {
     Generate(GenerateRequest, oneshot::Sender<Result<Started, EngineError>>, tracing::Span),
     Score(ScoreRequest, oneshot::Sender<Result<Vec<LabelScores>, EngineError>>, tracing::Span),
     Logprobs(LogprobRequest, oneshot::Sender<Result<Vec<Vec<f32>>, EngineError>>, tracing::Span),
-    LoadLane(Generation, PathBuf, oneshot::Sender<Result<(), EngineError>>),
+    LoadAdapter(Generation, PathBuf, oneshot::Sender<Result<(), EngineError>>),
     Activate(Generation, oneshot::Sender<Result<(), EngineError>>),
     SetCanary(Option<Canary>, oneshot::Sender<Result<(), EngineError>>),
     Retire(Generation, oneshot::Sender<Result<(), EngineError>>),
@@ -301,29 +301,33 @@ impl Engine {
     /// Starts a generation; resolves when it is admitted. Full queue: `Overloaded` at once for
     /// `Chat` and `Inline`; other classes wait for room.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Started, EngineError> {
-        let class = request.class;
-        self.ask(Some(class), |reply| Command::Generate(request, reply, tracing::Span::current()))
-            .await
+        let priority = request.priority;
+        self.ask(Some(priority), |reply| {
+            Command::Generate(request, reply, tracing::Span::current())
+        })
+        .await
     }
     /// Reads label distributions.
     pub async fn score(&self, request: ScoreRequest) -> Result<Vec<LabelScores>, EngineError> {
-        let class = request.class;
-        self.ask(Some(class), |reply| Command::Score(request, reply, tracing::Span::current()))
+        let priority = request.priority;
+        self.ask(Some(priority), |reply| Command::Score(request, reply, tracing::Span::current()))
             .await
     }
     /// Reads log-probs of given tokens.
     pub async fn logprobs(&self, request: LogprobRequest) -> Result<Vec<Vec<f32>>, EngineError> {
-        let class = request.class;
-        self.ask(Some(class), |reply| Command::Logprobs(request, reply, tracing::Span::current()))
-            .await
+        let priority = request.priority;
+        self.ask(Some(priority), |reply| {
+            Command::Logprobs(request, reply, tracing::Span::current())
+        })
+        .await
     }
     /// The same handle, whose adapters are tried in a child process before they are loaded.
     #[must_use]
     pub fn with_prober(self, prober: Prober) -> Self {
         Self { prober: Some(Arc::new(prober)), ..self }
     }
-    /// Loads a checked adapter as a lane; requests reach it by [`Lane::Generation`].
-    pub async fn load_lane(
+    /// Loads a checked adapter as a generation; requests reach it by [`Weights::Generation`].
+    pub async fn load_adapter(
         &self,
         generation: Generation,
         path: PathBuf,
@@ -331,41 +335,41 @@ impl Engine {
         if let Some(prober) = &self.prober {
             prober.adapter(self.info(), &path).await?;
         }
-        self.ask(None, |reply| Command::LoadLane(generation, path, reply)).await
+        self.ask(None, |reply| Command::LoadAdapter(generation, path, reply)).await
     }
-    /// Requests for [`Lane::Active`] admitted from now on go to this lane. Running ones stay.
+    /// Requests for [`Weights::Active`] admitted from now on go to this generation. Running ones stay.
     pub async fn activate(&self, generation: Generation) -> Result<(), EngineError> {
         self.ask(None, |reply| Command::Activate(generation, reply)).await
     }
-    /// Sends a share of the chats admitted from now on to a loaded lane; `None`: no longer.
+    /// Sends a share of the chats admitted from now on to a loaded generation; `None`: no longer.
     pub async fn set_canary(&self, canary: Option<Canary>) -> Result<(), EngineError> {
         self.ask(None, |reply| Command::SetCanary(canary, reply)).await
     }
-    /// Takes no new requests on a lane and resolves when its last one has ended and the adapter is
-    /// freed. The active lane, the canary and the base are refused.
+    /// Takes no new requests on a generation and resolves when its last one has ended and the adapter is
+    /// freed. The active generation, the canary and the base are refused.
     pub async fn retire(&self, generation: Generation) -> Result<(), EngineError> {
         self.ask(None, |reply| Command::Retire(generation, reply)).await
     }
 
     async fn ask<T>(
         &self,
-        class: Option<Class>,
+        priority: Option<Priority>,
         command: impl FnOnce(oneshot::Sender<Result<T, EngineError>>) -> Command,
     ) -> Result<T, EngineError> {
         let overloaded = || EngineError::Overloaded { retry_after: Duration::from_secs(1) };
         let (reply, answer) = oneshot::channel();
         let command = command(reply);
         // Held until the answer, that is while the request waits in the thread's queue.
-        let _permit = match class {
-            Some(Class::Chat | Class::Inline) => {
+        let _permit = match priority {
+            Some(Priority::Chat | Priority::Inline) => {
                 Some(self.urgent.try_acquire().map_err(|_| overloaded())?)
             }
-            Some(Class::Gate | Class::Background | Class::Explore) => {
+            Some(Priority::Gate | Priority::Background | Priority::Explore) => {
                 Some(self.patient.acquire().await.map_err(|_| EngineError::Stopped)?)
             }
             None => None,
         };
-        if matches!(class, Some(Class::Chat | Class::Inline)) {
+        if matches!(priority, Some(Priority::Chat | Priority::Inline)) {
             self.commands.try_send(command).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => overloaded(),
                 mpsc::error::TrySendError::Closed(_) => EngineError::Stopped,

@@ -366,7 +366,7 @@ impl Backend for Llama {
         let adapter = match self.adapters.get(&generation) {
             Some(adapter) => Some(adapter),
             None if generation == Generation::BASE => None,
-            None => return Err(EngineError::NoLane(generation)),
+            None => return Err(EngineError::NotLoaded(generation)),
         };
         let mut pointers: Vec<_> = adapter.iter().map(|adapter| adapter.raw.as_ptr()).collect();
         let mut scales = vec![1.0_f32; pointers.len()];

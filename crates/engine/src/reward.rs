@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::llama::RewardModel;
 use super::owner::own;
 use super::step_lock::{StepLock, Ticket};
-use super::{Class, EngineConfig, EngineError, EngineThread, ModelInfo, Token, Vocabulary};
+use super::{EngineConfig, EngineError, EngineThread, ModelInfo, Priority, Token, Vocabulary};
 use inference::backend::RewardBackend;
 
 /// Requests that wait for the thread; their callers wait with them, so a few are enough.
@@ -31,7 +31,7 @@ struct Shared {
 #[derive(Debug)]
 struct Request {
     sequences: Vec<Vec<Token>>,
-    class: Class,
+    priority: Priority,
     reply: oneshot::Sender<Result<Vec<f64>, EngineError>>,
 }
 
@@ -81,7 +81,7 @@ impl Reward {
     pub async fn score(
         &self,
         sequences: Vec<Vec<Token>>,
-        class: Class,
+        priority: Priority,
     ) -> Result<Vec<f64>, EngineError> {
         let (needed, limit) =
             (sequences.iter().map(Vec::len).max().unwrap_or(0), self.info().max_sequence);
@@ -92,7 +92,7 @@ impl Reward {
             return Err(EngineError::Invalid("there is an empty sequence to reward".to_owned()));
         }
         let (reply, answer) = oneshot::channel();
-        let request = Request { sequences, class, reply };
+        let request = Request { sequences, priority, reply };
         self.requests.send(request).await.map_err(|_| EngineError::Stopped)?;
         answer.await.map_err(|_| EngineError::Stopped)?
     }
@@ -100,9 +100,9 @@ impl Reward {
 
 /// Ends when the last handle is gone.
 fn run(mut backend: impl RewardBackend, mut inbox: mpsc::Receiver<Request>, ticket: &Ticket) {
-    while let Some(Request { sequences, class, reply }) = inbox.blocking_recv() {
+    while let Some(Request { sequences, priority, reply }) = inbox.blocking_recv() {
         let rewards = sequences.iter().map(|tokens| {
-            while !ticket.take(class) {
+            while !ticket.take(priority) {
                 // A caller that has left wants nothing more.
                 if reply.is_closed() {
                     return Err(EngineError::Stopped);
@@ -110,7 +110,7 @@ fn run(mut backend: impl RewardBackend, mut inbox: mpsc::Receiver<Request>, tick
             }
             let reward = backend.reward(tokens, &mut || {
                 ticket.leave();
-                while !ticket.take(class) {}
+                while !ticket.take(priority) {}
             });
             ticket.leave();
             reward

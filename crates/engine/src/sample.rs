@@ -115,7 +115,7 @@ fn narrow(logit: f32, normalizer: f64) -> f32 {
 }
 
 fn place(token: Token) -> usize {
-    usize::try_from(token.0).expect("token ids are checked at the door")
+    usize::try_from(token.0).expect("token ids are checked at admission")
 }
 
 fn id(index: usize) -> Token {

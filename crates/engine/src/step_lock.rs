@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Class;
+use super::Priority;
 
 /// How long a step waits before its engine looks at what has come meanwhile.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -30,9 +30,9 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     /// What each engine wants to do next; `None` while it has nothing to do.
-    wants: Vec<Option<Class>>,
-    /// Since when a step is under way, and of which class.
-    taken: Option<(Instant, Class)>,
+    wants: Vec<Option<Priority>>,
+    /// Since when a step is under way, and of which priority.
+    taken: Option<(Instant, Priority)>,
     /// Who took the last step: the other one is next when both are as urgent.
     last: usize,
 }
@@ -70,25 +70,26 @@ impl StepLock {
 }
 
 impl State {
-    /// Pure: whether engine `index` may take a step of this class now.
-    fn may_step(&self, index: usize, class: Class) -> bool {
+    /// Pure: whether engine `index` may take a step of this priority now.
+    fn may_step(&self, index: usize, priority: Priority) -> bool {
         let others = || {
             let wants = self.wants.iter().enumerate();
             wants.filter(move |(other, _)| *other != index).filter_map(|(_, wants)| *wants)
         };
-        let goes_before = |other: Class| other < class || other == class && self.last == index;
+        let goes_before =
+            |other: Priority| other < priority || other == priority && self.last == index;
         self.taken.is_none() && !others().any(goes_before)
     }
 }
 
 impl Ticket {
     /// Waits for a turn. False: it did not come soon.
-    pub(super) fn take(&self, class: Class) -> bool {
+    pub(super) fn take(&self, priority: Priority) -> bool {
         let until = Instant::now() + PATIENCE;
         let mut state = self.lock.lock();
-        state.wants[self.index] = Some(class);
-        while !state.may_step(self.index, class) {
-            if state.taken.is_some_and(|(_, other)| class < other) {
+        state.wants[self.index] = Some(priority);
+        while !state.may_step(self.index, priority) {
+            if state.taken.is_some_and(|(_, other)| priority < other) {
                 self.lock.interrupt();
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -98,7 +99,7 @@ impl Ticket {
             let waited = self.lock.shared.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.taken = Some((Instant::now(), class));
+        state.taken = Some((Instant::now(), priority));
         state.last = self.index;
         true
     }
@@ -148,14 +149,14 @@ mod tests {
     fn the_more_urgent_engine_goes_first_even_between_its_steps() {
         let lock = StepLock::default();
         let (chats, judge) = (lock.ticket(), lock.ticket());
-        assert!(chats.take(Class::Chat));
-        assert!(!judge.take(Class::Background), "a step is under way");
+        assert!(chats.take(Priority::Chat));
+        assert!(!judge.take(Priority::Background), "a step is under way");
         assert!(PATIENCE <= lock.busy_for());
         chats.leave();
         assert_eq!(lock.busy_for(), Duration::ZERO);
-        assert!(!judge.take(Class::Background), "the chat goes on");
+        assert!(!judge.take(Priority::Background), "the chat goes on");
         chats.rest();
-        assert!(judge.take(Class::Background));
+        assert!(judge.take(Priority::Background));
         judge.leave();
     }
 
@@ -163,13 +164,13 @@ mod tests {
     fn engines_that_are_as_urgent_take_turns() {
         let lock = StepLock::default();
         let (one, other) = (lock.ticket(), lock.ticket());
-        assert!(one.take(Class::Explore));
-        assert!(!other.take(Class::Explore), "a step is under way");
+        assert!(one.take(Priority::Explore));
+        assert!(!other.take(Priority::Explore), "a step is under way");
         one.leave();
-        assert!(!one.take(Class::Explore), "it is the other's turn");
-        assert!(other.take(Class::Explore));
+        assert!(!one.take(Priority::Explore), "it is the other's turn");
+        assert!(other.take(Priority::Explore));
         other.leave();
-        assert!(one.take(Class::Explore));
+        assert!(one.take(Priority::Explore));
         one.leave();
     }
 
@@ -177,9 +178,9 @@ mod tests {
     fn an_engine_that_has_ended_stands_in_nobodys_way() {
         let lock = StepLock::default();
         let (ended, other) = (lock.ticket(), lock.ticket());
-        assert!(ended.take(Class::Chat));
+        assert!(ended.take(Priority::Chat));
         drop(ended);
-        assert!(other.take(Class::Explore));
+        assert!(other.take(Priority::Explore));
         other.leave();
     }
 
@@ -193,7 +194,7 @@ mod tests {
                     let ticket = lock.ticket();
                     let mut done = 0;
                     while done < 50 {
-                        if ticket.take(Class::Gate) {
+                        if ticket.take(Priority::Gate) {
                             use std::sync::atomic::Ordering::SeqCst;
                             assert_eq!(inside.fetch_add(1, SeqCst), 0);
                             std::thread::yield_now();

@@ -3,7 +3,7 @@
 
 mod beside;
 mod copies;
-mod lanes;
+mod generations;
 mod limits;
 mod llama;
 mod sharing;
@@ -40,8 +40,8 @@ fn request(prompt: Vec<Token>) -> GenerateRequest {
         stop: Vec::new(),
         top_logprobs: 0,
         copies: Vec::new(),
-        lane: Lane::Active,
-        class: Class::Chat,
+        weights: Weights::Active,
+        priority: Priority::Chat,
     }
 }
 
@@ -150,8 +150,8 @@ async fn a_score_is_the_distribution_over_the_labels_and_agrees_with_logprobs() 
     let request = ScoreRequest {
         prompts: prompts.clone(),
         labels: labels.clone(),
-        lane: Lane::Active,
-        class: Class::Background,
+        weights: Weights::Active,
+        priority: Priority::Background,
     };
     let scores = engine.score(request).await.unwrap();
     assert!((scores[0].probabilities[2] - 5.0 / 8.0).abs() < 1e-4);
@@ -163,8 +163,8 @@ async fn a_score_is_the_distribution_over_the_labels_and_agrees_with_logprobs() 
     });
     let request = LogprobRequest {
         sequences: sequences.collect(),
-        lane: Lane::Active,
-        class: Class::Background,
+        weights: Weights::Active,
+        priority: Priority::Background,
     };
     let logprobs = engine.logprobs(request).await.unwrap();
     assert_eq!((scores[0].probabilities.len(), logprobs.len()), (3, 3));
@@ -179,7 +179,8 @@ async fn more_prompts_than_sequences_are_scored_in_waves() {
     let (engine, _thread) = engine(script).await;
     let prompts = (0..10).map(|i| prompt(&engine, &format!("number {i}"))).collect();
     let labels = vec![Token(i32::from(b'A')), Token(i32::from(b'B'))];
-    let request = ScoreRequest { prompts, labels, lane: Lane::Active, class: Class::Gate };
+    let request =
+        ScoreRequest { prompts, labels, weights: Weights::Active, priority: Priority::Gate };
     let scores = engine.score(request).await.unwrap();
     assert_eq!(scores.len(), 10);
     for (i, score) in scores.iter().enumerate() {
@@ -194,7 +195,7 @@ async fn logprobs_begin_where_they_are_asked_for() {
     let answer = b"abc".iter().map(|&b| Token(i32::from(b))).chain([fake::END]);
     let tokens: Vec<Token> = prompt.iter().copied().chain(answer).collect();
     let sequences = vec![(tokens.clone(), 1), (tokens, prompt.len())];
-    let request = LogprobRequest { sequences, lane: Lane::Active, class: Class::Gate };
+    let request = LogprobRequest { sequences, weights: Weights::Active, priority: Priority::Gate };
     let logprobs = engine.logprobs(request).await.unwrap();
     assert_eq!(logprobs[0].len(), prompt.len() - 1 + 4);
     assert_eq!(logprobs[1].len(), 4);
@@ -213,10 +214,10 @@ async fn the_next_turn_of_a_chat_finds_its_prefix() {
     // All but the end token, which was sampled and never evaluated.
     assert_eq!(started.n_cached, prompt(&engine, "one").len() + "sure".len());
     drop(started);
-    // The same words in another lane share nothing.
+    // The same words in another generation share nothing.
     let file = tempfile::NamedTempFile::new().unwrap();
-    engine.load_lane(Generation(1), file.path().to_owned()).await.unwrap();
-    let other = GenerateRequest { lane: Lane::Generation(Generation(1)), ..request(second) };
+    engine.load_adapter(Generation(1), file.path().to_owned()).await.unwrap();
+    let other = GenerateRequest { weights: Weights::Generation(Generation(1)), ..request(second) };
     assert_eq!(engine.generate(other).await.unwrap().n_cached, 0);
 }
 
@@ -273,7 +274,8 @@ async fn a_chat_takes_the_cells_of_idle_work_which_then_goes_on_unharmed() {
     let long = "x".repeat(LONG);
     let script = Script::new("now").on("long", &[(&long, 1.0)]).limits(limits(LONG + 40, 4));
     let (engine, _thread) = engine(script).await;
-    let explore = GenerateRequest { class: Class::Explore, ..request(prompt(&engine, "long")) };
+    let explore =
+        GenerateRequest { priority: Priority::Explore, ..request(prompt(&engine, "long")) };
     let explore = engine.generate(explore).await.unwrap();
     assert_eq!(ask(&engine, "chat").await, "now");
     assert_eq!(read(explore, 1).await.texts, [long]);
@@ -285,7 +287,7 @@ async fn a_step_of_idle_work_ends_when_a_chat_comes_and_is_done_again_unharmed()
     let script = Script::new("now").on("long", &[(&long, 1.0)]);
     let (engine, _thread) = engine(script.step_delay(Duration::from_millis(2))).await;
     let idle = prompt(&engine, &format!("{} long", "y".repeat(LONG)));
-    let explore = GenerateRequest { class: Class::Explore, ..request(idle) };
+    let explore = GenerateRequest { priority: Priority::Explore, ..request(idle) };
     let explore = engine.generate(explore).await.unwrap();
     while engine.stats().interrupted_steps < 3 {
         assert_eq!(ask(&engine, "chat").await, "now");
@@ -359,8 +361,8 @@ async fn what_can_never_work_is_refused_at_the_door() {
     let score = |labels: &[i32]| ScoreRequest {
         prompts: vec![good.prompt.clone()],
         labels: labels.iter().copied().map(Token).collect(),
-        lane: Lane::Active,
-        class: Class::Chat,
+        weights: Weights::Active,
+        priority: Priority::Chat,
     };
     for labels in [&[65][..], &[65, 65], &[65, 300]] {
         let error = engine.score(score(labels)).await.unwrap_err();
@@ -368,7 +370,8 @@ async fn what_can_never_work_is_refused_at_the_door() {
     }
     for from in [0, good.prompt.len()] {
         let sequences = vec![(good.prompt.clone(), from)];
-        let request = LogprobRequest { sequences, lane: Lane::Active, class: Class::Chat };
+        let request =
+            LogprobRequest { sequences, weights: Weights::Active, priority: Priority::Chat };
         let error = engine.logprobs(request).await.unwrap_err();
         assert!(matches!(error, EngineError::Invalid(_)), "{from}");
     }
@@ -416,10 +419,10 @@ async fn a_request_keeps_its_generation_while_lanes_change() {
         .refuse(Generation(3));
     let (engine, _thread) = engine(script).await;
     for generation in [one, two] {
-        engine.load_lane(generation, file.path().to_owned()).await.unwrap();
+        engine.load_adapter(generation, file.path().to_owned()).await.unwrap();
     }
     engine.activate(one).await.unwrap();
-    // Nobody reads it yet, so it is still running when the lanes change.
+    // Nobody reads it yet, so it is still running when the generations change.
     let running = engine.generate(request(prompt(&engine, "q"))).await.unwrap();
     assert_eq!(running.generation, one);
     engine.activate(two).await.unwrap();
@@ -429,18 +432,19 @@ async fn a_request_keeps_its_generation_while_lanes_change() {
     });
     assert_eq!(ask(&engine, "q").await, "new");
     assert!(!retiring.is_finished());
-    let late = GenerateRequest { lane: Lane::Generation(one), ..request(prompt(&engine, "q")) };
-    assert_eq!(engine.generate(late).await.unwrap_err(), EngineError::NoLane(one));
+    let late =
+        GenerateRequest { weights: Weights::Generation(one), ..request(prompt(&engine, "q")) };
+    assert_eq!(engine.generate(late).await.unwrap_err(), EngineError::NotLoaded(one));
     assert_eq!(read(running, 1).await.texts, [old]);
     assert_eq!(retiring.await.unwrap(), Ok(()));
-    eventually(&engine, |stats| stats.lanes == [(Generation(0), 0), (two, 0)]).await;
+    eventually(&engine, |stats| stats.generations == [(Generation(0), 0), (two, 0)]).await;
     // What is refused changes nothing.
-    let refused = engine.load_lane(Generation(3), file.path().to_owned()).await;
+    let refused = engine.load_adapter(Generation(3), file.path().to_owned()).await;
     assert!(matches!(refused, Err(EngineError::Load { .. })));
-    let missing = engine.load_lane(Generation(4), PathBuf::from("missing.gguf")).await;
+    let missing = engine.load_adapter(Generation(4), PathBuf::from("missing.gguf")).await;
     assert!(matches!(missing, Err(EngineError::Load { .. })));
     assert!(matches!(engine.retire(two).await, Err(EngineError::Invalid(_))));
-    assert_eq!(engine.activate(one).await, Err(EngineError::NoLane(one)));
+    assert_eq!(engine.activate(one).await, Err(EngineError::NotLoaded(one)));
     assert_eq!(ask(&engine, "q").await, "new");
 }
 
@@ -452,7 +456,7 @@ async fn quiet_counts_from_the_last_chat_and_an_idle_loop_is_alive() {
     eventually(&engine, |stats| stats.running == 1 && stats.quiet_ms == 0).await;
     drop(chat);
     let before = eventually(&engine, |stats| stats.quiet_ms > 0).await.quiet_ms;
-    let explore = GenerateRequest { class: Class::Explore, ..request(prompt(&engine, "hi")) };
+    let explore = GenerateRequest { priority: Priority::Explore, ..request(prompt(&engine, "hi")) };
     read(engine.generate(explore).await.unwrap(), 1).await;
     let stats = eventually(&engine, |stats| stats.running == 0 && stats.last_beat_ms == 0).await;
     assert!(stats.quiet_ms >= before, "idle work does not end the quiet");
@@ -490,19 +494,19 @@ struct Act {
     prompt: usize,
     n: u32,
     max_tokens: u32,
-    class: Class,
+    priority: Priority,
     generation: u32,
     leaves: bool,
 }
 
 fn any_act() -> impl Strategy<Value = Act> {
-    let class = prop_oneof![Just(Class::Chat), Just(Class::Gate), Just(Class::Explore)];
-    (1_usize..30, 1_u32..4, 1_u32..40, class, 0_u32..2, prop::bool::weighted(0.2)).prop_map(
-        |(prompt, n, max_tokens, class, generation, leaves)| Act {
+    let priority = prop_oneof![Just(Priority::Chat), Just(Priority::Gate), Just(Priority::Explore)];
+    (1_usize..30, 1_u32..4, 1_u32..40, priority, 0_u32..2, prop::bool::weighted(0.2)).prop_map(
+        |(prompt, n, max_tokens, priority, generation, leaves)| Act {
             prompt,
             n,
             max_tokens,
-            class,
+            priority,
             generation,
             leaves,
         },
@@ -520,14 +524,14 @@ proptest! {
             let script = Script::new("a reply of some length").limits(limits(120, 5));
             let (engine, _thread) = engine_with_queue(script, 64).await;
             let file = tempfile::NamedTempFile::new().unwrap();
-            engine.load_lane(Generation(1), file.path().to_owned()).await.unwrap();
+            engine.load_adapter(Generation(1), file.path().to_owned()).await.unwrap();
             let mut tasks = tokio::task::JoinSet::new();
             for act in acts {
                 let wanted = GenerateRequest {
                     n: act.n,
                     sampling: Sampling { max_tokens: act.max_tokens, ..Sampling::default() },
-                    lane: Lane::Generation(Generation(act.generation)),
-                    class: act.class,
+                    weights: Weights::Generation(Generation(act.generation)),
+                    priority: act.priority,
                     ..request(prompt(&engine, &"q".repeat(act.prompt)))
                 };
                 let engine = engine.clone();

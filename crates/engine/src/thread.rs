@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::adapters::Lanes;
+use super::adapters::Adapters;
 use super::core::{Core, Event, RequestId, Validator, execute};
 use super::owner::{EngineThread, own};
 use super::step_lock::{StepLock, Ticket};
 use super::stream::{Caller, Stream};
 use super::{
-    Class, Command, Engine, EngineConfig, EngineError, EngineStats, Generation, Piece, Pulse,
+    Command, Engine, EngineConfig, EngineError, EngineStats, Generation, Piece, Priority, Pulse,
     Shared, llama,
 };
 use inference::backend::Backend;
@@ -82,7 +82,7 @@ struct Loop<B> {
     inbox: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     validator: Validator,
-    lanes: Lanes,
+    generations: Adapters,
     core: Core,
     callers: BTreeMap<RequestId, (Caller, tracing::Span)>,
     /// Who waits for a freed adapter.
@@ -107,7 +107,7 @@ impl<B: Backend> Loop<B> {
             validator: Validator::new(&info),
             core: Core::new(limits, backend.host_cache_bytes(), Arc::clone(&vocabulary)),
             shared: Arc::new(Shared { info, vocabulary, pulse }),
-            lanes: Lanes::new(),
+            generations: Adapters::new(),
             callers: BTreeMap::new(),
             freed: Vec::new(),
             ticket,
@@ -162,9 +162,11 @@ impl<B: Backend> Loop<B> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Generate(request, reply, span) => {
-                let lane = self.lanes.choose(request.lane, request.class);
-                let checked =
-                    self.lanes.resolve(lane).and_then(|g| self.validator.generate(request, g));
+                let weights = self.generations.choose(request.weights, request.priority);
+                let checked = self
+                    .generations
+                    .resolve(weights)
+                    .and_then(|g| self.validator.generate(request, g));
                 match checked {
                     Ok(request) => {
                         let id = self.core.submit(request);
@@ -174,7 +176,7 @@ impl<B: Backend> Loop<B> {
                 }
             }
             Command::Score(request, reply, span) => {
-                let generation = self.lanes.resolve(request.lane);
+                let generation = self.generations.resolve(request.weights);
                 match generation.and_then(|g| self.validator.score(request, g)) {
                     Ok(request) => {
                         let id = self.core.submit(request);
@@ -184,7 +186,7 @@ impl<B: Backend> Loop<B> {
                 }
             }
             Command::Logprobs(request, reply, span) => {
-                let generation = self.lanes.resolve(request.lane);
+                let generation = self.generations.resolve(request.weights);
                 match generation.and_then(|g| self.validator.logprobs(request, g)) {
                     Ok(request) => {
                         let id = self.core.submit(request);
@@ -193,10 +195,10 @@ impl<B: Backend> Loop<B> {
                     Err(error) => drop(reply.send(Err(error))),
                 }
             }
-            Command::LoadLane(generation, path, reply) => {
-                let loaded = self.lanes.check_new(generation).and_then(|()| {
+            Command::LoadAdapter(generation, path, reply) => {
+                let loaded = self.generations.check_new(generation).and_then(|()| {
                     self.backend.load(generation, &path)?;
-                    self.lanes.insert(generation);
+                    self.generations.insert(generation);
                     tracing::info!(%generation, "Adapter loaded.");
                     Ok(())
                 });
@@ -205,16 +207,16 @@ impl<B: Backend> Loop<B> {
                 drop(reply.send(loaded));
             }
             Command::Activate(generation, reply) => {
-                let activated = self.lanes.activate(generation);
+                let activated = self.generations.activate(generation);
                 self.publish(true);
                 drop(reply.send(activated));
             }
             Command::SetCanary(canary, reply) => {
-                let set = self.lanes.set_canary(canary);
+                let set = self.generations.set_canary(canary);
                 self.publish(true);
                 drop(reply.send(set));
             }
-            Command::Retire(generation, reply) => self.lanes.retire(generation, reply),
+            Command::Retire(generation, reply) => self.generations.retire(generation, reply),
         }
     }
 
@@ -243,8 +245,8 @@ impl<B: Backend> Loop<B> {
     /// Lets the backend do one step. False when no request can go on.
     fn step(&mut self) -> bool {
         // Copies and freed adapters are nobody's request.
-        let class = self.core.next_class().unwrap_or(Class::Explore);
-        if !self.ticket.take(class) {
+        let priority = self.core.next_priority().unwrap_or(Priority::Explore);
+        if !self.ticket.take(priority) {
             // Another engine has something more urgent; meanwhile something may have come here.
             self.publish(true);
             return true;
@@ -334,7 +336,9 @@ impl<B: Backend> Loop<B> {
 
     fn free_drained(&mut self) {
         let core = &self.core;
-        for (generation, waiting) in self.lanes.take_drained(|generation| core.uses(generation)) {
+        for (generation, waiting) in
+            self.generations.take_drained(|generation| core.uses(generation))
+        {
             self.core.free(generation);
             self.freed.push((generation, waiting));
             tracing::info!(%generation, "Adapter freed.");
@@ -344,20 +348,21 @@ impl<B: Backend> Loop<B> {
     fn publish(&mut self, is_working: bool) {
         let core = &self.core;
         let counters = core.counters();
-        self.stats.active = self.lanes.active();
-        self.stats.canary = self.lanes.canary();
-        self.stats.lanes = self.lanes.loaded().map(|g| (g, core.n_running(Some(g)))).collect();
+        self.stats.active = self.generations.active();
+        self.stats.canary = self.generations.canary();
+        self.stats.generations =
+            self.generations.loaded().map(|g| (g, core.n_running(Some(g)))).collect();
         self.stats.running = core.n_running(None);
         self.stats.queued = core.n_queued();
         self.stats.cells_used = core.cells_used();
-        self.stats.parked_bytes = core.host_bytes();
+        self.stats.host_cache_bytes = core.host_bytes();
         self.stats.steps = counters.steps;
         self.stats.interrupted_steps = counters.interrupted_steps;
         self.stats.prompt_tokens = counters.prompt_tokens;
         self.stats.cached_tokens = counters.cached_tokens;
         self.stats.generated_tokens = counters.generated_tokens;
-        self.stats.guessed_tokens = counters.drafted_tokens;
-        self.stats.right_guesses = counters.right_drafts;
+        self.stats.drafted_tokens = counters.drafted_tokens;
+        self.stats.right_drafts = counters.right_drafts;
         let is_urgent = core.is_urgent();
         let mut pulse = self.shared.pulse.lock().expect("nobody panics while holding the pulse");
         pulse.beat(self.stats.clone(), is_working, is_urgent, Instant::now());

@@ -211,7 +211,7 @@ pub enum EngineError {
     Invalid(String),
     /// The adapter of this generation is not loaded.
     #[error("generation {0} is not loaded")]
-    NoLane(Generation),
+    NotLoaded(Generation),
     /// The model or the adapter cannot be loaded.
     #[error("load {path}: {reason}")]
     Load {

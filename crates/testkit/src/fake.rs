@@ -281,7 +281,7 @@ impl Backend for Fake {
 
     fn select(&mut self, generation: Generation) -> Result<(), EngineError> {
         if !self.loaded.contains(&generation) {
-            return Err(EngineError::NoLane(generation));
+            return Err(EngineError::NotLoaded(generation));
         }
         self.selected = generation;
         Ok(())

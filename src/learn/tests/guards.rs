@@ -33,7 +33,7 @@ async fn rejected(script: Script, why: &str) -> World {
     let Ended::Rejected { reason, .. } = ended else { panic!("{ended:?}") };
     assert!(reason.contains(why), "{reason}");
     assert_eq!((world.active(), world.stored_active().await), (Generation::BASE, None));
-    assert_eq!(world.lanes(), [0]);
+    assert_eq!(world.generations(), [0]);
     world
 }
 
@@ -280,8 +280,8 @@ async fn a_canary_answers_its_share_and_takes_all_chats_when_it_holds_up() {
             stop: Vec::new(),
             top_logprobs: 0,
             copies: Vec::new(),
-            lane: engine::Lane::Active,
-            class: engine::Class::Chat,
+            weights: engine::Weights::Active,
+            priority: engine::Priority::Chat,
         };
         answered.insert(world.parts.engine.generate(request).await.unwrap().generation.0);
     }
@@ -320,7 +320,7 @@ async fn a_canary_that_does_worse_never_takes_all_chats() {
         (world.parts.engine.stats().canary, states(&world).await),
         (None, vec![WatchState::RolledBack])
     );
-    while world.lanes().contains(&1) {
+    while world.generations().contains(&1) {
         tokio::task::yield_now().await;
     }
 }
@@ -334,7 +334,7 @@ async fn the_owner_may_end_a_canary_either_way() {
         assert_eq!(world.active(), wish);
         assert_eq!(world.parts.engine.stats().canary, None);
         assert_eq!(states(&world).await, [WatchState::Ended]);
-        while other == 1 && world.lanes().contains(&other) {
+        while other == 1 && world.generations().contains(&other) {
             tokio::task::yield_now().await;
         }
     }

@@ -53,7 +53,7 @@ async fn an_imported_adapter_that_does_not_win_is_kept_as_rejected() {
     let ended = import(&world, &adapter(&world, None), Some(sha256)).await;
     let Ended::Rejected { run, reason, .. } = ended else { panic!("{ended:?}") };
     assert!(reason.contains("gate.margin"), "{reason}");
-    assert_eq!((world.active(), world.lanes()), (Generation::BASE, vec![0]));
+    assert_eq!((world.active(), world.generations()), (Generation::BASE, vec![0]));
     let run = world.parts.store.run(run).await.unwrap();
     assert!(Path::new(run.job["out"].as_str().unwrap()).join("adapter.gguf").is_file());
     assert!(run.metrics["tie"].as_str().unwrap().contains("owner says"), "{}", run.metrics);

@@ -130,7 +130,7 @@ async fn what_makes_no_sense_any_more_has_failed_and_a_new_run_begins() {
                 world
                     .parts
                     .engine
-                    .load_lane(Generation(1), world.root().join("trained.gguf"))
+                    .load_adapter(Generation(1), world.root().join("trained.gguf"))
                     .await
                     .unwrap();
                 world.parts.engine.activate(Generation(1)).await.unwrap();

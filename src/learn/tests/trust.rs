@@ -115,9 +115,9 @@ async fn a_calibrated_bar_counts_for_what_is_judged_and_for_what_was() {
     world.change_agent(|agent| agent.aspects[0].pass = Pass::Calibrated);
     let agent = |world: &World| -> Arc<Agent> { world.config.borrow().agents["tester"].clone() };
     let judge = async |answer: &str| {
-        let class = engine::Class::Gate;
+        let priority = engine::Priority::Gate;
         let agent = agent(&world);
-        let said = world.parts.reflector.assess(&agent, "ask", answer, None, None, class);
+        let said = world.parts.reflector.assess(&agent, "ask", answer, None, None, priority);
         said.await.unwrap().remove(0)
     };
     assert!(judge("good").await.passes, "0.8 meets the bar of an aspect that is not calibrated");

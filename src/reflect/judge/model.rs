@@ -7,15 +7,15 @@ use std::sync::Arc;
 use config::Agent;
 use engine::reward::Reward;
 use engine::{
-    Class, Engine, EngineError, GenerateRequest, Generation, Lane, Sampling, ScoreRequest,
-    TextPart, Token,
+    Engine, EngineError, GenerateRequest, Generation, Priority, Sampling, ScoreRequest, TextPart,
+    Token, Weights,
 };
 use prompt::{ChatTemplate, Message, PromptError, Role};
 
 use super::super::ReflectError;
 use super::super::assess::{Scored, judge_name, twelve, view};
 
-const BASE: Lane = Lane::Generation(Generation::BASE);
+const BASE: Weights = Weights::Generation(Generation::BASE);
 
 /// A second model that judges. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl<'a> ModelJudge<'a> {
         &self,
         agent: &Agent,
         groups: Vec<Vec<Vec<Message>>>,
-        class: Class,
+        priority: Priority,
     ) -> Result<Vec<Option<Vec<Scored>>>, ReflectError> {
         let limit = self.engine.info().max_sequence;
         let mut prompts = Vec::new();
@@ -84,7 +84,7 @@ impl<'a> ModelJudge<'a> {
             return Ok(sizes.into_iter().map(|size| size.map(|_| Vec::new())).collect());
         }
         let labels = self.labels(agent)?.to_vec();
-        let request = ScoreRequest { prompts, labels, lane: BASE, class };
+        let request = ScoreRequest { prompts, labels, weights: BASE, priority };
         let mut scores = self.engine.score(request).await?.into_iter();
         let judge = self.name();
         let mut read = |n| {
@@ -99,7 +99,7 @@ impl<'a> ModelJudge<'a> {
         &self,
         messages: &[Message],
         max_tokens: u32,
-        class: Class,
+        priority: Priority,
     ) -> Result<GenerateRequest, PromptError> {
         Ok(GenerateRequest {
             prompt: self.tokens(messages)?,
@@ -108,8 +108,8 @@ impl<'a> ModelJudge<'a> {
             stop: Vec::new(),
             top_logprobs: 0,
             copies: Vec::new(),
-            lane: BASE,
-            class,
+            weights: BASE,
+            priority,
         })
     }
 
@@ -177,8 +177,8 @@ impl RewardJudge {
     pub(super) async fn score(
         &self,
         sequences: Vec<Vec<Token>>,
-        class: Class,
+        priority: Priority,
     ) -> Result<Vec<f64>, EngineError> {
-        self.reward.score(sequences, class).await
+        self.reward.score(sequences, priority).await
     }
 }

@@ -21,7 +21,7 @@ use config::{
 use engine::backend::Backend as _;
 use engine::reward;
 use engine::step_lock::StepLock;
-use engine::{self, Class, EngineError, EngineThread, ModelInfo, Token, Vocabulary};
+use engine::{self, EngineError, EngineThread, ModelInfo, Priority, Token, Vocabulary};
 use inference::backend::RewardBackend;
 use prompt::ChatTemplate;
 use store::Assessment;
@@ -135,7 +135,7 @@ async fn two_answers_of_one_prompt_are_judged_by_the_same_choice_without_a_store
     for answer in ["good", "bad"] {
         let said = world
             .reflector
-            .assess(&agent, "ask it", answer, None, None, Class::Gate)
+            .assess(&agent, "ask it", answer, None, None, Priority::Gate)
             .await
             .unwrap();
         aspects.push(said.into_iter().map(|it| it.aspect).collect::<Vec<_>>());
@@ -317,7 +317,7 @@ async fn serve(
 /// What the server's judgement of an answer is, as the gate asks for it.
 async fn judged(world: &World, server: &Server) -> Result<Vec<Assessment>, ReflectError> {
     let agent = server.agent();
-    world.reflector.assess(&agent, "ask", "bad", None, None, Class::Gate).await
+    world.reflector.assess(&agent, "ask", "bad", None, None, Priority::Gate).await
 }
 
 /// A reply whose likeliest first tokens are these.

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use engine::probe::Prober;
 use engine::{
-    self, Class, EngineConfig, EngineError, FlashAttention, Generation, KvCache, Lane,
-    LogprobRequest, Token,
+    self, EngineConfig, EngineError, FlashAttention, Generation, KvCache, LogprobRequest, Priority,
+    Token, Weights,
 };
 use futures_util::{StreamExt as _, stream};
 
@@ -100,26 +100,26 @@ async fn damaged_adapters_are_refused_or_served_and_serving_goes_on() {
     tiny::model().write(&model);
     let (engine, _thread) = engine::spawn(&config(&model)).await.unwrap();
     let engine = engine.with_prober(prober(folder.path()));
-    let logprobs = |lane| {
+    let logprobs = |weights| {
         let sequences = vec![((0..20).map(Token).collect(), 1)];
-        engine.logprobs(LogprobRequest { sequences, lane, class: Class::Gate })
+        engine.logprobs(LogprobRequest { sequences, weights, priority: Priority::Gate })
     };
-    let before = logprobs(Lane::Active).await.unwrap();
+    let before = logprobs(Weights::Active).await.unwrap();
     let parts = tiny::adapter();
     let mut outcomes = Vec::new();
     for seed in 0..ADAPTERS {
         let path = folder.path().join("adapter.gguf");
         mutation::write(&parts, seed, &path);
         let generation = Generation(1);
-        let result = engine.load_lane(generation, path).await;
+        let result = engine.load_adapter(generation, path).await;
         if result.is_ok() {
-            logprobs(Lane::Generation(generation)).await.unwrap();
+            logprobs(Weights::Generation(generation)).await.unwrap();
             engine.retire(generation).await.unwrap();
         }
         outcomes.push((seed, result));
     }
     report("adapters", &outcomes);
-    assert_eq!(logprobs(Lane::Active).await.unwrap(), before, "the base has changed");
+    assert_eq!(logprobs(Weights::Active).await.unwrap(), before, "the base has changed");
 }
 
 #[tokio::test]

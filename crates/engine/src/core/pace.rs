@@ -6,7 +6,7 @@ use std::time::Duration;
 use inference::Generation;
 use inference::backend::Limits;
 
-use super::super::Class;
+use super::super::Priority;
 use super::request::is_urgent;
 
 /// A chat that arrives waits for the step of idle work that is under way.
@@ -51,9 +51,9 @@ impl Pace {
         self.is_of_large_batch |= is_large;
     }
 
-    /// Tokens of a step of a class, at most. `others_wait`: answers are being written meanwhile.
-    pub(super) fn tokens(self, class: Class, others_wait: bool, limits: &Limits) -> usize {
-        let longest = if !is_urgent(class) {
+    /// Tokens of a step of a priority, at most. `others_wait`: answers are being written meanwhile.
+    pub(super) fn tokens(self, priority: Priority, others_wait: bool, limits: &Limits) -> usize {
+        let longest = if !is_urgent(priority) {
             IDLE_STEP
         } else if others_wait {
             SHARED_STEP
@@ -105,29 +105,29 @@ mod tests {
     #[test]
     fn a_first_step_is_short_and_idle_steps_take_a_tenth_of_a_second() {
         let mut pace = Pace::default();
-        for class in [Class::Chat, Class::Explore] {
-            assert_eq!(pace.tokens(class, false, &LIMITS), FIRST);
+        for priority in [Priority::Chat, Priority::Explore] {
+            assert_eq!(pace.tokens(priority, false, &LIMITS), FIRST);
         }
         pace.learn(FIRST, Duration::from_millis(32));
         pace.learn(100, Duration::from_millis(50));
-        assert_eq!(pace.tokens(Class::Explore, false, &LIMITS), 200);
-        assert_eq!(pace.tokens(Class::Chat, true, &LIMITS), 500);
-        assert_eq!(pace.tokens(Class::Chat, false, &LIMITS), LIMITS.batch_tokens);
+        assert_eq!(pace.tokens(Priority::Explore, false, &LIMITS), 200);
+        assert_eq!(pace.tokens(Priority::Chat, true, &LIMITS), 500);
+        assert_eq!(pace.tokens(Priority::Chat, false, &LIMITS), LIMITS.batch_tokens);
         // Small steps say nothing about large ones once those are known.
         pace.learn(1, Duration::from_millis(50));
-        assert_eq!(pace.tokens(Class::Explore, false, &LIMITS), 200);
+        assert_eq!(pace.tokens(Priority::Explore, false, &LIMITS), 200);
     }
 
     #[test]
     fn no_step_of_a_slow_model_is_longer_than_the_watchdog_allows() {
         let mut pace = Pace::default();
         pace.learn(32, Duration::from_secs(8));
-        for class in [Class::Chat, Class::Explore] {
-            let tokens = pace.tokens(class, false, &LIMITS);
-            assert_eq!(tokens, 8, "{class:?}: 2 s at 250 ms a token");
+        for priority in [Priority::Chat, Priority::Explore] {
+            let tokens = pace.tokens(priority, false, &LIMITS);
+            assert_eq!(tokens, 8, "{priority:?}: 2 s at 250 ms a token");
         }
         pace.learn(1, Duration::from_secs(90));
-        assert_eq!(pace.tokens(Class::Chat, false, &LIMITS), 1, "one token is the least");
+        assert_eq!(pace.tokens(Priority::Chat, false, &LIMITS), 1, "one token is the least");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use inference::backend::SequenceId;
 
-use super::super::Class;
+use super::super::Priority;
 use super::faults::{Fault, is_planted};
 use super::op::Op;
 use super::request::State;
@@ -33,9 +33,9 @@ enum Admission {
 }
 
 impl Core {
-    /// The class of the work that comes next.
-    pub(in super::super) fn next_class(&self) -> Option<Class> {
-        self.requests.iter().filter(|request| !request.is_stalled).map(|r| r.class).min()
+    /// The priority of the work that comes next.
+    pub(in super::super) fn next_priority(&self) -> Option<Priority> {
+        self.requests.iter().filter(|request| !request.is_stalled).map(|r| r.priority).min()
     }
 
     /// What the backend does next; `None` when no request can go on.
@@ -102,7 +102,7 @@ impl Core {
         let mut with_copies = true;
         loop {
             let request = &self.requests[at];
-            let (class, generation) = (request.class, request.generation);
+            let (priority, generation) = (request.priority, request.generation);
             let wanted = request.sequences[sequence].wanted(with_copies);
             let found = self.tree.find(generation, wanted);
             let needed = wanted.tokens.len() - found.evaluated - found.pending
@@ -115,15 +115,15 @@ impl Core {
                 self.start(at, sequence, with_copies, found);
                 return Admission::Admitted;
             }
-            let yields = self.newest_below(class);
+            let yields = self.newest_below(priority);
             // In vain nothing is dropped: somebody may come back for it.
-            let is_in_vain = self.tree.free() + self.yielded(class) < needed;
+            let is_in_vain = self.tree.free() + self.yielded(priority) < needed;
             if is_in_vain && 0 < found.extra {
                 // A copy comes back as a whole, and what is wanted of it may be little.
                 with_copies = false;
                 continue;
             }
-            if is_in_vain || !has_id && !self.may_free_id(class) {
+            if is_in_vain || !has_id && !self.may_free_id(priority) {
                 return Admission::NoRoom;
             }
             let has_evicted = if has_id {
@@ -165,27 +165,27 @@ impl Core {
     }
 
     /// Cells that would be free, or not be asked for, without the cache and the sequences below a
-    /// class. What these share with others is not.
-    fn yielded(&self, class: Class) -> usize {
-        let below = self.requests.iter().filter(|request| class < request.class);
+    /// priority. What these share with others is not.
+    fn yielded(&self, priority: Priority) -> usize {
+        let below = self.requests.iter().filter(|request| priority < request.priority);
         let ids: BTreeSet<SequenceId> =
             below.flat_map(|r| r.sequences.iter().filter_map(|sequence| sequence.id)).collect();
         let waited: usize = ids.iter().map(|&id| self.tree.len(id) - self.tree.evaluated(id)).sum();
         self.tree.freed_without(|id| ids.contains(&id)) + waited + ids.len() * GROWTH
     }
 
-    fn may_free_id(&self, class: Class) -> bool {
-        0 < self.tree.cached_ids() || self.newest_below(class).is_some()
+    fn may_free_id(&self, priority: Priority) -> bool {
+        0 < self.tree.cached_ids() || self.newest_below(priority).is_some()
     }
 
-    /// The newest running sequence of the least urgent class below `class`.
-    fn newest_below(&self, class: Class) -> Option<Owner> {
+    /// The newest running sequence of the least urgent priority below `priority`.
+    fn newest_below(&self, priority: Priority) -> Option<Owner> {
         self.newest().filter(|owner| {
-            self.position(owner.request).is_some_and(|at| class < self.requests[at].class)
+            self.position(owner.request).is_some_and(|at| priority < self.requests[at].priority)
         })
     }
 
-    /// The newest running sequence of the least urgent class.
+    /// The newest running sequence of the least urgent priority.
     fn newest(&self) -> Option<Owner> {
         let request = self.requests.iter().rev().find(|request| 0 < request.n_running())?;
         let sequence = request.sequences.iter().rposition(|sequence| sequence.id.is_some())?;
@@ -208,16 +208,17 @@ impl Core {
         }
     }
 
-    /// Makes a batch of the most urgent class: first the next token of each answer, then what the
+    /// Makes a batch of the most urgent priority: first the next token of each answer, then what the
     /// answers may go on with, then prompts in the order of their arrival.
     fn build(&mut self) -> Built {
-        let Some(class) = self.requests.iter().filter(|r| 0 < r.n_running()).map(|r| r.class).min()
+        let Some(priority) =
+            self.requests.iter().filter(|r| 0 < r.n_running()).map(|r| r.priority).min()
         else {
             return Built::Nothing;
         };
-        let in_class = self.requests.iter().filter(|r| r.class == class && 0 < r.n_running());
+        let in_class = self.requests.iter().filter(|r| r.priority == priority && 0 < r.n_running());
         let generation = self.turn.next(in_class.map(|r| r.generation));
-        let mut members = self.members(class, generation);
+        let mut members = self.members(priority, generation);
         // What failed with others is tried alone.
         let suspect = members.iter().copied().find(|owner| {
             self.sequence(owner.1).is_some_and(|sequence| sequence.suspect_until.is_some())
@@ -227,7 +228,7 @@ impl Core {
         }
         let (decoding, prompts): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|&(id, _)| self.is_at_last_token(id));
-        let tokens = self.pace.tokens(class, !decoding.is_empty(), &self.limits);
+        let tokens = self.pace.tokens(priority, !decoding.is_empty(), &self.limits);
         let tokens = tokens.max(decoding.len()).min(self.limits.batch_tokens);
         let drafts = self.drafts(&decoding, tokens);
         let mut builder = Builder::new(&self.tree, tokens, self.limits.outputs);
@@ -275,14 +276,18 @@ impl Core {
             };
         }
         self.alone = suspect.map(|(id, _)| id);
-        let may_be_interrupted = !super::request::is_urgent(class);
+        let may_be_interrupted = !super::request::is_urgent(priority);
         Built::Batch(Step { ops: Vec::new(), generation, spans, may_be_interrupted })
     }
 
-    /// Running sequences of a class and generation, in the order of their arrival.
-    fn members(&self, class: Class, generation: super::Generation) -> Vec<(SequenceId, Owner)> {
+    /// Running sequences of a priority and generation, in the order of their arrival.
+    fn members(
+        &self,
+        priority: Priority,
+        generation: super::Generation,
+    ) -> Vec<(SequenceId, Owner)> {
         let requests = self.requests.iter();
-        let requests = requests.filter(|r| r.class == class && r.generation == generation);
+        let requests = requests.filter(|r| r.priority == priority && r.generation == generation);
         let sequences = requests.flat_map(|request| {
             let sequences = request.sequences.iter().enumerate();
             sequences.filter_map(|(sequence, it)| {

@@ -7,7 +7,7 @@ use super::super::draft::Draft;
 use super::super::sample::{self, Sampler};
 use super::super::text::{Release, TextStream};
 use super::super::{
-    Class, EngineError, FinishReason, Generation, LabelScores, Token, TokenPiece, Vocabulary,
+    EngineError, FinishReason, Generation, LabelScores, Priority, Token, TokenPiece, Vocabulary,
 };
 use super::tree::{Wanted, common_prefix};
 
@@ -27,7 +27,7 @@ pub(crate) enum Purpose {
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(super) id: RequestId,
-    pub(crate) class: Class,
+    pub(crate) priority: Priority,
     pub(crate) generation: Generation,
     pub(crate) purpose: Purpose,
     /// In the order of their tokens, so that those that begin alike start together.
@@ -93,7 +93,7 @@ impl Generating {
 impl Request {
     /// `sequences`: tokens, and what each does. The number is given by the core.
     pub(super) fn new(
-        class: Class,
+        priority: Priority,
         generation: Generation,
         purpose: Purpose,
         sequences: impl Iterator<Item = (Vec<Token>, State)>,
@@ -121,7 +121,7 @@ impl Request {
         }
         Self {
             id: RequestId(0),
-            class,
+            priority,
             generation,
             purpose,
             sequences,
@@ -146,7 +146,7 @@ impl Request {
 
     /// Whether somebody waits for the words.
     pub(super) fn is_urgent(&self) -> bool {
-        is_urgent(self.class)
+        is_urgent(self.priority)
     }
 
     /// Cells that a sequence may need beyond its tokens.
@@ -312,6 +312,6 @@ impl Sequence {
 }
 
 /// Whether somebody waits for the words.
-pub(super) fn is_urgent(class: Class) -> bool {
-    matches!(class, Class::Chat | Class::Inline)
+pub(super) fn is_urgent(priority: Priority) -> bool {
+    matches!(priority, Priority::Chat | Priority::Inline)
 }

@@ -45,7 +45,7 @@ impl Validator {
             let generating = Generating::new(sampler, request.stop.clone(), draft.clone());
             (request.prompt.clone(), State::Generate(Box::new(generating)))
         });
-        Ok(Request::new(request.class, generation, purpose, sequences))
+        Ok(Request::new(request.priority, generation, purpose, sequences))
     }
 
     pub(crate) fn score(
@@ -57,7 +57,7 @@ impl Validator {
         let scores = vec![None; request.prompts.len()];
         let purpose = Purpose::Score { labels: request.labels, scores };
         let sequences = request.prompts.into_iter().map(|prompt| (prompt, State::Score));
-        Ok(Request::new(request.class, generation, purpose, sequences))
+        Ok(Request::new(request.priority, generation, purpose, sequences))
     }
 
     pub(crate) fn logprobs(
@@ -74,7 +74,7 @@ impl Validator {
             tokens.truncate(tokens.len() - 1);
             (tokens, State::Logprobs { targets, values })
         });
-        Ok(Request::new(request.class, generation, Purpose::Logprobs { logprobs }, sequences))
+        Ok(Request::new(request.priority, generation, Purpose::Logprobs { logprobs }, sequences))
     }
 
     fn check_generate(self, request: &GenerateRequest) -> Result<usize, EngineError> {

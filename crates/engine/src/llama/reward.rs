@@ -95,7 +95,7 @@ impl RewardModel {
             unsafe { sys::llama_get_embeddings_seq(self.context.0.as_ptr(), position(SEQUENCE.0)) };
         let pooled = std::ptr::NonNull::new(pooled)
             .ok_or_else(|| EngineError::Failed("llama.cpp pooled nothing".to_owned()))?;
-        // SAFETY: rank pooling gives a number a class, and there are two; any other gives one a
+        // SAFETY: rank pooling gives a number a priority, and there are two; any other gives one a
         // number of the model's width, which is the length of the head's row (`head` has checked
         // it). They stay until the next decode, which needs `&mut self`.
         Ok(unsafe { std::slice::from_raw_parts(pooled.as_ptr(), n) })
@@ -151,7 +151,7 @@ impl RewardBackend for RewardModel {
     }
 }
 
-/// Of the first class against the second: what a sigmoid would make its probability of.
+/// Of the first priority against the second: what a sigmoid would make its probability of.
 fn log_odds(probabilities: &[f32]) -> f64 {
     // A probability that is too small for an f32 is 0.
     let ln = |p: f32| f64::from(p.max(f32::MIN_POSITIVE)).ln();

@@ -18,7 +18,7 @@ async fn idle_work_of_another_engine_never_takes_a_step_of_a_chat() {
     let (chats, _one) = spawn_on(&lock, 8, || Ok(Fake::new(chats))).await.unwrap();
     let (judge, _other) = spawn_on(&lock, 8, || Ok(Fake::new(judged))).await.unwrap();
 
-    let idle = GenerateRequest { class: Class::Explore, ..request(prompt(&judge, "judge")) };
+    let idle = GenerateRequest { priority: Priority::Explore, ..request(prompt(&judge, "judge")) };
     let idle = judge.generate(idle).await.unwrap();
     let mut chat = chats.generate(request(prompt(&chats, "chat"))).await.unwrap();
     // From its first word to its last, the other engine ends at most the step that it was in.
@@ -48,7 +48,7 @@ async fn a_chat_breaks_off_a_step_of_another_engine() {
     let (chats, _one) = spawn_on(&lock, 8, || Ok(Fake::new(quick))).await.unwrap();
     let (judge, _other) = spawn_on(&lock, 8, || Ok(Fake::new(slow))).await.unwrap();
     let idle = GenerateRequest {
-        class: Class::Explore,
+        priority: Priority::Explore,
         ..request(prompt(&judge, &"a long text to judge ".repeat(40)))
     };
     let idle = judge.generate(idle).await.unwrap();

@@ -1,4 +1,4 @@
-//! Answers that copy: guesses change how fast an answer comes and never what it says.
+//! Answers that copy: drafts change how fast an answer comes and never what it says.
 
 use super::*;
 
@@ -29,7 +29,7 @@ async fn an_answer_that_copies_its_parent_takes_few_steps() {
     assert_eq!(plain.texts, [ANSWER]);
     assert_eq!(copied, plain);
     assert!(3 * fast.steps < slow.steps, "{} steps instead of {}", fast.steps, slow.steps);
-    assert!(0 < fast.right_guesses && fast.right_guesses < fast.guessed_tokens);
+    assert!(0 < fast.right_drafts && fast.right_drafts < fast.drafted_tokens);
     assert_eq!(fast.generated_tokens, slow.generated_tokens);
 }
 

@@ -156,12 +156,16 @@ impl World {
     async fn load(&self, generation: u32) -> Generation {
         let path = self.folder.path().join(format!("{generation}.gguf"));
         write_adapter(&path, "llama", EMBEDDING, u64::from(generation));
-        self.engine.load_lane(Generation(generation), path).await.unwrap();
+        self.engine.load_adapter(Generation(generation), path).await.unwrap();
         Generation(generation)
     }
 
-    async fn logprobs(&self, sequences: Vec<(Vec<Token>, usize)>, lane: Lane) -> Vec<Vec<f32>> {
-        let request = LogprobRequest { sequences, lane, class: Class::Gate };
+    async fn logprobs(
+        &self,
+        sequences: Vec<(Vec<Token>, usize)>,
+        weights: Weights,
+    ) -> Vec<Vec<f32>> {
+        let request = LogprobRequest { sequences, weights, priority: Priority::Gate };
         self.engine.logprobs(request).await.unwrap()
     }
 }
@@ -229,7 +233,7 @@ async fn drafts_of_one_batch_are_what_the_model_says_they_are() {
         let tokens: Vec<Token> =
             prompt.iter().copied().chain(drawn.iter().map(|piece| piece.token)).collect();
         let sampled: Vec<f32> = drawn.iter().map(|piece| piece.logprob).collect();
-        let again = world.logprobs(vec![(tokens, prompt.len())], Lane::Active).await;
+        let again = world.logprobs(vec![(tokens, prompt.len())], Weights::Active).await;
         assert!(largest_difference(&sampled, &again[0]) < ROUNDING, "{sampled:?} {again:?}");
     }
     let repeated = read(world.engine.generate(wanted).await.unwrap(), 6).await;
@@ -243,11 +247,11 @@ async fn a_shared_prefix_changes_no_logprob() {
     let sequences: Vec<(Vec<Token>, usize)> = (0..4)
         .map(|i| (prefix.iter().copied().chain(tokens(20, 10 + i)).collect(), prefix.len()))
         .collect();
-    let shared = world.logprobs(sequences.clone(), Lane::Active).await;
+    let shared = world.logprobs(sequences.clone(), Weights::Active).await;
     assert_eq!(shared.len(), sequences.len());
     for (sequence, shared) in sequences.into_iter().zip(shared) {
         // Scored from 1 on there is no trunk, so nothing is shared or cached.
-        let alone = world.logprobs(vec![(sequence.0, 1)], Lane::Active).await;
+        let alone = world.logprobs(vec![(sequence.0, 1)], Weights::Active).await;
         let alone = &alone[0][alone[0].len() - shared.len()..];
         assert!(largest_difference(&shared, alone) < ROUNDING, "{shared:?} {alone:?}");
     }
@@ -262,8 +266,8 @@ async fn a_score_equals_the_logprobs_of_its_labels() {
     let request = ScoreRequest {
         prompts: prompts.clone(),
         labels: labels.clone(),
-        lane: Lane::Active,
-        class: Class::Gate,
+        weights: Weights::Active,
+        priority: Priority::Gate,
     };
     let scores = world.engine.score(request).await.unwrap();
     assert_eq!(scores.len(), prompts.len());
@@ -271,36 +275,36 @@ async fn a_score_equals_the_logprobs_of_its_labels() {
         assert_eq!(score.probabilities.len(), labels.len());
         for (&label, share) in labels.iter().zip(&score.probabilities) {
             let tokens: Vec<Token> = prompt.iter().copied().chain([label]).collect();
-            let logprob = world.logprobs(vec![(tokens, prompt.len())], Lane::Active).await[0][0];
+            let logprob = world.logprobs(vec![(tokens, prompt.len())], Weights::Active).await[0][0];
             assert!(((share * score.mass).ln() - logprob).abs() < ROUNDING);
         }
     }
 }
 
 #[tokio::test]
-async fn lanes_that_take_turns_do_not_touch_each_other() {
+async fn generations_that_take_turns_do_not_touch_each_other() {
     let world = world().await;
     let adapted = world.load(1).await;
     let sequence = || vec![(tokens(100, 4), 1)];
-    let base = Lane::Generation(Generation::BASE);
+    let base = Weights::Generation(Generation::BASE);
     let alone_base = world.logprobs(sequence(), base).await;
-    let lane = Lane::Generation(adapted);
-    let alone_adapted = world.logprobs(sequence(), lane).await;
+    let weights = Weights::Generation(adapted);
+    let alone_adapted = world.logprobs(sequence(), weights).await;
     assert!(largest_difference(&alone_base[0], &alone_adapted[0]) > 0.1, "the adapter does work");
-    // 64 tokens a step, so that both need several steps and the lanes alternate.
+    // 64 tokens a step, so that both need several steps and the generations alternate.
     let (base_again, adapted_again) =
-        tokio::join!(world.logprobs(sequence(), base), world.logprobs(sequence(), lane),);
+        tokio::join!(world.logprobs(sequence(), base), world.logprobs(sequence(), weights),);
     // Equal but for rounding: cells lie elsewhere, so sums are taken in another order.
     assert!(largest_difference(&base_again[0], &alone_base[0]) < ROUNDING);
     assert!(largest_difference(&adapted_again[0], &alone_adapted[0]) < ROUNDING);
     let prompt = tokens(20, 5);
-    let generate = async |lane| {
+    let generate = async |weights| {
         let sampling = Sampling { max_tokens: 40, seed: Some(3), ..Sampling::default() };
-        let wanted = GenerateRequest { sampling, lane, ..request(prompt.clone()) };
+        let wanted = GenerateRequest { sampling, weights, ..request(prompt.clone()) };
         read(world.engine.generate(wanted).await.unwrap(), 1).await.tokens.remove(0)
     };
-    let answers = tokio::join!(generate(base), generate(lane));
-    for (drawn, own, other) in [(answers.0, base, lane), (answers.1, lane, base)] {
+    let answers = tokio::join!(generate(base), generate(weights));
+    for (drawn, own, other) in [(answers.0, base, weights), (answers.1, weights, base)] {
         let all = prompt.iter().copied().chain(drawn.iter().map(|piece| piece.token)).collect();
         let sequence = vec![(all, prompt.len())];
         let sampled: Vec<f32> = drawn.iter().map(|piece| piece.logprob).collect();
@@ -317,16 +321,19 @@ async fn lanes_that_take_turns_do_not_touch_each_other() {
 async fn idle_work_that_a_chat_interrupts_comes_to_the_same_numbers() {
     let world = world().await;
     let sequences = || (0..6).map(|i| (tokens(400, 20 + i), 1)).collect::<Vec<_>>();
-    let alone = world.logprobs(sequences(), Lane::Active).await;
+    let alone = world.logprobs(sequences(), Weights::Active).await;
     for attempt in 0.. {
         assert!(attempt < 50, "no chat came in the middle of a step");
-        let idle =
-            LogprobRequest { sequences: sequences(), lane: Lane::Active, class: Class::Explore };
+        let idle = LogprobRequest {
+            sequences: sequences(),
+            weights: Weights::Active,
+            priority: Priority::Explore,
+        };
         let engine = world.engine.clone();
         let idle = tokio::spawn(async move { engine.logprobs(idle).await.unwrap() });
         // Chats without end would keep it from ever coming to its end.
         for _ in 0..10 {
-            let chat = GenerateRequest { class: Class::Chat, ..request(tokens(5, 40)) };
+            let chat = GenerateRequest { priority: Priority::Chat, ..request(tokens(5, 40)) };
             drop(world.engine.generate(chat).await.unwrap());
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
@@ -348,14 +355,14 @@ async fn a_cancelled_generation_gives_its_cells_back() {
     let wanted = GenerateRequest {
         n: 8,
         sampling: Sampling { max_tokens: 50, ..Sampling::default() },
-        class: Class::Explore,
+        priority: Priority::Explore,
         ..request(tokens(50, 7))
     };
     let started = world.engine.generate(wanted).await.unwrap();
     drop(started);
     eventually(&world.engine, |stats| stats.running == 0 && stats.queued == 0).await;
     // The whole pool is there again.
-    let long = world.logprobs(vec![(tokens(512, 8), 1)], Lane::Active).await;
+    let long = world.logprobs(vec![(tokens(512, 8), 1)], Weights::Active).await;
     assert_eq!(long[0].len(), 511);
 }
 
@@ -372,16 +379,16 @@ async fn an_adapter_that_does_not_fit_is_refused_and_serving_goes_on() {
     })
     .unwrap();
     for name in ["arch.gguf", "width.gguf", "empty.gguf", "cut.gguf", "random.gguf", "missing"] {
-        let refused = world.engine.load_lane(Generation(1), path(name)).await;
+        let refused = world.engine.load_adapter(Generation(1), path(name)).await;
         assert!(matches!(refused, Err(EngineError::Load { .. })), "{name}: {refused:?}");
     }
-    let missing = Lane::Generation(Generation(1));
-    let request = GenerateRequest { lane: missing, ..request(tokens(5, 9)) };
+    let missing = Weights::Generation(Generation(1));
+    let request = GenerateRequest { weights: missing, ..request(tokens(5, 9)) };
     assert_eq!(
         world.engine.generate(request).await.unwrap_err(),
-        EngineError::NoLane(Generation(1))
+        EngineError::NotLoaded(Generation(1))
     );
-    assert_eq!(world.logprobs(vec![(tokens(5, 9), 1)], Lane::Active).await[0].len(), 4);
+    assert_eq!(world.logprobs(vec![(tokens(5, 9), 1)], Weights::Active).await[0].len(), 4);
 }
 
 #[test]
@@ -455,7 +462,7 @@ async fn text_to_copy_changes_no_token_and_no_logprob() {
         });
         assert!(largest_difference(&old, &new) < ROUNDING, "{old:?} {new:?}");
         let after = eventually(&world.engine, |stats| stats.running == 0).await;
-        assert!(20 < after.right_guesses - before.right_guesses, "{after:?}");
+        assert!(20 < after.right_drafts - before.right_drafts, "{after:?}");
     }
 }
 
@@ -466,11 +473,11 @@ async fn flash_attention_rounds_more_and_shares_alike() {
     let sequences: Vec<(Vec<Token>, usize)> = (0..3)
         .map(|i| (prefix.iter().copied().chain(tokens(20, 30 + i)).collect(), prefix.len()))
         .collect();
-    let expected = exact.logprobs(sequences.clone(), Lane::Active).await;
-    let shared = flash.logprobs(sequences.clone(), Lane::Active).await;
+    let expected = exact.logprobs(sequences.clone(), Weights::Active).await;
+    let shared = flash.logprobs(sequences.clone(), Weights::Active).await;
     assert_eq!((expected.len(), shared.len()), (3, 3));
     for ((sequence, expected), shared) in sequences.into_iter().zip(expected).zip(shared) {
-        let alone = flash.logprobs(vec![(sequence.0, 1)], Lane::Active).await;
+        let alone = flash.logprobs(vec![(sequence.0, 1)], Weights::Active).await;
         let alone = &alone[0][alone[0].len() - shared.len()..];
         assert!(largest_difference(&expected, &shared) < FLASH_ROUNDING);
         assert!(largest_difference(alone, &shared) < FLASH_ROUNDING);
@@ -483,17 +490,17 @@ async fn a_prefix_that_left_the_context_comes_back_with_its_logits() {
         let world = world_with(attention).await;
         let sequence: Vec<Token> = tokens(120, 15);
         let scored = vec![(sequence.clone(), 100)];
-        let first = world.logprobs(scored.clone(), Lane::Active).await;
+        let first = world.logprobs(scored.clone(), Weights::Active).await;
         let chat = GenerateRequest {
             sampling: Sampling { max_tokens: 1, ..Sampling::default() },
             ..request(sequence.clone())
         };
         drop(read(world.engine.generate(chat).await.unwrap(), 1).await);
         // Needs every cell.
-        world.logprobs(vec![(tokens(512, 16), 1)], Lane::Active).await;
+        world.logprobs(vec![(tokens(512, 16), 1)], Weights::Active).await;
         let before = eventually(&world.engine, |stats| stats.running == 0).await;
-        assert!(0 < before.parked_bytes);
-        let again = world.logprobs(scored, Lane::Active).await;
+        assert!(0 < before.host_cache_bytes);
+        let again = world.logprobs(scored, Weights::Active).await;
         assert!(largest_difference(&first[0], &again[0]) < FLASH_ROUNDING, "{first:?} {again:?}");
         let after = eventually(&world.engine, |stats| stats.running == 0).await;
         assert!(99 <= after.cached_tokens - before.cached_tokens, "{before:?} {after:?}");

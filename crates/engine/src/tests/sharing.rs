@@ -19,7 +19,8 @@ async fn judging_evaluates_every_prefix_once() {
     let n_prefixes = u64::try_from(prefixes.len()).unwrap();
     let all: usize = prompts.iter().map(Vec::len).sum();
     let labels = vec![Token(i32::from(b'A')), Token(i32::from(b'B'))];
-    let request = ScoreRequest { prompts, labels, lane: Lane::Active, class: Class::Inline };
+    let request =
+        ScoreRequest { prompts, labels, weights: Weights::Active, priority: Priority::Inline };
     let scores = engine.score(request.clone()).await.unwrap();
     assert_eq!(scores.len(), 12);
     for (i, score) in scores.iter().enumerate() {
@@ -64,7 +65,7 @@ async fn idle_work_that_was_paused_goes_on_from_its_kv() {
     let (engine, _thread) = engine(Script::new("now").on("long", &[(&long, 1.0)])).await;
     let idle = prompt(&engine, "long");
     let n_idle = u64::try_from(idle.len()).unwrap();
-    let explore = GenerateRequest { class: Class::Explore, ..request(idle) };
+    let explore = GenerateRequest { priority: Priority::Explore, ..request(idle) };
     let mut explore = engine.generate(explore).await.unwrap();
     assert!(explore.pieces.recv().await.is_some());
     let chat = prompt(&engine, "chat");
@@ -103,7 +104,7 @@ async fn a_request_that_has_to_wait_drops_nothing_from_the_cache() {
 }
 
 #[tokio::test]
-async fn a_parked_prefix_that_does_not_fit_is_evaluated_again() {
+async fn a_copied_prefix_that_does_not_fit_is_evaluated_again() {
     let (engine, _thread) = engine(Script::new("ok").limits(limits(100, 4))).await;
     let with = |text: &str, max_tokens| GenerateRequest {
         sampling: Sampling { max_tokens, ..Sampling::default() },
@@ -115,7 +116,7 @@ async fn a_parked_prefix_that_does_not_fit_is_evaluated_again() {
     // It needs every cell there is.
     let all = with(&"y".repeat(95), 100);
     assert_eq!(read(engine.generate(all).await.unwrap(), 1).await.texts, ["ok"]);
-    assert!(0 < eventually(&engine, |stats| stats.running == 0).await.parked_bytes);
+    assert!(0 < eventually(&engine, |stats| stats.running == 0).await.host_cache_bytes);
     let all = with(&format!("{shared} {}", "z".repeat(64)), 100);
     assert_eq!(read(engine.generate(all).await.unwrap(), 1).await.texts, ["ok"]);
 }

@@ -18,7 +18,7 @@ use testkit::cells::Cells;
 
 use crate::core::{Core, Event, RequestId, Validator, execute};
 use crate::llama::Llama;
-use crate::{Class, GenerateRequest, Lane, LogprobRequest};
+use crate::{GenerateRequest, LogprobRequest, Priority, Weights};
 
 /// Steps in which new requests come.
 const STEPS: u32 = 11_000;
@@ -290,7 +290,7 @@ fn run(kv_cache: KvCache, flash_attention: FlashAttention, tolerance: f32) {
             prompt.extend((0..random.usize(1..30)).map(|_| Token(random.i32(40..400))));
             let generation = Generation(random.u32(0..3));
             let n = random.u32(1..4);
-            let class = [Class::Chat, Class::Gate, Class::Explore][random.usize(0..3)];
+            let priority = [Priority::Chat, Priority::Gate, Priority::Explore][random.usize(0..3)];
             let sampling = Sampling { max_tokens: 60, seed: Some(1), ..Sampling::default() };
             let request = GenerateRequest {
                 prompt: prompt.clone(),
@@ -299,8 +299,8 @@ fn run(kv_cache: KvCache, flash_attention: FlashAttention, tolerance: f32) {
                 stop: Vec::new(),
                 top_logprobs: 0,
                 copies: Vec::new(),
-                lane: Lane::Generation(generation),
-                class,
+                weights: Weights::Generation(generation),
+                priority,
             };
             let id = core.submit(validator.generate(request, generation).unwrap());
             let answers = (0..n).map(|_| (Vec::new(), Vec::new())).collect();
@@ -351,8 +351,8 @@ fn logprobs_alone(
 ) -> Vec<f32> {
     let mut core = Core::new(llama.limits(), 0, llama.vocabulary());
     let sequence = ([prompt, tokens].concat(), prompt.len());
-    let lane = Lane::Generation(generation);
-    let request = LogprobRequest { sequences: vec![sequence], lane, class: Class::Chat };
+    let weights = Weights::Generation(generation);
+    let request = LogprobRequest { sequences: vec![sequence], weights, priority: Priority::Chat };
     core.submit(Validator::new(&llama.info()).logprobs(request, generation).unwrap());
     let mut found = None;
     while let Some(step) = core.next_step() {

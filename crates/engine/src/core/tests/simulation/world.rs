@@ -14,7 +14,7 @@ use crate::core::tree::Wanted;
 use crate::core::{Core, Event, Outcome, RequestId, execute};
 use crate::draft::Draft;
 use crate::sample::Sampler;
-use crate::{Class, LabelScores};
+use crate::{LabelScores, Priority};
 
 /// Steps after which every request must have ended once nobody disturbs it.
 const PATIENCE: u64 = 20_000;
@@ -85,7 +85,7 @@ impl Seen {
 /// What a request must be told.
 #[derive(Debug)]
 struct Expected {
-    class: Class,
+    priority: Priority,
     generation: Generation,
     is_poisoned: bool,
     is_stalled: bool,
@@ -268,8 +268,14 @@ impl World {
     }
 
     fn submit(&mut self) {
-        let class = [Class::Chat, Class::Inline, Class::Gate, Class::Background, Class::Explore];
-        let class = class[self.random.usize(0..class.len())];
+        let priority = [
+            Priority::Chat,
+            Priority::Inline,
+            Priority::Gate,
+            Priority::Background,
+            Priority::Explore,
+        ];
+        let priority = priority[self.random.usize(0..priority.len())];
         let generation = self.generations[self.random.usize(0..self.generations.len())];
         let most = self.limits.cells / 2;
         let request = match self.random.u32(0..4) {
@@ -280,7 +286,7 @@ impl World {
                     labels: vec![Token(0), Token(1), Token(2)],
                     scores: vec![None; n],
                 };
-                Request::new(class, generation, purpose, prompts.into_iter())
+                Request::new(priority, generation, purpose, prompts.into_iter())
             }
             1 => {
                 let n = self.random.usize(1..4);
@@ -293,9 +299,9 @@ impl World {
                     })
                     .collect();
                 let purpose = Purpose::Logprobs { logprobs: vec![Vec::new(); n] };
-                Request::new(class, generation, purpose, sequences.into_iter())
+                Request::new(priority, generation, purpose, sequences.into_iter())
             }
-            _ => self.generation(class, generation, most),
+            _ => self.generation(priority, generation, most),
         };
         let mut request = request;
         let is_poisoned = self.random.u32(0..40) == 0;
@@ -311,7 +317,7 @@ impl World {
         self.requests.insert(id, expected);
     }
 
-    fn generation(&mut self, class: Class, generation: Generation, most: usize) -> Request {
+    fn generation(&mut self, priority: Priority, generation: Generation, most: usize) -> Request {
         let prompt = self.prompt(most);
         let n = self.random.usize(1..5);
         let max_tokens = self.random.usize(1..=(self.limits.cells - prompt.len()).min(60));
@@ -323,7 +329,7 @@ impl World {
         let copies = self.random.u32(0..3) == 0;
         let copied = letters(&mut self.random, 20);
         let purpose = Purpose::Generate { seed, max_tokens, top_logprobs: 0 };
-        let mut request = Request::new(class, generation, purpose.clone(), std::iter::empty());
+        let mut request = Request::new(priority, generation, purpose.clone(), std::iter::empty());
         if copies {
             // What it says, with a fault now and then: what a refinement is to its parent.
             let state = |draft| {
@@ -331,7 +337,8 @@ impl World {
                 State::Generate(Box::new(Generating::new(sampler, stop.clone(), draft)))
             };
             let plain = [(prompt.clone(), state(None))];
-            let plain = expect(Request::new(class, generation, purpose.clone(), plain.into_iter()));
+            let plain =
+                expect(Request::new(priority, generation, purpose.clone(), plain.into_iter()));
             let said = plain.answers[0].iter().rev().filter_map(|answer| match answer {
                 Answer::Token(token, ..) => Some(*token),
                 Answer::Finished(..) => None,
@@ -344,14 +351,14 @@ impl World {
             }
             let draft = Draft::new(said.into());
             let sequences = (0..n).map(|_| (prompt.clone(), state(Some(draft.clone()))));
-            request.sequences = Request::new(class, generation, purpose, sequences).sequences;
+            request.sequences = Request::new(priority, generation, purpose, sequences).sequences;
         } else {
             let sequences = (0..n as u64).map(|i| {
                 let sampler = Sampler::new(sampling, seed.wrapping_add(i));
                 let generating = Generating::new(sampler, stop.clone(), None);
                 (prompt.clone(), State::Generate(Box::new(generating)))
             });
-            request.sequences = Request::new(class, generation, purpose, sequences).sequences;
+            request.sequences = Request::new(priority, generation, purpose, sequences).sequences;
         }
         request
     }
@@ -383,23 +390,23 @@ impl World {
         }
     }
 
-    /// Every answer that is being written gets a token in each step of its class and generation, and
+    /// Every answer that is being written gets a token in each step of its priority and generation, and
     /// nobody less urgent takes part.
     fn check_progress(&self, step: &crate::core::Step) {
         let Some(first) = step.spans.first() else { return };
-        let class = |id: &SequenceId| {
+        let priority = |id: &SequenceId| {
             let owner = self.core.owners[id];
-            self.requests[&owner.request].class
+            self.requests[&owner.request].priority
         };
-        let most_urgent = self.core.owners.keys().map(class).min().unwrap();
+        let most_urgent = self.core.owners.keys().map(priority).min().unwrap();
         let readers = first.ids.iter().filter(|id| self.core.owners.contains_key(id));
-        assert_eq!(readers.map(class).min(), Some(most_urgent), "less urgent work goes first");
+        assert_eq!(readers.map(priority).min(), Some(most_urgent), "less urgent work goes first");
         if self.core.alone.is_some() {
             return;
         }
         for (id, owner) in &self.core.owners {
             let request = &self.requests[&owner.request];
-            let is_due = request.class == most_urgent
+            let is_due = request.priority == most_urgent
                 && request.generation == step.generation
                 && self.core.tree.evaluated(*id) + 1 == self.core.tree.len(*id);
             assert!(
@@ -536,7 +543,7 @@ fn expect(mut request: Request) -> Expected {
         Purpose::Logprobs { logprobs: found } => logprobs = found,
     }
     Expected {
-        class: request.class,
+        priority: request.priority,
         generation: request.generation,
         is_poisoned: false,
         is_stalled: false,

@@ -1,4 +1,4 @@
-//! Lanes of llama.cpp itself: a request must not notice which other weights are in use.
+//! Adapters of llama.cpp itself: a request must not notice which other weights are in use.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use inference::backend::{Backend, Entry, SequenceId};
 const MINE: Generation = Generation(1);
 const STEPS: usize = 12;
 
-/// Decodes two sequences by turns, the second one in another lane, and gives the first one's
+/// Decodes two sequences by turns, the second one in another generation, and gives the first one's
 /// logits.
 fn beside(folder: &Path, other: Generation) -> Vec<Vec<f32>> {
     let mut backend = Llama::load(&config(folder.join("random.gguf"))).unwrap();
@@ -44,7 +44,7 @@ fn beside(folder: &Path, other: Generation) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn logits_are_the_same_bits_whatever_lane_runs_between_the_steps() {
+fn logits_are_the_same_bits_whatever_generation_runs_between_the_steps() {
     let folder = tempfile::tempdir().unwrap();
     write_model(&folder.path().join("random.gguf"));
     for generation in [1, 2] {
@@ -54,9 +54,9 @@ fn logits_are_the_same_bits_whatever_lane_runs_between_the_steps() {
     let bits = |rows: Vec<Vec<f32>>| -> Vec<Vec<u32>> {
         rows.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
     };
-    let same_lane = bits(beside(folder.path(), MINE));
-    assert_eq!(same_lane.len(), 1 + STEPS);
+    let same_generation = bits(beside(folder.path(), MINE));
+    assert_eq!(same_generation.len(), 1 + STEPS);
     for other in [Generation::BASE, Generation(2)] {
-        assert!(bits(beside(folder.path(), other)) == same_lane, "beside generation {other}");
+        assert!(bits(beside(folder.path(), other)) == same_generation, "beside generation {other}");
     }
 }
