@@ -50,9 +50,9 @@ const COMMON: &[&str] = &["paths", "socket_path", "telemetry"];
 /// All that some crates of the workspace are built from, so that each can be built and read without the
 /// rest: the trainer without the daemon, the database and the configuration without llama.cpp.
 const BUILT_FROM: &[(&str, &[&str])] = &[
-    ("config", &["files", "inference", "prompt", "protocol"]),
-    ("store", &["files", "inference", "prompt"]),
-    ("trainer", &["files", "ggml", "inference", "nano", "prompt", "protocol"]),
+    ("config", &["files", "inference", "jinja", "prompt", "protocol"]),
+    ("store", &["files", "inference", "jinja", "prompt"]),
+    ("trainer", &["files", "ggml", "inference", "jinja", "nano", "prompt", "protocol"]),
 ];
 
 /// The longest a file may be, so that it can be read in one sitting.

@@ -32,7 +32,15 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("LANES", &["crates/engine/src/softmax.rs"]),
     ("lanes", &["crates/engine/src/softmax.rs"]),
     // The largest integer below a number.
-    ("floor", &["src/cli/init/plan.rs", "tests/it/harness.rs"]),
+    (
+        "floor",
+        &[
+            "crates/jinja/src/filters.rs",
+            "crates/jinja/src/operators.rs",
+            "src/cli/init/plan.rs",
+            "tests/it/harness.rs",
+        ],
+    ),
     // The crate indicatif.
     ("ProgressBar", &["bench/rlrf/lab.rs", "src/cli/progress.rs"]),
 ];

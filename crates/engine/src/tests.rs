@@ -327,7 +327,7 @@ async fn an_answer_is_cut_to_what_fits() {
 }
 
 #[tokio::test]
-async fn what_can_never_work_is_refused_at_the_door() {
+async fn what_can_never_work_is_refused_at_admission() {
     let (engine, _thread) = engine(Script::new("x").limits(limits(50, 4))).await;
     let good = request(prompt(&engine, "x"));
     let sampling = good.sampling;
@@ -409,7 +409,7 @@ async fn logits_that_are_not_numbers_fail_their_request_alone() {
 }
 
 #[tokio::test]
-async fn a_request_keeps_its_generation_while_lanes_change() {
+async fn a_request_keeps_its_generation_while_adapters_change() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let [one, two] = [Generation(1), Generation(2)];
     let old = "o".repeat(LONG);

@@ -43,8 +43,8 @@ impl TextStream {
         let held_from = (0..self.held.len())
             .filter(|&start| self.held.is_char_boundary(start))
             .find(|&start| {
-                let (_, tail) = self.held.split_at(start);
-                self.stops.iter().any(|stop| stop.starts_with(tail))
+                let (_, suffix) = self.held.split_at(start);
+                self.stops.iter().any(|stop| stop.starts_with(suffix))
             })
             .unwrap_or(self.held.len());
         let rest = self.held.split_off(held_from);
@@ -146,8 +146,8 @@ mod tests {
                 if rest.is_empty() {
                     break;
                 }
-                let (head, tail) = rest.split_at(cut.min(rest.len()));
-                rest = tail;
+                let (head, rest_of_text) = rest.split_at(cut.min(rest.len()));
+                rest = rest_of_text;
                 match stream.push(head) {
                     Release::Text(text) => out.push_str(&text),
                     Release::Stopped(text) => {
