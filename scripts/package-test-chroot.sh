@@ -6,7 +6,7 @@ mount -t proc proc /proc
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 useradd --uid 4242 --create-home --home-dir /srv/guest guest
-useradd --uid 4343 --create-home --home-dir /srv/stranger stranger
+useradd --uid 4343 --create-home --home-dir /srv/visitor visitor
 
 # As the unit starts it: user, command line, umask, runtime folder.
 start() {
@@ -61,9 +61,9 @@ start
 after=$(status_json)
 [[ $(field active <<<"$after") == 1 && $(field exchanges <<<"$after") == "$exchanges" ]] || die "the state was not kept: $after"
 
-step "another user chats without a network, a stranger does not"
+step "another user chats without a network, a visitor does not"
 words 0 as guest reflectd ask --mode off "Tom has 4 apples and buys 3 more. How many has he now?"
-words 1 as stranger reflectd status
+words 1 as visitor reflectd status
 expect "user id 4343 may not use this socket"
 
 step "the trainer goes and comes"

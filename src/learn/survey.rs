@@ -2,51 +2,85 @@
 //! `reflectd-trainer survey`. It must not interpret the answer. Used by `cli/doctor`.
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::Output;
+use std::process::ExitStatus;
 use std::time::Duration;
+
+use tokio::io::AsyncReadExt as _;
 
 use super::program;
 use config::TrainerConfig;
 use protocol::{SurveyJob, TrainerEvent, TrainingSurvey};
 
 /// The trainer measures for some seconds; blocks of a very large model, or a busy machine, take
-/// longer.
+/// longer. What it knows before it measures is the answer then.
 const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The trainer's answer, or why there is none.
 pub async fn survey(config: &TrainerConfig, job: &SurveyJob) -> Result<TrainingSurvey, String> {
+    survey_within(PATIENCE, config, job).await
+}
+
+async fn survey_within(
+    patience: Duration,
+    config: &TrainerConfig,
+    job: &SurveyJob,
+) -> Result<TrainingSurvey, String> {
     let words = program::command_line(config).map_err(|error| error.to_string())?;
     let failed = |error: std::io::Error| format!("start {}: {error}", words[0]);
     let mut command = program::command(&words);
     command.arg("survey");
-    let (child, stdin) = program::start(&mut command, job).await.map_err(failed)?;
-    let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    let (mut child, stdin) = program::start(&mut command, job).await.map_err(failed)?;
+    let (mut said, mut complained) = (Vec::new(), Vec::new());
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let listen = async {
+        let out = async { out.expect("it is piped").read_to_end(&mut said).await };
+        let err = async { err.expect("it is piped").read_to_end(&mut complained).await };
+        tokio::try_join!(out, err)?;
+        child.wait().await
+    };
+    let ended = tokio::time::timeout(patience, listen).await;
     drop(stdin);
     match ended {
-        Err(_) => Err(format!("it does not get done in {} s", PATIENCE.as_secs())),
+        Err(_) => unmeasured(&said, patience),
         Ok(Err(error)) => Err(error.to_string()),
-        Ok(Ok(output)) => answer(&output),
+        Ok(Ok(status)) => answer(&said, &complained, status),
     }
 }
 
-fn answer(output: &Output) -> Result<TrainingSurvey, String> {
-    // C++ libraries print where they like.
-    let said = String::from_utf8_lossy(&output.stdout);
-    let survey = said.lines().rev().find_map(|line| serde_json::from_str(line).ok());
-    if let Some(survey) = survey.filter(|_| output.status.success()) {
+/// The last survey that the trainer printed. C++ libraries print where they like.
+fn last_survey(said: &[u8]) -> Option<TrainingSurvey> {
+    let said = String::from_utf8_lossy(said);
+    said.lines().rev().find_map(|line| serde_json::from_str(line).ok())
+}
+
+/// What was known when the time was up.
+fn unmeasured(said: &[u8], patience: Duration) -> Result<TrainingSurvey, String> {
+    let late = format!(
+        "it is not measured within {} s; something else uses the processors, or the model is large",
+        patience.as_secs()
+    );
+    match last_survey(said) {
+        Some(survey) => Ok(TrainingSurvey { speed_fault: Some(late), ..survey }),
+        None => Err(late),
+    }
+}
+
+fn answer(said: &[u8], complained: &[u8], status: ExitStatus) -> Result<TrainingSurvey, String> {
+    if let Some(survey) = last_survey(said).filter(|_| status.success()) {
         return Ok(survey);
     }
+    let said = String::from_utf8_lossy(said);
     let failed = said.lines().rev().find_map(|line| serde_json::from_str(line).ok());
     if let Some(TrainerEvent::Failed { message }) = failed {
         return Err(message);
     }
-    let words = String::from_utf8_lossy(&output.stderr);
+    let words = String::from_utf8_lossy(complained);
     let last =
         words.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
     let last: String = last.chars().take(500).collect();
-    Err(match output.status.signal() {
+    Err(match status.signal() {
         Some(signal) => format!("signal {signal} ended it: {last}"),
-        None => format!("{}: {last}", output.status),
+        None => format!("{status}: {last}"),
     })
 }
 
@@ -74,7 +108,18 @@ mod tests {
             threads: 1,
             device: trainer.device,
         };
-        survey(&trainer, &job).await
+        survey_within(Duration::from_secs(2), &trainer, &job).await
+    }
+
+    #[tokio::test]
+    async fn what_is_known_before_the_time_is_up_is_the_answer() {
+        let said = r#"{"refusal":null,"device":"cpu","device_memory":null,"threads":1,"memory":null,"speed":null,"speed_fault":null}"#;
+        let survey = ask(&format!("read job; echo '{said}'; exec sleep 60")).await.unwrap();
+        assert_eq!((survey.refusal, survey.speed), (None, None));
+        let fault = survey.speed_fault.unwrap();
+        assert!(fault.contains("not measured within 2 s"), "{fault}");
+        let silent = ask("exec sleep 60").await.unwrap_err();
+        assert!(silent.contains("not measured within 2 s"), "{silent}");
     }
 
     #[tokio::test]

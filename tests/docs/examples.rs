@@ -208,3 +208,22 @@ fn wrong_examples_are_found() {
     let fault = run_script("reflectd check --root nowhere\ntouch here\n").unwrap_err();
     assert!(fault.contains("nowhere") && !fault.contains("touch"), "{fault}");
 }
+
+/// What a newcomer types first is run here, and cannot fall out of it unnoticed.
+#[test]
+fn the_examples_of_the_readme_are_marked() {
+    let readme = documents().into_iter().find(|it| it.path == Path::new("README.md")).unwrap();
+    let unmarked: Vec<String> = parts(&readme.text)
+        .1
+        .iter()
+        .filter(|block| ["sh", "yaml"].contains(&block.info.split(' ').next().unwrap_or_default()))
+        .filter(|block| example(block).is_none())
+        .map(|block| block.code.clone())
+        .collect();
+    // They fetch, build and install.
+    let allowed = unmarked.iter().all(|code| code.contains("make ") || code.contains("git clone"));
+    assert!(allowed, "{unmarked:?}");
+    let marked: Vec<_> = parts(&readme.text).1.iter().filter_map(example).collect();
+    assert!(marked.contains(&Example::Script), "no command line of README is run");
+    assert!(marked.iter().any(|it| matches!(it, Example::Yaml(_))), "no YAML of README is checked");
+}

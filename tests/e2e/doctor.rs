@@ -56,10 +56,14 @@ async fn a_program_for_another_processor_says_so_and_nothing_else() {
         return skipped("this build compares no processors");
     }
     // Of 2008, without AVX.
+    let reflectd = |arguments: &[&str]| {
+        let mut command = Command::new("qemu-x86_64");
+        command.args(["-cpu", "Nehalem", env!("CARGO_BIN_EXE_reflectd")]).args(arguments);
+        command
+    };
     let scratch = Scratch::new();
-    let mut command = Command::new("qemu-x86_64");
-    command.args(["-cpu", "Nehalem", env!("CARGO_BIN_EXE_reflectd"), "doctor", "--json"]);
-    let output = match command.arg("--root").arg(scratch.root()).output().await {
+    let output = match reflectd(&["doctor", "--json", "--root"]).arg(scratch.root()).output().await
+    {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return skipped("qemu-x86_64 is missing; install qemu-user");
         }
@@ -70,6 +74,18 @@ async fn a_program_for_another_processor_says_so_and_nothing_else() {
     assert_eq!(output.status.code(), Some(78), "{found}");
     assert!(message.starts_with("this program is built for another processor ("), "{message}");
     assert!(message.contains("run `make build` on this machine"), "{message}");
+    // No model is at fault.
+    let (empty, model) =
+        (tempfile::tempdir().unwrap(), scratch.root().join("agents/nano/model.gguf"));
+    let mut init = reflectd(&["init", "--yes", "--root"]);
+    let output = init.arg(empty.path()).arg(model).output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(
+        said.contains("built for another processor") && !said.contains("another one"),
+        "{said}"
+    );
+    assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0, "nothing is written");
 }
 
 #[tokio::test]

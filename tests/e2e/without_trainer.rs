@@ -75,7 +75,9 @@ async fn it_lies_in_the_users_runtime_folder_when_no_folder_is_named() {
     let socket = runtime.path().join("reflectd/reflectd.sock");
     // A client from anywhere finds it. It is asked until the daemon has loaded its model.
     let elsewhere = tempfile::tempdir().unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
     let status = loop {
+        assert!(std::time::Instant::now() < deadline, "the client never finds the daemon");
         let output = reflectd(&["status", "--json"]).current_dir(&elsewhere).output();
         let output = output.await.unwrap();
         if output.status.success() {

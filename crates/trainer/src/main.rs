@@ -105,7 +105,7 @@ fn run_survey() -> Result<(), Failure> {
     let job: SurveyJob = first_line()?;
     limit_memory(job.memory_limit_bytes)?;
     let device = cuda::device(job.device).map_err(Failure::BadData)?;
-    let survey = survey::run(&job, device).map_err(Failure::BadData)?;
+    let survey = survey::run(&job, device, print_line).map_err(Failure::BadData)?;
     print_line(&survey);
     Ok(())
 }

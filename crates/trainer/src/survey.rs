@@ -50,7 +50,12 @@ const F32: u64 = 4;
 const PAIRS: f64 = 1000.0;
 
 /// Answers one job. Only an invalid job is an error: what is wrong with the model is in the answer.
-pub(crate) fn run(job: &SurveyJob, device: Device) -> anyhow::Result<TrainingSurvey> {
+/// `known` is called with what is known before anything is measured, for whoever does not wait.
+pub(crate) fn run(
+    job: &SurveyJob,
+    device: Device,
+    known: impl FnOnce(&TrainingSurvey),
+) -> anyhow::Result<TrainingSurvey> {
     ensure!(
         job.version == protocol::VERSION,
         "the job has version {}, this trainer knows {}",
@@ -94,7 +99,10 @@ pub(crate) fn run(job: &SurveyJob, device: Device) -> anyhow::Result<TrainingSur
         available: plan::memory_bytes(device, job.memory_limit_bytes),
     };
     let memory = machine.memory();
-    match catch_unwind(AssertUnwindSafe(|| machine.measure(memory.taken))) {
+    let taken = memory.taken;
+    survey.memory = Some(memory);
+    known(&survey);
+    match catch_unwind(AssertUnwindSafe(|| machine.measure(taken))) {
         Ok(Ok(speed)) => survey.speed = Some(speed),
         Ok(Err(error)) => survey.speed_fault = Some(format!("{error:#}")),
         Err(panic) => {
@@ -102,7 +110,6 @@ pub(crate) fn run(job: &SurveyJob, device: Device) -> anyhow::Result<TrainingSur
             survey.speed_fault = Some(step::first_line(&text).to_owned());
         }
     }
-    survey.memory = Some(memory);
     Ok(survey)
 }
 

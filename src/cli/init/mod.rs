@@ -66,6 +66,8 @@ pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result
     let root = places.root();
     let root = root.as_path();
     write::refuse_configured(root)?;
+    // Where no model can be computed, none is at fault.
+    engine::llama::machine()?;
     let tried = match &arguments {
         Arguments { model: Some(path), .. } => try_model(path).await?,
         Arguments { sample: true, .. } => try_model(&sample::fetch()?).await?,

@@ -15,6 +15,9 @@ use super::modules;
 use super::{allocator, processor};
 use crate::EngineError;
 
+/// How llama.cpp ends the report of a decode that its abort callback ended.
+const ABORTED: &str = "ret = 2";
+
 /// The last line that llama.cpp logged as an error: the reason behind a null pointer.
 static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
 
@@ -164,6 +167,10 @@ unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _: *mu
         return;
     }
     match level {
+        // A step of idle work that was broken off; it is done again.
+        sys::GGML_LOG_LEVEL_ERROR if text.ends_with(ABORTED) => {
+            tracing::debug!(target: "reflectd::llama", "{text}");
+        }
         sys::GGML_LOG_LEVEL_ERROR => {
             text.clone_into(&mut LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner));
             tracing::warn!(error = text, "llama.cpp reports an error.");
