@@ -6,7 +6,7 @@
 //! tokens, or it is cached for whoever begins alike. Below the last node in the context, nodes may
 //! have a copy of their cells in host memory instead.
 //!
-//! What holds between two calls ([`Tree::check`] looks at all of it):
+//! What holds between two calls (`Tree::check` in `tree/check.rs` looks at all of it):
 //! - the evaluated tokens of a path are its beginning, and each takes exactly one cell;
 //! - every node in the context lies on the path of at least one id, which holds its evaluated cells;
 //! - a cached id ends at a node without children in the context, and all of its tokens are evaluated.
