@@ -178,6 +178,9 @@ async fn another_daemon_judges_as_the_model_itself_would_and_its_end_breaks_no_c
     daemon.stop().await;
 }
 
+/// Tokens that a reward model reads before it pauses.
+const BATCH_TOKENS: u32 = 32;
+
 fn config(model: &Path) -> EngineConfig {
     EngineConfig {
         model: model.to_owned(),
@@ -185,7 +188,7 @@ fn config(model: &Path) -> EngineConfig {
         context_tokens: 1024,
         max_sequences: 4,
         // Less than the sequences below: they are read in several steps.
-        batch_tokens: 32,
+        batch_tokens: BATCH_TOKENS,
         threads: Some(1),
         batch_threads: None,
         gpu_layers: Some(0),
@@ -212,7 +215,8 @@ fn two_classes_give_the_difference_of_what_each_gives_as_a_reward_alone() {
             - second.reward(&tokens, &mut || ()).unwrap();
         let mut n_pauses = 0;
         let found = both.reward(&tokens, &mut || n_pauses += 1).unwrap();
-        assert_eq!(n_pauses, (tokens.len() - 1) / 128, "a chat need not wait for the whole text");
+        let n_parts = tokens.len().div_ceil(usize::try_from(BATCH_TOKENS).unwrap());
+        assert_eq!(n_pauses, n_parts - 1, "a chat need not wait for the whole text");
         assert!((found - expected).abs() < 1e-3, "{found} instead of {expected}");
         assert!(
             (both.reward(&tokens, &mut || ()).unwrap() - found).abs() < 1e-6,
