@@ -284,6 +284,9 @@ impl Backend for Llama {
         // SAFETY: the context lives.
         unsafe { sys::llama_synchronize(self.context.0.as_ptr()) };
         drop(interruption);
+        if code == 2 {
+            forget_errors();
+        }
         match code {
             0 => Ok(batch.len()),
             2 => Ok(batch.iter().take_while(|entry| self.has_cell(entry)).count()),

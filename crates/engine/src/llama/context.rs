@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
+use super::process::note_abort;
 use super::{Model, position};
 use crate::{EngineError, KvCache};
 use inference::backend::{Entry, Limits};
@@ -98,7 +99,11 @@ impl Drop for Interruption<'_> {
 
 unsafe extern "C" fn is_set(signal: *mut c_void) -> bool {
     // SAFETY: it is the signal of `interrupted_by`, which lives while the callback is set.
-    unsafe { &*signal.cast::<AtomicBool>() }.load(Ordering::Relaxed)
+    let is_set = unsafe { &*signal.cast::<AtomicBool>() }.load(Ordering::Relaxed);
+    if is_set {
+        note_abort();
+    }
+    is_set
 }
 
 fn ggml_type(kv_cache: KvCache) -> sys::ggml_type {

@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::Serialize;
@@ -15,11 +16,11 @@ use super::modules;
 use super::{allocator, processor};
 use crate::EngineError;
 
-/// How llama.cpp ends the report of a decode that its abort callback ended.
-const ABORTED: &str = "ret = 2";
-
 /// The last line that llama.cpp logged as an error: the reason behind a null pointer.
 static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
+
+/// The abort callback has ended the decode that is under way, which llama.cpp reports as an error.
+static IS_ABORTED: AtomicBool = AtomicBool::new(false);
 
 /// Starts llama.cpp, once, and takes over its log. Without a kernel module nothing can be
 /// computed, and llama.cpp would only say so by ending the process.
@@ -77,8 +78,14 @@ pub(super) fn version() -> String {
     format!("llama.cpp {llama}, ggml {ggml}")
 }
 
+/// Notes that the abort callback ends the decode that is under way.
+pub(super) fn note_abort() {
+    IS_ABORTED.store(true, Ordering::Relaxed);
+}
+
 /// Forgets what was reported of calls before.
 pub(super) fn forget_errors() {
+    IS_ABORTED.store(false, Ordering::Relaxed);
     LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
@@ -168,7 +175,7 @@ unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _: *mu
     }
     match level {
         // A step of idle work that was broken off; it is done again.
-        sys::GGML_LOG_LEVEL_ERROR if text.ends_with(ABORTED) => {
+        sys::GGML_LOG_LEVEL_ERROR if IS_ABORTED.load(Ordering::Relaxed) => {
             tracing::debug!(target: "reflectd::llama", "{text}");
         }
         sys::GGML_LOG_LEVEL_ERROR => {
