@@ -11,7 +11,7 @@ use inference::{EngineError, FinishReason, Generation, Sampling, Token};
 use super::model::{Chances, Letters, Model, POISON, row};
 use crate::core::request::{Generating, Purpose, Request, Said, State};
 use crate::core::tree::Wanted;
-use crate::core::{Core, Event, Outcome, RequestId, execute};
+use crate::core::{Core, Event, Outcome, Owner, RequestId, execute};
 use crate::draft::Draft;
 use crate::sample::Sampler;
 use crate::{LabelScores, Priority};
@@ -365,7 +365,13 @@ impl World {
 
     fn step(&mut self) {
         self.seen.steps += 1;
-        let Some(step) = self.core.next_step() else {
+        let oldest = self.oldest();
+        let step = self.core.next_step();
+        if let Some(owner) = oldest {
+            let is_running = self.core.sequence(owner).is_some_and(|it| it.id.is_some());
+            assert!(is_running, "the oldest of the most urgent is preempted");
+        }
+        let Some(step) = step else {
             let waits = self.requests.values().any(|request| !request.is_stalled);
             assert!(!waits, "nothing is planned for {:?}", self.requests);
             return;
@@ -388,6 +394,13 @@ impl World {
         for event in self.core.take_events() {
             self.hear(event);
         }
+    }
+
+    /// The first sequence of the request that comes before all others, where it runs.
+    fn oldest(&self) -> Option<Owner> {
+        let first = self.core.requests.iter().find(|request| !request.is_stalled)?;
+        let sequence = first.sequences.iter().position(|sequence| sequence.id.is_some())?;
+        Some(Owner { request: first.id, sequence })
     }
 
     /// Every answer that is being written gets a token in each step of its priority and generation, and
