@@ -7,7 +7,7 @@ use std::process::Output;
 
 use engine::llama::{Quantization, quantize};
 use engine::{Engine, Generation, LogprobRequest, Priority, Token, Weights};
-use files::gguf::{Gguf, TensorKind, Writer};
+use files::gguf::{Gguf, TensorKind};
 use files::lora::{Adapter, peft};
 use reflectd::merge::{Merge, Written};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use tokio::process::Command;
 use super::parity::load;
 use crate::daemon::Daemon;
 use crate::scratch::Scratch;
-use testkit::random_model::{ARCHITECTURES, N_VOCAB, write, write_adapter};
+use testkit::random_model::{ARCHITECTURES, N_VOCAB, unquantized, write, write_adapter};
 use testkit::skipped;
 
 /// Log-probs of random texts.
@@ -38,19 +38,6 @@ async fn logprobs_of(model: &Path, adapter: Option<&Path>) -> Vec<f32> {
     drop(engine);
     thread.join().unwrap();
     logprobs
-}
-
-/// The same model with the numbers that its quantized weights stand for.
-fn write_unquantized(model: &Path, to: &Path) {
-    let model = Gguf::open(model).unwrap();
-    let mut writer = Writer::default();
-    for (key, value) in model.entries() {
-        writer.metadata(key, value.clone());
-    }
-    for tensor in model.tensors() {
-        writer.tensor(&tensor.name, &tensor.shape, model.read_f32(tensor).unwrap());
-    }
-    writer.write(to).unwrap();
 }
 
 /// A value that is not a number counts as infinitely far away.
@@ -216,7 +203,7 @@ async fn a_generation_leaves_as_files_and_comes_back_as_a_candidate() {
     json_of(root, &["export", "merged", "--type", "f32", "--out", &to("f32")]).await;
     let file = PathBuf::from(to("f32")).join("model-generation-1.gguf");
     let plain = PathBuf::from(to("f32")).join("base.gguf");
-    write_unquantized(&nano, &plain);
+    unquantized(&nano, &plain);
     let (whole, parts) = (logprobs_of(&file, None).await, logprobs_of(&plain, Some(served)).await);
     let base = logprobs_of(&plain, None).await;
     let (gap, change) = (furthest(&whole, &parts), furthest(&whole, &base));

@@ -31,8 +31,8 @@ use inference::backend::{Limits, SequenceId};
 use super::{EngineError, FinishReason, Generation, LabelScores, Token, TokenPiece, Vocabulary};
 use faults::{Fault, is_planted};
 use pace::{Pace, Turn};
-pub(super) use request::RequestId;
-use request::{Purpose, Request, Said};
+use request::{Purpose, Said};
+pub(super) use request::{Request, RequestId};
 use step::Source;
 pub(super) use step::{Outcome, Step, execute};
 use tree::Tree;
@@ -167,7 +167,7 @@ impl Core {
             tracing::warn!("A copy of cells could not be restored; they are evaluated again.");
             self.tree.restore_failed(id, at);
         }
-        // First of all, while the nodes are those of the step.
+        // Before copies join and drop nodes, while they are those that the step names.
         self.take_in(step, outcome.evaluated, took, rows);
         for (copy, state) in outcome.saved {
             self.tree.saved(copy, state);
@@ -372,7 +372,7 @@ impl Core {
             let is_urgent = request.is_urgent();
             let sequence = &mut request.sequences[owner.sequence];
             sequence.id = None;
-            let keep = sequence.keep();
+            let keep = sequence.keep;
             self.owners.remove(&id);
             self.tree.cache(id, keep, is_urgent);
         }
@@ -502,14 +502,6 @@ impl Core {
     fn sequence(&self, owner: Owner) -> Option<&request::Sequence> {
         let at = self.position(owner.request)?;
         self.requests[at].sequences.get(owner.sequence)
-    }
-}
-
-/// Whether a state generates, for the plan.
-fn max_tokens(request: &Request) -> usize {
-    match request.purpose {
-        Purpose::Generate { max_tokens, .. } => max_tokens,
-        Purpose::Score { .. } | Purpose::Logprobs { .. } => 0,
     }
 }
 

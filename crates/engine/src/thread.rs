@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::adapters::Adapters;
-use super::core::{Core, Event, RequestId, Validator, execute};
+use super::core::{Core, Event, Request, RequestId, Validator, execute};
 use super::owner::{EngineThread, own};
 use super::step_lock::{StepLock, Ticket};
 use super::stream::{Caller, Stream};
@@ -163,37 +163,19 @@ impl<B: Backend> Loop<B> {
         match command {
             Command::Generate(request, reply, span) => {
                 let weights = self.generations.choose(request.weights, request.priority);
-                let checked = self
-                    .generations
-                    .resolve(weights)
-                    .and_then(|g| self.validator.generate(request, g));
-                match checked {
-                    Ok(request) => {
-                        let id = self.core.submit(request);
-                        self.callers.insert(id, (Caller::Generate(Stream::new(reply)), span));
-                    }
-                    Err(error) => drop(reply.send(Err(error))),
-                }
+                let generation = self.generations.resolve(weights);
+                let checked = generation.and_then(|g| self.validator.generate(request, g));
+                self.enqueue(checked, Caller::Generate(Stream::new(reply)), span);
             }
             Command::Score(request, reply, span) => {
                 let generation = self.generations.resolve(request.weights);
-                match generation.and_then(|g| self.validator.score(request, g)) {
-                    Ok(request) => {
-                        let id = self.core.submit(request);
-                        self.callers.insert(id, (Caller::Score(reply), span));
-                    }
-                    Err(error) => drop(reply.send(Err(error))),
-                }
+                let checked = generation.and_then(|g| self.validator.score(request, g));
+                self.enqueue(checked, Caller::Score(reply), span);
             }
             Command::Logprobs(request, reply, span) => {
                 let generation = self.generations.resolve(request.weights);
-                match generation.and_then(|g| self.validator.logprobs(request, g)) {
-                    Ok(request) => {
-                        let id = self.core.submit(request);
-                        self.callers.insert(id, (Caller::Logprobs(reply), span));
-                    }
-                    Err(error) => drop(reply.send(Err(error))),
-                }
+                let checked = generation.and_then(|g| self.validator.logprobs(request, g));
+                self.enqueue(checked, Caller::Logprobs(reply), span);
             }
             Command::LoadAdapter(generation, path, reply) => {
                 let loaded = self.generations.check_new(generation).and_then(|()| {
@@ -217,6 +199,22 @@ impl<B: Backend> Loop<B> {
                 drop(reply.send(set));
             }
             Command::Retire(generation, reply) => self.generations.retire(generation, reply),
+        }
+    }
+
+    /// Lets a request wait for room, or tells its caller what is wrong with it.
+    fn enqueue(
+        &mut self,
+        checked: Result<Request, EngineError>,
+        caller: Caller,
+        span: tracing::Span,
+    ) {
+        match checked {
+            Ok(request) => {
+                let id = self.core.submit(request);
+                self.callers.insert(id, (caller, span));
+            }
+            Err(error) => caller.fail(error),
         }
     }
 

@@ -51,11 +51,6 @@ impl Cells {
         self.sequences[id.0].len()
     }
 
-    /// Whether no sequence holds a cell.
-    pub fn is_empty(&self) -> bool {
-        self.used() == 0
-    }
-
     /// Cells that any sequence holds.
     pub fn used(&self) -> usize {
         self.limits.cells - self.free.len()

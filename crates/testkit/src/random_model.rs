@@ -27,8 +27,8 @@ const WINDOW: u64 = 8;
 #[derive(Debug)]
 pub struct Linear {
     pub name: String,
-    n_in: u64,
-    n_out: u64,
+    pub n_in: u64,
+    pub n_out: u64,
 }
 
 /// Writes a model and says which linear layers it has.
@@ -68,6 +68,19 @@ pub fn write_adapter(
         writer.tensor(&format!("{name}.lora_b"), &[rank, *n_out], b);
     }
     writer.write(path).unwrap();
+}
+
+/// A copy of a model file with the numbers that its quantized weights stand for.
+pub fn unquantized(from: &Path, to: &Path) {
+    let model = Gguf::open(from).unwrap();
+    let mut writer = Writer::default();
+    for (key, value) in model.entries() {
+        writer.metadata(key, value.clone());
+    }
+    for tensor in model.tensors() {
+        writer.tensor(&tensor.name, &tensor.shape, model.read_f32(tensor).unwrap());
+    }
+    writer.write(to).unwrap();
 }
 
 /// A copy of a model file with a metadata entry set or added.

@@ -10,7 +10,7 @@ use super::op::Op;
 use super::request::State;
 use super::step::{Builder, Step};
 use super::tree::Found;
-use super::{Core, Owner, count, max_tokens};
+use super::{Core, Owner, count};
 
 /// Cells that a sequence which writes an answer is admitted with, beyond its prompt.
 const GROWTH: usize = 32;
@@ -24,12 +24,6 @@ enum Built {
     /// So many more cells are needed before anything can be evaluated.
     NoRoom(usize),
     Nothing,
-}
-
-/// What became of a sequence that wanted to run.
-enum Admission {
-    Admitted,
-    NoRoom,
 }
 
 impl Core {
@@ -79,9 +73,8 @@ impl Core {
                     // What cannot be evaluated yet need not hold an id.
                     break;
                 }
-                match self.try_admit(at, sequence) {
-                    Admission::Admitted => {}
-                    Admission::NoRoom => return,
+                if !self.try_admit(at, sequence) {
+                    return;
                 }
             }
         }
@@ -97,8 +90,8 @@ impl Core {
     }
 
     /// Gives a sequence an id, and makes room for it: at the cost of the cache first, then of less
-    /// urgent sequences, which go on later.
-    fn try_admit(&mut self, at: usize, sequence: usize) -> Admission {
+    /// urgent sequences, which go on later. False: there is no room.
+    fn try_admit(&mut self, at: usize, sequence: usize) -> bool {
         let mut with_copies = true;
         loop {
             let request = &self.requests[at];
@@ -113,7 +106,7 @@ impl Core {
             let has_id = 0 < self.tree.free_ids();
             if needed <= self.tree.free() && has_id {
                 self.start(at, sequence, with_copies, found);
-                return Admission::Admitted;
+                return true;
             }
             let yields = self.newest_below(priority);
             // In vain nothing is dropped: somebody may come back for it.
@@ -124,7 +117,7 @@ impl Core {
                 continue;
             }
             if is_in_vain || !has_id && !self.may_free_id(priority) {
-                return Admission::NoRoom;
+                return false;
             }
             let has_evicted = if has_id {
                 self.tree.evict(found.source)
@@ -134,7 +127,7 @@ impl Core {
             if has_evicted {
                 continue;
             }
-            let Some(owner) = yields else { return Admission::NoRoom };
+            let Some(owner) = yields else { return false };
             self.give_way(owner);
         }
     }
@@ -157,9 +150,10 @@ impl Core {
 
     /// Cells for the next tokens of the answers that are being written.
     fn room_to_grow(&self) -> usize {
-        let running = self.owners.values().filter_map(|owner| {
-            let at = self.position(owner.request)?;
-            Some(self.requests[at].growth(owner.sequence).min(GROWTH))
+        let running = self.requests.iter().flat_map(|request| {
+            let sequences = request.sequences.iter().enumerate();
+            let running = sequences.filter(|(_, sequence)| sequence.id.is_some());
+            running.map(|(sequence, _)| request.growth(sequence).min(GROWTH))
         });
         running.sum()
     }
@@ -216,8 +210,8 @@ impl Core {
         else {
             return Built::Nothing;
         };
-        let in_class = self.requests.iter().filter(|r| r.priority == priority && 0 < r.n_running());
-        let generation = self.turn.next(in_class.map(|r| r.generation));
+        let ready = self.requests.iter().filter(|r| r.priority == priority && 0 < r.n_running());
+        let generation = self.turn.next(ready.map(|r| r.generation));
         let mut members = self.members(priority, generation);
         // What failed with others is tried alone.
         let suspect = members.iter().copied().find(|owner| {
@@ -323,9 +317,7 @@ impl Core {
         let mut drafts = Vec::new();
         for (id, owner) in writers {
             let Some(at) = self.position(owner.request) else { continue };
-            let max_tokens = max_tokens(&self.requests[at]);
-            let sequence = &mut self.requests[at].sequences[owner.sequence];
-            let draft = sequence.draft(most, max_tokens);
+            let draft = self.requests[at].draft(owner.sequence, most);
             if !draft.is_empty() {
                 drafts.push((id, draft));
             }

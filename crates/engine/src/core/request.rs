@@ -47,7 +47,7 @@ pub(super) struct Sequence {
     /// While it runs.
     pub(super) id: Option<SequenceId>,
     /// Tokens to keep when it is done, for whoever begins alike.
-    keep: usize,
+    pub(super) keep: usize,
     pub(super) state: State,
     /// A step with it failed, and it must get so far alone before it runs with others again.
     pub(super) suspect_until: Option<usize>,
@@ -157,6 +157,13 @@ impl Request {
             }
             _ => 0,
         }
+    }
+
+    /// Tokens that a sequence may say next, at most so many.
+    pub(super) fn draft(&mut self, sequence: usize, most: usize) -> Vec<Token> {
+        // The last token of an answer is not evaluated.
+        let most = most.min(self.growth(sequence));
+        self.sequences[sequence].draft(most)
     }
 
     /// Takes the logits after `token`, which was evaluated at `position` of a sequence. `None` where
@@ -282,23 +289,18 @@ impl Sequence {
         Wanted { tokens: &self.tokens, wants_from: self.wants_from(), with_copies }
     }
 
-    /// Tokens to keep in the cache when it is done.
-    pub(super) fn keep(&self) -> usize {
-        self.keep
-    }
-
     /// Whether it writes an answer and has begun to.
     pub(super) fn is_decoding(&self) -> bool {
         matches!(&self.state, State::Generate(it) if 0 < it.n_sampled)
     }
 
     /// Tokens that it may say next, at most so many.
-    pub(super) fn draft(&mut self, most: usize, max_tokens: usize) -> Vec<Token> {
+    fn draft(&mut self, most: usize) -> Vec<Token> {
         let State::Generate(it) = &mut self.state else { return Vec::new() };
         let n_sampled = it.n_sampled;
         let Some(draft) = it.draft.as_mut().filter(|_| 0 < n_sampled) else { return Vec::new() };
         let answer = self.tokens.len() - n_sampled;
-        draft.next(&self.tokens[answer..], most.min(max_tokens.saturating_sub(n_sampled + 1)))
+        draft.next(&self.tokens[answer..], most)
     }
 
     /// Notes how many drafted tokens were evaluated, and how many of them were right.

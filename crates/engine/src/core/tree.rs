@@ -180,15 +180,7 @@ impl Tree {
 
     /// Of these, the evaluated ones.
     pub(super) fn evaluated(&self, id: SequenceId) -> usize {
-        let mut node = self.holder(id).node;
-        let mut evaluated = self.node(node).start + self.node(node).evaluated;
-        while self.node(node).evaluated == 0
-            && let Some(parent) = self.node(node).parent
-        {
-            node = parent;
-            evaluated = self.node(node).start + self.node(node).evaluated;
-        }
-        evaluated
+        self.evaluated_to(self.holder(id).node)
     }
 
     /// What a running sequence waits for, in order.
@@ -403,9 +395,7 @@ impl Tree {
     pub(super) fn cache(&mut self, id: SequenceId, keep: usize, is_urgent: bool) {
         let n = self.evaluated(id).min(keep);
         self.truncate(id, n);
-        let at = self.holder(id).node;
-        let is_held = 1 < self.node(at).ends.len() || self.has_child_in_context(at);
-        if n == 0 || is_held || self.is_covered(id) {
+        if n == 0 || self.is_held(id) || self.is_covered(id) {
             self.release(id);
             return;
         }
@@ -645,6 +635,12 @@ impl Tree {
     fn is_alone_at_leaf(&self, id: SequenceId) -> bool {
         let node = self.node(self.holder(id).node);
         node.parent.is_some() && node.ends == [id] && node.children.is_empty()
+    }
+
+    /// Whether another id ends at or below the end of this one, and so holds its cells.
+    fn is_held(&self, id: SequenceId) -> bool {
+        let at = self.holder(id).node;
+        1 < self.node(at).ends.len() || self.has_child_in_context(at)
     }
 
     fn has_child_in_context(&self, id: NodeId) -> bool {

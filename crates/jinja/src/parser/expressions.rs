@@ -62,25 +62,27 @@ impl Parser {
     }
 
     fn or(&mut self) -> Result<Node, TemplateError> {
-        let mut left = self.and()?;
-        while self.is_name("or") {
-            let line = self.line();
-            self.at += 1;
-            let right = self.and()?;
-            let depth = left.depth.max(right.depth);
-            left = self.above(Expression::Or(left.into(), right.into()), line, depth)?;
-        }
-        Ok(left)
+        self.joined("or", Self::and, Expression::Or)
     }
 
     fn and(&mut self) -> Result<Node, TemplateError> {
-        let mut left = self.not()?;
-        while self.is_name("and") {
+        self.joined("and", Self::not, Expression::And)
+    }
+
+    /// Operands with a word between each two.
+    fn joined(
+        &mut self,
+        word: &str,
+        operand: fn(&mut Self) -> Result<Node, TemplateError>,
+        join: fn(Box<Node>, Box<Node>) -> Expression,
+    ) -> Result<Node, TemplateError> {
+        let mut left = operand(self)?;
+        while self.is_name(word) {
             let line = self.line();
             self.at += 1;
-            let right = self.not()?;
+            let right = operand(self)?;
             let depth = left.depth.max(right.depth);
-            left = self.above(Expression::And(left.into(), right.into()), line, depth)?;
+            left = self.above(join(left.into(), right.into()), line, depth)?;
         }
         Ok(left)
     }

@@ -53,23 +53,27 @@ impl Tree {
         }
     }
 
-    /// Takes the end of the cached sequence that is worth least out of the context; `keep` comes
-    /// last of all. False when there is none.
+    /// Takes the end of the cached sequence that is worth least out of the context. False when there
+    /// is none.
     pub(in super::super) fn evict(&mut self, keep: Option<SequenceId>) -> bool {
-        let least = self.cached().map(|(id, value)| (keep == Some(id), value, id)).min();
-        let Some((_, _, id)) = least else { return false };
+        let Some(id) = self.least(keep) else { return false };
         self.evict_end(id);
         true
     }
 
     /// Takes a whole cached sequence out, so that its id is free. False when there is none.
     pub(in super::super) fn evict_id(&mut self, keep: Option<SequenceId>) -> bool {
-        let least = self.cached().map(|(id, value)| (keep == Some(id), value, id)).min();
-        let Some((_, _, id)) = least else { return false };
+        let Some(id) = self.least(keep) else { return false };
         while self.ids[id.0].is_some() {
             self.evict_end(id);
         }
         true
+    }
+
+    /// The cached sequence that is worth least; `keep` comes last of all.
+    fn least(&self, keep: Option<SequenceId>) -> Option<SequenceId> {
+        let least = self.cached().min_by_key(|&(id, value)| (keep == Some(id), value, id));
+        least.map(|(id, _)| id)
     }
 
     fn evict_end(&mut self, id: SequenceId) {
@@ -101,16 +105,8 @@ impl Tree {
 
     /// A cached id that was cut is kept where nobody else holds its cells.
     fn settle_cached(&mut self, id: SequenceId) {
-        let at = self.holder(id).node;
-        let is_held = 1 < self.node(at).ends.len() || self.has_child_in_context(at);
-        if self.node(at).parent.is_none() || is_held {
-            let evaluated = self.evaluated(id);
-            if 0 < evaluated {
-                self.ops.push(Op::Truncate { id, n: 0 });
-            }
-            self.remove_end(id);
-            self.ids[id.0] = None;
-            self.tidy(at);
+        if self.len(id) == 0 || self.is_held(id) {
+            self.release(id);
         }
     }
 

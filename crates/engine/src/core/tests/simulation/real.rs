@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use files::gguf::{Gguf, Value, Writer};
+use files::gguf::Gguf;
 use inference::backend::{Backend, Entry, Limits, SequenceId};
 use inference::{
     EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, Sampling, Token,
     Vocabulary,
 };
 use testkit::cells::Cells;
+use testkit::random_model::{Linear, unquantized, write_adapter};
 
 use crate::core::{Core, Event, RequestId, Validator, execute};
 use crate::llama::Llama;
@@ -23,21 +24,6 @@ use crate::{GenerateRequest, LogprobRequest, Priority, Weights};
 /// Steps in which new requests come.
 const STEPS: u32 = 11_000;
 const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../agents/nano/model.gguf");
-
-/// nano with the weights that its quantized ones stand for. Products with quantized weights round
-/// the activations too, and then a last bit that differs becomes 1 % of a block's largest number:
-/// 0.06 in a log-prob.
-fn write_unquantized(path: &Path) {
-    let nano = Gguf::open(Path::new(NANO)).unwrap();
-    let mut writer = Writer::default();
-    for (key, value) in nano.entries() {
-        writer.metadata(key, value.clone());
-    }
-    for tensor in nano.tensors() {
-        writer.tensor(&tensor.name, &tensor.shape, nano.read_f32(tensor).unwrap());
-    }
-    writer.write(path).unwrap();
-}
 
 fn config(
     model: &Path,
@@ -223,27 +209,16 @@ impl Backend for Disturbed {
     }
 }
 
-/// An adapter of random numbers for a model's queries and values.
-fn write_adapter(path: &Path, seed: u64) {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let base = Gguf::open(Path::new(NANO)).unwrap();
-    let mut writer = Writer::default();
-    let text = |text: &str| Value::String(text.to_owned());
-    writer.metadata("general.type", text("adapter"));
-    writer.metadata("general.architecture", text("llama"));
-    writer.metadata("adapter.type", text("lora"));
-    writer.metadata("adapter.lora.alpha", Value::Float(4.0));
-    for tensor in base.tensors() {
-        let name = &tensor.name;
-        if !name.ends_with("attn_q.weight") && !name.ends_with("attn_v.weight") {
-            continue;
-        }
-        let [n_in, n_out] = tensor.shape[..] else { panic!("{name} is a matrix") };
-        let mut noise = |n: u64| (0..n).map(|_| random.f32() * 0.2 - 0.1).collect();
-        writer.tensor(&format!("{name}.lora_a"), &[n_in, 4], noise(n_in * 4));
-        writer.tensor(&format!("{name}.lora_b"), &[4, n_out], noise(4 * n_out));
+/// Adapters of random numbers, for the queries and for the values of nano.
+fn write_adapters(folder: &Path) {
+    let nano = Gguf::open(Path::new(NANO)).unwrap();
+    for (generation, kind) in [(1, "attn_q.weight"), (2, "attn_v.weight")] {
+        let tensors = nano.tensors().iter().filter(|tensor| tensor.name.ends_with(kind));
+        let linears: Vec<Linear> = tensors
+            .map(|it| Linear { name: it.name.clone(), n_in: it.shape[0], n_out: it.shape[1] })
+            .collect();
+        write_adapter("llama", "", &linears, 4, &folder.join(format!("{generation}.gguf")));
     }
-    writer.write(path).unwrap();
 }
 
 /// What was asked, and the tokens and log-probs that were told.
@@ -257,14 +232,14 @@ struct Told {
 fn run(kv_cache: KvCache, flash_attention: FlashAttention, tolerance: f32) {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("nano.gguf");
-    write_unquantized(&model);
+    // Products with quantized weights round the activations too, and then a last bit that differs
+    // becomes 1 % of a block's largest number: 0.06 in a log-prob.
+    unquantized(Path::new(NANO), &model);
+    write_adapters(folder.path());
     let load = |cells| {
         let mut llama = Llama::load(&config(&model, cells, kv_cache, flash_attention)).unwrap();
         for generation in 1..=2 {
             let path = folder.path().join(format!("{generation}.gguf"));
-            if !path.is_file() {
-                write_adapter(&path, u64::from(generation));
-            }
             llama.load(Generation(generation), &path).unwrap();
         }
         llama
