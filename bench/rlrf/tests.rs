@@ -131,6 +131,7 @@ fn what_is_sampled_often_and_what_scores_best_are_told_apart() {
         sampling: Sampling::default(),
         finish: FinishReason::Stop,
         critique: None,
+        critic: None,
         assessments: vec![Assessment {
             aspect: "arithmetic".into(),
             rubric_version: "1".into(),
@@ -139,6 +140,7 @@ fn what_is_sampled_often_and_what_scores_best_are_told_apart() {
             mass: 1.0,
             weight: 1.0,
             passes: 0.7 <= value,
+            reason: None,
         }],
     };
     let exchange = Exchange {

@@ -178,7 +178,7 @@ impl From<ReflectError> for ApiError {
                 Self::invalid("reflectd.verifier", with_causes(&error))
             }
             // A chat goes on when its judge fails; this is for requests that only judge.
-            ReflectError::Judge(_) | ReflectError::NoModel(_) => {
+            ReflectError::Judge(_) | ReflectError::Command(_) | ReflectError::NoModel(_) => {
                 Self::EngineFailed(error.to_string())
             }
         }

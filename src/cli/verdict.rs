@@ -77,6 +77,7 @@ mod tests {
             mass: 1.0,
             weight: 1.0,
             passes: 0.5 < p_best,
+            reason: None,
         }
     }
 

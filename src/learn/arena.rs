@@ -289,7 +289,7 @@ fn answered(answer: &Answer, said: &[Assessment]) -> Answered {
         // An answer too long to be judged has no assessments: the worst that it can get.
         scalar: if said.is_empty() { -1.0 } else { reflect::scalar(said) },
         passes: reflect::passes(said),
-        verified: verified.map(|assessment| 0.5 < assessment.levels[2]),
+        verified: verified.map(|assessment| assessment.passes),
         tokens: answer.tokens.get(answer.from..).unwrap_or_default().to_vec(),
     }
 }

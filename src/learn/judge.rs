@@ -38,6 +38,8 @@ pub(super) async fn run(
         |agent: &&Arc<Agent>| errand.agent.as_ref().is_none_or(|wanted| *wanted == agent.name);
     let agents: Vec<_> = config.agents.values().filter(is_meant).cloned().collect();
     let task = errand.task;
+    // Verifiers and references are not measured; where they decide alone there is no judge.
+    let judged = agents.iter().filter(|agent| !agent.aspects.is_empty());
     let show = |done, total| {
         stage.send_replace(Stage::Judging { task, done, total });
     };
@@ -45,14 +47,14 @@ pub(super) async fn run(
     match task {
         JudgeTask::Calibrate => {
             let mut reports = Vec::new();
-            for agent in &agents {
+            for agent in judged {
                 reports.push(meter(parts, &config, agent).measure(true, &show).await?);
             }
             Ok(Ended::Calibrated { reports })
         }
         JudgeTask::Attack => {
             let mut reports = Vec::new();
-            for agent in &agents {
+            for agent in judged {
                 let meter = meter(parts, &config, agent);
                 reports.push(trust::resist(&meter, &errand.attacks, errand.limit, &show).await?);
             }
@@ -130,7 +132,8 @@ pub(super) async fn standings(
         stage.send_replace(Stage::Judging { task: JudgeTask::Calibrate, done, total });
     };
     let mut standings = BTreeMap::new();
-    for agent in config.agents.values().filter(|agent| agent.learn) {
+    let has_judge = |agent: &&Arc<Agent>| agent.learn && !agent.aspects.is_empty();
+    for agent in config.agents.values().filter(has_judge) {
         let report = trust::newest(&parts.store, &parts.reflector, agent).await?;
         let mut standing = trust::standing(&agent.name, report.as_ref(), &config.trust);
         if !matches!(standing, Standing::Trusted { .. }) {

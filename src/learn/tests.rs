@@ -210,6 +210,7 @@ fn answer(prompt: &str, text: &str, passes: bool) -> NewCandidate {
         sampling: Sampling { seed: Some(1), ..Sampling::default() },
         finish: FinishReason::Stop,
         critique: None,
+        critic: None,
         assessments: vec![Assessment {
             aspect: "right".into(),
             rubric_version: "v1".into(),
@@ -218,6 +219,7 @@ fn answer(prompt: &str, text: &str, passes: bool) -> NewCandidate {
             mass: 1.0,
             weight: 1.0,
             passes,
+            reason: None,
         }],
     }
 }
@@ -377,6 +379,7 @@ fn agent(root: &std::path::Path) -> Agent {
                 description: "Is it right?".into(),
                 levels: ["no", "partly", "yes"].map(str::to_owned),
                 version: "v1".into(),
+                correctness: false,
             }),
             weight: 1.0,
             pass: Pass::Fixed(0.5),

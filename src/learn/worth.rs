@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::reflect::{passes, scalar};
-use config::{REWARD, VERIFIER};
+use config::{BY_REFERENCE, REWARD, VERIFIER};
 use store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
 
 /// An answer that somebody has judged.
@@ -56,10 +56,17 @@ pub(super) fn answers(exchange: &Exchange) -> Vec<Answer<'_>> {
 }
 
 /// What counts in a candidate's scalar is judged by these: a reward model's number too, which has no
-/// weight.
+/// weight. Where a reference has spoken in a judge's place it counts as the judge.
 fn standards(candidate: &Candidate) -> BTreeSet<Standard> {
     let counts = |said: &&Assessment| said.weight > 0.0 || said.aspect == REWARD;
-    candidate.assessments.iter().filter(counts).map(Assessment::standard).collect()
+    let standard = |said: &Assessment| {
+        let mut standard = said.standard();
+        if let Some(judge) = standard.judge.strip_suffix(BY_REFERENCE) {
+            standard.judge = judge.to_owned();
+        }
+        standard
+    };
+    candidate.assessments.iter().filter(counts).map(standard).collect()
 }
 
 fn edits(exchange: &Exchange) -> impl Iterator<Item = &Candidate> {
@@ -144,6 +151,7 @@ fn corrected(assessments: &[Assessment], ratings: &BTreeMap<&str, i8>) -> Vec<As
                 mass: 1.0,
                 weight: 1.0,
                 passes,
+                reason: None,
             }),
         }
     }

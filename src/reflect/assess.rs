@@ -1,9 +1,9 @@
 //! Scores to a choice of aspects and to assessments, assessments to one number and one verdict, and
-//! the question as the judge sees it. Pure; `judge` asks for the scores. Used by the whole of
+//! the question as the judge sees it. Pure but for the programs that a verifier may ask; `judge` asks
+//! for the scores. Used by the whole of
 //! `reflect`, and by `learn` and `api` for [`scalar`] and [`passes`].
 
 use std::fmt::Write as _;
-use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
@@ -12,7 +12,8 @@ use engine::LabelScores;
 use prompt::{AspectView, Message, Role};
 use store::{Assessment, ChosenAspects, JudgeThreshold, Relevance, Standard};
 
-use super::verify::{self, Check, VerifierError};
+use super::verify::command::{CommandError, Programs, Question};
+use super::verify::{self, Check, Finding, VerifierError};
 
 /// What a judge has said of one aspect: the probabilities of its levels, and who said them.
 #[derive(Clone, Debug)]
@@ -104,7 +105,8 @@ pub(super) fn read_scores(
             let passes = bar(rated.pass, &standard, calibrated) <= f64::from(levels[2]);
             let Standard { aspect, rubric_version, .. } = standard;
             let (judge, mass, weight) = (scored.judge.clone(), scored.scores.mass, rated.weight);
-            Assessment { aspect, rubric_version, judge, levels, mass, weight, passes }
+            let reason = None;
+            Assessment { aspect, rubric_version, judge, levels, mass, weight, passes, reason }
         })
         .collect()
 }
@@ -167,47 +169,114 @@ pub(super) fn reward(config: &RewardConfig, judge: &str, reward: f64) -> Assessm
         mass: 1.0,
         weight: 0.0,
         passes: levels[0] <= levels[2],
+        reason: None,
     }
 }
 
-/// A compiled verifier with what its assessments say of it.
+/// A verifier of this agent's answers with what its assessments say of it.
 #[derive(Debug)]
 pub(super) struct Verification {
-    check: Check,
+    by: By,
     judge: String,
     version: String,
     weight: f64,
 }
 
+/// What an answer is checked by.
+#[derive(Debug)]
+enum By {
+    Check(Check),
+    /// It must equal this, because nothing else decides.
+    Reference(String),
+}
+
 impl Verification {
-    /// Compiles the prompt's verifier, or the agent's when the prompt has none.
+    /// Compiles the prompt's verifier, or the agent's when the prompt has none. Without either, and
+    /// without an aspect that could be judged, the reference decides.
     pub(super) fn new(
         agent: &Agent,
         verifier: Option<&Verifier>,
+        reference: Option<&str>,
     ) -> Result<Option<Self>, VerifierError> {
-        let Some(verifier) = verifier.or(agent.verifier.as_ref()) else { return Ok(None) };
-        let text = serde_json::to_vec(verifier).expect("a verifier is plain data");
-        let hash = files::hex(&Sha256::digest(&text));
+        let (by, kind, text) = match (verifier.or(agent.verifier.as_ref()), reference) {
+            (Some(verifier), _) => {
+                let text = serde_json::to_string(verifier).expect("a verifier is plain data");
+                (By::Check(Check::new(verifier)?), verifier.kind(), text)
+            }
+            (None, Some(reference)) if agent.aspects.is_empty() => {
+                (By::Reference(reference.to_owned()), "reference", reference.to_owned())
+            }
+            (None, _) => return Ok(None),
+        };
         Ok(Some(Self {
-            check: Check::new(verifier)?,
-            judge: format!("{VERIFIER}:{}", verify::kind(verifier)),
-            version: twelve(&hash),
+            by,
+            judge: format!("{VERIFIER}:{kind}"),
+            version: twelve(&files::hex(&Sha256::digest(&text))),
             weight: agent.reflection.verifier_weight,
         }))
     }
 
-    /// One more aspect, whose level is certain.
-    pub(super) fn assess(&self, answer: &str) -> Assessment {
-        let holds = self.check.holds(answer);
+    /// One more aspect, and one of weight 0 for each part of an `all`.
+    pub(super) async fn assess(
+        &self,
+        programs: &Programs,
+        question: Question<'_>,
+    ) -> Result<Vec<Assessment>, CommandError> {
+        let finding = match &self.by {
+            By::Check(check) => {
+                let mut said = Vec::new();
+                for command in check.commands() {
+                    said.push(programs.ask(command, question).await?);
+                }
+                check.check(question.answer, &said)
+            }
+            By::Reference(reference) => verify::against_reference(reference, question.answer),
+        };
+        let parts = finding.parts.iter().map(|part| Assessment {
+            judge: format!("{VERIFIER}:{}", part.kind),
+            weight: 0.0,
+            ..self.assessment(format!("{VERIFIER}.{}", part.name), &part.finding)
+        });
+        let whole = self.assessment(VERIFIER.to_owned(), &finding);
+        Ok(std::iter::once(whole).chain(parts).collect())
+    }
+
+    fn assessment(&self, aspect: String, finding: &Finding) -> Assessment {
+        #[expect(clippy::cast_possible_truncation, reason = "a score needs no more than an f32")]
+        let score = finding.score as f32;
         Assessment {
-            aspect: VERIFIER.to_owned(),
+            aspect,
             rubric_version: self.version.clone(),
             judge: self.judge.clone(),
-            levels: if holds { [0.0, 0.0, 1.0] } else { [1.0, 0.0, 0.0] },
+            levels: [1.0 - score, 0.0, score],
             mass: 1.0,
             weight: self.weight,
-            passes: holds,
+            passes: finding.passes,
+            reason: finding.reason.clone(),
         }
+    }
+}
+
+/// Why a verifier that counts refuses an answer.
+pub(super) fn refusal(assessments: &[Assessment]) -> Option<&str> {
+    let refuses = |it: &&Assessment| it.aspect == VERIFIER && 0.0 < it.weight && !it.passes;
+    let refused = assessments.iter().find(refuses)?;
+    Some(refused.reason.as_deref().unwrap_or("does not pass the check"))
+}
+
+/// What a reference that equals the answer says of an aspect that asks whether it is right. The name
+/// after the judge's is told apart from its own word.
+pub(super) fn by_reference(agent: &Agent, rated: &AgentAspect, judge: &str) -> Assessment {
+    let Standard { aspect, rubric_version, .. } = standard(agent, rated, judge);
+    Assessment {
+        aspect,
+        rubric_version,
+        judge: format!("{judge}{}", config::BY_REFERENCE),
+        levels: [0.0, 0.0, 1.0],
+        mass: 1.0,
+        weight: rated.weight,
+        passes: true,
+        reason: None,
     }
 }
 
@@ -216,18 +285,10 @@ pub(super) fn shortfalls<'a>(
     aspects: &'a [AgentAspect],
     assessments: &[Assessment],
 ) -> Vec<AspectView<'a>> {
-    static LEVELS: LazyLock<[String; 3]> =
-        LazyLock::new(|| ["It does not.", "It cannot be told.", "It does."].map(str::to_owned));
     let falls_short = |name: &str| {
         assessments.iter().any(|rated| rated.aspect == name && 0.0 < rated.weight && !rated.passes)
     };
-    let aspects = aspects.iter().map(view).filter(|aspect| falls_short(aspect.name));
-    let verifier = falls_short(VERIFIER).then_some(AspectView {
-        name: VERIFIER,
-        description: "Does the answer pass the automatic check of its result?",
-        levels: &LEVELS,
-    });
-    aspects.chain(verifier).collect()
+    aspects.iter().map(view).filter(|aspect| falls_short(aspect.name)).collect()
 }
 
 /// What the templates may show of an aspect.
@@ -254,6 +315,7 @@ mod tests {
             mass: 1.0,
             weight,
             passes,
+            reason: None,
         }
     }
 
@@ -319,6 +381,7 @@ mod tests {
                 description: String::new(),
                 levels: ["", "", ""].map(String::from),
                 version: "1".into(),
+                correctness: false,
             }),
             weight: 1.0,
             pass: Pass::Fixed(0.5),

@@ -7,7 +7,7 @@ use engine::{
     Engine, EngineError, FinishReason, GenerateRequest, Generation, Piece, Sampling, Token,
     TokenPiece,
 };
-use store::{Assessment, Author, NewCandidate, Parent};
+use store::{Assessment, Author, Critic, NewCandidate, Parent};
 
 /// A generation under way. Dropping it cancels what is not complete.
 #[derive(Debug)]
@@ -29,6 +29,13 @@ pub(super) struct Batch {
 struct Partial {
     pieces: Vec<TokenPiece>,
     end: Option<(String, FinishReason)>,
+}
+
+/// What a refinement is to do better.
+#[derive(Clone, Debug)]
+pub(super) struct Critique {
+    pub(super) text: String,
+    pub(super) by: Critic,
 }
 
 /// A complete answer.
@@ -133,7 +140,7 @@ impl Sample {
     /// As the store wants it.
     pub(super) fn to_candidate(
         &self,
-        revises: Option<(Parent, String)>,
+        revises: Option<(Parent, Critique)>,
         assessments: Vec<Assessment>,
     ) -> NewCandidate {
         let (parent, critique) = revises.unzip();
@@ -146,7 +153,8 @@ impl Sample {
             logprobs: self.logprobs(),
             sampling: self.sampling,
             finish: self.finish,
-            critique,
+            critic: critique.as_ref().map(|critique| critique.by),
+            critique: critique.map(|critique| critique.text),
             assessments,
         }
     }

@@ -6,7 +6,8 @@ use engine::{FinishReason, LogprobRequest, Priority, Sampling, TextPart, Token, 
 use store::{Author, CandidateId, Exchange, NewCandidate, Parent};
 
 use super::assess::Verification;
-use super::{ReflectError, Reflector};
+use super::verify::command::Question;
+use super::{ReflectError, Reflector, question};
 
 impl Reflector {
     /// What the owner has made of a stored answer. It ends with the model's end of turn, like an
@@ -30,7 +31,16 @@ impl Reflector {
             priority: Priority::Chat,
         };
         let logprobs = self.engine.logprobs(request).await?.pop().unwrap_or_default();
-        let verification = Verification::new(agent, exchange.verifier.as_ref())?;
+        let reference = exchange.reference.as_deref();
+        let verification = Verification::new(agent, exchange.verifier.as_ref(), reference)?;
+        let assessments = match verification {
+            None => Vec::new(),
+            Some(verification) => {
+                let prompt = &question(&exchange.messages);
+                let asked = Question { prompt, answer: text, reference };
+                verification.assess(&self.programs, asked).await?
+            }
+        };
         Ok(NewCandidate {
             author: Author::Owner,
             parent: Some(Parent::Stored(original)),
@@ -41,7 +51,8 @@ impl Reflector {
             sampling: Sampling::default(),
             finish: FinishReason::Stop,
             critique: None,
-            assessments: verification.iter().map(|check| check.assess(text)).collect(),
+            critic: None,
+            assessments,
         })
     }
 

@@ -5,9 +5,10 @@
 
 use config::{Agent, Promising};
 use engine::{Priority, Sampling, Weights};
-use store::{Author, Exchange, ExchangeId, Filled};
+use store::{Author, Critic, Exchange, ExchangeId, Filled};
 
 use super::assess::{Verification, passes};
+use super::batch::Critique;
 use super::budget::Stop;
 use super::choose::promising;
 use super::judge::Judge;
@@ -34,9 +35,10 @@ pub(super) async fn fill(
     told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
     let exchange = reflector.store.exchange(id).await?;
-    let verification = Verification::new(agent, exchange.verifier.as_ref())?;
+    let reference = exchange.reference.as_deref();
+    let verification = Verification::new(agent, exchange.verifier.as_ref(), reference)?;
     let judge = Judge::new(reflector, agent, &exchange.messages, goal.priority)?
-        .with(exchange.reference.as_deref(), verification)
+        .with(reference, verification)
         .with_aspects(&aspects_so_far(&exchange));
     let policy = Policy {
         weights: Weights::Active,
@@ -65,7 +67,9 @@ pub(super) async fn fill(
         let news = store(&mut session, id, explored.generated_tokens).await?;
         explored.add(news);
         told(news);
-        if let Err(Halt::Failed(error @ ReflectError::Judge(_))) = judged {
+        if let Err(Halt::Failed(error @ (ReflectError::Judge(_) | ReflectError::Command(_)))) =
+            judged
+        {
             // Drafts need no judge: they are kept and judged another time.
             let missing = goal.aim.drafts.saturating_sub(filled(&session, id).drafts);
             if 0 < missing {
@@ -108,7 +112,7 @@ async fn refine(session: &mut Session<'_>, n: u32) -> Result<(), Halt> {
     let which = session.agent.reflection.promising;
     let parent = promising(&session.judged(), which).ok_or(Halt::Stop(Stop::NoGain))?;
     let known = session.entries.iter().find_map(|entry| match &entry.revises {
-        Some((index, critique)) if *index == parent && !critique.is_empty() => Some(critique),
+        Some((index, critique)) if *index == parent && !critique.text.is_empty() => Some(critique),
         _ => None,
     });
     let critique = match known {
@@ -201,10 +205,10 @@ fn entries(exchange: &Exchange) -> Vec<Entry> {
                 is_judged: !candidate.assessments.is_empty(),
             },
             generation: candidate.generation,
-            revises: candidate
-                .parent
-                .and_then(place)
-                .map(|parent| (parent, candidate.critique.clone().unwrap_or_default())),
+            revises: candidate.parent.and_then(place).map(|parent| {
+                let text = candidate.critique.clone().unwrap_or_default();
+                (parent, Critique { text, by: candidate.critic.unwrap_or(Critic::Judge) })
+            }),
             text: candidate.text.clone(),
             tokens: candidate.tokens.clone(),
             assessments: candidate.assessments.clone(),

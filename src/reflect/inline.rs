@@ -27,9 +27,10 @@ pub(super) async fn run(
 ) -> Result<Outcome, ReflectError> {
     let began = Instant::now();
     let agent = &*task.agent;
-    let verification = Verification::new(agent, prepared.verifier.as_ref())?;
+    let reference = task.reference.as_deref();
+    let verification = Verification::new(agent, prepared.verifier.as_ref(), reference)?;
     let judge = Judge::new(reflector, agent, &prepared.messages, Priority::Inline)?
-        .with(task.reference.as_deref(), verification);
+        .with(reference, verification);
     let policy = Policy {
         weights: Weights::Active,
         priority: Priority::Inline,
@@ -51,7 +52,7 @@ pub(super) async fn run(
     let stop = match inline.reflect(task, &prepared).await {
         Ok(stop) | Err(Halt::Stop(stop)) => stop,
         // It costs the reflection, not the answer: the drafts are there before anybody is asked.
-        Err(Halt::Failed(ReflectError::Judge(error))) => {
+        Err(Halt::Failed(error @ (ReflectError::Judge(_) | ReflectError::Command(_)))) => {
             tracing::warn!(%error, "An answer is served as far as it was judged.");
             Stop::NoJudge
         }
@@ -116,7 +117,7 @@ impl Inline<'_> {
                 (Next::Refine(n), Some(parent)) => (n, parent),
             };
             let critique = self.session.critique(parent).await?;
-            let said = format!("Critique of answer {}: {critique}\n", parent + 1);
+            let said = format!("Critique of answer {}: {}\n", parent + 1, critique.text);
             self.tell(Progress::Reasoning(said)).await?;
             self.session.refine(parent, &critique, n, Some(seed)).await?;
             seed = seed.wrapping_add(u64::from(n));
@@ -199,8 +200,12 @@ fn scores(entries: &[Entry], first: usize) -> String {
             continue;
         }
         for rated in &entry.assessments {
-            write!(lines, "{} {:+.2}, ", rated.aspect, rated.value())
+            write!(lines, "{} {:+.2}", rated.aspect, rated.value())
                 .expect("writing to a string succeeds");
+            if let Some(reason) = &rated.reason {
+                write!(lines, " ({reason})").expect("writing to a string succeeds");
+            }
+            lines.push_str(", ");
         }
         let verdict = if passes(&entry.assessments) { "passes" } else { "falls short" };
         writeln!(lines, "in all {:+.2}, {verdict}", scalar(&entry.assessments))

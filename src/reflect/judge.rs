@@ -17,8 +17,11 @@ use store::{Assessment, ChosenAspects, JudgeThreshold, Standard};
 use self::endpoint::Asking;
 use self::model::ModelJudge;
 use super::assess::{
-    Scored, Verification, bar, choose, read_scores, reward, shortfalls, standard, view, worst,
+    Scored, Verification, bar, by_reference, choose, read_scores, reward, shortfalls, standard,
+    view, worst,
 };
+use super::verify::command::Question;
+use super::verify::equals_reference;
 use super::{ReflectError, Reflector, question};
 
 /// The judge of one prompt's answers.
@@ -45,6 +48,7 @@ pub(super) struct Judge<'a> {
 /// Who is asked.
 #[derive(Debug)]
 enum Source<'a> {
+    Nobody,
     Model(ModelJudge<'a>),
     Endpoint(Asking<'a>),
 }
@@ -123,6 +127,7 @@ impl<'a> Judge<'a> {
         let asked = asked.collect::<Result<Vec<_>, _>>()?;
         let scored = self.score(vec![asked]).await?.pop().flatten();
         let scored = scored.ok_or_else(|| match &self.source {
+            Source::Nobody => ReflectError::NoModel("judge"),
             Source::Model(model) => model.too_long().into(),
             Source::Endpoint(endpoint) => ReflectError::from(endpoint.no_level(prompts.labels())),
         })?;
@@ -138,24 +143,35 @@ impl<'a> Judge<'a> {
 
     /// Judges answers, all aspects of all answers in one request. An answer that cannot be judged,
     /// because it is too long or gets no level, has no assessments: the verifier's word alone would
-    /// count as the word of all.
+    /// count as the word of all. Where an answer equals the reference, nobody is asked whether it is
+    /// right.
     pub(super) async fn assess(
         &self,
         answers: &[&str],
     ) -> Result<Vec<Vec<Assessment>>, ReflectError> {
-        let asked = answers.iter().map(|answer| self.readings(answer));
+        let open: Vec<_> = answers.iter().map(|answer| self.open(answer)).collect();
+        let asked = answers.iter().zip(&open).map(|(answer, open)| self.readings(answer, open));
         let scored = self.score(asked.collect::<Result<_, _>>()?).await?;
         let (name, bars) = (self.name(), self.reflector.bars(self.agent).await?);
         let mut assessments = Vec::with_capacity(answers.len());
-        for (answer, scored) in answers.iter().zip(scored) {
+        for ((answer, open), scored) in answers.iter().zip(open).zip(scored) {
             let Some(scored) = scored else {
                 tracing::warn!("An answer is too long for the judge, or gets no level from it.");
                 assessments.push(Vec::new());
                 continue;
             };
-            let scored = worst(self.aspects.len(), &scored);
-            let mut own = read_scores(self.agent, &self.aspects, &name, &bars, &scored);
-            own.extend(self.verification.as_ref().map(|check| check.assess(answer)));
+            let scored = worst(open.len(), &scored);
+            let mut judged = read_scores(self.agent, &open, &name, &bars, &scored).into_iter();
+            let of_aspect = |rated: &AgentAspect| {
+                let is_open = open.iter().any(|it| it.aspect.name == rated.aspect.name);
+                if is_open { judged.next() } else { Some(by_reference(self.agent, rated, &name)) }
+            };
+            let mut own: Vec<Assessment> = self.aspects.iter().filter_map(of_aspect).collect();
+            if let Some(verification) = &self.verification {
+                let question =
+                    Question { prompt: &self.question, answer, reference: self.reference };
+                own.extend(verification.assess(&self.reflector.programs, question).await?);
+            }
             assessments.push(own);
         }
         self.reward(answers, &mut assessments).await?;
@@ -174,7 +190,8 @@ impl<'a> Judge<'a> {
         let mut sequences = Vec::new();
         let mut slots = Vec::new();
         for (answer, slot) in answers.iter().zip(assessments) {
-            if slot.is_empty() {
+            // The judge has no word on it, and the reward model's alone would count as the word of all.
+            if slot.is_empty() && !self.aspects.is_empty() {
                 continue;
             }
             let tokens = model.tokens(&self.turns, answer)?;
@@ -191,7 +208,10 @@ impl<'a> Judge<'a> {
         }
         let rewards = model.score(sequences, self.priority).await?;
         for (slot, value) in slots.into_iter().zip(rewards) {
-            slot.push(reward(config, &model.name(), value));
+            let decides = slot.iter().all(|other| other.weight <= 0.0);
+            let reward = reward(config, &model.name(), value);
+            // Nothing else could pass the answer or refuse it.
+            slot.push(Assessment { weight: if decides { 1.0 } else { reward.weight }, ..reward });
         }
         Ok(())
     }
@@ -213,31 +233,41 @@ impl<'a> Judge<'a> {
         }
         let prompts = &self.agent.prompts;
         let messages = prompts.critique(&self.question, answer, self.reference, &aspects)?;
-        Ok(Some(match &self.source {
+        Ok(match &self.source {
+            Source::Nobody => None,
             Source::Model(model) => {
                 let request = model.writing(&messages, max_tokens, self.priority)?;
-                Critic::Model(model.engine(), request)
+                Some(Critic::Model(model.engine(), request))
             }
-            Source::Endpoint(endpoint) => Critic::Endpoint(endpoint, messages, max_tokens),
-        }))
+            Source::Endpoint(endpoint) => Some(Critic::Endpoint(endpoint, messages, max_tokens)),
+        })
+    }
+
+    /// The aspects that the judge has to be asked about: those that ask whether the answer is right
+    /// are settled where it equals the reference.
+    fn open(&self, answer: &str) -> Vec<AgentAspect> {
+        let is_equal = || self.reference.is_some_and(|wanted| equals_reference(wanted, answer));
+        let mut open = self.aspects.clone();
+        if open.iter().any(|rated| rated.aspect.correctness) && is_equal() {
+            open.retain(|rated| !rated.aspect.correctness);
+        }
+        open
     }
 
     /// One conversation an aspect, for each reading of the answer.
-    fn readings(&self, answer: &str) -> Result<Vec<Vec<Message>>, PromptError> {
+    fn readings(
+        &self,
+        answer: &str,
+        aspects: &[AgentAspect],
+    ) -> Result<Vec<Vec<Message>>, PromptError> {
+        let prompts = &self.agent.prompts;
         let mut all = Vec::new();
-        for reading in self.agent.prompts.readings(answer) {
-            all.extend(self.prompts(&reading)?);
+        for reading in prompts.readings(answer) {
+            for rated in aspects {
+                all.push(prompts.assess(&self.question, &reading, self.reference, &view(rated))?);
+            }
         }
         Ok(all)
-    }
-
-    /// One conversation an aspect.
-    fn prompts(&self, answer: &str) -> Result<Vec<Vec<Message>>, PromptError> {
-        let prompts = &self.agent.prompts;
-        self.aspects
-            .iter()
-            .map(|rated| prompts.assess(&self.question, answer, self.reference, &view(rated)))
-            .collect()
     }
 
     /// The levels after each conversation of each group; `None` for a group that gets none.
@@ -245,7 +275,11 @@ impl<'a> Judge<'a> {
         &self,
         groups: Vec<Vec<Vec<Message>>>,
     ) -> Result<Vec<Option<Vec<Scored>>>, ReflectError> {
+        if groups.iter().all(Vec::is_empty) {
+            return Ok(groups.into_iter().map(|_| Some(Vec::new())).collect());
+        }
         match &self.source {
+            Source::Nobody => Err(ReflectError::NoModel("judge")),
             Source::Model(model) => model.score(self.agent, groups, self.priority).await,
             Source::Endpoint(endpoint) => {
                 Ok(endpoint.score(self.agent.prompts.labels(), groups).await?)
@@ -254,9 +288,16 @@ impl<'a> Judge<'a> {
     }
 
     fn name(&self) -> String {
-        match &self.source {
-            Source::Model(model) => model.name(),
-            Source::Endpoint(endpoint) => endpoint.name(None),
+        self.source.name()
+    }
+}
+
+impl Source<'_> {
+    fn name(&self) -> String {
+        match self {
+            Self::Nobody => "nobody".to_owned(),
+            Self::Model(model) => model.name(),
+            Self::Endpoint(endpoint) => endpoint.name(None),
         }
     }
 }
@@ -264,10 +305,7 @@ impl<'a> Judge<'a> {
 impl Reflector {
     /// Who judges this agent's answers, as assessments say it.
     pub fn judge_name(&self, agent: &Agent) -> Result<String, ReflectError> {
-        Ok(match self.judge_of(agent)? {
-            Source::Model(model) => model.name(),
-            Source::Endpoint(endpoint) => endpoint.name(None),
-        })
+        Ok(self.judge_of(agent)?.name())
     }
 
     /// What the agent's aspects are judged by at present, in their order.
@@ -302,6 +340,7 @@ impl Reflector {
 
     fn judge_of<'a>(&'a self, agent: &'a Agent) -> Result<Source<'a>, ReflectError> {
         Ok(match &agent.judge {
+            JudgeConfig::Nobody => Source::Nobody,
             JudgeConfig::Own => Source::Model(ModelJudge::base(&self.engine, &self.template)),
             JudgeConfig::Model(_) => {
                 let second = self.second.as_ref().ok_or(ReflectError::NoModel("judge.model"))?;
@@ -313,10 +352,11 @@ impl Reflector {
 
     /// Checks what only the loaded models can tell of an agent's judge.
     pub(super) fn check_judge(&self, agent: &Agent) -> Result<(), ReflectError> {
-        let Source::Model(model) = self.judge_of(agent)? else { return Ok(()) };
-        model.labels(agent)?;
-        let views: Vec<_> = agent.aspects.iter().map(view).collect();
-        model.tokens(&agent.prompts.critique("?", "!", None, &views)?)?;
+        if let (Source::Model(model), [_, ..]) = (self.judge_of(agent)?, agent.aspects.as_slice()) {
+            model.labels(agent)?;
+            let views: Vec<_> = agent.aspects.iter().map(view).collect();
+            model.tokens(&agent.prompts.critique("?", "!", None, &views)?)?;
+        }
         if let (ScalarConfig::Reward(_), Some(reward)) = (&agent.scalar, &self.reward) {
             let turn = Message { role: Role::User, content: "?".into() };
             reward.tokens(std::slice::from_ref(&turn), "!")?;

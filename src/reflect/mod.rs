@@ -2,7 +2,7 @@
 //! Parsers of model text are total. Used by `api` (chats), `learn` (exploration, the gate's judge).
 //!
 //! Read `run` first (the main path), then `inline` and `explore`, which drive the steps of
-//! `session`. `budget`, `choose`, `assess` and `verify` are pure.
+//! `session`. `budget`, `choose`, `pursue` and `verify` (but for its programs) are pure.
 
 mod assess;
 mod batch;
@@ -40,6 +40,7 @@ use judge::endpoint::Calls;
 use judge::model::{RewardJudge, Second};
 use prepared::Prepared;
 use pursue::Aim;
+use verify::command::{CommandError, Programs};
 
 pub use assess::{passes, question, scalar};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
@@ -58,6 +59,8 @@ pub struct Reflector {
     calls: Arc<Calls>,
     /// Which aspects judge a prompt, where the judge chooses.
     choices: Arc<Choices>,
+    /// The owner's programs that check answers.
+    programs: Arc<Programs>,
 }
 
 /// One prompt to answer.
@@ -154,6 +157,9 @@ pub enum ReflectError {
     /// The judge's endpoint cannot be asked.
     #[error(transparent)]
     Judge(#[from] JudgeError),
+    /// A verifier's program gives no verdict.
+    #[error(transparent)]
+    Command(#[from] CommandError),
     /// A model that an agent names is not loaded.
     #[error("the model of `{0}` is not loaded; restart the daemon")]
     NoModel(&'static str),
@@ -200,8 +206,8 @@ impl Explored {
 impl Reflector {
     /// The template is the served model's own.
     pub fn new(engine: Engine, store: Store, template: Arc<ChatTemplate>) -> Self {
-        let (calls, choices) = (Arc::default(), Arc::default());
-        Self { engine, store, template, second: None, reward: None, calls, choices }
+        let (calls, choices, programs) = (Arc::default(), Arc::default(), Arc::default());
+        Self { engine, store, template, second: None, reward: None, calls, choices, programs }
     }
 
     /// The same with a second model that judges for the agents that name it.
@@ -314,7 +320,7 @@ impl Reflector {
         verifier: Option<&Verifier>,
         priority: Priority,
     ) -> Result<Vec<Assessment>, ReflectError> {
-        let verification = assess::Verification::new(agent, verifier)?;
+        let verification = assess::Verification::new(agent, verifier, reference)?;
         let turn = Message { role: Role::User, content: question.to_owned() };
         let mut judge = judge::Judge::new(self, agent, std::slice::from_ref(&turn), priority)?
             .with(reference, verification);
@@ -331,9 +337,11 @@ impl Reflector {
         answers: &[&str],
         priority: Priority,
     ) -> Result<Vec<Vec<Assessment>>, ReflectError> {
-        let verification = assess::Verification::new(agent, exchange.verifier.as_ref())?;
+        let reference = exchange.reference.as_deref();
+        let verifier = exchange.verifier.as_ref();
+        let verification = assess::Verification::new(agent, verifier, reference)?;
         let judge = judge::Judge::new(self, agent, &exchange.messages, priority)?
-            .with(exchange.reference.as_deref(), verification)
+            .with(reference, verification)
             .with_aspects(&explore::aspects_so_far(exchange));
         judge.assess(answers).await
     }

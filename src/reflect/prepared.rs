@@ -16,7 +16,8 @@ pub(super) struct Prepared {
     /// With the agent's system text.
     pub(super) messages: Vec<Message>,
     pub(super) prompt: Vec<Token>,
-    /// The prompt's own, or the agent's.
+    /// The prompt's own, or the agent's. One that runs a program is the agent's of the day and not
+    /// stored: what is stored may be changed by others than the owner.
     pub(super) verifier: Option<Verifier>,
     /// What the judge has chosen for it meanwhile.
     pub(super) aspect_choice: Option<ChosenAspects>,
@@ -34,6 +35,7 @@ impl Prepared {
         if let Some(verifier) = &verifier {
             Check::new(verifier)?;
         }
+        let verifier = verifier.filter(|verifier| verifier.commands().is_empty());
         let messages = conversation(agent, messages);
         let prompt = reflector.tokens(&messages)?;
         Ok(Self { messages, prompt, verifier, aspect_choice: None })
@@ -92,6 +94,7 @@ pub(super) async fn record(
         sampling: new.sampling,
         finish: new.finish,
         critique: new.critique,
+        critic: new.critic,
         assessments: new.assessments,
     });
     Ok((Some(id), stored.collect()))

@@ -11,7 +11,8 @@ use config::Agent;
 use engine::{Engine, GenerateRequest, Generation, Priority, Sampling, Token, Weights};
 use store::{Assessment, CandidateId, NewCandidate, Parent};
 
-use super::batch::{Batch, Sample};
+use super::assess::refusal;
+use super::batch::{Batch, Critique, Sample};
 use super::budget::Stop;
 use super::choose::{Judged, Verdict};
 use super::judge::{Critic, Judge, is_spent};
@@ -54,7 +55,7 @@ pub(super) struct Entry {
     /// The weights that wrote it.
     pub(super) generation: Generation,
     /// Which entry it revises, and the critique that it answers.
-    pub(super) revises: Option<(usize, String)>,
+    pub(super) revises: Option<(usize, Critique)>,
     pub(super) text: String,
     /// As they were sampled.
     pub(super) tokens: Vec<Token>,
@@ -175,9 +176,13 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Has the judge write what falls short in an entry.
-    pub(super) async fn critique(&mut self, index: usize) -> Result<String, Halt> {
+    /// What falls short in an entry: a verifier's reason, where one refuses it, else what the judge
+    /// writes when it is asked.
+    pub(super) async fn critique(&mut self, index: usize) -> Result<Critique, Halt> {
         let entry = self.entries.get(index).ok_or(Halt::Stop(Stop::NoGain))?;
+        if let Some(reason) = refusal(&entry.assessments) {
+            return Ok(Critique { text: reason.to_owned(), by: store::Critic::Verifier });
+        }
         let left = u32::try_from(self.tokens_left()).unwrap_or(u32::MAX);
         let max_tokens = self.agent.reflection.critique_tokens.min(left);
         let critic = self.judge.critique(&entry.text, &entry.assessments, max_tokens)?;
@@ -198,7 +203,7 @@ impl Session<'_> {
         };
         match text.trim() {
             "" => Err(Halt::Stop(Stop::NoGain)),
-            critique => Ok(critique.to_owned()),
+            text => Ok(Critique { text: text.to_owned(), by: store::Critic::Judge }),
         }
     }
 
@@ -206,16 +211,17 @@ impl Session<'_> {
     pub(super) async fn refine(
         &mut self,
         index: usize,
-        critique: &str,
+        critique: &Critique,
         n: u32,
         seed: Option<u64>,
     ) -> Result<(), Halt> {
         let entry = self.entries.get(index).ok_or(Halt::Stop(Stop::NoGain))?;
-        let messages = self.agent.prompts.refine(&self.judge.question, &entry.text, critique)?;
+        let (question, text) = (&self.judge.question, &critique.text);
+        let messages = self.agent.prompts.refine(question, &entry.text, text)?;
         let prompt = self.reflector.tokens(&messages)?;
         let temperature = self.agent.reflection.refine_temperature;
         let sampling = Sampling { temperature, seed, ..self.policy.sampling };
-        let revises = Some((index, critique.to_owned()));
+        let revises = Some((index, critique.clone()));
         self.sample(prompt, n, sampling, revises).await.map_err(Halt::once_answered)
     }
 
@@ -273,7 +279,7 @@ impl Session<'_> {
         prompt: Vec<Token>,
         n: u32,
         mut sampling: Sampling,
-        revises: Option<(usize, String)>,
+        revises: Option<(usize, Critique)>,
     ) -> Result<(), Halt> {
         // A refinement mostly keeps what was right in its parent.
         let parent = revises.as_ref().and_then(|(parent, _)| self.entries.get(*parent));
@@ -295,7 +301,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn add(&mut self, samples: Vec<Sample>, revises: Option<&(usize, String)>) {
+    fn add(&mut self, samples: Vec<Sample>, revises: Option<&(usize, Critique)>) {
         self.entries.extend(samples.into_iter().map(|sample| Entry {
             text: sample.text(),
             tokens: sample.tokens(),

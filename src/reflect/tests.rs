@@ -1,6 +1,8 @@
 //! The flow of reflection against the scripted engine and a real store. Each answer's text is part
 //! of the prompt that judges it, so a script can say what the judge thinks of which answer.
 
+mod verifiers;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +39,6 @@ pub(super) fn answers(before: Script) -> Script {
         .on("judge clear of", GOOD)
         .on("critique bad for right.", &[("be right", 1.0)])
         .on("critique fair for right.", &[("be right", 1.0)])
-        .on("critique good for verifier.", &[("check it", 1.0)])
         .on("refine bad after be right", &[("good", 1.0)])
         .on("refine fair after be right", &[("fair", 1.0)])
         .on("ask bad", &[("bad", 1.0)])
@@ -163,6 +164,7 @@ pub(super) fn aspect(name: &str) -> AgentAspect {
             description: format!("Is it {name}?"),
             levels: ["no", "partly", "yes"].map(str::to_owned),
             version: "v1".to_owned(),
+            correctness: false,
         }),
         weight: 1.0,
         pass: Pass::Fixed(0.5),
@@ -439,7 +441,9 @@ async fn a_verifier_is_one_more_aspect_that_can_veto() {
     assert_eq!((outcome.rounds, outcome.stopped), (1, "no gain"));
     let stored = world.stored(&outcome).await;
     assert_eq!(stored.verifier, Some(exact("42")));
-    assert_eq!(stored.candidates[1].critique.as_deref(), Some("check it"));
+    let refined = &stored.candidates[1];
+    assert_eq!(refined.critique.as_deref(), Some("is not the right answer"));
+    assert_eq!(refined.critic, Some(store::Critic::Verifier));
     let verified = stored.candidates[0].assessments.last().unwrap();
     assert_eq!((verified.aspect.as_str(), verified.judge.as_str()), ("verifier", "verifier:exact"));
     assert_eq!((verified.levels, verified.passes), ([1.0, 0.0, 0.0], false));

@@ -16,7 +16,7 @@ use super::report::{
 };
 use crate::reflect::{ReflectError, Reflector};
 use config::prompt_file;
-use config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig, VERIFIER};
+use config::{Agent, Aspect, AspectChoice, Pass, ScalarConfig, TrustConfig};
 use engine::{Generation, Priority};
 use prompt::AspectView;
 use statistics::Judged;
@@ -182,9 +182,14 @@ impl Meter<'_> {
         probes: Vec<Probe>,
         show: &(dyn Fn(usize) + Sync),
     ) -> Result<Vec<Answered>, TrustError> {
-        // Every aspect is measured, whatever the judge would choose for a prompt; a reward model is not.
+        // Every aspect is measured, whatever the judge would choose for a prompt and whatever programs
+        // would say in its place; a reward model is not.
         let (aspect_choice, scalar) = (AspectChoice::All, ScalarConfig::Aspects);
-        let agent = &Agent { aspect_choice, scalar, ..agent.clone() };
+        let mut agent = Agent { aspect_choice, scalar, verifier: None, ..agent.clone() };
+        for rated in &mut agent.aspects {
+            rated.aspect = Arc::new(Aspect { correctness: false, ..Aspect::clone(&rated.aspect) });
+        }
+        let agent = &agent;
         let asked: Vec<_> = probes.into_iter().map(|probe| self.ask(agent, probe)).collect();
         let mut answers = stream::iter(asked).buffered(PARALLEL);
         let mut answered = Vec::new();
@@ -207,7 +212,6 @@ impl Meter<'_> {
                 .reflector
                 .assess(agent, &probe.question, &probe.answer, reference, None, priority)
                 .await?;
-            said.retain(|said| said.aspect != VERIFIER);
         }
         Ok(Answered { probe, said })
     }

@@ -91,7 +91,7 @@ pub(super) fn of_exchange(
         labelled.generation = Some(candidate.generation);
         labelled.known = known(candidate, standards);
         let verified = candidate.assessments.iter().find(|said| said.aspect == VERIFIER);
-        labelled.good = verified.map(|said| 0.5 < said.levels[2]);
+        labelled.good = verified.map(|said| said.passes);
         for word in feedback {
             let Some(rating) = word.rating else { continue };
             if word.candidate.or(exchange.served) != Some(candidate.id) {
@@ -140,6 +140,7 @@ mod tests {
             mass: 1.0,
             weight: 1.0,
             passes: right,
+            reason: None,
         }
     }
 
@@ -155,6 +156,7 @@ mod tests {
             sampling: Sampling::default(),
             finish: FinishReason::Stop,
             critique: None,
+            critic: None,
             assessments: vec![said("kind", true), said(VERIFIER, right)],
         };
         Exchange {

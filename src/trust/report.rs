@@ -301,6 +301,7 @@ mod tests {
             mass: 1.0,
             weight: 1.0,
             passes: false,
+            reason: None,
         };
         let levels = levels.iter().map(|&(name, level)| (name.to_owned(), level)).collect();
         let probe = Probe {

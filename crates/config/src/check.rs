@@ -12,11 +12,13 @@ use serde::Deserialize;
 use sha2::Digest as _;
 
 use super::judge::{aspect_choice, judge, scalar};
+use super::prompt_file;
 use super::raw::{Problems, Section};
 use super::settings::Settings;
+use super::verifier::verifier;
 use super::{
     Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising, REWARD,
-    Reflection, ScalarConfig, StopEarly, VERIFIER, Verifier,
+    Reflection, ScalarConfig, StopEarly, VERIFIER,
 };
 use inference::{EngineConfig, Sampling, ranges};
 use prompt::{Message, PromptSet, Role};
@@ -84,7 +86,7 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
     }
     let judge = one_file(problems, &agents, "judge", |agent| match &agent.judge {
         JudgeConfig::Model(model) => Some(model),
-        JudgeConfig::Own | JudgeConfig::Endpoint(_) => None,
+        JudgeConfig::Nobody | JudgeConfig::Own | JudgeConfig::Endpoint(_) => None,
     });
     let reward = one_file(problems, &agents, "scalar", |agent| match &agent.scalar {
         ScalarConfig::Reward(reward) => Some(&reward.model),
@@ -205,7 +207,9 @@ impl Files<'_> {
         let model = self.model(&mut keys);
         let prompts_file = keys.value("prompts", PathBuf::from("prompts/reflect.yaml"));
         let prompts = self.prompts(&prompts_file);
-        let aspects = self.agent_aspects(name, &mut keys);
+        let items = keys.named_items("aspects");
+        let names_aspects = !items.is_empty();
+        let aspects = self.agent_aspects(name, items);
         let held_out = self.prompts_of(&mut keys, "held_out");
         let general = self.prompts_of(&mut keys, "general");
         // Faults of the prompts are reported already.
@@ -219,7 +223,7 @@ impl Files<'_> {
             system: keys.optional("system"),
             sampling: sampling(&mut keys.section("sampling"), &settings.engine),
             reflection: reflection(&mut keys.section("reflection")),
-            verifier: verifier(&mut keys),
+            verifier: verifier(self.root, &mut keys),
             learn: keys.value("learn", true),
             held_out,
             probes,
@@ -228,6 +232,13 @@ impl Files<'_> {
             prompts: prompts?,
             name: name.to_owned(),
         };
+        // What is wrong with the aspects of a list is reported already.
+        if agent.aspects.is_empty() && !names_aspects {
+            without_aspects(&agent, &keys);
+        }
+        if !agent.aspects.is_empty() && agent.judge == JudgeConfig::Nobody {
+            keys.problem("judge", "is none, but aspects need a judge; name one, or no aspects");
+        }
         Some((agent, model?))
     }
 
@@ -261,11 +272,7 @@ impl Files<'_> {
         set
     }
 
-    fn agent_aspects(&mut self, agent: &str, keys: &mut Section<'_>) -> Vec<AgentAspect> {
-        let items = keys.named_items("aspects");
-        if items.is_empty() {
-            keys.problem("aspects", "is missing; a list of at least one aspect is needed");
-        }
+    fn agent_aspects(&mut self, agent: &str, items: Vec<Section<'_>>) -> Vec<AgentAspect> {
         let folders = [Path::new("agents").join(agent).join("aspects"), "prompts/aspects".into()];
         let known = folders.each_ref().map(|folder| stems(&self.root.join(folder)));
         let mut taken = BTreeSet::new();
@@ -302,6 +309,28 @@ impl Files<'_> {
     }
 }
 
+/// Without aspects something else has to say which answers are right.
+fn without_aspects(agent: &Agent, keys: &Section<'_>) {
+    let has_truth = |path: &PathBuf| {
+        let lines = prompt_file::read(path).unwrap_or_default();
+        lines.iter().any(|line| line.verifier.is_some() || line.reference.is_some())
+    };
+    let has_reward = matches!(agent.scalar, ScalarConfig::Reward(_));
+    let is_checked = agent.verifier.is_some() || agent.held_out.as_ref().is_some_and(has_truth);
+    if !has_reward && !is_checked {
+        keys.problem(
+            "aspects",
+            "is empty, and nothing else says which answers are right; name aspects, a `verifier` or a \
+             `scalar.reward_model`, or give the prompts of `held_out` verifiers or references",
+        );
+    } else if !has_reward && agent.reflection.verifier_weight <= 0.0 {
+        keys.problem(
+            "reflection.verifier_weight",
+            "is 0, which only measures; without aspects it must be above 0",
+        );
+    }
+}
+
 /// The owner's number, or the word `calibrated`.
 fn pass(keys: &mut Section<'_>) -> Pass {
     #[derive(Deserialize)]
@@ -325,10 +354,11 @@ fn pass(keys: &mut Section<'_>) -> Pass {
 }
 
 pub(super) fn aspect(name: &str, mut keys: Section<'_>) -> Option<Aspect> {
-    if RESERVED.contains(&name) {
+    if RESERVED.contains(&name) || name.starts_with(&format!("{VERIFIER}.")) {
         keys.problem("", format!("is an aspect named {name:?}, which is reserved"));
     }
     let description = keys.text("description");
+    let correctness = keys.value("correctness", false);
     let wanted = "three texts are needed: what levels -1, 0 and +1 mean";
     let levels = keys.required::<[String; 3]>("levels", wanted)?;
     if levels.iter().any(|level| level.trim().is_empty()) {
@@ -342,7 +372,7 @@ pub(super) fn aspect(name: &str, mut keys: Section<'_>) -> Option<Aspect> {
         digest.update(text);
     }
     let version = files::hex(&digest.finalize()).chars().take(12).collect();
-    Some(Aspect { name: name.into(), description, levels, version })
+    Some(Aspect { name: name.into(), description, levels, version, correctness })
 }
 
 /// One turn of a reflection template.
@@ -424,22 +454,4 @@ fn reflection(keys: &mut Section<'_>) -> Reflection {
         },
         verifier_weight: keys.number("verifier_weight", 1.0, &(0.0..=1000.0)),
     }
-}
-
-fn verifier(keys: &mut Section<'_>) -> Option<Verifier> {
-    let verifier = keys.optional("verifier")?;
-    let fault = match &verifier {
-        Verifier::Regex { pattern } => regex::Regex::new(pattern).err().map(|error| {
-            // The message draws the pattern over several lines; the last line has the reason.
-            error.to_string().lines().last().unwrap_or_default().to_owned()
-        }),
-        Verifier::JsonSchema { schema } => {
-            jsonschema::validator_for(schema).err().map(|it| it.to_string())
-        }
-        Verifier::Numeric { .. } | Verifier::Exact { .. } => None,
-    };
-    if let Some(fault) = fault {
-        keys.problem("verifier", fault);
-    }
-    Some(verifier)
 }

@@ -11,6 +11,8 @@ use super::raw::Section;
 /// Who judges. The model that is being trained never does.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum JudgeConfig {
+    /// Nobody: verifiers, references or a reward model decide.
+    Nobody,
     /// Generation 0 of the served model.
     Own,
     /// Another GGUF, in a thread of its own.
@@ -85,7 +87,10 @@ pub struct RewardConfig {
 
 /// `judge`: `otherwise` when nobody sets it.
 pub(super) fn judge(root: &Path, keys: &mut Section<'_>, otherwise: JudgeConfig) -> JudgeConfig {
-    const ALLOWED: &str = "self, { model: FILE } or { endpoint: URL, model: NAME }";
+    const ALLOWED: &str = "self, none, { model: FILE } or { endpoint: URL, model: NAME }";
+    if keys.takes_word("judge", "none") {
+        return JudgeConfig::Nobody;
+    }
     // A word is `self`, which takes back what the file of the daemon says for all agents.
     let is_set = keys.has("judge");
     let Some(mut keys) = keys.word_or_section("judge", "self", ALLOWED) else {

@@ -11,6 +11,7 @@ mod raw;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod verifier;
 pub mod watch;
 
 use std::collections::BTreeMap;
@@ -164,7 +165,7 @@ pub struct Agent {
     pub sampling: Sampling,
     /// The file of reflection templates.
     pub prompts: Arc<PromptSet>,
-    /// What answers are judged by, at least one.
+    /// What answers are judged by; may be empty where a verifier, references or a reward model decide.
     pub aspects: Vec<AgentAspect>,
     /// Which of the aspects judge a prompt.
     pub aspect_choice: AspectChoice,
@@ -225,6 +226,8 @@ pub struct Aspect {
     pub levels: [String; 3],
     /// First 12 hexadecimal digits of the SHA-256 of all the above.
     pub version: String,
+    /// It asks whether the answer is right: one that equals the reference passes unasked.
+    pub correctness: bool,
 }
 
 /// When reflection happens.
@@ -291,8 +294,12 @@ pub struct StopEarly {
     pub give_up: u32,
 }
 
-/// The aspect name of a verifier's assessments; no aspect of an agent may have it.
+/// The aspect name of a verifier's assessments; those of its parts have a point and a name behind it. No
+/// aspect of an agent may begin so.
 pub const VERIFIER: &str = "verifier";
+
+/// What follows a judge's name where a reference that equals the answer has spoken in its place.
+pub const BY_REFERENCE: &str = " (reference)";
 
 /// The aspect name of a reward model's assessments; no aspect of an agent may have it.
 pub const REWARD: &str = "reward";

@@ -127,6 +127,15 @@ impl<'a> Section<'a> {
         self.fitting(key)
     }
 
+    /// A value that stands for a `T` and is read by the caller; `None` when it is not set.
+    pub(super) fn untyped<T: DeserializeOwned>(
+        &mut self,
+        key: &'static str,
+    ) -> Option<serde_json::Value> {
+        self.note::<T>(key, || (KeyDefault::Absent, words::<T>()));
+        self.fitting(key)
+    }
+
     fn fitting<T: DeserializeOwned>(&mut self, key: &'static str) -> Option<T> {
         let value = self.take(key);
         if value.is_null() {
@@ -253,6 +262,15 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Takes a key that has this word, so that nobody else does.
+    pub(super) fn takes_word(&mut self, key: &'static str, word: &str) -> bool {
+        let has_word = self.left.get(key).is_some_and(|value| value.as_str() == Some(word));
+        if has_word {
+            self.take(key);
+        }
+        has_word
+    }
+
     /// Whether a key has a value that nobody took yet.
     pub(super) fn has(&self, key: &str) -> bool {
         self.left.get(key).is_some_and(|value| !value.is_null())
@@ -262,9 +280,7 @@ impl<'a> Section<'a> {
     /// `name` alone.
     pub(super) fn named_items(&mut self, key: &'static str) -> Vec<Self> {
         let path = self.dotted(key);
-        self.note::<Vec<Self>>(key, || {
-            (KeyDefault::Required, "a list of names or mappings".into())
-        });
+        self.note::<Vec<Self>>(key, || (KeyDefault::Absent, "a list of names or mappings".into()));
         let items = match self.take(key) {
             Value::Null => Vec::new(),
             Value::Sequence(items) => items,

@@ -9,12 +9,14 @@ mod neutral;
 mod set;
 #[cfg(test)]
 mod tests;
+mod verifier;
 
 use serde::{Deserialize, Serialize};
 
 pub use chat::ChatTemplate;
-pub use line::{PromptLine, Verifier};
+pub use line::PromptLine;
 pub use set::{AspectView, PromptSet};
+pub use verifier::{Bounds, Command, Fault, Range, Verifier};
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

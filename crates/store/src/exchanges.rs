@@ -72,8 +72,8 @@ pub(super) fn insert_candidates(
         tx.prepare_cached(
             "INSERT INTO candidates
                 (exchange, created_ms, author, parent, generation, text, tokens, logprobs, sampling,
-                 finish, critique)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                 finish, critique, critic)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             exchange,
@@ -87,6 +87,7 @@ pub(super) fn insert_candidates(
             Json(candidate.sampling),
             Word(candidate.finish),
             candidate.critique,
+            candidate.critic.map(Word),
         ])?;
         let id = CandidateId(tx.last_insert_rowid());
         put_assessments(tx, id, &candidate.assessments)?;
@@ -138,8 +139,8 @@ fn put_assessments(
     let mut insert = tx.prepare_cached(
         "INSERT INTO assessments
             (candidate, created_ms, aspect, rubric_version, judge, p_minus, p_zero, p_plus, mass,
-             weight, passes, is_current)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
+             weight, passes, reason, is_current)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
     )?;
     for it in assessments {
         let [p_minus, p_zero, p_plus] = it.levels;
@@ -156,6 +157,7 @@ fn put_assessments(
             it.mass,
             it.weight,
             it.passes,
+            it.reason,
         ])?;
     }
     Ok(())
@@ -218,6 +220,7 @@ fn read_candidate(row: &Row<'_>) -> rusqlite::Result<Candidate> {
         sampling: row.get::<_, Json<_>>("sampling")?.0,
         finish: row.get::<_, Word<_>>("finish")?.0,
         critique: row.get("critique")?,
+        critic: row.get::<_, Option<Word<_>>>("critic")?.map(|it| it.0),
         assessments: Vec::new(),
     })
 }
@@ -231,6 +234,7 @@ fn read_assessment(row: &Row<'_>) -> rusqlite::Result<Assessment> {
         mass: row.get("mass")?,
         weight: row.get("weight")?,
         passes: row.get("passes")?,
+        reason: row.get("reason")?,
     })
 }
 

@@ -25,10 +25,10 @@ use std::path::PathBuf;
 use inference::Generation;
 
 pub use rows::{
-    Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, EarlierPair, Evaluation,
-    Event, Exchange, ExchangeId, Feedback, Filled, GenerationRow, JudgeReport, JudgeThreshold,
-    Live, NewCandidate, NewExchange, PairRow, Parent, Relevance, Run, RunId, RunState, Source,
-    Standard, Watch, WatchState,
+    Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, Critic, EarlierPair,
+    Evaluation, Event, Exchange, ExchangeId, Feedback, Filled, GenerationRow, JudgeReport,
+    JudgeThreshold, Live, NewCandidate, NewExchange, PairRow, Parent, Relevance, Run, RunId,
+    RunState, Source, Standard, Watch, WatchState,
 };
 pub use thread::{Store, StoreThread, spawn};
 

@@ -55,6 +55,16 @@ pub enum Source {
     Explore,
 }
 
+/// Who wrote a critique.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Critic {
+    /// The judge, who was asked for it.
+    Judge,
+    /// A verifier: its reason is the critique.
+    Verifier,
+}
+
 /// Who wrote an answer.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -128,6 +138,8 @@ pub struct NewCandidate {
     pub finish: FinishReason,
     /// The critique that a refinement answers.
     pub critique: Option<String>,
+    /// Who wrote the critique; there is one where there is a critique.
+    pub critic: Option<Critic>,
     /// What the judge and the verifiers said.
     pub assessments: Vec<Assessment>,
 }
@@ -144,7 +156,7 @@ pub enum Parent {
 /// One candidate judged by one aspect.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Assessment {
-    /// The aspect's name, or `verifier`, or `reward`.
+    /// The aspect's name, or `verifier`, or `verifier.` and the part of one, or `reward`.
     pub aspect: String,
     /// Version of the rubric.
     pub rubric_version: String,
@@ -160,6 +172,9 @@ pub struct Assessment {
     pub weight: f64,
     /// Whether the level meets the agent's threshold.
     pub passes: bool,
+    /// Why a verifier refuses the answer; it never names what was expected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 impl Assessment {
@@ -232,6 +247,8 @@ pub struct Candidate {
     pub finish: FinishReason,
     /// The critique that a refinement answers.
     pub critique: Option<String>,
+    /// Who wrote the critique; there is one where there is a critique.
+    pub critic: Option<Critic>,
     /// What the judge and the verifiers said.
     pub assessments: Vec<Assessment>,
 }

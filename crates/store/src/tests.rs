@@ -68,6 +68,7 @@ fn answer(parent: Option<Parent>, assessments: Vec<Assessment>) -> NewCandidate 
         sampling: Sampling { seed: Some(u64::MAX), temperature: 0.7, ..Sampling::default() },
         finish: FinishReason::Stop,
         critique: parent.map(|_| "Add again.".into()),
+        critic: parent.map(|_| Critic::Verifier),
         assessments,
     }
 }
@@ -81,6 +82,7 @@ fn assessment(aspect: &str) -> Assessment {
         mass: 0.93,
         weight: 1.5,
         passes: true,
+        reason: Some("3 sentences, 1 wanted".into()),
     }
 }
 
@@ -143,6 +145,7 @@ async fn an_exchange_comes_back_as_it_went_in_also_after_a_restart() {
         sampling: refinement.sampling,
         finish: refinement.finish,
         critique: refinement.critique,
+        critic: refinement.critic,
         assessments: vec![],
     };
     assert_eq!(found.candidates[2], expected);
@@ -310,6 +313,7 @@ async fn an_edit_is_an_answer_of_the_owner_and_stored_with_its_word_or_not_at_al
         author: Author::Owner,
         text: "four".into(),
         critique: None,
+        critic: None,
         ..answer(Some(Parent::Stored(parent)), vec![])
     };
     let id = store.add_edit(said(Some(ids[0])), edit(ids[0])).await.unwrap();

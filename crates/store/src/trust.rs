@@ -120,6 +120,7 @@ pub(super) fn outdated(
                     AND (value ->> 'judge' = judge OR judge LIKE value ->> 'judge' || ' (%')
                     AND value ->> 'rubric_version' = rubric_version)) AS n_present
             FROM assessments WHERE is_current = 1 AND aspect NOT IN ('verifier', 'reward')
+                AND aspect NOT LIKE 'verifier.%'
             GROUP BY candidate) AS judged ON judged.candidate = candidates.id
         WHERE agent = ?2 AND exchange > ?3 AND (n <> n_present OR (n <> json_array_length(?1)
             AND n IS NOT json_array_length(aspect_choice, '$.chosen')))

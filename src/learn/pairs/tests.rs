@@ -50,6 +50,7 @@ pub(in crate::learn) fn assessment(value: f32, passes: bool) -> Assessment {
         mass: 1.0,
         weight: 1.0,
         passes,
+        reason: None,
     }
 }
 
@@ -68,6 +69,7 @@ pub(in crate::learn) fn candidate(id: i64, tokens: &[i32], value: f32, passes: b
         sampling: Sampling::default(),
         finish: FinishReason::Stop,
         critique: None,
+        critic: None,
         assessments: vec![assessment(value, passes)],
     }
 }
