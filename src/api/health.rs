@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::State;
 
 use super::error::ApiError;
-use super::wire::{ConfigWord, Health, HealthWord, JudgeState, Status};
+use super::wire::{ConfigWord, Health, HealthWord, JudgeState, Learning, Status};
 use super::{Api, Phase, judge};
 use crate::learn::program;
 use engine::Engine;
@@ -38,6 +38,7 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         engine: parts.engine.stats(),
         counts: parts.store.counts().await?,
         stage: parts.learner.stage().borrow().clone(),
+        learning: learning(&api),
         next_run: parts.learner.next_run().map(|time| time.to_rfc3339()),
         judges,
         guards: parts.learner.guards(),
@@ -47,6 +48,17 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         trainer_fault: program::command_line(&api.config().trainer).err().map(|it| it.to_string()),
         config: parts.report.borrow().clone(),
     }))
+}
+
+fn learning(api: &Api) -> Option<Learning> {
+    let learner = &api.parts.learner;
+    let readiness = learner.readiness()?;
+    let when = match (learner.guards().paused, learner.next_run()) {
+        (Some(_), _) => "scheduled runs are paused".to_owned(),
+        (None, Some(due)) => format!("next run {}", due.format("%Y-%m-%d %H:%M UTC")),
+        (None, None) => "no schedule, so only `reflectd train` trains".to_owned(),
+    };
+    Some(Learning { sentence: format!("{readiness}; {when}."), readiness })
 }
 
 /// Leaves out the reports, because they are long.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::learn::{Guards, Stage};
+use crate::learn::{Guards, Readiness, Stage};
 use crate::reflect::CallCounts;
 use crate::trust::{Attack, Report, Standing};
 use config::{Mode, Problem, PromptLine, Verifier};
@@ -464,6 +464,8 @@ pub struct Status {
     pub counts: Counts,
     /// What the learner does.
     pub stage: Stage,
+    /// Whether there is something to learn; `None` for a moment after the start.
+    pub learning: Option<Learning>,
     /// RFC 3339, when a schedule is set.
     pub next_run: Option<String>,
     /// Why scheduled runs wait, what is watched, and the newest alarms.
@@ -480,6 +482,16 @@ pub struct Status {
     pub trainer_fault: Option<String>,
     /// The configuration.
     pub config: ConfigReport,
+}
+
+/// Inside [`Status`]: what a run would find, as of the last operation.
+#[derive(Clone, Debug, Serialize)]
+pub struct Learning {
+    /// For people: what is missing and what would help, and when the next run is due.
+    pub sentence: String,
+    /// The numbers.
+    #[serde(flatten)]
+    pub readiness: Readiness,
 }
 
 /// `POST /v1/runs`.

@@ -6,12 +6,13 @@ mod line;
 use std::io::{self, BufRead as _, IsTerminal as _};
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::client::{Client, ClientError};
 use super::converse::{DEFAULT_AGENT, Part, Question, converse};
-use super::reply::Exchange;
+use super::reply::{Exchange, Learning};
 use super::terminal::{print, remark};
 use super::verdict::{Verdict, served, verdict};
 use config::Mode;
@@ -48,6 +49,10 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
         typed: None,
     };
     if session.is_interactive {
+        let Now { learning } = client.get("/v1/status").await?;
+        if let Some(learning) = learning {
+            remark(&format!("{}\n", learning.sentence))?;
+        }
         remark("Type a message, or /help. End with /quit or Ctrl-D.\n")?;
     }
     while let Some(line) = session.next_line().await? {
@@ -62,6 +67,12 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
         }
     }
     Ok(Exit::Ok)
+}
+
+/// `GET /v1/status`, as far as a conversation begins with it.
+#[derive(Debug, Deserialize)]
+struct Now {
+    learning: Option<Learning>,
 }
 
 fn is_refusal(error: &anyhow::Error) -> bool {

@@ -199,6 +199,8 @@ pub(super) struct Status {
     pub(super) engine: Engine,
     pub(super) counts: Counts,
     pub(super) stage: Stage,
+    #[serde(default)]
+    pub(super) learning: Option<Learning>,
     pub(super) next_run: Option<String>,
     pub(super) guards: Guards,
     pub(super) agents: Vec<String>,
@@ -209,6 +211,12 @@ pub(super) struct Status {
     #[serde(default)]
     pub(super) trainer_fault: Option<String>,
     pub(super) config: ConfigState,
+}
+
+/// Inside [`Status`]: whether there is something to learn.
+#[derive(Debug, Deserialize)]
+pub(super) struct Learning {
+    pub(super) sentence: String,
 }
 
 /// Inside [`Status`], and in the list of `GET /v1/judge`.

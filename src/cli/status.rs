@@ -57,7 +57,11 @@ fn render(status: &Status) -> String {
     for problem in &status.config.problems {
         rows.push(("", format!("{}: {}: {}", problem.file, problem.key, problem.message)));
     }
-    pairs(&rows)
+    let table = pairs(&rows);
+    match &status.learning {
+        Some(learning) => format!("{}\n\n{table}", learning.sentence),
+        None => table,
+    }
 }
 
 /// `generation 2 beside 1, canary with 20 % of the chats: judged 31 (0.71 -> 0.70), rated 0`.
@@ -95,6 +99,7 @@ mod tests {
                        "new_exchanges": 1},
             "stage": {"stage": "idle"},
             "trainer_fault": "not installed",
+            "learning": {"sentence": "Not learning yet: 3 of 50 new pairs; no schedule."},
             "guards": {"paused": "2 rounds in a row brought no gain", "alarms": [],
                        "watch": [{"generation": 2, "parent": 1, "share": 0.2, "started_ms": 0,
                                   "after_candidate": 9, "state": "canary", "ended_ms": null,
@@ -105,6 +110,10 @@ mod tests {
                        "problems": [{"file": "reflectd.yaml", "key": "learn", "message": "unknown"}]},
         });
         let text = render(&serde_json::from_value(status).unwrap());
+        assert!(
+            text.starts_with("Not learning yet: 3 of 50 new pairs; no schedule.\n\n"),
+            "{text}"
+        );
         assert!(text.contains("up for         1 min 15 s\n"), "{text}");
         assert!(text.contains("generation     2\n"), "{text}");
         assert!(text.contains("trainer        not installed\n"), "{text}");

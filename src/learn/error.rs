@@ -13,7 +13,7 @@ use crate::trust::TrustError;
 use config::prompt_file::PromptFileError;
 use engine::EngineError;
 use files::lora::LoraError;
-use store::{RunState, StoreError};
+use store::{RunId, RunState, StoreError};
 
 /// Why a run or an exploration broke.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +38,9 @@ pub(super) enum RunError {
     Promote(#[from] PromoteError),
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// There is nothing to train on.
-    #[error("{0}")]
-    TooFewPairs(String),
+    /// There is nothing to train on; the run is recorded.
+    #[error("{reason}")]
+    NothingToLearn { run: RunId, reason: String },
     /// The interrupted run does not make sense any more.
     #[error("no run can go on; `reflectd runs` says why")]
     NothingToResume,

@@ -10,6 +10,7 @@ use super::groups::Grouping;
 use super::held_out::HeldOut;
 use super::pairs::{Pairing, Tally};
 use super::replay::{self, Replayed};
+use super::yields::Yield;
 use config::{Config, Start};
 use protocol::Objective;
 use store::{Exchange, PairRow};
@@ -29,6 +30,8 @@ pub(super) struct Material {
     pub(super) replayed: Replayed,
     /// What became of the prompts.
     pub(super) tally: Tally,
+    /// What the stored answers come to.
+    pub(super) yielded: Yield,
     /// With the weights that fit the data.
     pub(super) objective: Objective,
 }
@@ -44,17 +47,27 @@ pub(super) async fn collect(
     let n_new = |rows: &[PairRow]| {
         rows.iter().filter(|row| !learned.contains(&(row.chosen, row.rejected))).count()
     };
+    let mut yielded = Yield::default();
     if let Objective::Grpo { .. } = learn.objective {
         let mut grouping = Grouping::new(&learn.pairs, held_out, vocabulary);
-        each(parts, config, |exchange| grouping.add(exchange)).await?;
+        let visit = |exchange: &Exchange| {
+            yielded.add(exchange);
+            grouping.add(exchange);
+        };
+        each(parts, config, visit).await?;
         let (groups, tally) = grouping.finish();
         let dataset = Dataset::new(groups.iter().map(|grouped| &grouped.group));
         let rows: Vec<_> = groups.into_iter().flat_map(|grouped| grouped.rows).collect();
         let (n_new, replayed) = (n_new(&rows), Replayed::default());
-        return Ok(Material { dataset, rows, n_new, replayed, tally, objective: learn.objective });
+        let objective = learn.objective;
+        return Ok(Material { dataset, rows, n_new, replayed, tally, yielded, objective });
     }
     let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
-    each(parts, config, |exchange| pairing.add(exchange)).await?;
+    let visit = |exchange: &Exchange| {
+        yielded.add(exchange);
+        pairing.add(exchange);
+    };
+    each(parts, config, visit).await?;
     let (pairs, tally) = pairing.finish();
     let earlier = parts.store.earlier_pairs(learning(config), replay::MAX_EARLIER).await?;
     let earlier = replay::usable(earlier, held_out);
@@ -74,6 +87,7 @@ pub(super) async fn collect(
         rows,
         replayed,
         tally,
+        yielded,
         objective: balance::weighted(learn.objective, &pairs),
     })
 }

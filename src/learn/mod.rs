@@ -26,6 +26,7 @@ pub mod pairs;
 pub mod program;
 mod promote;
 mod random;
+mod readiness;
 mod replay;
 mod resume;
 mod run;
@@ -35,6 +36,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod worth;
+mod yields;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,6 +60,7 @@ pub use self::cancel::{Cancel, Stop};
 pub use self::explore::Harvest;
 pub use self::guards::Guards;
 pub use self::op_queue::Exploration;
+pub use self::readiness::Readiness;
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
 #[derive(Clone, Debug)]
@@ -73,6 +76,7 @@ struct News {
     harvest: watch::Receiver<Harvest>,
     next_run: watch::Receiver<Option<DateTime<Utc>>>,
     guards: watch::Receiver<Guards>,
+    readiness: watch::Receiver<Option<Readiness>>,
 }
 
 /// What learning needs of the daemon. Cheap to clone.
@@ -307,6 +311,11 @@ impl Learner {
     /// Why scheduled runs wait, what is being watched, and the newest alarms.
     pub fn guards(&self) -> Guards {
         self.news.guards.borrow().clone()
+    }
+    /// What a run would find, as it was when the daemon started and after the last
+    /// operation; `None`: nobody has looked yet.
+    pub fn readiness(&self) -> Option<Readiness> {
+        self.news.readiness.borrow().clone()
     }
     /// Fills stored prompts with candidates. Resolves when done.
     pub async fn explore(&self, wish: Exploration) -> Result<Ended, LearnError> {

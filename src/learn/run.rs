@@ -17,9 +17,9 @@ use super::gate::{self, Verdict};
 use super::held_out::{self, Questions};
 use super::job;
 use super::material::{self, Material};
-use super::pairs::Tally;
 use super::program;
 use super::promote::{self, Promotion, blocking};
+use super::readiness::Readiness;
 use super::{Ended, Parts, Stage, judge, resume};
 use crate::trust::Standing;
 use config::Config;
@@ -54,6 +54,9 @@ pub(super) async fn run(
     stage.send_replace(Stage::Pairing);
     match prepare(parts, min_new_pairs, stage).await {
         Ok(run) => conclude(run, cancel).await,
+        Err(RunError::NothingToLearn { run, reason }) => {
+            Ended::Rejected { run, reason, verdict: serde_json::Value::Null }
+        }
         Err(error) => Ended::Failed { run: None, reason: error.reason() },
     }
 }
@@ -109,9 +112,14 @@ async fn prepare<'a>(
     // Before pairs are collected and a run is recorded.
     program::command_line(&config.trainer).map_err(TrainerError::from)?;
     let held_out = questions.fingerprints(probes.iter().map(String::as_str));
-    let Material { dataset, rows, n_new, tally, replayed, objective } =
-        material::collect(parts, &config, &held_out).await?;
-    enough(rows.len(), n_new, tally, min_new_pairs)?;
+    let material = material::collect(parts, &config, &held_out).await?;
+    if material.rows.is_empty() || material.n_new < min_new_pairs {
+        let agents = config.agents.values().filter(|agent| agent.learn).count();
+        let asked = questions.held_out.len();
+        let found = Readiness::new(&material, agents, asked, min_new_pairs);
+        return Err(nothing_to_learn(parts, &found).await?);
+    }
+    let Material { dataset, rows, tally, yielded, replayed, objective, .. } = material;
 
     let start = parts.engine.stats().active;
     let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
@@ -132,33 +140,23 @@ async fn prepare<'a>(
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
-    let facts =
-        json!({ "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
+    let facts = json!({ "tally": tally, "yield": yielded, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
     Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
 
-/// Refuses a run that has nothing to learn from, or too little that is new.
-fn enough(
-    n_pairs: usize,
-    n_new: usize,
-    tally: Tally,
-    min_new_pairs: usize,
-) -> Result<(), RunError> {
-    let Tally { prompts, held_out, without_chosen, without_rejected, .. } = tally;
-    let why = format!(
-        "of {prompts} prompts {held_out} are held out, {without_chosen} have no answer that passes \
-         every aspect, {without_rejected} have none to reject"
-    );
-    if n_pairs == 0 {
-        return Err(RunError::TooFewPairs(format!("there are no pairs: {why}; explore first")));
-    }
-    if n_new < min_new_pairs {
-        return Err(RunError::TooFewPairs(format!(
-            "{n_new} pairs are new since the last run, and {min_new_pairs} are needed: {why}"
-        )));
-    }
-    Ok(())
+/// Records a run that has nothing to learn from, or too little that is new, with its reason in
+/// numbers.
+async fn nothing_to_learn(parts: &Parts, found: &Readiness) -> Result<RunError, RunError> {
+    let reason = found.lacks().unwrap_or_default();
+    let start = parts.engine.stats().active;
+    let id = parts.store.start_run(start, String::new(), json!({}), Vec::new()).await?;
+    let facts = json!({
+        "tally": found.tally, "yield": found.yielded, "version": env!("CARGO_PKG_VERSION")
+    });
+    parts.store.update_run(id, RunState::Rejected, Some(reason.clone()), facts).await?;
+    info!(run_id = %id, reason, "There is nothing to learn from.");
+    Ok(RunError::NothingToLearn { run: id, reason })
 }
 
 impl Run<'_> {

@@ -15,6 +15,7 @@ use super::explore::{Harvest, Tellers};
 use super::guards::{self, Guards};
 use super::live::{self, Outlook, Seen};
 use super::op_queue::{OpQueue, Wish};
+use super::readiness::{self, Readiness};
 use super::schedule::{Decision, Schedule};
 use super::{
     Command, Ended, LearnError, News, Parts, Stage, explore, import, judge, promote, resume, run,
@@ -42,6 +43,7 @@ pub(super) struct Task {
     harvest: watch::Sender<Harvest>,
     next_run: watch::Sender<Option<DateTime<Utc>>>,
     guards: watch::Sender<Guards>,
+    readiness: watch::Sender<Option<Readiness>>,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,7 @@ impl Task {
         let (harvest, harvests) = watch::channel(Harvest::default());
         let (next_run, next_runs) = watch::channel(schedule.due());
         let (guards, guard) = watch::channel(Guards::default());
+        let (readiness, ready) = watch::channel(None);
         let task = Self {
             parts,
             queue: OpQueue::default(),
@@ -69,8 +72,15 @@ impl Task {
             harvest,
             next_run,
             guards,
+            readiness,
         };
-        let news = News { stage: stages, harvest: harvests, next_run: next_runs, guards: guard };
+        let news = News {
+            stage: stages,
+            harvest: harvests,
+            next_run: next_runs,
+            guards: guard,
+            readiness: ready,
+        };
         (task, news)
     }
 
@@ -83,6 +93,7 @@ impl Task {
         let mut looks = tokio::time::interval(LOOK);
         let mut config = self.parts.config.clone();
         self.look(false).await;
+        self.see_readiness();
         let last_word = loop {
             tokio::select! {
                 command = inbox.recv() => match command {
@@ -94,6 +105,7 @@ impl Task {
                     // Before who waits is told: what they see next is how it stands.
                     self.look(false).await;
                     self.ended(&ended);
+                    self.see_readiness();
                 }
                 Ok(()) = config.changed() => {
                     let plan = config.borrow_and_update().learn.schedule.clone();
@@ -186,6 +198,20 @@ impl Task {
             info!(reason = %decision, "Training starts.");
             self.start(wish);
         }
+    }
+
+    /// Looks what a run would find now, which reads all that is stored, beside everything else.
+    fn see_readiness(&self) {
+        let (parts, readiness) = (self.parts.clone(), self.readiness.clone());
+        tokio::spawn(async move {
+            match readiness::look(&parts).await {
+                Ok(found) => {
+                    info!(learning = %found, "This is how learning stands.");
+                    readiness.send_replace(Some(found));
+                }
+                Err(error) => warn!(error = error.reason(), "How learning stands is not known."),
+            }
+        });
     }
 
     /// Shows how the guards stand; with `act`, also does what the watch has come to.

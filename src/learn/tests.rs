@@ -527,10 +527,14 @@ async fn a_trainer_that_crashes_fails_the_run_and_nothing_else() {
 async fn without_pairs_or_held_out_prompts_no_trainer_starts() {
     let world = World::new(improving(), "crash.sh", &["70"]).await;
     let ended = world.train().await;
-    assert!(matches!(ended, Ended::Failed { run: None, .. }), "{ended:?}");
+    let Ended::Rejected { run, reason, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("no stored prompts: chat with it"), "{reason}");
+    // An owner who looks in the morning finds it.
+    let recorded = world.parts.store.run(run).await.unwrap();
+    assert_eq!((recorded.state, recorded.reason), (RunState::Rejected, Some(reason)));
     world.remember("ask held out 3").await;
-    let Ended::Failed { run: None, reason } = world.train().await else { panic!("it trained") };
-    assert!(reason.contains("of 1 prompts 1 are held out"), "{reason}");
+    let Ended::Rejected { reason, .. } = world.train().await else { panic!("it trained") };
+    assert!(reason.contains("all 1 stored prompts are held out"), "{reason}");
 
     world.remember_some().await;
     world.change_agent(|agent| agent.held_out = None);
@@ -715,7 +719,8 @@ async fn a_word_of_the_owner_makes_new_pairs_of_old_answers() {
     let first = run::run(&world.parts, Some(4), &stage, cancel.clone()).await;
     assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
     let again = run::run(&world.parts, Some(1), &stage, cancel.clone()).await;
-    assert!(matches!(again, Ended::Failed { run: None, .. }), "{again:?}");
+    let Ended::Rejected { reason, .. } = again else { panic!("{again:?}") };
+    assert!(reason.contains("that there are were learned before"), "{reason}");
 
     let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
     for (candidate, rating) in exchange.candidates.iter().zip([-1, 1]) {
@@ -780,8 +785,8 @@ async fn a_scheduled_run_needs_pairs_that_are_newer_than_the_last_judged_run() {
     assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
     world.remember("ask more").await;
     let second = run::run(&world.parts, Some(2), &stage, cancel.clone()).await;
-    let Ended::Failed { run: None, reason } = second else { panic!("{second:?}") };
-    assert!(reason.contains("1 pairs are new"), "{reason}");
+    let Ended::Rejected { reason, .. } = second else { panic!("{second:?}") };
+    assert!(reason.contains("1 of 2 new pairs"), "{reason}");
     let third = run::run(&world.parts, Some(1), &stage, cancel).await;
     assert!(matches!(third, Ended::Rejected { .. }), "{third:?}");
 }

@@ -124,8 +124,8 @@ async fn a_general_prompt_never_enters_training() {
     world.change_agent(|agent| agent.general = Some(path));
     world.remember("ask 0").await;
     let ended = world.train().await;
-    let Ended::Failed { run: None, reason } = ended else { panic!("{ended:?}") };
-    assert!(reason.contains("of 1 prompts 1 are held out"), "{reason}");
+    let Ended::Rejected { reason, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("all 1 stored prompts are held out"), "{reason}");
 }
 
 #[tokio::test]

@@ -96,6 +96,6 @@ async fn pairs_are_not_new_again_after_an_import() {
     let (stage, _) = watch::channel(Stage::Idle);
     let (_switch, sign) = Cancel::new();
     let ended = super::super::run::run(&world.parts, Some(1), &stage, sign).await;
-    let Ended::Failed { run: None, reason } = ended else { panic!("{ended:?}") };
-    assert!(reason.contains("0 pairs are new"), "{reason}");
+    let Ended::Rejected { reason, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("0 of 1 new pairs"), "{reason}");
 }

@@ -77,8 +77,8 @@ async fn prompts_of_probes_are_never_trained_on() {
     world.remember("ask probe 0").await;
     probes(&world, 60, true);
     let ended = world.train().await;
-    let Ended::Failed { run: None, reason } = ended else { panic!("{ended:?}") };
-    assert!(reason.contains("of 1 prompts 1 are held out"), "{reason}");
+    let Ended::Rejected { reason, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("all 1 stored prompts are held out"), "{reason}");
 }
 
 #[tokio::test]

@@ -1,0 +1,189 @@
+//! Whether there is something to learn, in one sentence with numbers and what would help. The
+//! decision is pure; [`look`] reads what it is about. Used by `task` and `run`.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::error::RunError;
+use super::material::{self, Material};
+use super::pairs::Tally;
+use super::program;
+use super::promote::blocking;
+use super::yields::Yield;
+use super::{Parts, held_out};
+use config::prompt_file::PromptFileError;
+
+/// Fewer held-out prompts can hardly show a gain.
+const HELD_OUT: usize = 20;
+/// Examples that a first run can begin with.
+const EXAMPLES: usize = 10;
+
+/// What a run would find now.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Readiness {
+    /// Agents that learn.
+    pub agents: usize,
+    /// Pairs, or single answers.
+    pub pairs: usize,
+    /// Of these, the ones that no run has learned from.
+    pub new_pairs: usize,
+    /// So many are wanted before a scheduled run.
+    pub min_new_pairs: usize,
+    /// Held-out prompts of agents that learn.
+    pub held_out: usize,
+    /// What the stored answers come to.
+    #[serde(rename = "yield")]
+    pub yielded: Yield,
+    /// What became of the prompts.
+    pub tally: Tally,
+    /// Why nothing can be trained.
+    pub trainer_fault: Option<String>,
+}
+
+impl Readiness {
+    /// Of what was collected.
+    pub(super) fn new(material: &Material, agents: usize, held_out: usize, min: usize) -> Self {
+        Self {
+            agents,
+            pairs: material.rows.len(),
+            new_pairs: material.n_new,
+            min_new_pairs: min.max(1),
+            held_out,
+            yielded: material.yielded.clone(),
+            tally: material.tally,
+            trainer_fault: None,
+        }
+    }
+
+    /// What is missing for a run, and what would help.
+    pub(super) fn lacks(&self) -> Option<String> {
+        let Self { agents, new_pairs, min_new_pairs, yielded, tally, trainer_fault, .. } = self;
+        if let Some(fault) = trainer_fault {
+            return Some(fault.clone());
+        }
+        if *agents == 0 {
+            return Some("no agent has `learn: true`".to_owned());
+        }
+        if min_new_pairs <= new_pairs {
+            return None;
+        }
+        let pairs = format!("{new_pairs} of {min_new_pairs} new pairs");
+        let Tally { prompts, held_out, without_chosen, without_rejected, .. } = tally;
+        Some(match yielded {
+            _ if 0 < *prompts && prompts == held_out => {
+                format!("{pairs}, all {prompts} stored prompts are held out: explore others")
+            }
+            _ if 0 < self.pairs && *new_pairs == 0 => format!(
+                "{pairs}, the {} pairs that there are were learned before: explore more prompts, or rate \
+                 ten answers",
+                self.pairs
+            ),
+            _ if tally.prompts == 0 => {
+                format!(
+                    "{pairs}, no stored prompts: chat with it, or `reflectd explore --prompts FILE`"
+                )
+            }
+            Yield { answers: 0, .. } => {
+                format!("{pairs}, no answer is judged: rate ten answers, or `reflectd explore`")
+            }
+            Yield { passing: 0, .. } => format!(
+                "{yielded}; nothing to reinforce: add at least {EXAMPLES} examples of right answers \
+                 (`reflectd feedback ID --edit`)"
+            ),
+            Yield { answers, passing, .. } if answers == passing => {
+                format!("{pairs}, all {answers} answers pass: harder prompts would help")
+            }
+            _ => format!(
+                "{pairs}, {yielded}; of {prompts} prompts {held_out} are held out, {without_chosen} have \
+                 no answer that passes, {without_rejected} have none to reject; explore more prompts, or \
+                 rate ten answers"
+            ),
+        })
+    }
+}
+
+/// `Not learning yet: ...`, or `Ready to learn: ...`.
+impl fmt::Display for Readiness {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.lacks() {
+            Some(lacks) => write!(formatter, "Not learning yet: {lacks}")?,
+            None => write!(formatter, "Ready to learn: {} new pairs", self.new_pairs)?,
+        }
+        let Self { held_out, agents, .. } = self;
+        if *agents > 0 && *held_out < HELD_OUT {
+            write!(formatter, "; {held_out} of {HELD_OUT} held-out prompts")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a run would find now. Reads all stored exchanges.
+pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
+    let config = parts.config.borrow().clone();
+    let learning = || config.agents.values().filter(|agent| agent.learn);
+    let agents = learning().count();
+    let (questions, probes) = blocking({
+        let config = config.clone();
+        move || {
+            let questions = held_out::load(config.agents.values())?;
+            Ok::<_, PromptFileError>((questions, held_out::probes(config.agents.values())?))
+        }
+    })
+    .await?;
+    let asked = questions.held_out.iter().filter(|question| question.agent.learn).count();
+    let held_out = questions.fingerprints(probes.iter().map(String::as_str));
+    let material = material::collect(parts, &config, &held_out).await?;
+    let readiness = Readiness::new(&material, agents, asked, config.learn.min_new_pairs);
+    let trainer_fault = program::command_line(&config.trainer).err().map(|it| it.to_string());
+    Ok(Readiness { trainer_fault, ..readiness })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readiness(answers: usize, passing: usize, new_pairs: usize) -> Readiness {
+        Readiness {
+            agents: 1,
+            pairs: new_pairs,
+            new_pairs,
+            min_new_pairs: 50,
+            held_out: 2,
+            yielded: Yield { answers, passing, ..Yield::default() },
+            tally: Tally { prompts: 9, without_chosen: 5, without_rejected: 3, ..Tally::default() },
+            trainer_fault: None,
+        }
+    }
+
+    #[test]
+    fn the_sentence_says_what_is_missing_and_what_would_help() {
+        let text = readiness(40, 7, 3).to_string();
+        assert_eq!(
+            text,
+            "Not learning yet: 3 of 50 new pairs, 7 of 40 answers pass; of 9 prompts 0 are held out, \
+             5 have no answer that passes, 3 have none to reject; explore more prompts, or rate ten \
+             answers; 2 of 20 held-out prompts"
+        );
+        let text = readiness(40, 0, 0).to_string();
+        assert!(
+            text.contains("0 of 40 answers pass; nothing to reinforce: add at least 10"),
+            "{text}"
+        );
+        let text = readiness(40, 40, 0).to_string();
+        assert!(text.contains("all 40 answers pass: harder prompts"), "{text}");
+        let learned = Readiness { pairs: 30, ..readiness(40, 7, 0) }.to_string();
+        assert!(learned.contains("the 30 pairs that there are were learned before"), "{learned}");
+        assert!(readiness(0, 0, 0).to_string().contains("no answer is judged"));
+        let none = Readiness { agents: 0, ..readiness(0, 0, 0) };
+        assert_eq!(none.to_string(), "Not learning yet: no agent has `learn: true`");
+    }
+
+    #[test]
+    fn enough_pairs_are_said_too() {
+        let ready = Readiness { held_out: 20, ..readiness(90, 60, 50) };
+        assert_eq!(ready.to_string(), "Ready to learn: 50 new pairs");
+        let no_trainer = Readiness { trainer_fault: Some("it is not installed".into()), ..ready };
+        assert_eq!(no_trainer.to_string(), "Not learning yet: it is not installed");
+    }
+}
