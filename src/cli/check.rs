@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::{Json, terminal};
 use crate::reflect;
+use crate::reflect::verify::command::try_program;
 use config::{self, Config, ConfigError, Problem};
 use files::gguf::Gguf;
 use prompt::ChatTemplate;
@@ -14,7 +15,7 @@ use protocol::exit::Exit;
 
 pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
     let loaded = config::load(root).and_then(|config| {
-        let problems = templates(&config);
+        let problems: Vec<_> = templates(&config).into_iter().chain(programs(&config)).collect();
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     });
     if json.json {
@@ -40,4 +41,18 @@ fn templates(config: &Config) -> Vec<Problem> {
         Some(Problem { file, key: "model".to_owned(), message })
     };
     config.agents.values().filter_map(|agent| problem(agent)).collect()
+}
+
+/// Programs that check answers and give no verdict when they are asked for one.
+fn programs(config: &Config) -> Vec<Problem> {
+    let named = config.agents.values().filter_map(|agent| Some((agent, agent.verifier.as_ref()?)));
+    let commands = named.flat_map(|(agent, verifier)| {
+        verifier.commands().into_iter().map(|command| (agent.name.clone(), command.clone()))
+    });
+    let problem = |(agent, command)| {
+        let message = try_program(&command).err()?;
+        let file = Path::new("agents").join(format!("{agent}.yaml"));
+        Some(Problem { file, key: "verifier".to_owned(), message })
+    };
+    commands.filter_map(problem).collect()
 }

@@ -5,9 +5,10 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::progress::{StageProgress, follow};
-use super::reply::Ended;
+use super::reply::{Ended, Refining};
 use super::table::span;
 use super::{judge_report, terminal};
+use crate::reflect::Compared;
 use protocol::exit::Exit;
 
 /// Starts a long operation of the daemon, shows how it goes and what came of it.
@@ -34,6 +35,20 @@ fn exit(ended: &Ended) -> Exit {
     if is_broken { Exit::Failed } else { Exit::Ok }
 }
 
+/// That refining was given up, and why.
+fn stopped(refining: &Refining) -> String {
+    let Compared { refinements, drafts, .. } = refining.compared;
+    format!(
+        "Stopped refining for {}: {:.2} of {} refinements pass for every 1,000 tokens, {:.2} of {} fresh \
+         drafts.\n",
+        refining.agent,
+        refinements.per_1000_tokens(),
+        refinements.answers,
+        drafts.per_1000_tokens(),
+        drafts.answers
+    )
+}
+
 /// The outcome of a long operation in one line.
 fn describe(ended: &Ended) -> String {
     match ended {
@@ -45,12 +60,14 @@ fn describe(ended: &Ended) -> String {
             enough,
             given_up,
             positives_per_1000_tokens,
+            refining,
             wall_s,
         } => format!(
             "Explored {prompts} prompts in {} ({enough} had enough good and bad answers early, \
              {given_up} were given up): {candidates} new answers, {positives} pass every aspect; \
-             {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n",
-            span(*wall_s)
+             {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n{}",
+            span(*wall_s),
+            refining.iter().filter(|it| it.compared.stopped).map(stopped).collect::<String>()
         ),
         Ended::Calibrated { reports } => reports.iter().map(judge_report::show).collect(),
         Ended::Attacked { reports } => reports.iter().map(judge_report::show_attacks).collect(),

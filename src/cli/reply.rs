@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::learn::JudgeTask;
+use crate::reflect::Compared;
 use crate::trust::{AttackReport, Report, Standing};
 use engine::Generation;
 use protocol::Step;
@@ -146,6 +147,14 @@ pub(super) enum Stage {
     },
 }
 
+/// Inside [`Ended::Explored`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Refining {
+    pub(super) agent: String,
+    #[serde(flatten)]
+    pub(super) compared: Compared,
+}
+
 /// How a long operation ended.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
@@ -158,6 +167,8 @@ pub(super) enum Ended {
         enough: u64,
         given_up: u64,
         positives_per_1000_tokens: f64,
+        #[serde(default)]
+        refining: Vec<Refining>,
         wall_s: f64,
     },
     Calibrated {

@@ -15,7 +15,7 @@ use super::error::RunError;
 use super::op_queue::Exploration;
 use super::{Ended, Parts, Stage};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
-use crate::reflect::{Explored, ReflectError};
+use crate::reflect::{Compared, Explored, ReflectError, Trial};
 use config::{Agent, Promising};
 use engine::EngineError;
 use store::{ExchangeId, Filled};
@@ -57,6 +57,16 @@ impl Harvest {
     }
 }
 
+/// Whether refinements or fresh drafts have yielded more for one agent.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Refining {
+    /// Its name.
+    pub agent: String,
+    /// The numbers of both.
+    #[serde(flatten)]
+    pub compared: Compared,
+}
+
 /// Who is told what exploration brings.
 #[derive(Debug)]
 pub(super) struct Tellers<'a> {
@@ -75,6 +85,13 @@ pub(super) async fn explore(
     let began = Instant::now();
     let todo = wanted(parts, wish).await?;
     let total = todo.len();
+    let mut trials: Vec<(String, Arc<Trial>)> = Vec::new();
+    for trial in todo.iter().filter_map(|todo| Some((todo.agent.name.clone(), todo.trial.clone()?)))
+    {
+        if trials.last().is_none_or(|(agent, _)| *agent != trial.0) {
+            trials.push(trial);
+        }
+    }
     let harvest = Mutex::new(Harvest::default());
     let change = &|change: &dyn Fn(&mut Harvest)| {
         let mut harvest = harvest.lock().expect("nobody panics while holding the harvest");
@@ -100,7 +117,12 @@ pub(super) async fn explore(
         .collect();
     stream::iter(fills).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
     let harvest = harvest.into_inner().expect("nobody panics while holding the harvest");
+    let refining = trials.into_iter().filter_map(|(agent, trial)| {
+        let compared = trial.compared()?;
+        Some(Refining { agent, compared })
+    });
     Ok(Ended::Explored {
+        refining: refining.collect(),
         positives_per_1000_tokens: harvest.positives_per_1000_tokens(),
         harvest,
         wall_s: began.elapsed().as_secs_f64(),
@@ -112,6 +134,8 @@ struct Todo {
     agent: Arc<Agent>,
     exchange: ExchangeId,
     aim: Aim,
+    /// Whether refining pays; `None`: exactly what was asked for is made.
+    trial: Option<Arc<Trial>>,
 }
 
 /// The prompts that are worth exploring, fewest answers first. Those that an earlier exploration
@@ -127,6 +151,10 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
     for agent in config.agents.values().filter(is_wanted) {
         let (drafts, refinements) = wish.split.unwrap_or(agent.reflection.explore);
         let aim = Aim { drafts, refinements, stop_early: agent.reflection.stop_early };
+        let is_open = wish.split.is_none()
+            && 0 < aim.stop_early.enough
+            && agent.reflection.promising == Promising::BestFaulty;
+        let trial = is_open.then(Arc::<Trial>::default);
         let name = agent.name.clone();
         let filled = parts.store.explorable(name, drafts, refinements, generation).await?;
         // Where the best draft is revised whatever its levels are, any draft may be it.
@@ -139,7 +167,12 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
             .collect();
         let worth = filled.iter().filter(|it| !matches!(pursue::next(&aim, it), Next::Leave(_)));
         let exchanges = worth.map(|filled| filled.exchange).take(wish.limit - todo.len());
-        todo.extend(exchanges.map(|exchange| Todo { agent: agent.clone(), exchange, aim }));
+        todo.extend(exchanges.map(|exchange| Todo {
+            agent: agent.clone(),
+            exchange,
+            aim,
+            trial: trial.clone(),
+        }));
     }
     Ok(todo)
 }
@@ -150,8 +183,12 @@ async fn fill(
     todo: Todo,
     told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
-    let Todo { agent, exchange, aim } = todo;
-    match parts.reflector.explore(&agent, exchange, aim, told).await {
+    let Todo { agent, exchange, aim, trial } = todo;
+    let explored = match &trial {
+        None => parts.reflector.explore(&agent, exchange, aim, told).await,
+        Some(trial) => parts.reflector.explore_in_trial(&agent, exchange, aim, trial, told).await,
+    };
+    match explored {
         Err(ReflectError::Engine(
             error @ (EngineError::TooLong { .. } | EngineError::NotLoaded(_)),
         )) => {

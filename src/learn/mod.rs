@@ -57,7 +57,7 @@ use protocol::Step;
 use store::{RunId, Store, StoreError};
 
 pub use self::cancel::{Cancel, Stop};
-pub use self::explore::Harvest;
+pub use self::explore::{Harvest, Refining};
 pub use self::guards::Guards;
 pub use self::op_queue::Exploration;
 pub use self::readiness::Readiness;
@@ -202,6 +202,8 @@ pub enum Ended {
         /// The counts.
         #[serde(flatten)]
         harvest: Harvest,
+        /// Refinements against fresh drafts, for each agent where one of them was to be refined.
+        refining: Vec<Refining>,
         /// The yield.
         positives_per_1000_tokens: f64,
         /// Seconds.

@@ -3,7 +3,7 @@
 //! the next begins: an exploration that is stopped or killed goes on where it was. Used by the
 //! [`Reflector`]'s `reflect_later` and `explore`.
 
-use config::{Agent, Promising};
+use config::{Agent, Promising, ScalarConfig};
 use engine::{Priority, Sampling, Weights};
 use store::{Author, Critic, Exchange, ExchangeId, Filled};
 
@@ -14,6 +14,7 @@ use super::choose::promising;
 use super::judge::Judge;
 use super::pursue::{self, Aim, Next, Reason};
 use super::session::{Cut, Entry, Halt, Origin, Policy, Session};
+use super::trial::{Choice, Compared, Trial, Yield};
 use super::{Explored, ReflectError, Reflector};
 
 /// How far to fill.
@@ -32,11 +33,17 @@ pub(super) async fn fill(
     agent: &Agent,
     id: ExchangeId,
     goal: Goal,
+    trial: Option<&Trial>,
     told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
     let exchange = reflector.store.exchange(id).await?;
     let reference = exchange.reference.as_deref();
     let verification = Verification::new(agent, exchange.verifier.as_ref(), reference)?;
+    let has_reward = matches!(agent.scalar, ScalarConfig::Reward(_));
+    if agent.aspects.is_empty() && verification.is_none() && !has_reward {
+        // Nothing would say which of its answers are good.
+        return Ok(Explored { left: Some(Reason::Filled), ..Explored::default() });
+    }
     let judge = Judge::new(reflector, agent, &exchange.messages, goal.priority)?
         .with(reference, verification)
         .with_aspects(&aspects_so_far(&exchange));
@@ -61,17 +68,22 @@ pub(super) async fn fill(
     };
     let mut explored = Explored::default();
     let mut is_cut = false;
+    let mut aim = goal.aim;
+    let mut choice = None;
     loop {
         // First of all: what was answered in a chat may never have been judged.
         let judged = session.judge().await;
         let news = store(&mut session, id, explored.generated_tokens).await?;
         explored.add(news);
         told(news);
+        if let (Some(trial), Some(choice)) = (trial, choice) {
+            record(trial, choice, news, &agent.name);
+        }
         if let Err(Halt::Failed(error @ (ReflectError::Judge(_) | ReflectError::Command(_)))) =
             judged
         {
             // Drafts need no judge: they are kept and judged another time.
-            let missing = goal.aim.drafts.saturating_sub(filled(&session, id).drafts);
+            let missing = aim.drafts.saturating_sub(filled(&session, id).drafts);
             if 0 < missing {
                 is_cut_short(session.draft_all(exchange.prompt_tokens.clone(), missing).await)?;
                 told(store(&mut session, id, explored.generated_tokens).await?);
@@ -79,11 +91,18 @@ pub(super) async fn fill(
             return Err(error);
         }
         is_cut |= is_cut_short(judged)?;
-        let next = if is_cut {
+        let mut next = if is_cut {
             Next::Leave(Reason::Spent)
         } else {
-            pursue::next(&goal.aim, &filled(&session, id))
+            pursue::next(&aim, &filled(&session, id))
         };
+        if let (Some(trial), Next::Refine(_), None) = (trial, next, choice) {
+            choice = Some(trial.choose());
+            if choice == Some(Choice::Draft) {
+                aim = aim.drafts_only();
+                next = pursue::next(&aim, &filled(&session, id));
+            }
+        }
         let made = match next {
             Next::Draft(n) => session.draft_all(exchange.prompt_tokens.clone(), n).await,
             Next::Refine(n) => refine(&mut session, n).await,
@@ -94,6 +113,19 @@ pub(super) async fn fill(
         };
         // What is complete is judged and stored before the prompt is left.
         is_cut = is_cut_short(made)?;
+    }
+}
+
+fn record(trial: &Trial, choice: Choice, news: Explored, agent: &str) {
+    let Explored { drafts, refinements, positives, generated_tokens, .. } = news;
+    let news = Yield { answers: drafts + refinements, passes: positives, tokens: generated_tokens };
+    if let Some(Compared { refinements, drafts, .. }) = trial.add(choice, news) {
+        tracing::info!(
+            agent,
+            refinements_per_1000_tokens = refinements.per_1000_tokens(),
+            drafts_per_1000_tokens = drafts.per_1000_tokens(),
+            "Exploration stops refining: fresh drafts yield more answers that pass."
+        );
     }
 }
 

@@ -19,6 +19,7 @@ mod run;
 mod session;
 #[cfg(test)]
 mod tests;
+mod trial;
 pub mod verify;
 
 use std::sync::Arc;
@@ -44,6 +45,7 @@ use verify::command::{CommandError, Programs};
 
 pub use assess::{passes, question, scalar};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
+pub use trial::{Compared, Trial, Yield};
 
 /// Everything that reflection needs of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -277,7 +279,7 @@ impl Reflector {
             tokens: usize::try_from(budget.tokens).unwrap_or(usize::MAX),
             priority: Priority::Background,
         };
-        explore::fill(self, agent, exchange, goal, &|_| {}).await
+        explore::fill(self, agent, exchange, goal, None, &|_| {}).await
     }
 
     /// Fills a stored exchange up to an aim, at priority `Explore`. Tells what was done as soon as it
@@ -290,7 +292,20 @@ impl Reflector {
         told: &(dyn Fn(Explored) + Sync),
     ) -> Result<Explored, ReflectError> {
         let goal = explore::Goal { aim, tokens: usize::MAX, priority: Priority::Explore };
-        explore::fill(self, agent, exchange, goal, told).await
+        explore::fill(self, agent, exchange, goal, None, told).await
+    }
+
+    /// The same, and makes drafts in the place of refinements where a trial wants that.
+    pub async fn explore_in_trial(
+        &self,
+        agent: &Agent,
+        exchange: ExchangeId,
+        aim: Aim,
+        trial: &Trial,
+        told: &(dyn Fn(Explored) + Sync),
+    ) -> Result<Explored, ReflectError> {
+        let goal = explore::Goal { aim, tokens: usize::MAX, priority: Priority::Explore };
+        explore::fill(self, agent, exchange, goal, Some(trial), told).await
     }
 
     /// Stores a prompt without answering it, for [`Reflector::explore`].

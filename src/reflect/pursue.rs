@@ -20,6 +20,14 @@ pub struct Aim {
     pub stop_early: StopEarly,
 }
 
+impl Aim {
+    /// As many answers, none of them a refinement.
+    #[must_use]
+    pub fn drafts_only(self) -> Self {
+        Self { drafts: self.drafts.saturating_add(self.refinements), refinements: 0, ..self }
+    }
+}
+
 /// The decision.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Next {
@@ -38,7 +46,7 @@ pub enum Reason {
     Enough,
     /// Nothing passes, however often it was tried.
     Hopeless,
-    /// All that was aimed at is there, or no draft has a fault to refine.
+    /// All that was aimed at is there, or no draft has a fault to refine, or nothing tells good from bad.
     Filled,
     /// The tokens are spent, or the engine cannot go on with it.
     Spent,

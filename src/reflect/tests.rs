@@ -1,6 +1,7 @@
 //! The flow of reflection against the scripted engine and a real store. Each answer's text is part
 //! of the prompt that judges it, so a script can say what the judge thinks of which answer.
 
+mod trial;
 mod verifiers;
 
 use std::collections::BTreeMap;

@@ -9,3 +9,4 @@ mod harness;
 mod inspect;
 mod life;
 mod reload;
+mod verifiers;

@@ -367,6 +367,81 @@ fn a_file_with_many_mistakes_reports_all_of_them() {
 }
 
 #[test]
+fn an_agent_may_do_without_aspects_where_something_else_decides() {
+    let root = Root::new();
+    let problems = |keys: &str| {
+        root.write("agents/one.yaml", &format!("model: model.gguf\n{keys}"));
+        root.problems()
+    };
+    root.write("truth.jsonl", "{\"id\":\"1\",\"prompt\":\"x\",\"reference\":\"y\"}\n");
+    root.write("none.jsonl", "{\"id\":\"1\",\"prompt\":\"x\"}\n");
+    for fine in [
+        "verifier: {kind: length, sentences: 1}\n",
+        "aspects: []\njudge: none\nverifier: {kind: length, sentences: 1}\n",
+        "judge: none\nheld_out: truth.jsonl\n",
+        "scalar: {reward_model: model.gguf}\nreflection: {verifier_weight: 0}\n",
+    ] {
+        root.write("agents/one.yaml", &format!("model: model.gguf\n{fine}"));
+        root.load().unwrap_or_else(|problems| panic!("{fine}: {problems}"));
+    }
+    let nothing = "agents/one.yaml: aspects: is empty, and nothing else says";
+    for wrong in ["", "aspects: []\njudge: none\n", "held_out: none.jsonl\n"] {
+        let found = problems(wrong);
+        assert!(found.contains(nothing), "{wrong}: {found}");
+    }
+    let found =
+        problems("verifier: {kind: exact, expected: a}\nreflection: {verifier_weight: 0}\n");
+    assert!(found.contains("reflection.verifier_weight: is 0, which only measures"), "{found}");
+    let found = problems("aspects: [kind]\njudge: none\n");
+    assert!(found.contains("judge: is none, but aspects need a judge"), "{found}");
+}
+
+#[test]
+fn a_command_is_found_or_named_and_all_parts_are_looked_at() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root = Root::new();
+    root.write("check.py", "#!/bin/sh\n");
+    root.write("plain.txt", "");
+    let path = root.0.path().join("check.py");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let agent = |verifier: &str| {
+        root.write("agents/one.yaml", &format!("model: model.gguf\nverifier: {verifier}\n"));
+    };
+    agent(
+        "{kind: all, of: [{kind: command, command: [./check.py, -x], timeout_s: 5}, \
+           {kind: command, command: [sh]}]}",
+    );
+    let config = root.load().unwrap();
+    let verifier = config.agents["one"].verifier.clone().unwrap();
+    let [own, shell] = verifier.commands()[..] else { panic!("{verifier:?}") };
+    assert!(own.command[0].ends_with("/check.py") && own.command[1] == "-x", "{own:?}");
+    assert!(std::path::Path::new(&shell.command[0]).is_absolute(), "{shell:?}");
+    assert_eq!((own.pass, own.timeout_s, shell.timeout_s), (1.0, 5.0, 30.0));
+    assert_eq!(own.folder, fs::canonicalize(root.0.path()).unwrap());
+
+    agent(
+        "{kind: any, of: [{kind: command, command: [./gone.py]}, {kind: command, command: [./plain.txt]}, \
+           {kind: command, command: [no-such-program-here]}, {kind: command, command: [], pass: 2}, \
+           {kind: command, command: [sh], shell: true}, {kind: regex, pattern: '('}, \
+           {kind: length, words: {min: 2, max: 1}}, {kind: spelling}]}",
+    );
+    let found = root.problems();
+    for expected in [
+        "verifier.of[0]: names the program",
+        "verifier.of[1]: names the program",
+        "verifier.of[2]: names the program no-such-program-here, which is not in PATH",
+        "verifier.of[3]: `command` must be a list",
+        "verifier.of[3]: `pass` must be above 0",
+        "verifier.of[4]: unknown field `shell`",
+        "verifier.of[5]: error: unclosed group",
+        "verifier.of[6]: `words` has min 2, which is above max 1",
+        "verifier.of[7]: unknown variant `spelling`",
+    ] {
+        assert!(found.contains(expected), "{expected}: {found}");
+    }
+}
+
+#[test]
 fn agents_must_share_one_model_and_one_must_be_the_default() {
     let root = Root::new();
     root.write("other.gguf", "GGUF");

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::raw::Section;
-use prompt::{Command, Verifier};
+use prompt::{Command, Fault, Verifier};
 
 /// A `command` as YAML has it.
 #[derive(Deserialize)]
@@ -45,9 +45,11 @@ pub(super) fn verifier(root: &Path, keys: &mut Section<'_>) -> Option<Verifier> 
     let value = keys.untyped::<Verifier>("verifier")?;
     let mut problems = Vec::new();
     let verifier = read(root, value, "", &mut problems);
-    if let Some(verifier) = &verifier {
-        problems.extend(verifier.faults().into_iter().map(|fault| (fault.place, fault.message)));
-        patterns(verifier, "", &mut problems);
+    // The parts have been looked at one by one, because one that cannot be read hides the whole.
+    for Fault { place, message } in verifier.iter().flat_map(Verifier::faults) {
+        if !problems.contains(&(place.clone(), message.clone())) {
+            problems.push((place, message));
+        }
     }
     for (place, message) in problems {
         keys.problem(&format!("verifier{place}"), message);
@@ -64,7 +66,7 @@ fn read(
 ) -> Option<Verifier> {
     let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut wrong = |error: serde_json::Error| problems.push((place.to_owned(), error.to_string()));
-    match kind.as_str() {
+    let verifier = match kind.as_str() {
         "command" => {
             let keys: CommandKeys = serde_json::from_value(value).map_err(&mut wrong).ok()?;
             let CommandKeys { _kind: _, mut command, pass, timeout_s } = keys;
@@ -74,7 +76,7 @@ fn read(
                     Err(fault) => problems.push((place.to_owned(), fault)),
                 }
             }
-            Some(Verifier::Command(Command { command, pass, timeout_s, folder: root.into() }))
+            Verifier::Command(Command { command, pass, timeout_s, folder: root.into() })
         }
         "all" | "any" => {
             let keys: PartsKeys = serde_json::from_value(value).map_err(&mut wrong).ok()?;
@@ -83,10 +85,14 @@ fn read(
                 .map(|(index, part)| read(root, part, &format!("{place}.of[{index}]"), problems))
                 .collect();
             let of = parts.into_iter().collect::<Option<Vec<_>>>()?;
-            Some(if kind == "all" { Verifier::All { of } } else { Verifier::Any { of } })
+            return Some(if kind == "all" { Verifier::All { of } } else { Verifier::Any { of } });
         }
-        _ => serde_json::from_value(value).map_err(wrong).ok(),
-    }
+        _ => serde_json::from_value(value).map_err(wrong).ok()?,
+    };
+    let messages = verifier.faults().into_iter().map(|fault| fault.message);
+    let messages: Vec<String> = messages.chain(pattern_fault(&verifier)).collect();
+    problems.extend(messages.into_iter().map(|message| (place.to_owned(), message)));
+    Some(verifier)
 }
 
 /// The program's whole path: below the folder of the configuration where it has a slash, else in PATH.
@@ -109,9 +115,9 @@ fn find(root: &Path, program: &str) -> Result<String, String> {
     })
 }
 
-/// Patterns and schemas that do not compile.
-fn patterns(verifier: &Verifier, place: &str, problems: &mut Vec<(String, String)>) {
-    let fault = match verifier {
+/// A pattern or schema that does not compile.
+fn pattern_fault(verifier: &Verifier) -> Option<String> {
+    match verifier {
         Verifier::Regex { pattern, .. } => regex::Regex::new(pattern).err().map(|error| {
             // The message draws the pattern over several lines; the last line has the reason.
             error.to_string().lines().last().unwrap_or_default().to_owned()
@@ -120,9 +126,5 @@ fn patterns(verifier: &Verifier, place: &str, problems: &mut Vec<(String, String
             jsonschema::validator_for(schema).err().map(|it| it.to_string())
         }
         _ => None,
-    };
-    problems.extend(fault.map(|fault| (place.to_owned(), fault)));
-    for (index, part) in verifier.parts().iter().enumerate() {
-        patterns(part, &format!("{place}.of[{index}]"), problems);
     }
 }

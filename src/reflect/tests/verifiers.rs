@@ -122,8 +122,11 @@ async fn without_aspects_and_verifier_the_reference_decides() {
         assert_eq!(aspects_of(&stored.candidates[0]), [("verifier", passes)]);
         assert_eq!(stored.candidates[0].assessments[0].judge, "verifier:reference");
     }
-    let outcome = world.outcome(task(agent, Mode::Inline, "ask good")).await;
+    let outcome = world.outcome(task(agent.clone(), Mode::Inline, "ask good")).await;
     assert_eq!(world.stored(&outcome).await.candidates[0].assessments, [], "nothing decides");
+    let id = outcome.exchange.unwrap();
+    let explored = world.reflector.explore(&agent, id, aim(4, 4), &|_| {}).await.unwrap();
+    assert_eq!((explored.drafts, explored.generated_tokens), (0, 0), "so nothing is explored");
 }
 
 #[tokio::test]

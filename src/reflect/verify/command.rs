@@ -118,6 +118,15 @@ impl Programs {
     }
 }
 
+/// Asks a program once, outside any runtime; why it gives no verdict. For `reflectd check`.
+pub fn try_program(command: &Command) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("cannot be tried: {error}"))?;
+    let question = Question { prompt: "What is 2 + 2?", answer: "4", reference: Some("4") };
+    let asked = runtime.block_on(async { Programs::default().ask(command, question).await });
+    asked.map(drop).map_err(|error| error.to_string())
+}
+
 fn finding(verdict: &Verdict, pass: f64) -> Finding {
     if pass <= verdict.score {
         return Finding { score: verdict.score, ..Finding::passed() };
