@@ -96,6 +96,7 @@ async fn two_hundred_swaps_under_chats_leave_no_memory_behind() {
         gpu_layers: Some(0),
         flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
+        deterministic: false,
         queue: 16,
     };
     let (engine, _thread) = spawn(&config).await.unwrap();

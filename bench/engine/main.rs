@@ -10,6 +10,7 @@ mod chat;
 mod chats;
 mod client;
 mod daemon;
+mod deterministic;
 mod drafts;
 mod explore;
 mod growth;
@@ -64,6 +65,9 @@ struct Arguments {
     /// `auto`, `on` or `off`, of ours [default: the daemon's].
     #[arg(long, default_value = "auto", value_parser = flash_attention)]
     flash_attention: FlashAttention,
+    /// A GGUF of a chat model for the workload `deterministic` [default: random weights].
+    #[arg(long)]
+    model: Option<PathBuf>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -90,6 +94,7 @@ async fn main() -> anyhow::Result<()> {
         threads: arguments.threads.unwrap_or(all_threads),
         flash_attention: arguments.flash_attention,
         peer: std::env::var_os("LLAMA_SERVER").map(PathBuf::from),
+        real_model: arguments.model,
         rounds: arguments.rounds,
         is_quick: arguments.quick,
     };
@@ -147,6 +152,7 @@ async fn measure(workload: &str, setting: &Setting, texts: &mut Texts) -> anyhow
         "overhead" => overhead::run(setting, texts).await,
         "explore" => explore::run(setting, texts).await,
         "swap" => swap::run(setting, texts).await,
+        "deterministic" => deterministic::run(setting).await,
         "growth" => growth::run(setting, texts).await,
         other => anyhow::bail!("{other} is no workload"),
     }

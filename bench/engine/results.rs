@@ -10,8 +10,17 @@ use testkit::bench::results::{self as shared, Provenance};
 use testkit::bench::statistics::{median, range, ratios};
 
 /// In the order of the table.
-pub(crate) const WORKLOADS: [&str; 8] =
-    ["chats", "drafts", "reflection", "refinement", "overhead", "explore", "swap", "growth"];
+pub(crate) const WORKLOADS: [&str; 9] = [
+    "chats",
+    "drafts",
+    "reflection",
+    "refinement",
+    "overhead",
+    "explore",
+    "swap",
+    "deterministic",
+    "growth",
+];
 
 /// How our other side is called that is another program.
 pub(crate) const LLAMA_SERVER: &str = "llama-server";

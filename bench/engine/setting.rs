@@ -22,6 +22,8 @@ pub(crate) struct Setting {
     pub(crate) model: PathBuf,
     /// Of the same shape, for greedy answers that can be repeated.
     pub(crate) predictable_model: PathBuf,
+    /// A chat model whose words mean something, where one is given.
+    pub(crate) real_model: Option<PathBuf>,
     pub(crate) threads: u32,
     /// Of ours; the peer has its best.
     pub(crate) flash_attention: FlashAttention,
@@ -52,6 +54,7 @@ impl Setting {
             gpu_layers: Some(0),
             flash_attention: self.flash_attention,
             kv_cache: KvCache::F16,
+            deterministic: false,
             queue: 64,
         }
     }

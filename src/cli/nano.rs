@@ -165,6 +165,7 @@ async fn measure(model: &Path, prompts: &Path, n: usize, seed: u64) -> anyhow::R
         gpu_layers: None,
         flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
+        deterministic: false,
         queue: 64,
     };
     let (engine, thread) = engine::spawn(&config).await?;

@@ -276,6 +276,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             gpu_layers: None,
             flash_attention: engine::FlashAttention::Auto,
             kv_cache: engine::KvCache::F16,
+            deterministic: false,
             queue: 8,
         },
         server: ServerConfig {

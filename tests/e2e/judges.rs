@@ -194,6 +194,7 @@ fn config(model: &Path) -> EngineConfig {
         gpu_layers: Some(0),
         flash_attention: FlashAttention::Off,
         kv_cache: KvCache::F32,
+        deterministic: false,
         queue: 1,
     }
 }

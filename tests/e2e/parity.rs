@@ -181,6 +181,7 @@ pub(crate) async fn load(model: &Path) -> (Engine, EngineThread) {
         flash_attention: FlashAttention::Auto,
         // As the trainer computes: f16 alone makes log-probs differ by more than 1e-3.
         kv_cache: KvCache::F32,
+        deterministic: false,
         queue: 8,
     };
     engine::spawn(&config).await.unwrap()

@@ -515,6 +515,7 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         gpu_layers,
         flash_attention,
         kv_cache,
+        deterministic,
         queue,
     } = &old.engine;
     [
@@ -528,6 +529,7 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         ("engine.gpu_layers", *gpu_layers == new.engine.gpu_layers),
         ("engine.flash_attention", *flash_attention == new.engine.flash_attention),
         ("engine.kv_cache", *kv_cache == new.engine.kv_cache),
+        ("engine.deterministic", *deterministic == new.engine.deterministic),
         ("engine.queue", *queue == new.engine.queue),
         ("judge.model", model_of(old.judge_engine.as_ref()) == model_of(new.judge_engine.as_ref())),
         (

@@ -89,6 +89,7 @@ fn engine(root: &Path, keys: &mut Section<'_>) -> EngineConfig {
         gpu_layers: auto_or_number(keys, "gpu_layers", &(0..=10_000)),
         flash_attention: keys.value("flash_attention", FlashAttention::Auto),
         kv_cache: keys.value("kv_cache", KvCache::F16),
+        deterministic: keys.value("deterministic", false),
         queue: keys.number("queue", 64, &(1..=65_536)),
     };
     // llama.cpp aborts the process when a step cannot hold one token of every sequence, and

@@ -347,7 +347,7 @@ fn a_file_with_many_mistakes_reports_all_of_them() {
     reflectd.yaml: learn.gate.length_ratio: is [2, 1]; [0 to 1, 1 to 100] is allowed
     reflectd.yaml: learn.objective.beta: is not known; allowed: name
     reflectd.yaml: log_text: invalid type: string "perhaps", expected a boolean
-    reflectd.yaml: engine.thraeds: is not known; allowed: chat_template, context_tokens, max_sequences, batch_tokens, threads, batch_threads, gpu_layers, flash_attention, kv_cache, queue
+    reflectd.yaml: engine.thraeds: is not known; allowed: chat_template, context_tokens, max_sequences, batch_tokens, threads, batch_threads, gpu_layers, flash_attention, kv_cache, deterministic, queue
     agents/one.yaml: model: names gone.gguf, which is not a file; put a GGUF chat model there
     gone.yaml: cannot be read: No such file or directory (os error 2)
     agents/one.yaml: aspects[3]: must be a mapping of keys to values

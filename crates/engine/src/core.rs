@@ -10,7 +10,10 @@
 //!   the cells, and goes on when there is room again. The oldest of the most urgent is never
 //!   preempted, and one sequence alone always fits, so every request ends.
 //! - What sequences share is evaluated once, in the ids of all of them (`tree.rs`).
+//! - A deterministic core has one sequence id, and its batches depend on that sequence alone
+//!   (`blocks.rs`).
 
+mod blocks;
 mod faults;
 mod op;
 mod pace;
@@ -28,6 +31,7 @@ use std::time::Duration;
 
 use inference::backend::{Limits, SequenceId};
 
+use self::blocks::Blocks;
 use super::{EngineError, FinishReason, Generation, LabelScores, Token, TokenPiece, Vocabulary};
 use faults::{Fault, is_planted};
 use pace::{Pace, Turn};
@@ -74,6 +78,10 @@ pub(super) struct Counters {
 #[derive(Debug)]
 pub(super) struct Core {
     limits: Limits,
+    /// Where each sequence is evaluated as if it were alone.
+    blocks: Option<Blocks>,
+    /// Who was preempted last, and the tokens of its prompt: what follows is no block.
+    paused: Option<(Owner, usize)>,
     vocabulary: Arc<dyn Vocabulary>,
     tree: Tree,
     /// By priority, then by arrival.
@@ -107,6 +115,8 @@ impl Core {
         Self {
             tree: Tree::new(limits.cells, limits.sequences, most_host_bytes),
             limits,
+            blocks: None,
+            paused: None,
             vocabulary,
             requests: Vec::new(),
             owners: BTreeMap::new(),
@@ -118,6 +128,13 @@ impl Core {
             events: Vec::new(),
             counters: Counters::default(),
         }
+    }
+
+    /// The same, in which an answer depends on its request and seed alone. It has one sequence at a
+    /// time and keeps no copies.
+    pub(super) fn deterministic(limits: Limits, vocabulary: Arc<dyn Vocabulary>) -> Self {
+        let limits = Limits { sequences: 1, ..limits };
+        Self { blocks: Some(Blocks::new(&limits)), ..Self::new(limits, 0, vocabulary) }
     }
 
     /// Lets a checked request wait for room.
@@ -373,6 +390,7 @@ impl Core {
             let sequence = &mut request.sequences[owner.sequence];
             sequence.id = None;
             let keep = sequence.keep;
+            let keep = if self.blocks.is_some() { keep.min(sequence.n_prompt) } else { keep };
             self.owners.remove(&id);
             self.tree.cache(id, keep, is_urgent);
         }
@@ -395,7 +413,8 @@ impl Core {
     /// An interrupted step has evaluated its first `n` tokens. Those whose logits are wanted are
     /// evaluated again, because the rows of an interrupted batch are not there.
     fn keep_part(&mut self, step: &Step, n: usize) {
-        let mut left = n;
+        // Of a block nothing is kept, because its rest would be another batch.
+        let mut left = if self.blocks.is_some() { 0 } else { n };
         for span in &step.spans {
             let done = span.tokens.len().min(left);
             left -= done;
@@ -492,6 +511,8 @@ impl Core {
         if is_planted(Fault::PreemptForgets) {
             return self.tree.release(id);
         }
+        let n_prompt = request.sequences[owner.sequence].n_prompt;
+        self.paused = Some((owner, n_prompt));
         self.tree.cache(id, usize::MAX, is_urgent);
     }
 

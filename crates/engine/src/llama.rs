@@ -70,6 +70,7 @@ pub struct Llama {
     selected: Generation,
     limits: Limits,
     host_cache_bytes: usize,
+    is_deterministic: bool,
     info: ModelInfo,
     /// Of the model's tensors: an adapter must fit them.
     shapes: Shapes,
@@ -119,6 +120,7 @@ impl Llama {
             context,
             limits,
             host_cache_bytes,
+            is_deterministic: config.deterministic,
             vocabulary,
             model,
         })
@@ -196,6 +198,7 @@ fn demand<'a>(
         n_vocab: n_vocab as u64,
         limits: limits(config, n_vocab)?,
         kv_cache: config.kv_cache,
+        keeps_copies: !config.deterministic,
         has_flash_attention: attention != sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
     })
 }
@@ -207,7 +210,8 @@ fn vocabulary_size(header: &Gguf) -> usize {
 
 /// What of the configuration this model can have.
 fn limits(config: &EngineConfig, n_vocab: usize) -> Result<Limits, String> {
-    let sequences = size(config.max_sequences).clamp(1, MAX_SEQUENCES);
+    let sequences = if config.deterministic { 1 } else { size(config.max_sequences) };
+    let sequences = sequences.clamp(1, MAX_SEQUENCES);
     let cells = size(config.context_tokens);
     if cells <= sequences {
         return Err(format!("context_tokens must be at least {}", sequences + 1));
@@ -354,6 +358,10 @@ impl Backend for Llama {
 
     fn host_cache_bytes(&self) -> usize {
         self.host_cache_bytes
+    }
+
+    fn is_deterministic(&self) -> bool {
+        self.is_deterministic
     }
 
     fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError> {

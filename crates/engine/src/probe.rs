@@ -173,6 +173,7 @@ pub fn run(model: &Path, adapter: Option<&Path>) -> Result<(), EngineError> {
         gpu_layers: Some(0),
         flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
+        deterministic: false,
         queue: 1,
     };
     let mut llama = Llama::open(&config, String::new(), 0)?;

@@ -3,6 +3,7 @@
 
 mod beside;
 mod copies;
+mod deterministic;
 mod generations;
 mod limits;
 mod llama;

@@ -105,7 +105,11 @@ impl<B: Backend> Loop<B> {
         let pulse = Mutex::new(Pulse::new(stats.clone()));
         Self {
             validator: Validator::new(&info),
-            core: Core::new(limits, backend.host_cache_bytes(), Arc::clone(&vocabulary)),
+            core: if backend.is_deterministic() {
+                Core::deterministic(limits, Arc::clone(&vocabulary))
+            } else {
+                Core::new(limits, backend.host_cache_bytes(), Arc::clone(&vocabulary))
+            },
             shared: Arc::new(Shared { info, vocabulary, pulse }),
             generations: Adapters::new(),
             callers: BTreeMap::new(),

@@ -1,9 +1,10 @@
 //! Files of models and adapters, without any C: [`gguf`] reads, checks and writes GGUF, [`lora`]
 //! holds adapters as GGUF and as PEFT folders, [`disk`] writes files atomically, [`memory`] says
-//! how much memory is free for them.
+//! how much memory is free for them, [`load`] how busy the machine is.
 
 pub mod disk;
 pub mod gguf;
+pub mod load;
 pub mod lora;
 pub mod memory;
 

@@ -69,6 +69,10 @@ pub trait Backend {
     fn restore(&mut self, sequence: SequenceId, positions: Range<usize>, state: &[u8]) -> bool;
     /// Host memory that copies of cells may take.
     fn host_cache_bytes(&self) -> usize;
+    /// Whether each sequence must be evaluated as if it were alone; then it has one sequence.
+    fn is_deterministic(&self) -> bool {
+        false
+    }
     /// Loads an adapter.
     fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError>;
     /// Decodes with these weights from now on; they are loaded.

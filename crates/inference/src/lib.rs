@@ -109,6 +109,8 @@ pub struct EngineConfig {
     pub flash_attention: FlashAttention,
     /// How the KV cache stores its numbers.
     pub kv_cache: KvCache,
+    /// Whether an answer depends on its request and seed alone, never on what else runs.
+    pub deterministic: bool,
     /// Requests that wait for the thread; more is refused as overload.
     pub queue: usize,
 }

@@ -109,14 +109,28 @@ impl Cells {
     /// Evaluates the first entries of a batch that is not refused and has room.
     pub fn evaluate(&mut self, batch: &[Entry<'_>], generation: Generation) {
         for entry in batch {
-            let ids = entry.sequences;
-            let before = self.hash(ids[0], generation);
-            let mut hasher = DefaultHasher::new();
-            (before, entry.token, generation).hash(&mut hasher);
-            let cell = Cell { token: entry.token, generation, hash: hasher.finish() };
-            let ids: BTreeSet<usize> = ids.iter().map(|id| id.0).collect();
-            self.put(&ids, cell);
+            self.evaluate_one(entry, generation, None);
         }
+    }
+
+    /// The same for one entry. With a shape, as of kernels that round in another way for another
+    /// number of rows or another row, what follows depends on it and on the place of the cell.
+    pub fn evaluate_one(
+        &mut self,
+        entry: &Entry<'_>,
+        generation: Generation,
+        shape: Option<[usize; 2]>,
+    ) {
+        let ids = entry.sequences;
+        let before = self.hash(ids[0], generation);
+        let mut hasher = DefaultHasher::new();
+        (before, entry.token, generation).hash(&mut hasher);
+        if let (Some(shape), Some(place)) = (shape, self.free.last()) {
+            (shape, place).hash(&mut hasher);
+        }
+        let cell = Cell { token: entry.token, generation, hash: hasher.finish() };
+        let ids: BTreeSet<usize> = ids.iter().map(|id| id.0).collect();
+        self.put(&ids, cell);
     }
 
     /// What the next token of a sequence depends on.
@@ -148,7 +162,8 @@ impl Cells {
     /// Keeps the first `n` cells of a sequence.
     pub fn truncate(&mut self, id: SequenceId, n: usize) {
         let sequence = &mut self.sequences[id.0];
-        for cell in sequence.drain(n.min(sequence.len())..) {
+        // The lowest is taken next, as `find_slot` does.
+        for cell in sequence.drain(n.min(sequence.len())..).rev() {
             self.holders[cell] -= 1;
             if self.holders[cell] == 0 {
                 self.free.push(cell);

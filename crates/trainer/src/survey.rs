@@ -362,10 +362,7 @@ fn alone(clock: f64, processor: f64) -> f64 {
 /// The threads that compute, where they do on a busy machine. Before anything is measured, because the
 /// load has what is measured in it afterwards.
 fn busy_threads(device: Device) -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load: f64 = text.split_whitespace().next()?.parse().ok()?;
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let is_busy = device == Device::Cpu && load > BUSY * processors as f64;
+    let is_busy = device == Device::Cpu && BUSY < files::load::load_per_processor()?;
     is_busy.then(|| f64::from(tch::get_num_threads()))
 }
 

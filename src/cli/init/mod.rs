@@ -222,10 +222,7 @@ fn ask(question: &str) -> anyhow::Result<String> {
 
 /// More programs have wanted to run in the last minute than there are processors.
 fn is_busy() -> bool {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = text.split_whitespace().next().and_then(|word| word.parse::<f64>().ok());
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    load.is_some_and(|load| load > processors as f64)
+    files::load::load_per_processor().is_some_and(|load| 1.0 < load)
 }
 
 async fn ask_trainer(config: &Config) -> Trainer {

@@ -44,7 +44,8 @@ impl Core {
             // Whether they are back is seen before anything is built on them.
             return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
         }
-        if 0 < self.tree.cached_ids() && CACHED_CELLS < self.tree.evictable() {
+        let has_others = self.blocks.is_none() && 0 < self.tree.cached_ids();
+        if has_others && CACHED_CELLS < self.tree.evictable() {
             self.tree.evict(None);
         }
         loop {
@@ -97,13 +98,24 @@ impl Core {
             let request = &self.requests[at];
             let (priority, generation) = (request.priority, request.generation);
             let wanted = request.sequences[sequence].wanted(with_copies);
+            let owner = Owner { request: request.id, sequence };
+            if let Some(blocks) = self.blocks
+                && self.paused.is_none_or(|(paused, _)| paused != owner)
+            {
+                // Of either only the prompt was evaluated in blocks.
+                let most = self.paused.map_or(usize::MAX, |(_, n_prompt)| n_prompt);
+                let own = request.sequences[sequence].n_prompt.min(wanted.wants_from);
+                let common = own.min(most);
+                self.tree.keep_common(generation, &wanted.tokens[..common], blocks.size());
+                self.paused = None;
+            }
             let found = self.tree.find(generation, wanted);
             let needed = wanted.tokens.len() - found.evaluated - found.pending
                 + found.extra
                 + request.growth(sequence).min(GROWTH)
                 + self.tree.pending_tokens()
                 + self.room_to_grow();
-            let has_id = 0 < self.tree.free_ids();
+            let has_id = found.has_id || 0 < self.tree.free_ids();
             if needed <= self.tree.free() && has_id {
                 self.start(at, sequence, with_copies, found);
                 return true;
@@ -222,9 +234,17 @@ impl Core {
         }
         let (decoding, prompts): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|&(id, _)| self.is_at_last_token(id));
-        let tokens = self.pace.tokens(priority, !decoding.is_empty(), &self.limits);
-        let tokens = tokens.max(decoding.len()).min(self.limits.batch_tokens);
-        let drafts = self.drafts(&decoding, tokens);
+        let (tokens, drafts) = if let Some(blocks) = self.blocks {
+            let running = decoding.iter().chain(&prompts).next();
+            let next = running.and_then(|&(id, owner)| {
+                Some((self.tree.evaluated(id), self.sequence(owner)?.n_prompt))
+            });
+            (next.map_or(1, |(position, n_prompt)| blocks.next(position, n_prompt)), Vec::new())
+        } else {
+            let tokens = self.pace.tokens(priority, !decoding.is_empty(), &self.limits);
+            let tokens = tokens.max(decoding.len()).min(self.limits.batch_tokens);
+            (tokens, self.drafts(&decoding, tokens))
+        };
         let mut builder = Builder::new(&self.tree, tokens, self.limits.outputs);
         for &(id, _) in &decoding {
             if is_planted(Fault::GreedyDrafts) && 1 < builder.n_tokens() {

@@ -44,6 +44,8 @@ pub(super) struct Sequence {
     pub(super) index: usize,
     /// Grows while it generates.
     pub(super) tokens: Vec<Token>,
+    /// Of its tokens, those that it was given.
+    pub(super) n_prompt: usize,
     /// While it runs.
     pub(super) id: Option<SequenceId>,
     /// Tokens to keep when it is done, for whoever begins alike.
@@ -101,8 +103,8 @@ impl Request {
         let mut sequences: Vec<Sequence> = sequences
             .enumerate()
             .map(|(index, (tokens, state))| {
-                let (id, suspect_until) = (None, None);
-                Sequence { index, tokens, id, keep: 0, state, suspect_until }
+                let (n_prompt, id, suspect_until) = (tokens.len(), None, None);
+                Sequence { index, tokens, n_prompt, id, keep: 0, state, suspect_until }
             })
             .collect();
         sequences.sort_by(|a, b| a.tokens.cmp(&b.tokens));
@@ -299,8 +301,7 @@ impl Sequence {
         let State::Generate(it) = &mut self.state else { return Vec::new() };
         let n_sampled = it.n_sampled;
         let Some(draft) = it.draft.as_mut().filter(|_| 0 < n_sampled) else { return Vec::new() };
-        let answer = self.tokens.len() - n_sampled;
-        draft.next(&self.tokens[answer..], most)
+        draft.next(&self.tokens[self.n_prompt..], most)
     }
 
     /// Notes how many drafted tokens were evaluated, and how many of them were right.

@@ -409,6 +409,21 @@ impl Tree {
         }
     }
 
+    /// Keeps of each cached sequence what a new one begins with too, in whole blocks of `block`
+    /// tokens, and frees the rest.
+    pub(super) fn keep_common(&mut self, generation: Generation, tokens: &[Token], block: usize) {
+        for id in self.cached().map(|(id, _)| id).collect::<Vec<_>>() {
+            let path = self.path(self.holder(id).node);
+            let is_of_it = self.roots.get(&generation) == path.first();
+            let cached = path.iter().flat_map(|&node| &self.node(node).tokens);
+            let common = cached.zip(tokens).take_while(|(a, b)| a == b).count();
+            match if is_of_it { common / block * block } else { 0 } {
+                0 => self.release(id),
+                keep => self.truncate(id, keep),
+            }
+        }
+    }
+
     /// Gives an id back, with its cells.
     pub(super) fn release(&mut self, id: SequenceId) {
         if 0 < self.evaluated(id) && !is_planted(Fault::LeakedId) {

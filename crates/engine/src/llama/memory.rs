@@ -66,6 +66,8 @@ pub(super) struct Demand<'a> {
     pub(super) n_vocab: u64,
     pub(super) limits: Limits,
     pub(super) kv_cache: KvCache,
+    /// Whether what is evicted is copied to host memory.
+    pub(super) keeps_copies: bool,
     pub(super) has_flash_attention: bool,
 }
 
@@ -146,7 +148,9 @@ impl Demand<'_> {
             let (mut host, mut gpu) = self.shares(layers)?;
             (host.available, host.source) = (available, source.clone());
             let left = available.saturating_sub(host.total());
-            host.prefix_cache = left.min(host.kv_cache.midpoint(gpu.kv_cache));
+            if self.keeps_copies {
+                host.prefix_cache = left.min(host.kv_cache.midpoint(gpu.kv_cache));
+            }
             gpu.available = gpus().map(|device| device.free).sum();
             gpu.source = gpus().map(|device| device.name.as_str()).collect::<Vec<_>>().join(", ");
             let gpu_layers = u32::try_from(layers).unwrap_or(u32::MAX);

@@ -65,6 +65,7 @@ fn config(model: &Path) -> EngineConfig {
         gpu_layers: Some(0),
         flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
+        deterministic: false,
         queue: 4,
     }
 }

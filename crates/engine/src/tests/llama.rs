@@ -148,6 +148,7 @@ pub(super) fn config(model: PathBuf) -> EngineConfig {
         gpu_layers: Some(0),
         flash_attention: FlashAttention::Off,
         kv_cache: KvCache::F16,
+        deterministic: false,
         queue: 8,
     }
 }

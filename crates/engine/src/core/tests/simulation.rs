@@ -44,6 +44,19 @@ fn whatever_happens_every_answer_is_that_of_an_undisturbed_run() {
     }
 }
 
+/// Kernels round in another way for another number of rows, and attention for other cells.
+#[test]
+fn a_deterministic_core_says_the_same_though_each_batch_rounds_in_its_own_way() {
+    let setting = Setting { is_deterministic: true, ..Setting::default() };
+    let steps = from_environment("SIMULATION_STEPS", 1_000_000) / 5;
+    let seen = run(from_environment("SIMULATION_SEED", 1), steps, setting);
+    println!("{seen:?}");
+    let cannot_happen = ["copies restored", "right drafts"];
+    for (what, n) in seen.all().into_iter().filter(|(what, _)| !cannot_happen.contains(what)) {
+        assert!(steps / 10_000 <= n, "only {n} {what} in {} steps", seen.steps);
+    }
+}
+
 #[test]
 fn each_planted_fault_is_found() {
     std::panic::set_hook(Box::new(|_| ()));

@@ -20,6 +20,8 @@ pub(in super::super) struct Found {
     pub(in super::super) pending: usize,
     /// An id that should not be evicted for it.
     pub(in super::super) source: Option<SequenceId>,
+    /// Whether a cached id ends where it begins to differ, which it then goes on with.
+    pub(in super::super) has_id: bool,
 }
 
 /// A sequence that is to run.
@@ -57,6 +59,8 @@ impl Tree {
                 found.evaluated += shared.min(node.evaluated);
                 found.pending += shared.saturating_sub(node.evaluated);
                 found.source = self.readers(id).first().copied();
+                found.has_id =
+                    shared == node.tokens.len() && node.ends.iter().any(|&end| self.is_cached(end));
             } else if let Host::Saved { copy, .. } = &node.host {
                 found.copied += shared;
                 found.extra = found.extra.max(copy.n - shared);

@@ -25,6 +25,8 @@ pub(super) struct Model {
     rows: Vec<Option<Vec<f32>>>,
     random: fastrand::Rng,
     pub(super) chances: Chances,
+    /// Whether what it says depends on the batches too, in which its tokens were evaluated.
+    has_shapes: bool,
     /// Only poison fails.
     pub(super) is_steady: bool,
     pub(super) n_failed: u64,
@@ -42,7 +44,7 @@ pub(super) struct Chances {
 }
 
 impl Model {
-    pub(super) fn new(limits: Limits, seed: u64, chances: Chances) -> Self {
+    pub(super) fn new(limits: Limits, seed: u64, chances: Chances, has_shapes: bool) -> Self {
         Self {
             cells: Cells::new(limits, N_VOCAB),
             limits,
@@ -50,11 +52,22 @@ impl Model {
             rows: Vec::new(),
             random: fastrand::Rng::with_seed(seed),
             chances,
+            has_shapes,
             is_steady: false,
             n_failed: 0,
             n_interrupted: 0,
             n_restored: 0,
             n_poisoned: 0,
+        }
+    }
+
+    /// Evaluates the first `n` entries of a batch.
+    fn evaluate(&mut self, batch: &[Entry<'_>], n: usize) {
+        for (i, entry) in batch[..n].iter().enumerate() {
+            let shape = self.has_shapes.then_some([batch.len(), i]);
+            self.cells.evaluate_one(entry, self.selected, shape);
+            let hash = self.cells.hash(entry.sequences[0], self.selected);
+            self.rows.push(entry.logits.then(|| row(hash)));
         }
     }
 
@@ -100,21 +113,17 @@ impl Backend for Model {
             self.n_failed += u64::from(!is_poisoned);
             // Part of it may be there.
             let part = self.random.usize(0..=n);
-            self.cells.evaluate(&batch[..part], self.selected);
+            self.evaluate(batch, part);
             return Err(EngineError::Failed("by chance".to_owned()));
         }
         let interrupted = self.chances.interrupt;
         if interrupt.is_some() && self.chance(interrupted) {
             self.n_interrupted += 1;
             let part = self.random.usize(0..n);
-            self.cells.evaluate(&batch[..part], self.selected);
+            self.evaluate(batch, part);
             return Ok(part);
         }
-        for entry in batch {
-            self.cells.evaluate(std::slice::from_ref(entry), self.selected);
-            let hash = self.cells.hash(entry.sequences[0], self.selected);
-            self.rows.push(entry.logits.then(|| row(hash)));
-        }
+        self.evaluate(batch, n);
         Ok(n)
     }
 

@@ -42,6 +42,7 @@ fn config(
         gpu_layers: Some(0),
         flash_attention,
         kv_cache,
+        deterministic: false,
         queue: 8,
     }
 }

@@ -9,6 +9,7 @@ use inference::backend::{Backend, Limits, SequenceId};
 use inference::{EngineError, FinishReason, Generation, Sampling, Token};
 
 use super::model::{Chances, Letters, Model, POISON, row};
+use crate::core::blocks::Blocks;
 use crate::core::request::{Generating, Purpose, Request, Said, State};
 use crate::core::tree::Wanted;
 use crate::core::{Core, Event, Outcome, Owner, RequestId, execute};
@@ -24,11 +25,14 @@ const PATIENCE: u64 = 20_000;
 pub(super) struct Setting {
     /// Requests at once, at most.
     pub(super) most_requests: usize,
+    /// Whether answers depend on the batches in which their tokens are evaluated, and the core takes
+    /// care that these are always the same.
+    pub(super) is_deterministic: bool,
 }
 
 impl Default for Setting {
     fn default() -> Self {
-        Self { most_requests: 7 }
+        Self { most_requests: 7, is_deterministic: false }
     }
 }
 
@@ -130,7 +134,7 @@ impl Drop for World {
 impl World {
     pub(super) fn new(seed: u64, setting: Setting) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let sequences = random.usize(2..9);
+        let sequences = if setting.is_deterministic { 1 } else { random.usize(2..9) };
         let batch_tokens = sequences.max(random.usize(4..40));
         let limits = Limits {
             cells: random.usize(60..200),
@@ -143,12 +147,18 @@ impl World {
         let chances =
             Chances { fail: 0.004 * scale, interrupt: 0.1 * scale, lose_copy: 0.1 * scale };
         let host_bytes = if random.bool() { 24 * random.usize(0..limits.cells) } else { 0 };
+        let vocabulary = Arc::new(Letters);
+        let core = if setting.is_deterministic {
+            Core::deterministic(limits, vocabulary)
+        } else {
+            Core::new(limits, host_bytes, vocabulary)
+        };
         let stems = (0..4).map(|_| letters(&mut random, 30)).collect();
         Self {
             seed,
             setting,
-            core: Core::new(limits, host_bytes, Arc::new(Letters)),
-            model: Model::new(limits, seed, chances),
+            core,
+            model: Model::new(limits, seed, chances, setting.is_deterministic),
             limits,
             requests: BTreeMap::new(),
             stems,
@@ -233,7 +243,8 @@ impl World {
             let at = self.core.position(id).unwrap();
             assert_eq!(self.core.requests[at].n_running(), 0, "a stalled request holds ids");
         }
-        for (tokens, evaluated) in held {
+        // A deterministic core keeps whole blocks of prompts.
+        for (tokens, evaluated) in held.into_iter().filter(|_| self.core.blocks.is_none()) {
             let generation = self.requests[&id].generation;
             let wants_from = tokens.len() - 1;
             let wanted = Wanted { tokens: &tokens, wants_from, with_copies: false };
@@ -311,10 +322,21 @@ impl World {
                 sequence.tokens[at] = POISON;
             }
         }
-        let mut expected = expect(request.clone());
+        let mut expected = expect(request.clone(), self.core.blocks);
         expected.is_poisoned = is_poisoned;
+        self.go_on_from(&request.sequences[0].tokens, &expected);
         let id = self.core.submit(request);
         self.requests.insert(id, expected);
+    }
+
+    /// Now and then later prompts begin with a prompt and its answer, as the next turn of a chat does.
+    fn go_on_from(&mut self, prompt: &[Token], expected: &Expected) {
+        let Some(answer) = expected.answers.first() else { return };
+        if expected.is_poisoned || self.random.bool() {
+            return;
+        }
+        let stem = self.random.usize(0..self.stems.len());
+        self.stems[stem] = [prompt, &tokens(answer)].concat();
     }
 
     fn generation(&mut self, priority: Priority, generation: Generation, most: usize) -> Request {
@@ -337,13 +359,9 @@ impl World {
                 State::Generate(Box::new(Generating::new(sampler, stop.clone(), draft)))
             };
             let plain = [(prompt.clone(), state(None))];
-            let plain =
-                expect(Request::new(priority, generation, purpose.clone(), plain.into_iter()));
-            let said = plain.answers[0].iter().rev().filter_map(|answer| match answer {
-                Answer::Token(token, ..) => Some(*token),
-                Answer::Finished(..) => None,
-            });
-            let mut said: Vec<Token> = said.chain(copied).collect();
+            let plain = Request::new(priority, generation, purpose.clone(), plain.into_iter());
+            let plain = expect(plain, self.core.blocks);
+            let mut said = [tokens(&plain.answers[0]), copied].concat();
             for token in &mut said {
                 if self.random.u32(0..8) == 0 {
                     *token = Token(1);
@@ -510,17 +528,36 @@ impl World {
     }
 }
 
+/// The tokens of an answer that is kept backwards.
+fn tokens(answer: &[Answer]) -> Vec<Token> {
+    let tokens = answer.iter().rev().filter_map(|answer| match answer {
+        Answer::Token(token, ..) => Some(*token),
+        Answer::Finished(..) => None,
+    });
+    tokens.collect()
+}
+
 fn letters(random: &mut fastrand::Rng, n: usize) -> Vec<Token> {
     (0..n).map(|_| Token(random.i32(0..7))).collect()
 }
 
+/// Rows of the batch of a token of a sequence that is alone, and which row is its.
+fn shape(block: usize, position: usize, n_prompt: usize) -> [usize; 2] {
+    if n_prompt <= position {
+        return [1, 0];
+    }
+    let start = position - position % block;
+    [block.min(n_prompt - start), position - start]
+}
+
 /// What a request is told when nobody disturbs it: each sequence alone, one token after another.
-fn expect(mut request: Request) -> Expected {
+fn expect(mut request: Request, blocks: Option<Blocks>) -> Expected {
     let n = request.sequences.len();
     let mut answers = vec![Vec::new(); n];
     let is_generation = matches!(request.purpose, Purpose::Generate { .. });
     for which in 0..n {
         let mut position = 0;
+        let n_prompt = request.sequences[which].tokens.len();
         let mut cells = testkit::cells::Cells::new(
             Limits { cells: 500, sequences: 1, batch_tokens: 1, outputs: 1 },
             super::model::N_VOCAB,
@@ -532,7 +569,8 @@ fn expect(mut request: Request) -> Expected {
             let sequences = [SequenceId(0)];
             let entry =
                 inference::backend::Entry { token, position, sequences: &sequences, logits: true };
-            cells.evaluate(&[entry], request.generation);
+            let shape = blocks.map(|blocks| shape(blocks.size(), position, n_prompt));
+            cells.evaluate_one(&entry, request.generation, shape);
             let hash = cells.hash(SequenceId(0), request.generation);
             let said = request.consume(which, position, token, &row(hash), &Letters).unwrap();
             let index = request.sequences[which].index;

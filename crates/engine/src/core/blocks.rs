@@ -1,0 +1,59 @@
+//! In which batches the tokens of a sequence are evaluated when its answer must not depend on what
+//! else runs. Kernels add up in another order for other numbers of rows, and attention in the order of
+//! the cells; so a deterministic core has one sequence at a time, whose cells are its positions, and
+//! evaluates its prompt in blocks of a fixed size from position 0 and each further token alone. Only
+//! whole blocks of a prompt are shared with whoever begins alike: others would have been evaluated in
+//! another batch. Pure; used by `core.rs` and `plan.rs`.
+
+use inference::backend::Limits;
+
+/// Tokens of a block. A multiple of the rows that kernels take at once (at most 16), and few enough
+/// that a step of a model with one token a second ends within a watchdog's minute.
+const BLOCK: usize = 32;
+
+/// See the file's header.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Blocks(usize);
+
+impl Blocks {
+    /// As large as a batch may be whatever it asks logits of.
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self(BLOCK.min(limits.batch_tokens).min(limits.outputs))
+    }
+
+    /// Tokens of a block.
+    pub(super) fn size(self) -> usize {
+        self.0
+    }
+
+    /// Tokens of the batch that begins at a position of a sequence whose prompt has so many. Within
+    /// a prompt that is always the beginning of a block.
+    pub(super) fn next(self, position: usize, n_prompt: usize) -> usize {
+        self.0.min(n_prompt.saturating_sub(position)).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_goes_block_by_block_and_an_answer_token_by_token() {
+        let limits = Limits { cells: 999, sequences: 1, batch_tokens: 512, outputs: 512 };
+        let blocks = Blocks::new(&limits);
+        let batches = |n_prompt: usize, n: usize| {
+            let mut position = 0;
+            let mut found = Vec::new();
+            while position < n {
+                found.push(blocks.next(position, n_prompt));
+                position += found[found.len() - 1];
+            }
+            found
+        };
+        assert_eq!(batches(70, 73), [32, 32, 6, 1, 1, 1]);
+        assert_eq!(batches(64, 66), [32, 32, 1, 1]);
+        assert_eq!(batches(1, 2), [1, 1]);
+        let small = Limits { outputs: 5, ..limits };
+        assert_eq!(Blocks::new(&small).next(5, 99), 5, "logits of a whole block fit");
+    }
+}

@@ -1,0 +1,131 @@
+//! A deterministic engine says the same whatever else it does: with llama.cpp and a quantized model,
+//! whose kernels round in another way for other numbers of rows and other cells.
+
+use std::path::Path;
+
+use super::llama::config;
+use super::*;
+
+const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../agents/nano/model.gguf");
+const QUESTIONS: usize = 20;
+const MAX_TOKENS: u32 = 24;
+
+async fn nano(deterministic: bool) -> (Engine, EngineThread) {
+    let config = EngineConfig {
+        context_tokens: 2048,
+        max_sequences: 16,
+        batch_tokens: 512,
+        flash_attention: FlashAttention::Auto,
+        deterministic,
+        queue: 64,
+        ..config(NANO.into())
+    };
+    assert!(Path::new(NANO).is_file());
+    spawn(&config).await.unwrap()
+}
+
+/// Half of them greedy. They begin alike, for one block of tokens and a part of the next, and two are
+/// the same.
+fn questions(engine: &Engine) -> Vec<GenerateRequest> {
+    let stem = "Answer briefly, and only what was asked. Numbers are written as digits. ".repeat(2);
+    (0..QUESTIONS)
+        .map(|i| {
+            let temperature = if i % 2 == 0 { 0.0 } else { 0.8 };
+            let seed = u64::try_from(i).ok();
+            let sampling =
+                Sampling { temperature, max_tokens: MAX_TOKENS, seed, ..Sampling::default() };
+            let asked = i.min(QUESTIONS - 2) * 37 % 50;
+            let prompt = prompt(engine, &format!("{stem}What is {asked} plus {}?", asked % 7));
+            GenerateRequest { sampling, ..request(prompt) }
+        })
+        .collect()
+}
+
+async fn said(engine: &Engine, request: GenerateRequest) -> Vec<Token> {
+    let answers = read(engine.generate(request).await.unwrap(), 1).await;
+    assert_eq!(answers.failed, None);
+    answers.tokens[0].iter().map(|piece| piece.token).collect()
+}
+
+/// The answers, with so many requests under way at once.
+async fn all(engine: &Engine, questions: &[GenerateRequest], at_once: usize) -> Vec<Vec<Token>> {
+    let mut found = Vec::new();
+    for some in questions.chunks(at_once) {
+        let ask = |request: &GenerateRequest| {
+            let (engine, request) = (engine.clone(), request.clone());
+            tokio::spawn(async move { said(&engine, request).await })
+        };
+        for answer in some.iter().map(ask).collect::<Vec<_>>() {
+            found.push(answer.await.unwrap());
+        }
+    }
+    found
+}
+
+/// A long answer of idle work, that ends when it is dropped.
+async fn explore(engine: &Engine) -> Started {
+    let sampling = Sampling { max_tokens: 900, seed: Some(7), ..Sampling::default() };
+    let prompt = prompt(engine, "Tell me something.");
+    let request =
+        GenerateRequest { n: 8, sampling, priority: Priority::Explore, ..request(prompt) };
+    engine.generate(request).await.unwrap()
+}
+
+/// In turn: alone, with others, beside exploration, preempted by chats, and with much in the cache.
+async fn differ(deterministic: bool) -> Vec<(&'static str, usize)> {
+    let (engine, _thread) = nano(deterministic).await;
+    let questions = questions(&engine);
+    // Each in an engine that has seen nothing else.
+    let mut alone = Vec::new();
+    for question in &questions {
+        let (engine, _thread) = nano(deterministic).await;
+        alone.push(said(&engine, question.clone()).await);
+    }
+    let count = |found: &[Vec<Token>]| found.iter().zip(&alone).filter(|(a, b)| a != b).count();
+    let mut differ = vec![("one after the other", count(&all(&engine, &questions, 1).await))];
+    for (what, at_once) in [("with 3 others", 4), ("with 7 others", 8), ("with 15 others", 16)] {
+        differ.push((what, count(&all(&engine, &questions, at_once).await)));
+    }
+    let exploration = explore(&engine).await;
+    differ.push(("beside exploration", count(&all(&engine, &questions, 2).await)));
+    drop(exploration);
+    let idle: Vec<_> = questions
+        .iter()
+        .map(|it| GenerateRequest { priority: Priority::Explore, ..it.clone() })
+        .collect();
+    let preempted = tokio::spawn({
+        let engine = engine.clone();
+        async move { all(&engine, &idle, 4).await }
+    });
+    let chat = |text: &str| {
+        let sampling = Sampling { max_tokens: 4, ..Sampling::default() };
+        GenerateRequest { sampling, ..request(prompt(&engine, text)) }
+    };
+    let mut n_chats = 0;
+    while !preempted.is_finished() {
+        said(&engine, chat("Hello!")).await;
+        n_chats += 1;
+        // What is preempted evaluates its answer again, which needs a moment.
+        tokio::time::sleep(Duration::from_millis(45)).await;
+    }
+    assert!(3 < n_chats, "{n_chats} chats preempt it");
+    differ.push(("preempted", count(&preempted.await.unwrap())));
+    for i in 0..60 {
+        said(&engine, chat(&format!("What is {i} minus {i}? {}", "Say why. ".repeat(12)))).await;
+    }
+    differ.push(("with a full cache", count(&all(&engine, &questions, 1).await)));
+    differ
+}
+
+#[tokio::test]
+async fn a_deterministic_engine_says_the_same_whatever_else_it_does() {
+    let differ = differ(true).await;
+    assert!(differ.iter().all(|(_, n)| *n == 0), "of {QUESTIONS} answers differ: {differ:?}");
+}
+
+/// Otherwise the test above could not fail.
+#[tokio::test]
+async fn an_engine_that_is_not_deterministic_now_and_then_says_something_else() {
+    let differ = differ(false).await;
+    assert!(differ.iter().any(|(_, n)| 0 < *n), "of {QUESTIONS} answers differ: {differ:?}");
+}
