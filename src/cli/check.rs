@@ -19,10 +19,14 @@ pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
     });
     if json.json {
         let problems = loaded.as_ref().err().map_or(&[][..], |error| &error.0);
-        terminal::print_json(&json!({ "problems": problems }))?;
+        let warnings = loaded.as_ref().map_or(&[][..], |config| &config.warnings);
+        terminal::print_json(&json!({ "problems": problems, "warnings": warnings }))?;
         return Ok(if problems.is_empty() { Exit::Ok } else { Exit::Config });
     }
     let config = loaded?;
+    for warning in &config.warnings {
+        terminal::print(&format!("warning: {warning}\n"))?;
+    }
     let agents: Vec<&str> = config.agents.keys().map(String::as_str).collect();
     let file = Config::file(&config.root);
     terminal::print(&format!("{} is good; agents: {}\n", file.display(), agents.join(", ")))?;

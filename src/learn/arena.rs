@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tracing::warn;
 
 use super::Parts;
-use super::gate::{self, Answered, Available, Comparison, Evidence, GeneralTrial, Trial};
+use super::gate::{self, Answered, Available, Comparison, Evidence, GeneralTrial, Parity, Trial};
 use super::held_out::Question;
 use crate::reflect::{self, Answer, ReflectError};
 use config::{GateConfig, VERIFIER};
@@ -54,6 +54,8 @@ pub struct Arena<'a> {
     pub run: RunId,
     /// What is served.
     pub active: Generation,
+    /// What training started from: what is served, or the base.
+    pub start: Generation,
     /// What wants to be served.
     pub candidate: Generation,
 }
@@ -78,13 +80,13 @@ impl Arena<'_> {
         general: &[Question],
         answered: &(dyn Fn(usize) + Sync),
     ) -> Result<Evidence, ArenaError> {
-        let parity_error = match probe {
+        let parity = match probe {
             Some(probe) => Some(self.parity(probe).await?),
             None => None,
         };
         let available = available(questions, general);
-        let mut evidence = Evidence { parity_error, available, ..Evidence::default() };
-        if !gate::parity_holds(parity_error, self.config) {
+        let mut evidence = Evidence { parity, available, ..Evidence::default() };
+        if parity.is_some_and(|parity| !parity.holds()) {
             return Ok(evidence);
         }
         let mut trial = Trial::new(self.config, available);
@@ -145,36 +147,33 @@ impl Arena<'_> {
         Ok(comparisons)
     }
 
-    /// Mean |difference| between the trainer's log-probs of the probe and the candidate generation's.
-    async fn parity(&self, path: &Path) -> Result<f64, ArenaError> {
+    /// What the adapter changes, by the trainer's probe and by the server.
+    async fn parity(&self, path: &Path) -> Result<Parity, ArenaError> {
         let unusable = |reason| ArenaError::Probe { path: path.to_owned(), reason };
         let text = tokio::fs::read(path).await.map_err(|error| unusable(error.to_string()))?;
         let probe: Probe =
             serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
         let sound = |sequence: &protocol::ProbeSequence| {
+            let n_answer = sequence.tokens.len().checked_sub(sequence.from);
             0 < sequence.from
-                && sequence.tokens.len().checked_sub(sequence.from) == Some(sequence.logprobs.len())
-                && !sequence.logprobs.is_empty()
+                && n_answer.is_some_and(|n| 0 < n)
+                && n_answer == Some(sequence.logprobs.len())
+                && n_answer == Some(sequence.start_logprobs.len())
         };
         if probe.sequences.is_empty() || !probe.sequences.iter().all(sound) {
-            return Err(unusable("it needs sequences with one log-prob for each token".into()));
+            return Err(unusable("it needs sequences with two log-probs for each token".into()));
         }
-        let sequences = probe.sequences.iter();
-        let served = self
-            .logprobs(
-                self.candidate,
-                sequences
-                    .map(|s| (s.tokens.iter().copied().map(Token).collect(), s.from))
-                    .collect(),
-            )
-            .await?;
-        let trained = probe.sequences.iter().flat_map(|sequence| &sequence.logprobs);
-        let differences = served
-            .iter()
-            .flatten()
-            .zip(trained)
-            .map(|(served, trained)| f64::from(served - trained).abs());
-        Ok(mean(differences))
+        let sequences = || {
+            let of = |sequence: &protocol::ProbeSequence| {
+                (sequence.tokens.iter().copied().map(Token).collect(), sequence.from)
+            };
+            probe.sequences.iter().map(of).collect()
+        };
+        let started = self.logprobs(self.start, sequences()).await?;
+        let served = self.logprobs(self.candidate, sequences()).await?;
+        let served: Vec<f32> = served.into_iter().flatten().collect();
+        let started: Vec<f32> = started.into_iter().flatten().collect();
+        Ok(Parity::of_probe(&probe, &started, &served))
     }
 
     /// `None` for a prompt that does not fit the context: it says nothing about the adapter.

@@ -11,10 +11,13 @@
 //! at the full confidence: since all are needed, the chance of a wrong promotion is at most that
 //! of one.
 
+mod parity;
+
 use std::collections::HashSet;
 
 use serde::Serialize;
 
+pub use self::parity::Parity;
 use super::bet::{self, Bet};
 use config::GateConfig;
 use engine::Token;
@@ -53,9 +56,9 @@ pub struct Comparison {
 /// All that a verdict rests on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evidence {
-    /// Mean |log-prob difference| between trainer and server on the probe; `None`: there is no
-    /// probe, because the adapter was made elsewhere.
-    pub parity_error: Option<f64>,
+    /// What trainer and server say that the adapter changes; `None`: there is no probe, because the
+    /// adapter was made elsewhere.
+    pub parity: Option<Parity>,
     /// Mean of log p(active) - log p(candidate) over the tokens of the active one's answers.
     pub kl: f64,
     /// One a prompt, in the order in which they were asked.
@@ -184,14 +187,8 @@ pub struct Verdict {
     pub diversity_ratio: f64,
     /// See [`Evidence::kl`].
     pub kl: f64,
-    /// See [`Evidence::parity_error`].
-    pub parity_error: Option<f64>,
-}
-
-/// Whether trainer and server mean the same weights. Not a number counts as no; an adapter without
-/// a probe has nothing to be compared with.
-pub fn parity_holds(parity_error: Option<f64>, config: &GateConfig) -> bool {
-    parity_error.is_none_or(|error| error <= config.max_parity_error)
+    /// See [`Evidence::parity`].
+    pub parity: Option<Parity>,
 }
 
 /// The held-out comparison under way: says when enough has been asked.
@@ -329,7 +326,7 @@ pub fn judge(evidence: &Evidence, config: &GateConfig) -> Verdict {
         length_ratio: length(&candidate) / length(&active),
         diversity_ratio: distinct_2(&candidate) / distinct_2(&active),
         kl: evidence.kl,
-        parity_error: evidence.parity_error,
+        parity: evidence.parity,
     };
     let objections = objections(&verdict, &trial, config);
     verdict.promote = objections.is_empty();
@@ -353,13 +350,8 @@ pub fn judge(evidence: &Evidence, config: &GateConfig) -> Verdict {
 
 /// Every band says what is inside, so that "not a number" is outside.
 fn objections(verdict: &Verdict, trial: &Trial, config: &GateConfig) -> Vec<String> {
-    if !parity_holds(verdict.parity_error, config) {
-        return vec![format!(
-            "trainer and server disagree about the adapter: mean |log-prob difference| {:.4} is \
-             above gate.max_parity_error {}",
-            verdict.parity_error.unwrap_or(f64::NAN),
-            config.max_parity_error
-        )];
+    if let Some(parity) = verdict.parity.filter(|parity| !parity.holds()) {
+        return vec![parity.objection()];
     }
     if verdict.prompts < MIN_PROMPTS {
         return vec![format!(

@@ -317,8 +317,9 @@ impl Run<'_> {
             self.stage.send_replace(Stage::Gating { run: self.id, done, total });
         };
         show(0);
-        let arena =
-            Arena { parts: self.parts, config, run: self.id, active: self.start, candidate };
+        let start = if self.job.start.is_some() { self.start } else { Generation::BASE };
+        let (parts, active) = (self.parts, self.start);
+        let arena = Arena { parts, config, run: self.id, active, start, candidate };
         let probe = trained.probe.as_deref();
         let evidence = arena.evidence(probe, &asked, &general, &show).await?;
         Ok(gate::judge(&evidence, config))

@@ -225,7 +225,7 @@ async fn a_generation_leaves_as_files_and_comes_back_as_a_candidate() {
     let run = daemon.get(&format!("/v1/runs/{}", ended["run"])).await;
     assert_eq!((&run["job"]["kind"], &run["n_pairs"]), (&json!("import"), &json!(0)), "{run}");
     assert_eq!(run["metrics"]["tie"], "its file names the served base", "{run}");
-    assert!(run["metrics"]["gate"]["parity_error"].is_null(), "{run}");
+    assert!(run["metrics"]["gate"]["parity"].is_null(), "{run}");
     let kl = run["metrics"]["gate"]["kl"].as_f64().unwrap();
     assert!(kl.abs() < 0.01, "it answers as generation 1 does: {run}");
     let card = json_of(root, &["export", "gguf", "--out", &to("imported")]).await;

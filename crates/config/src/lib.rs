@@ -55,6 +55,8 @@ pub struct Config {
     pub default_agent: String,
     /// Allow prompt and answer text in the log, at level TRACE.
     pub log_text: bool,
+    /// What is not wrong but should be known, such as keys that have no effect any more.
+    pub warnings: Vec<Problem>,
 }
 
 /// One problem in one file. [`load`] reports all of them at once.
@@ -476,8 +478,6 @@ pub struct GateConfig {
     pub general_prompts: usize,
     /// The mean score of the general sets may fall by at most this.
     pub general_margin: f64,
-    /// Largest mean absolute difference of log-probs between trainer and server.
-    pub max_parity_error: f64,
     /// Mean answer length, candidate over active, lies in here.
     pub length_ratio: (f64, f64),
     /// Distinct-2 of the answers, candidate over active, is at least this.

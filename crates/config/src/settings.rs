@@ -325,6 +325,11 @@ fn optimizer(keys: &mut Section<'_>) -> Optimizer {
 }
 
 fn gate(keys: &mut Section<'_>) -> GateConfig {
+    keys.retired(
+        "max_parity_error",
+        "the gate compares what an adapter changes in trainer and server, relative to the change \
+         itself",
+    );
     GateConfig {
         prompts: keys.number("prompts", 200, &(1..=100_000)),
         margin: keys.number("margin", 0.0, &(-1.0..=1.0)),
@@ -332,7 +337,6 @@ fn gate(keys: &mut Section<'_>) -> GateConfig {
         truth_margin: keys.number("truth_margin", 0.05, &(0.0..=1.0)),
         general_prompts: keys.number("general_prompts", 200, &(1..=100_000)),
         general_margin: keys.number("general_margin", 0.05, &(0.0..=1.0)),
-        max_parity_error: keys.number("max_parity_error", 0.05, &(0.0..=10.0)),
         length_ratio: length_ratio(keys),
         min_diversity_ratio: keys.number("min_diversity_ratio", 0.8, &(0.0..=1.0)),
         max_kl: keys.number("max_kl", 0.3, &(0.0..=100.0)),

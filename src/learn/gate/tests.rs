@@ -13,7 +13,6 @@ fn config() -> GateConfig {
         truth_margin: 0.05,
         general_prompts: 200,
         general_margin: 0.05,
-        max_parity_error: 0.05,
         length_ratio: (0.67, 1.5),
         min_diversity_ratio: 0.8,
         max_kl: 0.5,
@@ -52,7 +51,8 @@ fn of(mut comparisons: Vec<Comparison>) -> Evidence {
     let prompts = comparisons.len();
     let guarded = comparisons.iter().filter_map(truth).count();
     let available = Available { prompts, guarded, general: 0 };
-    Evidence { parity_error: Some(0.01), kl: 0.1, comparisons, available, general: Vec::new() }
+    let parity = Some(Parity::new(&[(0.4, 0.41), (-0.2, -0.21)]));
+    Evidence { parity, kl: 0.1, comparisons, available, general: Vec::new() }
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn what_is_lost_outside_the_task_stops_a_promotion() {
 #[test]
 fn an_adapter_made_elsewhere_has_no_parity_and_is_judged_by_the_rest() {
     let mut evidence = evidence(60, 0, 60);
-    evidence.parity_error = None;
+    evidence.parity = None;
     assert!(judge(&evidence, &config()).promote);
 }
 
@@ -301,8 +301,9 @@ fn each_band_can_stop_a_promotion_and_says_so() {
         assert!(!verdict.promote);
         assert!(verdict.reason.contains(word), "{}", verdict.reason);
     };
-    stopped(|evidence| evidence.parity_error = Some(0.2), "max_parity_error");
-    stopped(|evidence| evidence.parity_error = Some(f64::NAN), "max_parity_error");
+    let disagree = "trainer and server disagree";
+    stopped(|evidence| evidence.parity = Some(Parity::new(&[(0.4, 0.0)])), disagree);
+    stopped(|evidence| evidence.parity = Some(Parity::new(&[])), disagree);
     stopped(|evidence| evidence.kl = 0.9, "max_kl");
     stopped(|evidence| evidence.kl = f64::NAN, "max_kl");
     stopped(|evidence| evidence.comparisons.truncate(MIN_PROMPTS - 1), "prove nothing");
