@@ -8,14 +8,16 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tracing::warn;
 
 use super::Parts;
-use super::gate::{self, Answered, Available, Comparison, Evidence, GeneralTrial, Parity, Trial};
+use super::gate::{self, Answered, Available, Comparison, Evidence, Parity, Trial};
+use super::general;
 use super::held_out::Question;
 use crate::reflect::{self, Answer, ReflectError};
 use config::{GateConfig, VERIFIER};
-use engine::{EngineError, Generation, LogprobRequest, Priority, Sampling, Token, Weights};
-use prompt::{Message, Role};
+use engine::{
+    EngineError, FinishReason, Generation, LogprobRequest, Priority, Sampling, Token, Weights,
+};
+use prompt::{Message, Role, Verifier};
 use protocol::Probe;
-use statistics::mean;
 use store::{Assessment, Evaluation, RunId, StoreError};
 
 /// Prompts under way at once: enough to fill a batch, few enough that a chat finds room.
@@ -64,13 +66,11 @@ pub struct Arena<'a> {
 struct Outcome {
     comparison: Comparison,
     evaluations: [Evaluation; 2],
-    /// log p(active) - log p(candidate) of each token of the active one's answer.
-    log_ratios: Vec<f64>,
 }
 
 impl Arena<'_> {
     /// Everything that the verdict needs. Prompts are asked in the order given until the matter is
-    /// clear; those of `general` only when all else speaks for the candidate. An adapter that fails
+    /// clear; those of `general` are read only when all else speaks for the candidate. An adapter that fails
     /// parity is not asked: what it would be judged for is not what was trained. `probe`: `None` for
     /// an adapter that was made elsewhere.
     pub async fn evidence(
@@ -84,7 +84,7 @@ impl Arena<'_> {
             Some(probe) => Some(self.parity(probe).await?),
             None => None,
         };
-        let available = available(questions, general);
+        let available = available(questions);
         let mut evidence = Evidence { parity, available, ..Evidence::default() };
         if parity.is_some_and(|parity| !parity.holds()) {
             return Ok(evidence);
@@ -96,15 +96,9 @@ impl Arena<'_> {
             trial.stopped().is_some()
         });
         let asked = asked.await?;
-        evidence.kl = mean(asked.iter().flat_map(|outcome| outcome.log_ratios.iter().copied()));
-        evidence.comparisons = self.record(asked, false).await?;
+        evidence.comparisons = self.record(asked).await?;
         if gate::judge(&evidence, self.config).promote {
-            let mut trial = GeneralTrial::new(self.config, available);
-            let asked = self.ask_until(general, |comparison, _| {
-                trial.observe(comparison);
-                trial.is_over()
-            });
-            evidence.general = self.record(asked.await?, true).await?;
+            evidence.general = self.general(general).await?;
         }
         Ok(evidence)
     }
@@ -132,16 +126,12 @@ impl Arena<'_> {
     }
 
     /// Stores the answers and keeps what the verdict needs of them.
-    async fn record(
-        &self,
-        outcomes: Vec<Outcome>,
-        general: bool,
-    ) -> Result<Vec<Comparison>, ArenaError> {
+    async fn record(&self, outcomes: Vec<Outcome>) -> Result<Vec<Comparison>, ArenaError> {
         let mut comparisons = Vec::new();
         let mut evaluations = Vec::new();
         for outcome in outcomes {
             comparisons.push(outcome.comparison);
-            evaluations.extend(outcome.evaluations.map(|it| Evaluation { general, ..it }));
+            evaluations.extend(outcome.evaluations);
         }
         self.parts.store.add_evaluations(evaluations).await?;
         Ok(comparisons)
@@ -200,7 +190,8 @@ impl Arena<'_> {
             self.assess(question, &active.text),
             self.assess(question, &candidate.text)
         )?;
-        let log_ratios = self.log_ratios(&active).await?;
+        let sequence = (active.tokens.clone(), active.from);
+        let log_ratios = self.log_ratios(sequence, self.active).await?;
         let evaluation = |is_candidate, answer: &Answer, answered: &Answered| Evaluation {
             run: self.run,
             general: false,
@@ -213,6 +204,8 @@ impl Arena<'_> {
         };
         let comparison = Comparison {
             verifier_decides: verifier_decides(question),
+            reference: reference(question),
+            log_ratios,
             active: answered(&active, &active_said),
             candidate: answered(&candidate, &candidate_said),
         };
@@ -220,7 +213,7 @@ impl Arena<'_> {
             evaluation(false, &active, &comparison.active),
             evaluation(true, &candidate, &comparison.candidate),
         ];
-        Ok(Outcome { comparison, evaluations, log_ratios })
+        Ok(Outcome { comparison, evaluations })
     }
 
     /// Greedy: the verdict is about the weights and not about luck.
@@ -241,17 +234,32 @@ impl Arena<'_> {
         Ok(reflector.assess(agent, &line.prompt, text, reference, verifier, Priority::Gate).await?)
     }
 
-    async fn log_ratios(&self, active: &Answer) -> Result<Vec<f64>, ArenaError> {
-        if active.tokens.len() <= active.from {
+    /// log p(base) - log p(candidate) over the base's own answers to prompts that are not of the task.
+    async fn general(&self, questions: &[Question]) -> Result<Vec<Vec<f64>>, ArenaError> {
+        let answers = general::answers(self.parts, questions).await?;
+        let sequences = answers.into_iter().map(|answer| {
+            let tokens = answer.tokens.into_iter().map(Token).collect();
+            self.log_ratios((tokens, answer.from), Generation::BASE)
+        });
+        let sequences: Vec<_> = sequences.collect();
+        stream::iter(sequences).buffered(PARALLEL).try_collect().await
+    }
+
+    /// log p(over) - log p(candidate) of each token from where the answer begins.
+    async fn log_ratios(
+        &self,
+        sequence: (Vec<Token>, usize),
+        over: Generation,
+    ) -> Result<Vec<f64>, ArenaError> {
+        if sequence.0.len() <= sequence.1 {
             return Ok(Vec::new());
         }
-        let sequence = || vec![(active.tokens.clone(), active.from)];
-        let (by_active, by_candidate) = tokio::try_join!(
-            self.logprobs(self.active, sequence()),
-            self.logprobs(self.candidate, sequence())
+        let (over, candidate) = tokio::try_join!(
+            self.logprobs(over, vec![sequence.clone()]),
+            self.logprobs(self.candidate, vec![sequence])
         )?;
-        let pairs = by_active.iter().flatten().zip(by_candidate.iter().flatten());
-        Ok(pairs.map(|(active, candidate)| f64::from(active - candidate)).collect())
+        let pairs = over.iter().flatten().zip(candidate.iter().flatten());
+        Ok(pairs.map(|(over, candidate)| f64::from(over - candidate)).collect())
     }
 
     async fn logprobs(
@@ -265,16 +273,27 @@ impl Arena<'_> {
     }
 }
 
-fn available(questions: &[Question], general: &[Question]) -> Available {
-    let guards = |question: &&Question| {
-        let verifier = question.line.verifier.as_ref().or(question.agent.verifier.as_ref());
-        verifier.is_some() && !verifier_decides(question)
-    };
+fn available(questions: &[Question]) -> Available {
+    let verified = || questions.iter().filter(|question| verifier(question).is_some());
     Available {
         prompts: questions.len(),
-        guarded: questions.iter().filter(guards).count(),
-        general: general.len(),
+        verified: verified().count(),
+        guarded: verified().filter(|question| !verifier_decides(question)).count(),
     }
+}
+
+fn verifier(question: &Question) -> Option<&Verifier> {
+    question.line.verifier.as_ref().or(question.agent.verifier.as_ref())
+}
+
+/// A right answer, where one is known: how common it is among the prompts, an answer may be.
+fn reference(question: &Question) -> Option<String> {
+    let expected = || match verifier(question)? {
+        Verifier::Exact { expected } => Some(expected.clone()),
+        Verifier::Numeric { expected, .. } => Some(expected.to_string()),
+        Verifier::Regex { .. } | Verifier::JsonSchema { .. } => None,
+    };
+    question.line.reference.clone().or_else(expected).map(|it| it.trim().to_lowercase())
 }
 
 /// Else its word is measured, and guards.
@@ -289,6 +308,7 @@ fn answered(answer: &Answer, said: &[Assessment]) -> Answered {
         scalar: if said.is_empty() { -1.0 } else { reflect::scalar(said) },
         passes: reflect::passes(said),
         verified: verified.map(|assessment| 0.5 < assessment.levels[2]),
+        is_cut: answer.finish == FinishReason::Length,
         tokens: answer.tokens.get(answer.from..).unwrap_or_default().to_vec(),
     }
 }

@@ -333,7 +333,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 confidence: 0.95,
                 truth_margin: 0.05,
                 general_prompts: 100,
-                general_margin: 0.1,
+                max_general_loss: 0.2,
                 length_ratio: (0.5, 2.0),
                 min_diversity_ratio: 0.5,
                 // The fake's answers are certain, so any other answer is infinitely far away.

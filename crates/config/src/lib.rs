@@ -476,13 +476,14 @@ pub struct GateConfig {
     pub truth_margin: f64,
     /// Prompts of the agents' general sets asked at most.
     pub general_prompts: usize,
-    /// The mean score of the general sets may fall by at most this.
-    pub general_margin: f64,
-    /// Mean answer length, candidate over active, lies in here.
+    /// Nats a token that the base's own answers to the general sets may lose at most.
+    pub max_general_loss: f64,
+    /// Mean answer length, candidate over active, lies in here where only a judge has scored.
     pub length_ratio: (f64, f64),
-    /// Distinct-2 of the answers, candidate over active, is at least this.
+    /// Distinct-2 of the answers, candidate over active, is at least this where only a judge has scored.
     pub min_diversity_ratio: f64,
-    /// Largest mean KL per token from the active generation on its own answers.
+    /// Largest mean KL per token from the active generation on its own answers, where only a judge has
+    /// scored.
     pub max_kl: f64,
 }
 
