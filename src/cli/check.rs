@@ -6,6 +6,8 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Json, terminal};
+use crate::learn::gate::Readiness;
+use crate::learn::held_out;
 use crate::reflect;
 use config::{self, Config, ConfigError, Problem};
 use files::gguf::Gguf;
@@ -13,8 +15,9 @@ use prompt::ChatTemplate;
 use protocol::exit::Exit;
 
 pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
-    let loaded = config::load(root).and_then(|config| {
+    let loaded = config::load(root).and_then(|mut config| {
         let problems = templates(&config);
+        config.warnings.extend(too_few_held_out(&config));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     });
     if json.json {
@@ -31,6 +34,22 @@ pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
     let file = Config::file(&config.root);
     terminal::print(&format!("{} is good; agents: {}\n", file.display(), agents.join(", ")))?;
     Ok(Exit::Ok)
+}
+
+/// Held-out prompts with which nothing can be promoted, or which cannot be read.
+fn too_few_held_out(config: &Config) -> Option<Problem> {
+    let learning = || config.agents.values().filter(|agent| agent.learn);
+    let first = learning().next()?;
+    let message = match held_out::load(learning()) {
+        Ok(questions) => {
+            let n_prompts = held_out::count(&questions.held_out);
+            let readiness = Readiness::new(n_prompts, &config.learn.gate);
+            (!readiness.is_enough()).then_some(readiness.says)?
+        }
+        Err(error) => format!("{:#}", anyhow::Error::from(error)),
+    };
+    let file = Path::new("agents").join(format!("{}.yaml", first.name));
+    Some(Problem { file, key: "held_out".to_owned(), message })
 }
 
 /// Agents whose first turn the chat template cannot render. The daemon serves the others.

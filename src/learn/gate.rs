@@ -14,12 +14,14 @@
 
 mod bands;
 mod parity;
+mod readiness;
 
 use serde::Serialize;
 
 use self::bands::Bands;
 pub use self::bands::{Commonest, CutOff};
 pub use self::parity::Parity;
+pub use self::readiness::Readiness;
 use super::bet::{self, Bet};
 use config::GateConfig;
 use engine::Token;
@@ -443,6 +445,7 @@ fn objections(
     }
     (objections, reported)
 }
+
 fn by_verifier(both: &Comparison) -> bool {
     both.verifier_decides && both.active.verified.is_some() && both.candidate.verified.is_some()
 }

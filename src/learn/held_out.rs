@@ -99,6 +99,11 @@ pub fn load<'a>(
     Ok(questions)
 }
 
+/// Held-out prompts of agents that learn.
+pub fn count(questions: &[Question]) -> usize {
+    questions.iter().filter(|question| question.agent.learn).count()
+}
+
 /// The prompts of the answers that measure these agents' judges.
 pub fn probes<'a>(
     agents: impl IntoIterator<Item = &'a Arc<Agent>>,

@@ -13,7 +13,7 @@ use super::arena::Arena;
 use super::cancel::Cancel;
 use super::child::{self, Trained, TrainerError, Update};
 use super::error::RunError;
-use super::gate::{self, Verdict};
+use super::gate::{self, Readiness, Verdict};
 use super::held_out::{self, Questions};
 use super::job;
 use super::material::{self, Material};
@@ -132,8 +132,13 @@ async fn prepare<'a>(
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
-    let facts =
-        json!({ "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
+    let held_out = Readiness::new(held_out::count(&questions.held_out), &config.learn.gate);
+    let facts = json!({
+        "tally": tally,
+        "replayed": replayed,
+        "held_out": held_out,
+        "version": env!("CARGO_PKG_VERSION"),
+    });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
     Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
@@ -194,19 +199,23 @@ impl Run<'_> {
         promoted
     }
 
-    /// An agent whose answers are learned from, but that has nothing to be judged by.
+    /// An agent whose answers are learned from, but that has nothing to be judged by; or too few
+    /// held-out prompts in all.
     fn unjudgeable(&self) -> Option<String> {
         let learning = self.config.agents.values().filter(|agent| agent.learn);
         let mut unjudged = learning.filter(|agent| {
             !self.questions.held_out.iter().any(|question| question.agent.name == agent.name)
         });
-        unjudged.next().map(|agent| {
+        let without = unjudged.next().map(|agent| {
             format!(
                 "agent {} has no held-out prompts, so nothing can show that an adapter is better: \
                  add a held_out file to it, or set `learn: false`",
                 agent.name
             )
-        })
+        });
+        let n_prompts = held_out::count(&self.questions.held_out);
+        let readiness = Readiness::new(n_prompts, &self.config.learn.gate);
+        without.or_else(|| (!readiness.is_enough()).then_some(readiness.says))
     }
 
     /// An agent whose judge is below the floor. What is known of the judges goes into the record.

@@ -540,6 +540,27 @@ async fn without_pairs_or_held_out_prompts_no_trainer_starts() {
 }
 
 #[tokio::test]
+async fn too_few_held_out_prompts_are_told_of_before_the_night_and_nothing_is_trained() {
+    let world = World::new(improving(), "crash.sh", &["70"]).await;
+    world.remember_some().await;
+    let line = |i| format!("{{\"id\":\"{i}\",\"prompt\":\"ask held out {i}\"}}");
+    let lines: Vec<String> = (0..12).map(line).collect();
+    write(&world.root().join("held_out.jsonl"), &lines.join("\n"));
+    let (learner, task) = world.learner();
+    let mut guards = learner.news.guards.clone();
+    let seen = guards.wait_for(|guards| guards.held_out.is_some()).await.unwrap();
+    let says = seen.held_out.clone().unwrap().says;
+    drop(seen);
+    assert!(says.contains("12 held-out prompts") && says.contains("at least 20"), "{says}");
+    let ended = learner.train().await.unwrap();
+    let Ended::Rejected { reason, .. } = ended else { panic!("the trainer started: {ended:?}") };
+    assert_eq!(reason, says);
+    assert_eq!(world.last_run().await.metrics["held_out"]["prompts"], 12);
+    learner.shutdown().await;
+    task.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_promoted_generation_is_served_again_after_a_restart() {
     let world = World::new(improving(), "good.sh", &[]).await;
     world.remember_some().await;

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::learn::random::Random;
 
-fn config() -> GateConfig {
+pub(super) fn config() -> GateConfig {
     GateConfig {
         prompts: 200,
         margin: 0.0,
