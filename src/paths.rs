@@ -49,6 +49,10 @@ impl StateDir {
     pub fn references(&self) -> PathBuf {
         self.root.join("references")
     }
+    /// The base's answers to general prompts, a file a model and set of prompts.
+    pub fn general(&self) -> PathBuf {
+        self.root.join("general")
+    }
     /// The adapter of a promoted generation.
     pub fn adapter(&self, generation: u32) -> PathBuf {
         self.root.join("adapters").join(generation.to_string()).join("adapter.gguf")

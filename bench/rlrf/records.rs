@@ -163,7 +163,7 @@ impl From<&Verdict> for Gate {
             reason: verdict.reason.clone(),
             gain: verdict.gain,
             lower_bound: verdict.lower_bound,
-            parity_error: verdict.parity_error,
+            parity_error: verdict.parity.map(|parity| parity.error),
         }
     }
 }

@@ -146,7 +146,7 @@ impl Run<'_> {
         let run = store.start_run(Generation::BASE, trained.sha256.clone(), job, rows).await?;
         let config = &lab.config.learn.gate;
         let (active, candidate) = (generation(arm.start()), arm.generation());
-        let arena = Arena { parts: &parts, config, run, active, candidate };
+        let arena = Arena { parts: &parts, config, run, active, start: active, candidate };
         let line = |line| Question { agent: agent.clone(), line: unit.judge.line(line) };
         let questions: Vec<_> = lab.problems.iter().take(config.prompts).map(line).collect();
         let evidence = arena.evidence(trained.probe.as_deref(), &questions, &[], &|_| {}).await?;

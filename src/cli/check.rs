@@ -6,6 +6,8 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Json, terminal};
+use crate::learn::gate::Power;
+use crate::learn::held_out;
 use crate::reflect;
 use crate::reflect::verify::command::try_program;
 use config::{self, Config, ConfigError, Problem};
@@ -14,20 +16,41 @@ use prompt::ChatTemplate;
 use protocol::exit::Exit;
 
 pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
-    let loaded = config::load(root).and_then(|config| {
+    let loaded = config::load(root).and_then(|mut config| {
         let problems: Vec<_> = templates(&config).into_iter().chain(programs(&config)).collect();
+        config.warnings.extend(too_few_held_out(&config));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     });
     if json.json {
         let problems = loaded.as_ref().err().map_or(&[][..], |error| &error.0);
-        terminal::print_json(&json!({ "problems": problems }))?;
+        let warnings = loaded.as_ref().map_or(&[][..], |config| &config.warnings);
+        terminal::print_json(&json!({ "problems": problems, "warnings": warnings }))?;
         return Ok(if problems.is_empty() { Exit::Ok } else { Exit::Config });
     }
     let config = loaded?;
+    for warning in &config.warnings {
+        terminal::print(&format!("warning: {warning}\n"))?;
+    }
     let agents: Vec<&str> = config.agents.keys().map(String::as_str).collect();
     let file = Config::file(&config.root);
     terminal::print(&format!("{} is good; agents: {}\n", file.display(), agents.join(", ")))?;
     Ok(Exit::Ok)
+}
+
+/// Held-out prompts with which nothing can be promoted, or which cannot be read.
+fn too_few_held_out(config: &Config) -> Option<Problem> {
+    let learning = || config.agents.values().filter(|agent| agent.learn);
+    let first = learning().next()?;
+    let message = match held_out::load(learning()) {
+        Ok(questions) => {
+            let n_prompts = held_out::count(&questions.held_out);
+            let power = Power::new(n_prompts, &config.learn.gate);
+            (!power.is_enough()).then_some(power.says)?
+        }
+        Err(error) => format!("{:#}", anyhow::Error::from(error)),
+    };
+    let file = Path::new("agents").join(format!("{}.yaml", first.name));
+    Some(Problem { file, key: "held_out".to_owned(), message })
 }
 
 /// Agents whose first turn the chat template cannot render. The daemon serves the others.

@@ -253,6 +253,13 @@ pub(super) struct Guards {
     pub(super) paused: Option<String>,
     pub(super) watch: Option<(Watch, Seen)>,
     pub(super) alarms: Vec<Event>,
+    pub(super) held_out: Option<HeldOut>,
+}
+
+/// Inside [`Guards`].
+#[derive(Debug, Deserialize)]
+pub(super) struct HeldOut {
+    pub(super) says: String,
 }
 
 /// Inside [`Guards`].

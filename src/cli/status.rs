@@ -32,6 +32,7 @@ fn render(status: &Status) -> String {
         ("learner", progress::describe(&status.stage)),
         ("next run", or_none(status.next_run.as_ref())),
         ("paused", or_none(status.guards.paused.as_ref())),
+        ("held out", or_none(status.guards.held_out.as_ref().map(|it| &it.says))),
         ("watch", or_none(status.guards.watch.as_ref().map(watch))),
         ("exchanges", format!("{} ({} new)", counts.exchanges, counts.new_exchanges)),
         ("candidates", format!("{} ({} assessments)", counts.candidates, counts.assessments)),
@@ -101,6 +102,7 @@ mod tests {
             "trainer_fault": "not installed",
             "learning": {"sentence": "Not learning yet: 3 of 50 new pairs; no schedule."},
             "guards": {"paused": "2 rounds in a row brought no gain", "alarms": [],
+                       "held_out": {"says": "12 held-out prompts are too few"},
                        "watch": [{"generation": 2, "parent": 1, "share": 0.2, "started_ms": 0,
                                   "after_candidate": 9, "state": "canary", "ended_ms": null,
                                   "reason": null},
@@ -118,6 +120,7 @@ mod tests {
         assert!(text.contains("generation     2\n"), "{text}");
         assert!(text.contains("trainer        not installed\n"), "{text}");
         assert!(text.contains("paused         2 rounds in a row brought no gain\n"), "{text}");
+        assert!(text.contains("held out       12 held-out prompts are too few\n"), "{text}");
         let watch = "generation 2 beside 1, canary with 20 % of the chats: \
                      judged 31 (0.71 -> 0.70), rated 0\n";
         assert!(text.contains(watch), "{text}");

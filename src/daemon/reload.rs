@@ -10,9 +10,13 @@ use config::{self, Config, ConfigError, Problem};
 
 /// Reads and checks the files, off the async threads.
 pub(super) async fn load(root: PathBuf) -> Result<Config, ConfigError> {
-    tokio::task::spawn_blocking(move || config::load(&root))
+    let loaded = tokio::task::spawn_blocking(move || config::load(&root))
         .await
-        .expect("config::load does not panic and is not aborted")
+        .expect("config::load does not panic and is not aborted");
+    for Problem { file, key, message } in loaded.iter().flat_map(|config| &config.warnings) {
+        warn!(file = %file.display(), key, message, "The configuration has something to look at.");
+    }
+    loaded
 }
 
 /// What only the loaded models can tell, such as whether an agent's level labels are single tokens.

@@ -8,14 +8,16 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tracing::warn;
 
 use super::Parts;
-use super::gate::{self, Answered, Available, Comparison, Evidence, GeneralTrial, Trial};
+use super::gate::{self, Answered, Available, Comparison, Evidence, Parity, Trial};
+use super::general;
 use super::held_out::Question;
 use crate::reflect::{self, Answer, ReflectError};
 use config::{GateConfig, VERIFIER};
-use engine::{EngineError, Generation, LogprobRequest, Priority, Sampling, Token, Weights};
-use prompt::{Message, Role};
+use engine::{
+    EngineError, FinishReason, Generation, LogprobRequest, Priority, Sampling, Token, Weights,
+};
+use prompt::{Message, Role, Verifier};
 use protocol::Probe;
-use statistics::mean;
 use store::{Assessment, Evaluation, RunId, StoreError};
 
 /// Prompts under way at once: enough to fill a batch, few enough that a chat finds room.
@@ -54,6 +56,8 @@ pub struct Arena<'a> {
     pub run: RunId,
     /// What is served.
     pub active: Generation,
+    /// What training started from: what is served, or the base.
+    pub start: Generation,
     /// What wants to be served.
     pub candidate: Generation,
 }
@@ -62,13 +66,11 @@ pub struct Arena<'a> {
 struct Outcome {
     comparison: Comparison,
     evaluations: [Evaluation; 2],
-    /// log p(active) - log p(candidate) of each token of the active one's answer.
-    log_ratios: Vec<f64>,
 }
 
 impl Arena<'_> {
     /// Everything that the verdict needs. Prompts are asked in the order given until the matter is
-    /// clear; those of `general` only when all else speaks for the candidate. An adapter that fails
+    /// clear; those of `general` are read only when all else speaks for the candidate. An adapter that fails
     /// parity is not asked: what it would be judged for is not what was trained. `probe`: `None` for
     /// an adapter that was made elsewhere.
     pub async fn evidence(
@@ -78,13 +80,13 @@ impl Arena<'_> {
         general: &[Question],
         answered: &(dyn Fn(usize) + Sync),
     ) -> Result<Evidence, ArenaError> {
-        let parity_error = match probe {
+        let parity = match probe {
             Some(probe) => Some(self.parity(probe).await?),
             None => None,
         };
-        let available = available(questions, general);
-        let mut evidence = Evidence { parity_error, available, ..Evidence::default() };
-        if !gate::parity_holds(parity_error, self.config) {
+        let available = available(questions);
+        let mut evidence = Evidence { parity, available, ..Evidence::default() };
+        if parity.is_some_and(|parity| !parity.holds()) {
             return Ok(evidence);
         }
         let mut trial = Trial::new(self.config, available);
@@ -94,15 +96,9 @@ impl Arena<'_> {
             trial.stopped().is_some()
         });
         let asked = asked.await?;
-        evidence.kl = mean(asked.iter().flat_map(|outcome| outcome.log_ratios.iter().copied()));
-        evidence.comparisons = self.record(asked, false).await?;
+        evidence.comparisons = self.record(asked).await?;
         if gate::judge(&evidence, self.config).promote {
-            let mut trial = GeneralTrial::new(self.config, available);
-            let asked = self.ask_until(general, |comparison, _| {
-                trial.observe(comparison);
-                trial.is_over()
-            });
-            evidence.general = self.record(asked.await?, true).await?;
+            evidence.general = self.general(general).await?;
         }
         Ok(evidence)
     }
@@ -130,51 +126,44 @@ impl Arena<'_> {
     }
 
     /// Stores the answers and keeps what the verdict needs of them.
-    async fn record(
-        &self,
-        outcomes: Vec<Outcome>,
-        general: bool,
-    ) -> Result<Vec<Comparison>, ArenaError> {
+    async fn record(&self, outcomes: Vec<Outcome>) -> Result<Vec<Comparison>, ArenaError> {
         let mut comparisons = Vec::new();
         let mut evaluations = Vec::new();
         for outcome in outcomes {
             comparisons.push(outcome.comparison);
-            evaluations.extend(outcome.evaluations.map(|it| Evaluation { general, ..it }));
+            evaluations.extend(outcome.evaluations);
         }
         self.parts.store.add_evaluations(evaluations).await?;
         Ok(comparisons)
     }
 
-    /// Mean |difference| between the trainer's log-probs of the probe and the candidate generation's.
-    async fn parity(&self, path: &Path) -> Result<f64, ArenaError> {
+    /// What the adapter changes, by the trainer's probe and by the server.
+    async fn parity(&self, path: &Path) -> Result<Parity, ArenaError> {
         let unusable = |reason| ArenaError::Probe { path: path.to_owned(), reason };
         let text = tokio::fs::read(path).await.map_err(|error| unusable(error.to_string()))?;
         let probe: Probe =
             serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
         let sound = |sequence: &protocol::ProbeSequence| {
+            let n_answer = sequence.tokens.len().checked_sub(sequence.from);
             0 < sequence.from
-                && sequence.tokens.len().checked_sub(sequence.from) == Some(sequence.logprobs.len())
-                && !sequence.logprobs.is_empty()
+                && n_answer.is_some_and(|n| 0 < n)
+                && n_answer == Some(sequence.logprobs.len())
+                && n_answer == Some(sequence.start_logprobs.len())
         };
         if probe.sequences.is_empty() || !probe.sequences.iter().all(sound) {
-            return Err(unusable("it needs sequences with one log-prob for each token".into()));
+            return Err(unusable("it needs sequences with two log-probs for each token".into()));
         }
-        let sequences = probe.sequences.iter();
-        let served = self
-            .logprobs(
-                self.candidate,
-                sequences
-                    .map(|s| (s.tokens.iter().copied().map(Token).collect(), s.from))
-                    .collect(),
-            )
-            .await?;
-        let trained = probe.sequences.iter().flat_map(|sequence| &sequence.logprobs);
-        let differences = served
-            .iter()
-            .flatten()
-            .zip(trained)
-            .map(|(served, trained)| f64::from(served - trained).abs());
-        Ok(mean(differences))
+        let sequences = || {
+            let of = |sequence: &protocol::ProbeSequence| {
+                (sequence.tokens.iter().copied().map(Token).collect(), sequence.from)
+            };
+            probe.sequences.iter().map(of).collect()
+        };
+        let started = self.logprobs(self.start, sequences()).await?;
+        let served = self.logprobs(self.candidate, sequences()).await?;
+        let served: Vec<f32> = served.into_iter().flatten().collect();
+        let started: Vec<f32> = started.into_iter().flatten().collect();
+        Ok(Parity::of_probe(&probe, &started, &served))
     }
 
     /// `None` for a prompt that does not fit the context: it says nothing about the adapter.
@@ -201,7 +190,8 @@ impl Arena<'_> {
             self.assess(question, &active.text),
             self.assess(question, &candidate.text)
         )?;
-        let log_ratios = self.log_ratios(&active).await?;
+        let sequence = (active.tokens.clone(), active.from);
+        let log_ratios = self.log_ratios(sequence, self.active).await?;
         let evaluation = |is_candidate, answer: &Answer, answered: &Answered| Evaluation {
             run: self.run,
             general: false,
@@ -214,6 +204,8 @@ impl Arena<'_> {
         };
         let comparison = Comparison {
             verifier_decides: verifier_decides(question),
+            reference: reference(question),
+            log_ratios,
             active: answered(&active, &active_said),
             candidate: answered(&candidate, &candidate_said),
         };
@@ -221,7 +213,7 @@ impl Arena<'_> {
             evaluation(false, &active, &comparison.active),
             evaluation(true, &candidate, &comparison.candidate),
         ];
-        Ok(Outcome { comparison, evaluations, log_ratios })
+        Ok(Outcome { comparison, evaluations })
     }
 
     /// Greedy: the verdict is about the weights and not about luck.
@@ -242,17 +234,32 @@ impl Arena<'_> {
         Ok(reflector.assess(agent, &line.prompt, text, reference, verifier, Priority::Gate).await?)
     }
 
-    async fn log_ratios(&self, active: &Answer) -> Result<Vec<f64>, ArenaError> {
-        if active.tokens.len() <= active.from {
+    /// log p(base) - log p(candidate) over the base's own answers to prompts that are not of the task.
+    async fn general(&self, questions: &[Question]) -> Result<Vec<Vec<f64>>, ArenaError> {
+        let answers = general::answers(self.parts, questions).await?;
+        let sequences = answers.into_iter().map(|answer| {
+            let tokens = answer.tokens.into_iter().map(Token).collect();
+            self.log_ratios((tokens, answer.from), Generation::BASE)
+        });
+        let sequences: Vec<_> = sequences.collect();
+        stream::iter(sequences).buffered(PARALLEL).try_collect().await
+    }
+
+    /// log p(over) - log p(candidate) of each token from where the answer begins.
+    async fn log_ratios(
+        &self,
+        sequence: (Vec<Token>, usize),
+        over: Generation,
+    ) -> Result<Vec<f64>, ArenaError> {
+        if sequence.0.len() <= sequence.1 {
             return Ok(Vec::new());
         }
-        let sequence = || vec![(active.tokens.clone(), active.from)];
-        let (by_active, by_candidate) = tokio::try_join!(
-            self.logprobs(self.active, sequence()),
-            self.logprobs(self.candidate, sequence())
+        let (over, candidate) = tokio::try_join!(
+            self.logprobs(over, vec![sequence.clone()]),
+            self.logprobs(self.candidate, vec![sequence])
         )?;
-        let pairs = by_active.iter().flatten().zip(by_candidate.iter().flatten());
-        Ok(pairs.map(|(active, candidate)| f64::from(active - candidate)).collect())
+        let pairs = over.iter().flatten().zip(candidate.iter().flatten());
+        Ok(pairs.map(|(over, candidate)| f64::from(over - candidate)).collect())
     }
 
     async fn logprobs(
@@ -266,16 +273,42 @@ impl Arena<'_> {
     }
 }
 
-fn available(questions: &[Question], general: &[Question]) -> Available {
-    let guards = |question: &&Question| {
-        let verifier = question.line.verifier.as_ref().or(question.agent.verifier.as_ref());
-        verifier.is_some() && !verifier_decides(question)
-    };
+fn available(questions: &[Question]) -> Available {
+    let verified = || questions.iter().filter(|question| is_verified(question));
     Available {
         prompts: questions.len(),
-        guarded: questions.iter().filter(guards).count(),
-        general: general.len(),
+        verified: verified().count(),
+        guarded: verified().filter(|question| !verifier_decides(question)).count(),
     }
+}
+
+/// Whether an answer is checked without a model: by a verifier, or where there is neither verifier nor
+/// aspect by its reference.
+fn is_verified(question: &Question) -> bool {
+    let Question { agent, line } = question;
+    verifier(question).is_some() || agent.aspects.is_empty() && line.reference.is_some()
+}
+
+fn verifier(question: &Question) -> Option<&Verifier> {
+    question.line.verifier.as_ref().or(question.agent.verifier.as_ref())
+}
+
+/// A right answer, where one is known: how common it is among the prompts, an answer may be.
+fn reference(question: &Question) -> Option<String> {
+    let expected = || match verifier(question)? {
+        Verifier::Exact { expected } => Some(expected.clone()),
+        Verifier::Numeric { expected, .. } => Some(expected.to_string()),
+        Verifier::Json { expected } => Some(expected.to_string()),
+        Verifier::Regex { .. }
+        | Verifier::JsonSchema { .. }
+        | Verifier::Contains { .. }
+        | Verifier::NotContains { .. }
+        | Verifier::Length { .. }
+        | Verifier::All { .. }
+        | Verifier::Any { .. }
+        | Verifier::Command(_) => None,
+    };
+    question.line.reference.clone().or_else(expected).map(|it| it.trim().to_lowercase())
 }
 
 /// Else its word is measured, and guards.
@@ -290,6 +323,7 @@ fn answered(answer: &Answer, said: &[Assessment]) -> Answered {
         scalar: if said.is_empty() { -1.0 } else { reflect::scalar(said) },
         passes: reflect::passes(said),
         verified: verified.map(|assessment| assessment.passes),
+        is_cut: answer.finish == FinishReason::Length,
         tokens: answer.tokens.get(answer.from..).unwrap_or_default().to_vec(),
     }
 }

@@ -6,15 +6,22 @@
 //! to 1: the verifier's word where the agent lets it count, else the judge's scalar. The mean gain
 //! is tested by bets that may be looked at after every prompt (`bet`), so that asking stops when
 //! the matter is clear. Promotion needs all of: a gain above the margin; where verifiers only
-//! measure, what they say not worse (the judge must not lead away from the truth); the answers to
-//! the general set not worse; length, diversity, KL and parity inside their bands. Each is tested
+//! measure, what they say not worse (the judge must not lead away from the truth). Each is tested
 //! at the full confidence: since all are needed, the chance of a wrong promotion is at most that
-//! of one.
+//! of one. Length, diversity and KL have to stay inside their bands where only a judge has scored:
+//! they guard against a judge that is fooled, and do not overrule verifiers that show the gain. Parity,
+//! the commonest answer, answers that are cut off and the general prompts count in any case.
 
-use std::collections::HashSet;
+mod bands;
+mod parity;
+mod power;
 
 use serde::Serialize;
 
+use self::bands::Bands;
+pub use self::bands::{Commonest, CutOff};
+pub use self::parity::Parity;
+pub use self::power::Power;
 use super::bet::{self, Bet};
 use config::GateConfig;
 use engine::Token;
@@ -34,8 +41,20 @@ pub struct Answered {
     pub passes: bool,
     /// The verifier's word, where the prompt has one.
     pub verified: Option<bool>,
-    /// The answer.
+    /// It was cut off at the limit of tokens.
+    pub is_cut: bool,
+    /// The answer, with its end token unless it was cut off.
     pub tokens: Vec<Token>,
+}
+
+impl Answered {
+    fn n_words(&self) -> usize {
+        self.tokens.len().saturating_sub(usize::from(!self.is_cut))
+    }
+    /// Without the end token.
+    fn words(&self) -> &[Token] {
+        self.tokens.get(..self.n_words()).unwrap_or_default()
+    }
 }
 
 /// Both answers to one prompt.
@@ -44,6 +63,10 @@ pub struct Comparison {
     /// The agent's `verifier_weight` is above 0: its word is the score. Otherwise it is measured
     /// and reported, and the verdict does not see it.
     pub verifier_decides: bool,
+    /// A right answer, where one is known.
+    pub reference: Option<String>,
+    /// log p(active) - log p(candidate) of each token of the active one's answer.
+    pub log_ratios: Vec<f64>,
     /// By what is served now.
     pub active: Answered,
     /// By the adapter that wants to be served.
@@ -53,18 +76,16 @@ pub struct Comparison {
 /// All that a verdict rests on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evidence {
-    /// Mean |log-prob difference| between trainer and server on the probe; `None`: there is no
-    /// probe, because the adapter was made elsewhere.
-    pub parity_error: Option<f64>,
-    /// Mean of log p(active) - log p(candidate) over the tokens of the active one's answers.
-    pub kl: f64,
+    /// What trainer and server say that the adapter changes; `None`: there is no probe, because the
+    /// adapter was made elsewhere.
+    pub parity: Option<Parity>,
     /// One a prompt, in the order in which they were asked.
     pub comparisons: Vec<Comparison>,
     /// What could have been asked.
     pub available: Available,
-    /// Answers to prompts that are not of the task; empty: there are none, or the matter was
-    /// decided without them.
-    pub general: Vec<Comparison>,
+    /// log p(base) - log p(candidate) of each token of the base's own answers to prompts that are not
+    /// of the task, a list a prompt; empty: there are none, or the matter was decided without them.
+    pub general: Vec<Vec<f64>>,
 }
 
 /// Prompts that a gate may ask: the tests pace themselves by their number.
@@ -72,10 +93,10 @@ pub struct Evidence {
 pub struct Available {
     /// Held-out prompts.
     pub prompts: usize,
-    /// Of these, prompts with a verifier that does not decide.
+    /// Of these, prompts with a verifier.
+    pub verified: usize,
+    /// Of those, prompts with a verifier that does not decide.
     pub guarded: usize,
-    /// Prompts that are not of the task.
-    pub general: usize,
 }
 
 /// Shares of right answers by a verifier that may or may not count.
@@ -96,18 +117,16 @@ pub struct Verified {
     pub p: f64,
 }
 
-/// The answers to prompts that are not of the task.
+/// What the candidate makes of prompts that are not of the task.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct General {
-    /// Prompts answered.
+    /// Prompts.
     pub prompts: usize,
-    /// Mean score of the active generation.
-    pub active: f64,
-    /// Mean score of the candidate.
-    pub candidate: f64,
-    /// Lower bound of the change.
-    pub lower_bound: f64,
-    /// The bound is above -`gate.general_margin`.
+    /// Tokens of the base's answers to them.
+    pub tokens: usize,
+    /// Mean of log p(base) - log p(candidate) over these tokens, in nats.
+    pub loss: f64,
+    /// The loss is at most `gate.max_general_loss`.
     pub is_kept: bool,
 }
 
@@ -172,6 +191,9 @@ pub struct Verdict {
     pub p: f64,
     /// What the verifiers say, whether or not they count.
     pub verified: Option<Verified>,
+    /// The verifiers show a gain at the gate's confidence, so bands are reported for their prompts and
+    /// do not reject.
+    pub proven: bool,
     /// The judge's score rises and the verifiers show no gain: the judge may be fooled.
     pub gap_alarm: bool,
     /// The general set.
@@ -180,18 +202,17 @@ pub struct Verdict {
     pub plan: Plan,
     /// Mean answer length, candidate over active.
     pub length_ratio: f64,
-    /// Distinct-2, candidate over active.
+    /// Distinct-2 of equally long beginnings of both answers, candidate over active.
     pub diversity_ratio: f64,
-    /// See [`Evidence::kl`].
+    /// Mean of log p(active) - log p(candidate) over the active one's answers, as far as the
+    /// candidate's are as long.
     pub kl: f64,
-    /// See [`Evidence::parity_error`].
-    pub parity_error: Option<f64>,
-}
-
-/// Whether trainer and server mean the same weights. Not a number counts as no; an adapter without
-/// a probe has nothing to be compared with.
-pub fn parity_holds(parity_error: Option<f64>, config: &GateConfig) -> bool {
-    parity_error.is_none_or(|error| error <= config.max_parity_error)
+    /// How common one and the same answer is.
+    pub commonest: Commonest,
+    /// How many answers are cut off.
+    pub cut_off: CutOff,
+    /// See [`Evidence::parity`].
+    pub parity: Option<Parity>,
 }
 
 /// The held-out comparison under way: says when enough has been asked.
@@ -200,6 +221,8 @@ pub(super) struct Trial {
     n: usize,
     /// The mean gain is above the margin.
     gain: Bet,
+    /// What verifiers say is above zero, whether or not they decide: then a gain is no judge's error.
+    proof: Option<Bet>,
     truth: Option<Truth>,
 }
 
@@ -217,10 +240,11 @@ impl Trial {
     /// Before the first answer.
     pub(super) fn new(config: &GateConfig, available: Available) -> Self {
         let bet = |mean, horizon| Bet::new(mean, config.confidence, horizon);
-        let Available { prompts, guarded, .. } = available;
+        let Available { prompts, verified, guarded } = available;
         Self {
             n: 0,
             gain: bet(config.margin, prompts),
+            proof: (MIN_PROMPTS <= verified).then(|| bet(0.0, verified)),
             truth: (MIN_PROMPTS <= guarded).then(|| Truth {
                 not_worse: bet(-config.truth_margin, guarded),
                 better: bet(0.0, guarded),
@@ -232,7 +256,11 @@ impl Trial {
     pub(super) fn observe(&mut self, both: &Comparison) {
         self.n += 1;
         self.gain.observe(gain(both));
-        if let (Some(bets), Some(change)) = (&mut self.truth, truth(both)) {
+        let Some(change) = truth(both) else { return };
+        if let Some(proof) = &mut self.proof {
+            proof.observe(change);
+        }
+        if let Some(bets) = self.truth.as_mut().filter(|_| !both.verifier_decides) {
             bets.not_worse.observe(change);
             bets.better.observe(change);
         }
@@ -248,34 +276,22 @@ impl Trial {
             return Some(Stopped::Hopeless);
         }
         let better = self.truth.as_ref().map(|truth| &truth.better);
+        let is_settled = |bet: &Bet| bet.is_won() || bet.is_hopeless();
         let is_clear = self.gain.is_won()
             && not_worse.is_none_or(Bet::is_won)
-            && better.is_none_or(|better| better.is_won() || better.is_hopeless());
+            && better.is_none_or(is_settled)
+            && self.proof.as_ref().is_none_or(is_settled);
         is_clear.then_some(Stopped::Clear)
+    }
+
+    /// The verifiers show the gain.
+    fn is_proven(&self) -> bool {
+        self.gain.is_won() && self.proof.as_ref().is_some_and(Bet::is_won)
     }
 
     /// The judge sees a gain that the verifiers do not see.
     fn gap(&self) -> bool {
         self.gain.is_won() && self.truth.as_ref().is_some_and(|truth| !truth.better.is_won())
-    }
-}
-
-/// The general set under way.
-#[derive(Clone, Debug)]
-pub(super) struct GeneralTrial(Bet);
-
-impl GeneralTrial {
-    /// Before the first answer.
-    pub(super) fn new(config: &GateConfig, available: Available) -> Self {
-        Self(Bet::new(-config.general_margin, config.confidence, available.general))
-    }
-    /// Takes one more comparison in.
-    pub(super) fn observe(&mut self, both: &Comparison) {
-        self.0.observe(gain(both));
-    }
-    /// No more need be asked.
-    pub(super) fn is_over(&self) -> bool {
-        self.0.is_won() || self.0.is_hopeless()
     }
 }
 
@@ -299,8 +315,8 @@ pub fn judge(evidence: &Evidence, config: &GateConfig) -> Verdict {
         };
         (decisive(&both.active), decisive(&both.candidate))
     }));
-    let active: Vec<&[Token]> = comparisons.iter().map(|both| &*both.active.tokens).collect();
-    let candidate: Vec<&[Token]> = comparisons.iter().map(|both| &*both.candidate.tokens).collect();
+    let Bands { length_ratio, diversity_ratio, kl } =
+        Bands::of(&comparisons.iter().collect::<Vec<_>>());
     let mut verdict = Verdict {
         promote: false,
         reason: String::new(),
@@ -322,16 +338,19 @@ pub fn judge(evidence: &Evidence, config: &GateConfig) -> Verdict {
         losses,
         p: mcnemar(wins, losses),
         verified: verified(comparisons, &trial, config, available),
+        proven: trial.is_proven(),
         // Below a margin of 0 the test may be won without a gain.
         gap_alarm: trial.gap() && (0.0 <= config.margin || 0.0 < lower_bound),
-        general: general(&evidence.general, config, available),
+        general: general(&evidence.general, config),
         plan: plan(gain, sd, config, available.prompts),
-        length_ratio: length(&candidate) / length(&active),
-        diversity_ratio: distinct_2(&candidate) / distinct_2(&active),
-        kl: evidence.kl,
-        parity_error: evidence.parity_error,
+        length_ratio,
+        diversity_ratio,
+        kl,
+        commonest: Commonest::of(comparisons),
+        cut_off: CutOff::of(comparisons),
+        parity: evidence.parity,
     };
-    let objections = objections(&verdict, &trial, config);
+    let (objections, reported) = objections(&verdict, &trial, comparisons, config);
     verdict.promote = objections.is_empty();
     verdict.reason = if verdict.promote {
         format!(
@@ -345,27 +364,32 @@ pub fn judge(evidence: &Evidence, config: &GateConfig) -> Verdict {
     } else {
         objections.join("; ")
     };
+    if verdict.promote && !reported.is_empty() {
+        verdict.reason += "; not held against it, because the verifiers show the gain: ";
+        verdict.reason += &reported.join(", ");
+    }
     if verdict.gap_alarm {
         verdict.reason += "; ALARM: the judge sees a gain that the verifiers do not see";
     }
     verdict
 }
 
-/// Every band says what is inside, so that "not a number" is outside.
-fn objections(verdict: &Verdict, trial: &Trial, config: &GateConfig) -> Vec<String> {
-    if !parity_holds(verdict.parity_error, config) {
-        return vec![format!(
-            "trainer and server disagree about the adapter: mean |log-prob difference| {:.4} is \
-             above gate.max_parity_error {}",
-            verdict.parity_error.unwrap_or(f64::NAN),
-            config.max_parity_error
-        )];
+/// What speaks against the candidate, and what lies outside the bands without doing so.
+fn objections(
+    verdict: &Verdict,
+    trial: &Trial,
+    comparisons: &[Comparison],
+    config: &GateConfig,
+) -> (Vec<String>, Vec<String>) {
+    if let Some(parity) = verdict.parity.filter(|parity| !parity.holds()) {
+        return (vec![parity.objection()], Vec::new());
     }
     if verdict.prompts < MIN_PROMPTS {
-        return vec![format!(
+        let too_few = format!(
             "{} held-out prompts prove nothing: give at least {MIN_PROMPTS}",
             verdict.prompts
-        )];
+        );
+        return (vec![too_few], Vec::new());
     }
     let mut objections = Vec::new();
     if !trial.gain.is_won() {
@@ -394,34 +418,32 @@ fn objections(verdict: &Verdict, trial: &Trial, config: &GateConfig) -> Vec<Stri
         && !general.is_kept
     {
         objections.push(format!(
-            "the change on {} general prompts is {:+.3}, and its lower bound {:+.3} is not above \
-             -gate.general_margin {:+.3}",
-            general.prompts,
-            general.candidate - general.active,
-            general.lower_bound,
-            -config.general_margin
+            "on {} general prompts it loses {:.3} nats a token of the base's own answers, more than \
+             gate.max_general_loss {}",
+            general.prompts, general.loss, config.max_general_loss
         ));
     }
-    let (shortest, longest) = config.length_ratio;
-    if !(shortest..=longest).contains(&verdict.length_ratio) {
+    objections.extend(verdict.commonest.objection());
+    objections.extend(verdict.cut_off.objection());
+    let by_judge = comparisons
+        .iter()
+        .filter(|both| !verdict.proven || truth(both).is_none())
+        .collect::<Vec<_>>();
+    let mut reported = Vec::new();
+    if MIN_PROMPTS <= by_judge.len() {
+        objections.extend(Bands::of(&by_judge).outside(config));
+    } else {
+        reported = Bands::of(&comparisons.iter().collect::<Vec<_>>()).outside(config);
+    }
+    let is_same = |both: &Comparison| both.active.tokens == both.candidate.tokens;
+    if objections.is_empty() && comparisons.iter().all(is_same) {
         objections.push(format!(
-            "answers are {:.2} times as long, outside gate.length_ratio {shortest} to {longest}",
-            verdict.length_ratio
+            "it answers all {} held-out prompts word for word as the active one does, so there is \
+             nothing to promote",
+            verdict.prompts
         ));
     }
-    let is_diverse = verdict.diversity_ratio >= config.min_diversity_ratio;
-    if !is_diverse {
-        objections.push(format!(
-            "distinct-2 is {:.2} times the active one's, below gate.min_diversity_ratio {}",
-            verdict.diversity_ratio, config.min_diversity_ratio
-        ));
-    }
-    let is_near = verdict.kl <= config.max_kl;
-    if !is_near {
-        objections
-            .push(format!("KL per token {:.3} is above gate.max_kl {}", verdict.kl, config.max_kl));
-    }
-    objections
+    (objections, reported)
 }
 
 fn by_verifier(both: &Comparison) -> bool {
@@ -444,11 +466,10 @@ fn gain(both: &Comparison) -> f64 {
     candidate - active
 }
 
-/// What the candidate adds to the truth by a verifier that does not decide.
+/// What the candidate adds to the truth by a verifier, whether or not that decides.
 fn truth(both: &Comparison) -> Option<f64> {
     let (active, candidate) = (both.active.verified?, both.candidate.verified?);
-    let change = f64::from(u8::from(candidate)) - f64::from(u8::from(active));
-    (!both.verifier_decides).then_some(change)
+    Some(f64::from(u8::from(candidate)) - f64::from(u8::from(active)))
 }
 
 fn verified(
@@ -475,24 +496,11 @@ fn verified(
     })
 }
 
-fn general(
-    comparisons: &[Comparison],
-    config: &GateConfig,
-    available: Available,
-) -> Option<General> {
-    let mut trial = GeneralTrial::new(config, available);
-    for both in comparisons {
-        trial.observe(both);
-    }
-    let scores: Vec<(f64, f64)> = comparisons.iter().map(scores).collect();
-    let changes: Vec<f64> = comparisons.iter().map(gain).collect();
-    (!scores.is_empty()).then(|| General {
-        prompts: scores.len(),
-        active: mean(scores.iter().map(|(active, _)| *active)),
-        candidate: mean(scores.iter().map(|(_, candidate)| *candidate)),
-        lower_bound: bet::lower_bound(&changes, config.confidence, available.general),
-        is_kept: trial.0.is_won(),
-    })
+fn general(log_ratios: &[Vec<f64>], config: &GateConfig) -> Option<General> {
+    let tokens = log_ratios.iter().map(Vec::len).sum();
+    let loss = mean(log_ratios.iter().flatten().copied());
+    let is_kept = loss <= config.max_general_loss;
+    (0 < tokens).then_some(General { prompts: log_ratios.len(), tokens, loss, is_kept })
 }
 
 fn plan(gain: f64, sd: f64, config: &GateConfig, available: usize) -> Plan {
@@ -537,19 +545,6 @@ fn mcnemar(wins: usize, losses: usize) -> f64 {
         }
     }
     p.min(1.0)
-}
-
-/// Tokens of all answers together.
-fn length(answers: &[&[Token]]) -> f64 {
-    answers.iter().map(|answer| answer.len()).sum::<usize>() as f64
-}
-
-/// Different pairs of neighbours over all pairs of neighbours, over all answers together.
-fn distinct_2(answers: &[&[Token]]) -> f64 {
-    let all = answers.iter().map(|answer| answer.len().saturating_sub(1)).sum::<usize>();
-    let different: HashSet<&[Token]> =
-        answers.iter().flat_map(|answer| answer.windows(2)).collect();
-    different.len() as f64 / all as f64
 }
 
 #[cfg(test)]

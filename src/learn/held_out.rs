@@ -54,7 +54,7 @@ fn fingerprint(text: &str) -> [u8; 32] {
 pub struct Questions {
     /// Of the agents' tasks: here a candidate has to be better.
     pub held_out: Vec<Question>,
-    /// Not of the tasks: here it must not be worse.
+    /// Not of the tasks: here it must not be worse. Asked without the agents' system texts.
     pub general: Vec<Question>,
 }
 
@@ -67,12 +67,20 @@ impl Questions {
     }
 }
 
-/// The prompts of all these agents that have some.
+/// Prompts of everyday life, where no agent names general ones.
+const BUILT_IN: &str = include_str!("general.jsonl");
+
+/// The prompts of all these agents that have some. Where no agent that learns names general prompts,
+/// the built-in ones are.
 pub fn load<'a>(
     agents: impl IntoIterator<Item = &'a Arc<Agent>>,
 ) -> Result<Questions, PromptFileError> {
     let mut questions = Questions::default();
+    let mut first_learning = None;
     for agent in agents {
+        if agent.learn {
+            first_learning.get_or_insert(agent);
+        }
         let files =
             [(&agent.held_out, &mut questions.held_out), (&agent.general, &mut questions.general)];
         for (path, questions) in files {
@@ -81,7 +89,19 @@ pub fn load<'a>(
             questions.extend(lines.map(|line| Question { agent: agent.clone(), line }));
         }
     }
+    if let Some(agent) = first_learning
+        && !questions.general.iter().any(|question| question.agent.learn)
+    {
+        let lines = prompt_file::parse(BUILT_IN).expect("a test reads them");
+        let question = |line| Question { agent: agent.clone(), line };
+        questions.general.extend(lines.into_iter().map(question));
+    }
     Ok(questions)
+}
+
+/// Held-out prompts of agents that learn.
+pub fn count(questions: &[Question]) -> usize {
+    questions.iter().filter(|question| question.agent.learn).count()
 }
 
 /// The prompts of the answers that measure these agents' judges.
@@ -123,6 +143,13 @@ mod tests {
         let held_out = HeldOut::new(["What is  2 + 2?"]);
         assert!(held_out.contains(&[user(" what is 2 +\n2? ")]));
         assert!(!held_out.contains(&[user("What is 2 + 3?")]));
+    }
+
+    #[test]
+    fn there_are_forty_built_in_general_prompts_that_never_enter_training() {
+        let lines: Vec<PromptLine> = prompt_file::parse(BUILT_IN).unwrap();
+        let held_out = HeldOut::new(lines.iter().map(|line| line.prompt.as_str()));
+        assert_eq!((lines.len(), held_out.0.len()), (40, 40));
     }
 
     #[test]

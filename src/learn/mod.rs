@@ -13,6 +13,7 @@ mod dataset;
 mod error;
 mod explore;
 pub mod gate;
+mod general;
 mod groups;
 mod guards;
 pub mod held_out;

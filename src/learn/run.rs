@@ -13,7 +13,7 @@ use super::arena::Arena;
 use super::cancel::Cancel;
 use super::child::{self, Trained, TrainerError, Update};
 use super::error::RunError;
-use super::gate::{self, Verdict};
+use super::gate::{self, Power, Verdict};
 use super::held_out::{self, Questions};
 use super::job;
 use super::material::{self, Material};
@@ -140,7 +140,14 @@ async fn prepare<'a>(
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
-    let facts = json!({ "tally": tally, "yield": yielded, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
+    let held_out = Power::new(held_out::count(&questions.held_out), &config.learn.gate);
+    let facts = json!({
+        "tally": tally,
+        "yield": yielded,
+        "replayed": replayed,
+        "held_out": held_out,
+        "version": env!("CARGO_PKG_VERSION"),
+    });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
     Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }
@@ -192,19 +199,23 @@ impl Run<'_> {
         promoted
     }
 
-    /// An agent whose answers are learned from, but that has nothing to be judged by.
+    /// An agent whose answers are learned from, but that has nothing to be judged by; or too few
+    /// held-out prompts in all.
     fn unjudgeable(&self) -> Option<String> {
         let learning = self.config.agents.values().filter(|agent| agent.learn);
         let mut unjudged = learning.filter(|agent| {
             !self.questions.held_out.iter().any(|question| question.agent.name == agent.name)
         });
-        unjudged.next().map(|agent| {
+        let without = unjudged.next().map(|agent| {
             format!(
                 "agent {} has no held-out prompts, so nothing can show that an adapter is better: \
                  add a held_out file to it, or set `learn: false`",
                 agent.name
             )
-        })
+        });
+        let n_prompts = held_out::count(&self.questions.held_out);
+        let power = Power::new(n_prompts, &self.config.learn.gate);
+        without.or_else(|| (!power.is_enough()).then_some(power.says))
     }
 
     /// An agent whose judge is below the floor. What is known of the judges goes into the record.
@@ -315,8 +326,9 @@ impl Run<'_> {
             self.stage.send_replace(Stage::Gating { run: self.id, done, total });
         };
         show(0);
-        let arena =
-            Arena { parts: self.parts, config, run: self.id, active: self.start, candidate };
+        let start = if self.job.start.is_some() { self.start } else { Generation::BASE };
+        let (parts, active) = (self.parts, self.start);
+        let arena = Arena { parts, config, run: self.id, active, start, candidate };
         let probe = trained.probe.as_deref();
         let evidence = arena.evidence(probe, &asked, &general, &show).await?;
         Ok(gate::judge(&evidence, config))

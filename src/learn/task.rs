@@ -12,13 +12,15 @@ use tracing::{debug, error, info, warn};
 use super::cancel::{Cancel, Stop};
 use super::error::RunError;
 use super::explore::{Harvest, Tellers};
+use super::gate::Power;
 use super::guards::{self, Guards};
 use super::live::{self, Outlook, Seen};
 use super::op_queue::{OpQueue, Wish};
 use super::readiness::{self, Readiness};
 use super::schedule::{Decision, Schedule};
 use super::{
-    Command, Ended, LearnError, News, Parts, Stage, explore, import, judge, promote, resume, run,
+    Command, Ended, LearnError, News, Parts, Stage, explore, held_out, import, judge, promote,
+    resume, run,
 };
 use store::{RunId, StoreError, Watch};
 
@@ -111,6 +113,7 @@ impl Task {
                     let plan = config.borrow_and_update().learn.schedule.clone();
                     self.schedule.replan(plan.as_ref(), Utc::now());
                     self.next_run.send_replace(self.schedule.due());
+                    self.look(false).await;
                 }
                 _ = ticks.tick() => self.tick(),
                 _ = looks.tick() => self.look(true).await,
@@ -237,8 +240,21 @@ impl Task {
             warn!(reason, "Scheduled runs are paused.");
         }
         let alarms = self.parts.store.events("alarm", ALARMS).await?;
-        self.guards.send_replace(Guards { paused, watch: seen, alarms });
+        let held_out = if act { before.held_out } else { self.power().await };
+        self.guards.send_replace(Guards { paused, watch: seen, alarms, held_out });
         Ok(())
+    }
+
+    /// What the held-out prompts could show. A file that cannot be read is told of by the run.
+    async fn power(&self) -> Option<Power> {
+        let config = self.parts.config.borrow().clone();
+        let load = move || {
+            config.agents.values().any(|agent| agent.learn).then_some(())?;
+            let questions = held_out::load(config.agents.values()).ok()?;
+            let n_prompts = held_out::count(&questions.held_out);
+            Some(Power::new(n_prompts, &config.learn.gate))
+        };
+        promote::blocking(load).await
     }
 
     /// Does what the watch has come to; true when that changed something.

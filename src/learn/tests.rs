@@ -83,7 +83,7 @@ impl World {
         let base = root.join("base.gguf");
         model_file().write(&base).unwrap();
         adapter_file().write(&root.join("trained.gguf")).unwrap();
-        write_probe(root, 0.0);
+        write_probe(root, 0.0, 0.0);
         let line = |i| format!("{{\"id\":\"{i}\",\"prompt\":\"ask held out {i}\"}}");
         let lines: Vec<String> = (0..HELD_OUT).map(line).collect();
         write(&root.join("held_out.jsonl"), &lines.join("\n"));
@@ -248,11 +248,13 @@ fn adapter_file() -> Writer {
 }
 
 /// The script gives `x` to this prompt for certain, so its log-prob is 0.
-fn write_probe(root: &std::path::Path, logprob: f32) {
+fn write_probe(root: &std::path::Path, logprob: f32, start_logprob: f32) {
     let tokens = [rendered("probe"), tokens("x")].concat();
     let tokens: Vec<i32> = tokens.iter().map(|token| token.0).collect();
     let from = tokens.len() - 1;
-    let probe = Probe { sequences: vec![ProbeSequence { tokens, from, logprobs: vec![logprob] }] };
+    let (logprobs, start_logprobs) = (vec![logprob], vec![start_logprob]);
+    let sequences = vec![ProbeSequence { tokens, from, logprobs, start_logprobs }];
+    let probe = Probe { sequences };
     write(&root.join("trained.json"), &serde_json::to_string(&probe).unwrap());
 }
 
@@ -334,8 +336,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 confidence: 0.95,
                 truth_margin: 0.05,
                 general_prompts: 100,
-                general_margin: 0.1,
-                max_parity_error: 0.05,
+                max_general_loss: 0.2,
                 length_ratio: (0.5, 2.0),
                 min_diversity_ratio: 0.5,
                 // The fake's answers are certain, so any other answer is infinitely far away.
@@ -358,6 +359,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
         reward_engine: None,
         default_agent: "tester".into(),
         log_text: false,
+        warnings: Vec::new(),
     }
 }
 
@@ -492,10 +494,11 @@ async fn an_adapter_that_is_no_better_is_rejected_and_its_lane_freed() {
 async fn an_adapter_that_the_server_reads_otherwise_is_not_even_asked() {
     let world = World::new(improving(), "good.sh", &[]).await;
     world.remember_some().await;
-    write_probe(world.root(), -3.0);
+    // In the trainer the adapter changes something, in the server nothing.
+    write_probe(world.root(), -3.0, -1.0);
     let ended = world.train().await;
     let Ended::Rejected { run, reason, .. } = ended else { panic!("{ended:?}") };
-    assert!(reason.contains("max_parity_error"), "{reason}");
+    assert!(reason.contains("trainer and server disagree"), "{reason}");
     assert_eq!(world.parts.store.evaluations(run).await.unwrap(), []);
 }
 
@@ -542,6 +545,27 @@ async fn without_pairs_or_held_out_prompts_no_trainer_starts() {
     let ended = world.train().await;
     let Ended::Rejected { reason, .. } = ended else { panic!("{ended:?}") };
     assert!(reason.contains("add a held_out file"), "{reason}");
+}
+
+#[tokio::test]
+async fn too_few_held_out_prompts_are_told_of_before_the_night_and_nothing_is_trained() {
+    let world = World::new(improving(), "crash.sh", &["70"]).await;
+    world.remember_some().await;
+    let line = |i| format!("{{\"id\":\"{i}\",\"prompt\":\"ask held out {i}\"}}");
+    let lines: Vec<String> = (0..12).map(line).collect();
+    write(&world.root().join("held_out.jsonl"), &lines.join("\n"));
+    let (learner, task) = world.learner();
+    let mut guards = learner.news.guards.clone();
+    let seen = guards.wait_for(|guards| guards.held_out.is_some()).await.unwrap();
+    let says = seen.held_out.clone().unwrap().says;
+    drop(seen);
+    assert!(says.contains("12 held-out prompts") && says.contains("at least 20"), "{says}");
+    let ended = learner.train().await.unwrap();
+    let Ended::Rejected { reason, .. } = ended else { panic!("the trainer started: {ended:?}") };
+    assert_eq!(reason, says);
+    assert_eq!(world.last_run().await.metrics["held_out"]["prompts"], 12);
+    learner.shutdown().await;
+    task.await.unwrap();
 }
 
 #[tokio::test]

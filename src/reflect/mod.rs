@@ -392,7 +392,8 @@ impl Reflector {
         let sample = samples.first().ok_or(EngineError::Stopped)?;
         let from = prompt.len();
         let tokens = [prompt, sample.tokens()].concat();
-        Ok(Answer { tokens, from, text: sample.text(), logprobs: sample.logprobs() })
+        let (text, logprobs, finish) = (sample.text(), sample.logprobs(), sample.finish);
+        Ok(Answer { tokens, from, text, logprobs, finish })
     }
 }
 
@@ -407,4 +408,6 @@ pub struct Answer {
     pub text: String,
     /// Log-probs of the answer's tokens in that generation.
     pub logprobs: Vec<f32>,
+    /// Why it ended.
+    pub finish: FinishReason,
 }

@@ -196,7 +196,7 @@ fn a_pair_that_does_not_fit_into_memory_may_be_tried_again() {
 
 /// llama.cpp's own quantizer.
 #[expect(unsafe_code, reason = "the library offers Q8_0 alone, and these are its tests")]
-fn quantize(from: &Path, to: &Path, ftype: sys::llama_ftype) {
+pub(crate) fn quantize(from: &Path, to: &Path, ftype: sys::llama_ftype) {
     let path = |path: &Path| std::ffi::CString::new(path.to_str().unwrap()).unwrap();
     let [from, to] = [path(from), path(to)];
     // SAFETY: it only returns a struct.

@@ -23,3 +23,4 @@ mod split;
 mod templates;
 mod trust;
 mod without_trainer;
+mod wrong_adapters;

@@ -34,6 +34,7 @@ learn:
     length_ratio: [0, 100]
     min_diversity_ratio: 0
     max_kl: 100
+    max_general_loss: 100
 ";
 
 /// Root and state; removed when dropped.

@@ -120,6 +120,7 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
         agents,
         default_agent,
         log_text,
+        warnings: problems.warnings(),
     })
 }
 

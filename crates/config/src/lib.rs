@@ -56,6 +56,8 @@ pub struct Config {
     pub default_agent: String,
     /// Allow prompt and answer text in the log, at level TRACE.
     pub log_text: bool,
+    /// What is not wrong but should be known, such as keys that have no effect any more.
+    pub warnings: Vec<Problem>,
 }
 
 /// One problem in one file. [`load`] reports all of them at once.
@@ -481,15 +483,14 @@ pub struct GateConfig {
     pub truth_margin: f64,
     /// Prompts of the agents' general sets asked at most.
     pub general_prompts: usize,
-    /// The mean score of the general sets may fall by at most this.
-    pub general_margin: f64,
-    /// Largest mean absolute difference of log-probs between trainer and server.
-    pub max_parity_error: f64,
-    /// Mean answer length, candidate over active, lies in here.
+    /// Nats a token that the base's own answers to the general sets may lose at most.
+    pub max_general_loss: f64,
+    /// Mean answer length, candidate over active, lies in here where only a judge has scored.
     pub length_ratio: (f64, f64),
-    /// Distinct-2 of the answers, candidate over active, is at least this.
+    /// Distinct-2 of the answers, candidate over active, is at least this where only a judge has scored.
     pub min_diversity_ratio: f64,
-    /// Largest mean KL per token from the active generation on its own answers.
+    /// Largest mean KL per token from the active generation on its own answers, where only a judge has
+    /// scored.
     pub max_kl: f64,
 }
 

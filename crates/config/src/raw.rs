@@ -20,6 +20,8 @@ use super::{Key, KeyDefault, Problem};
 #[derive(Debug, Default)]
 pub(super) struct Problems {
     found: RefCell<Vec<Problem>>,
+    /// What should be known although nothing is wrong.
+    warnings: RefCell<Vec<Problem>>,
     /// The keys that were taken, where somebody wants to know them.
     taken: Option<RefCell<Vec<Key>>>,
 }
@@ -32,6 +34,9 @@ impl Problems {
     pub(super) fn add(&self, file: &Path, key: impl Into<String>, message: impl Into<String>) {
         let problem = Problem { file: file.into(), key: key.into(), message: message.into() };
         self.found.borrow_mut().push(problem);
+    }
+    pub(super) fn warnings(&self) -> Vec<Problem> {
+        self.warnings.borrow().clone()
     }
     pub(super) fn into_inner(self) -> Vec<Problem> {
         self.found.into_inner()
@@ -101,6 +106,17 @@ impl<'a> Section<'a> {
     /// Notes a problem with one of this section's keys.
     pub(super) fn problem(&self, key: &str, message: impl Into<String>) {
         self.problems.add(&self.file, self.dotted(key), message);
+    }
+
+    /// A key of earlier versions: a file that has it still opens, with a warning that says why the
+    /// key is ignored.
+    pub(super) fn retired(&mut self, key: &str, why: &str) {
+        if self.left.remove(key).is_some() {
+            let message = format!("has no effect any more: {why}; take the line out");
+            let key = self.dotted(key);
+            let warning = Problem { file: self.file.clone(), key, message };
+            self.problems.warnings.borrow_mut().push(warning);
+        }
     }
 
     fn dotted(&self, key: &str) -> String {

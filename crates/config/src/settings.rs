@@ -326,14 +326,23 @@ fn optimizer(keys: &mut Section<'_>) -> Optimizer {
 }
 
 fn gate(keys: &mut Section<'_>) -> GateConfig {
+    keys.retired(
+        "max_parity_error",
+        "the gate compares what an adapter changes in trainer and server, relative to the change \
+         itself",
+    );
+    keys.retired(
+        "general_margin",
+        "general prompts are no longer judged; gate.max_general_loss limits how much less probable \
+         the base's own answers to them become",
+    );
     GateConfig {
         prompts: keys.number("prompts", 200, &(1..=100_000)),
         margin: keys.number("margin", 0.0, &(-1.0..=1.0)),
         confidence: keys.number("confidence", 0.95, &(0.5..=0.9999)),
         truth_margin: keys.number("truth_margin", 0.05, &(0.0..=1.0)),
         general_prompts: keys.number("general_prompts", 200, &(1..=100_000)),
-        general_margin: keys.number("general_margin", 0.05, &(0.0..=1.0)),
-        max_parity_error: keys.number("max_parity_error", 0.05, &(0.0..=10.0)),
+        max_general_loss: keys.number("max_general_loss", 0.2, &(0.0..=100.0)),
         length_ratio: length_ratio(keys),
         min_diversity_ratio: keys.number("min_diversity_ratio", 0.8, &(0.0..=1.0)),
         max_kl: keys.number("max_kl", 0.3, &(0.0..=100.0)),

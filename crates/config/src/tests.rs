@@ -158,7 +158,7 @@ fn what_trust_asks_for_has_defaults_and_limits() {
 fn the_guards_have_careful_defaults_and_bounds() {
     let root = Root::new();
     let learn = root.load().unwrap().learn;
-    assert_eq!((learn.gate.truth_margin, learn.gate.general_margin), (0.05, 0.05));
+    assert_eq!((learn.gate.truth_margin, learn.gate.max_general_loss), (0.05, 0.2));
     assert_eq!((learn.canary.share, learn.watch.chats, learn.pairs.replay), (1.0, 200, 0.5));
     assert_eq!((learn.pause.after, learn.pause.resume_pairs), (2, 200));
     root.write(
@@ -183,6 +183,25 @@ fn the_guards_have_careful_defaults_and_bounds() {
     ] {
         assert!(problems.contains(problem), "{problem}:\n{problems}");
     }
+}
+
+#[test]
+fn a_file_with_keys_of_an_earlier_version_opens_with_a_warning_each() {
+    let root = Root::new();
+    root.write("reflectd.yaml", "learn: {gate: {max_parity_error: 0.3, general_margin: 0.1}}\n");
+    let config = root.load().unwrap();
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    for (key, warning) in ["max_parity_error", "general_margin"].iter().zip(&warnings) {
+        let words = format!("reflectd.yaml: learn.gate.{key}: has no effect any more: ");
+        assert!(warning.starts_with(&words) && warning.ends_with("take the line out"), "{warning}");
+    }
+    root.write("reflectd.yaml", "learn: {gate: {max_parity_eror: 0.3}}\n");
+    let problems = root.problems();
+    assert!(problems.contains("max_parity_eror: is not known"), "{problems}");
+    assert!(!problems.contains("max_parity_error"), "it is not offered any more: {problems}");
+    root.write("reflectd.yaml", "");
+    assert_eq!(root.load().unwrap().warnings, []);
 }
 
 #[test]

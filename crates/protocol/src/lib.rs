@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a line changes its meaning; a trainer refuses a job of another version.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Name of the file in [`Job::out`] from which an interrupted run goes on.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -385,8 +385,9 @@ pub struct Step {
     pub memory_bytes: u64,
 }
 
-/// Log-probs that the trainer got for a few sequences with the exported adapter. The gate asks
-/// the server for the same numbers before it trusts the file (parity).
+/// Log-probs that the trainer got for a few sequences, with the exported adapter and with the policy
+/// that the run started from. The gate asks the server for the same numbers before it trusts the file
+/// (parity).
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Probe {
     /// The sequences.
@@ -400,8 +401,10 @@ pub struct ProbeSequence {
     pub tokens: Vec<i32>,
     /// Index of the answer's first token, at least 1.
     pub from: usize,
-    /// Log-probs of `tokens[from..]`.
+    /// Log-probs of `tokens[from..]` with the exported adapter.
     pub logprobs: Vec<f32>,
+    /// The same with the policy that the run started from.
+    pub start_logprobs: Vec<f32>,
 }
 
 /// Asks what training on a model would take; nothing is trained and nothing is written.

@@ -21,6 +21,7 @@ mod objective;
 mod optimizer;
 mod plan;
 mod pretrain;
+mod probe;
 mod reference;
 mod rope;
 mod step;

@@ -11,26 +11,23 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use files::gguf::model_sha256;
-use protocol::{Job, Objective, Optimizer, Probe, ProbeSequence, Step, TrainerEvent};
+use protocol::{Job, Objective, Optimizer, Probe, Step, TrainerEvent};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tch::Device;
 
 use crate::arch::Shape;
-use crate::batch::{Batch, Sequence, Tree};
 use crate::checkpoint::{Best, Checkpoint, State};
 use crate::data::{self, Packed};
 use crate::lora::Lora;
 use crate::model::Model;
 use crate::optimizer::{AdamW, learning_rate};
 use crate::plan::{self, Plan, Setting};
+use crate::probe::Probing;
 use crate::reference::ReferenceCache;
 use crate::step::{self, Unfinished};
 use crate::{base, clock, cuda, export};
-
-/// Sequences of the parity probe.
-const PROBES: usize = 8;
 
 /// Why a run ends early.
 #[derive(Debug)]
@@ -73,7 +70,7 @@ pub(crate) fn run(
     let _lock = lock(&job.out, stop)?;
     let Prepared { model, examples, n_too_long, mut plan } =
         prepare(job, device).map_err(Failure::BadData)?;
-    let probed = probe_sequences(&examples);
+    let probing = Probing::begin(&model, &examples).map_err(Failure::BadData)?;
     let (mut train_set, mut validation_set) = data::split(examples, job.validation_share, job.seed);
     let n_steps = train_set.len().div_ceil(job.optimizer.batch_pairs) * job.optimizer.epochs;
     let parameters = model.lora.as_ref().map(Lora::parameters).unwrap_or_default();
@@ -149,7 +146,7 @@ pub(crate) fn run(
         tch::no_grad(|| parameter.shallow_clone().copy_(weights));
     }
     // The last checkpoint stays: the daemon removes it after it has recorded the result.
-    let probe = probe(&model, &probed).map_err(Failure::BadData)?;
+    let probe = probing.end(&model).map_err(Failure::BadData)?;
     finish(job, &model, best, &probe, emit).map_err(Failure::TryAgain)
 }
 
@@ -317,24 +314,6 @@ fn keep_best(state: &mut State, loss: f64) {
         let weights = state.optimizer.parameters().iter().map(|w| w.detach().copy()).collect();
         state.best = Some(Best { step: state.step, loss, weights });
     }
-}
-
-/// The sequences of the parity probe: first answers of examples all over the data set.
-fn probe_sequences(examples: &[Packed]) -> Vec<Sequence> {
-    let every = examples.len().div_ceil(PROBES).max(1);
-    examples.iter().step_by(every).map(|example| example.sequences[0].clone()).collect()
-}
-
-/// Log-probs of the probe's sequences with the adapter that is about to be written.
-fn probe(model: &Model, sequences: &[Sequence]) -> anyhow::Result<Probe> {
-    let one = |sequence: &Sequence| {
-        let tree = Tree::new(std::slice::from_ref(sequence));
-        let logprobs = step::values(&model.logprobs(&Batch::new(&[&tree], model.device)))?;
-        let Sequence { tokens, from } = sequence.clone();
-        Ok(ProbeSequence { tokens, from, logprobs })
-    };
-    let sequences = sequences.iter().map(one).collect::<anyhow::Result<_>>()?;
-    Ok(Probe { sequences })
 }
 
 /// Writes probe and adapter, and reports them. Neither stays when the other cannot be written.

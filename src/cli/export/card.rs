@@ -317,7 +317,7 @@ mod tests {
             verdict: json!({
                 "promote": true, "reason": "the gain is +0.100", "prompts": 200,
                 "gain": 0.123_456, "p": 1.5e-7, "verified": {"prompts": 100, "active": 0.5},
-                "parity_error": null,
+                "parity": null,
             }),
             version: "0.1.0".into(),
         }

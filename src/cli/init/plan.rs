@@ -42,8 +42,6 @@ pub(super) struct Plan {
     pub(super) model_context: u32,
     pub(super) max_tokens: u32,
     pub(super) learning_rate: f64,
-    /// Not all of its weights are floats.
-    pub(super) is_quantized: bool,
 }
 
 impl Plan {
@@ -53,7 +51,6 @@ impl Plan {
         let context_tokens = *context_tokens;
         let description = title.clone().unwrap_or_else(|| titled(model, survey.name.as_deref()));
         let model_context = model_context(model).unwrap_or(context_tokens);
-        let is_float = |kind: &str| ["f32", "f16", "bf16"].contains(&kind);
         Ok(Self {
             name: name.unwrap_or_else(|| agent_name(&description)),
             model: path_in(root, model)?,
@@ -61,7 +58,6 @@ impl Plan {
             model_context,
             max_tokens: MOST_ANSWER.min(context_tokens.min(model_context) / 2),
             learning_rate: learning_rate(survey.n_parameters),
-            is_quantized: survey.quantization.iter().any(|stored| !is_float(&stored.kind)),
             description,
         })
     }

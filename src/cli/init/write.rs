@@ -1,7 +1,6 @@
 //! The files of `init`: agent, prompts and settings, written whole or not at all, and never over a
 //! file that is there. The prompts are this repository's own, built in. Used by `init`.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -234,7 +233,7 @@ learn: true
 
 fn settings_yaml(plan: &Plan) -> String {
     let Plan { name, context_tokens, model_context, learning_rate, .. } = plan;
-    let mut text = format!(
+    format!(
         r#"# Settings of the daemon, made by `reflectd init`. What is not here has its default.
 # Changes count at once, but for those below `engine`.
 
@@ -256,16 +255,7 @@ learn:
     # How often training goes through its data: once is too few steps to learn anything from few.
     epochs: 3
 "#
-    );
-    if plan.is_quantized {
-        let gate = "  gate:
-    # How far the server's log-probs may be from the trainer's before a trained file is refused. The
-    # server rounds more where a model is quantized: the default of 0.05 refuses sound files of some.
-    max_parity_error: 0.3
-";
-        text.write_str(gate).expect("a String takes all text");
-    }
-    text
+    )
 }
 
 #[cfg(test)]

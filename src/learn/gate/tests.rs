@@ -5,15 +5,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::learn::random::Random;
 
-fn config() -> GateConfig {
+pub(super) fn config() -> GateConfig {
     GateConfig {
         prompts: 200,
         margin: 0.0,
         confidence: 0.95,
         truth_margin: 0.05,
         general_prompts: 200,
-        general_margin: 0.05,
-        max_parity_error: 0.05,
+        max_general_loss: 0.2,
         length_ratio: (0.67, 1.5),
         min_diversity_ratio: 0.8,
         max_kl: 0.5,
@@ -25,17 +24,28 @@ fn answered(right: bool, n_tokens: i32) -> Answered {
         scalar: if right { 0.8 } else { -0.8 },
         passes: right,
         verified: Some(right),
+        is_cut: false,
         tokens: (0..n_tokens).map(Token).collect(),
     }
 }
 
 fn comparisons(outcomes: impl IntoIterator<Item = (bool, bool)>) -> Vec<Comparison> {
-    let compare = |(active, candidate)| Comparison {
-        verifier_decides: true,
-        active: answered(active, 10),
-        candidate: answered(candidate, 10),
+    let compare = |(i, (active, candidate)): (i32, (bool, bool))| {
+        let mut both = Comparison {
+            verifier_decides: true,
+            reference: None,
+            log_ratios: vec![0.1; 10],
+            active: answered(active, 10),
+            candidate: answered(candidate, 10),
+        };
+        // Each prompt has its own words, and the two generations begin with different ones.
+        for answer in [&mut both.active, &mut both.candidate] {
+            answer.tokens.iter_mut().for_each(|token| token.0 += 1000 + 20 * i);
+        }
+        both.candidate.tokens[0].0 += 10;
+        both
     };
-    outcomes.into_iter().map(compare).collect()
+    (0..).zip(outcomes).map(compare).collect()
 }
 
 /// `wins` prompts that only the candidate has right, `losses` that only the active one has.
@@ -50,9 +60,12 @@ fn evidence(wins: usize, losses: usize, ties: usize) -> Evidence {
 fn of(mut comparisons: Vec<Comparison>) -> Evidence {
     Random::new(1).shuffle(&mut comparisons);
     let prompts = comparisons.len();
-    let guarded = comparisons.iter().filter_map(truth).count();
-    let available = Available { prompts, guarded, general: 0 };
-    Evidence { parity_error: Some(0.01), kl: 0.1, comparisons, available, general: Vec::new() }
+    let has_truth = |both: &&Comparison| truth(both).is_some();
+    let verified = || comparisons.iter().filter(has_truth);
+    let guarded = verified().filter(|both| !both.verifier_decides).count();
+    let available = Available { prompts, verified: verified().count(), guarded };
+    let parity = Some(Parity::new(&[(0.4, 0.41), (-0.2, -0.21)]));
+    Evidence { parity, comparisons, available, general: Vec::new() }
 }
 
 #[test]
@@ -113,8 +126,10 @@ fn by_judge(random: &mut Random, active: bool, candidate: bool, noise: f64) -> C
         let scalar = ((if right { 0.4 } else { -0.4 }) + noise * luck).clamp(-1.0, 1.0);
         Answered { scalar, passes: scalar > 0.0, ..answered(right, 10) }
     };
-    let (active, candidate) = (judged(active), judged(candidate));
-    Comparison { verifier_decides: false, active, candidate }
+    let (active, mut candidate) = (judged(active), judged(candidate));
+    candidate.tokens[0] = Token(10);
+    let log_ratios = vec![0.1; 10];
+    Comparison { verifier_decides: false, reference: None, log_ratios, active, candidate }
 }
 
 #[test]
@@ -243,23 +258,24 @@ fn too_few_verifiers_to_tell_do_not_guard() {
 
 #[test]
 fn what_is_lost_outside_the_task_stops_a_promotion() {
-    let with_general = |worse_on: usize| {
+    let with_general = |loss: f64| {
         let mut evidence = evidence(60, 0, 60);
-        evidence.general = comparisons((0..100).map(|i| (true, i % 10 >= worse_on)));
-        Random::new(2).shuffle(&mut evidence.general);
-        evidence.available.general = 100;
+        evidence.general = vec![vec![loss; 30]; 40];
         judge(&evidence, &config())
     };
-    let kept = with_general(0);
+    let kept = with_general(0.15);
     assert!(kept.promote && kept.general.unwrap().is_kept, "{}", kept.reason);
-    let lost = with_general(3);
-    assert!(!lost.promote && lost.reason.contains("gate.general_margin"), "{}", lost.reason);
+    assert_eq!(kept.general.map(|it| (it.prompts, it.tokens)), Some((40, 1200)));
+    for loss in [0.3, f64::NAN] {
+        let lost = with_general(loss);
+        assert!(!lost.promote && lost.reason.contains("gate.max_general_loss"), "{}", lost.reason);
+    }
 }
 
 #[test]
 fn an_adapter_made_elsewhere_has_no_parity_and_is_judged_by_the_rest() {
     let mut evidence = evidence(60, 0, 60);
-    evidence.parity_error = None;
+    evidence.parity = None;
     assert!(judge(&evidence, &config()).promote);
 }
 
@@ -291,42 +307,183 @@ fn a_verifier_that_only_measures_is_reported_but_does_not_decide() {
     assert!((verified.candidate - verified.active - 0.5).abs() < 1e-9);
 }
 
+/// What a judge alone says is 60 wins of 120.
+fn by_judge_alone() -> Evidence {
+    let mut evidence = evidence(60, 0, 60);
+    for both in &mut evidence.comparisons {
+        (both.active.verified, both.candidate.verified) = (None, None);
+    }
+    of(evidence.comparisons)
+}
+
+/// Candidates that answer at length, in one word, or far from the active one.
+const CHANGES: [(&str, fn(&mut Comparison)); 4] = [
+    ("length_ratio", |both| both.candidate.tokens.extend((50..80).map(Token))),
+    ("length_ratio", |both| both.candidate.tokens.truncate(3)),
+    ("min_diversity_ratio", |both| both.candidate.tokens[1..].fill(Token(1))),
+    ("max_kl", |both| both.log_ratios.fill(0.9)),
+];
+
 #[test]
-fn each_band_can_stop_a_promotion_and_says_so() {
+fn each_band_stops_a_promotion_that_a_judge_alone_speaks_for() {
+    assert!(judge(&by_judge_alone(), &config()).promote);
+    for (word, change) in CHANGES {
+        let mut evidence = by_judge_alone();
+        evidence.comparisons.iter_mut().for_each(change);
+        let verdict = judge(&evidence, &config());
+        assert!(!verdict.promote && !verdict.proven, "{}", verdict.reason);
+        assert!(verdict.reason.contains(word), "{word}: {}", verdict.reason);
+    }
+}
+
+#[test]
+fn verifiers_that_show_the_gain_are_not_overruled_by_bands_which_are_reported() {
+    for decides in [true, false] {
+        for (word, change) in CHANGES {
+            let mut evidence = evidence(60, 0, 60);
+            for both in &mut evidence.comparisons {
+                both.verifier_decides = decides;
+                change(both);
+            }
+            let verdict = judge(&of(evidence.comparisons), &config());
+            assert!(verdict.promote && verdict.proven, "{}", verdict.reason);
+            assert!(verdict.reason.contains(word), "{word}: {}", verdict.reason);
+            assert!(verdict.reason.contains("not held against it"), "{}", verdict.reason);
+        }
+    }
+}
+
+#[test]
+fn bands_guard_the_prompts_that_only_a_judge_scores_beside_those_of_verifiers() {
+    let mut evidence = evidence(60, 0, 60);
+    // Another agent's prompts, where the judge may be fooled by length.
+    let mut judged = by_judge_alone().comparisons;
+    for both in &mut judged {
+        both.candidate.tokens.extend((50..80).map(Token));
+    }
+    evidence.comparisons.extend(judged);
+    let verdict = judge(&of(evidence.comparisons), &config());
+    assert!(verdict.proven && !verdict.promote, "{}", verdict.reason);
+    assert!(verdict.reason.contains("answers are 4.00 times as long"), "{}", verdict.reason);
+}
+
+#[test]
+fn verifiers_that_do_not_show_the_gain_leave_the_bands_in_force() {
+    let mut random = Random::new(43);
+    let both = |_| {
+        let right = chance(&mut random, 70);
+        let mut both = by_judge(&mut random, right, right, 0.1);
+        both.candidate.scalar = (both.candidate.scalar + 0.3).min(1.0);
+        both.candidate.tokens.extend((50..80).map(Token));
+        both
+    };
+    let verdict = judge(&of((0..200).map(both).collect()), &config());
+    assert!(!verdict.promote && verdict.reason.contains("length_ratio"), "{}", verdict.reason);
+}
+
+/// The candidate gives one answer to so many prompts.
+fn same(evidence: &mut Evidence, n: usize) {
+    for both in evidence.comparisons.iter_mut().take(n) {
+        both.candidate.tokens = answered(true, 10).tokens;
+    }
+}
+
+#[test]
+fn what_no_gain_excuses_stops_a_promotion_and_says_so() {
     let stopped = |change: fn(&mut Evidence), word: &str| {
         let mut evidence = evidence(60, 0, 60);
         assert!(judge(&evidence, &config()).promote);
         change(&mut evidence);
         let verdict = judge(&evidence, &config());
-        assert!(!verdict.promote);
+        assert!(!verdict.promote, "{word}");
         assert!(verdict.reason.contains(word), "{}", verdict.reason);
     };
-    stopped(|evidence| evidence.parity_error = Some(0.2), "max_parity_error");
-    stopped(|evidence| evidence.parity_error = Some(f64::NAN), "max_parity_error");
-    stopped(|evidence| evidence.kl = 0.9, "max_kl");
-    stopped(|evidence| evidence.kl = f64::NAN, "max_kl");
+    let disagree = "trainer and server disagree";
+    stopped(|evidence| evidence.parity = Some(Parity::new(&[(0.4, 0.0)])), disagree);
+    stopped(|evidence| evidence.parity = Some(Parity::new(&[])), disagree);
     stopped(|evidence| evidence.comparisons.truncate(MIN_PROMPTS - 1), "prove nothing");
+    stopped(|evidence| same(evidence, 13), "one and the same answer is given to 10.8 %");
+    // A verifier may be pleased by one sentence that fits everything.
+    stopped(|evidence| same(evidence, 120), "one and the same answer is given to 100.0 %");
+    let mut twelve = evidence(60, 0, 60);
+    same(&mut twelve, 12);
+    assert!(judge(&twelve, &config()).promote, "a tenth");
     stopped(
         |evidence| {
-            for both in &mut evidence.comparisons {
-                both.candidate.tokens = (0..30).map(Token).collect();
-            }
+            evidence.comparisons.iter_mut().take(7).for_each(|it| it.candidate.is_cut = true)
         },
-        "length_ratio",
+        "5.8 % of the answers are cut off",
     );
-    stopped(
-        |evidence| {
-            for both in &mut evidence.comparisons {
-                both.candidate.tokens = vec![Token(1); 10];
+    let mut six = evidence(60, 0, 60);
+    six.comparisons.iter_mut().take(6).for_each(|it| it.candidate.is_cut = true);
+    assert!(judge(&six, &config()).promote, "five points more");
+}
+
+#[test]
+fn an_answer_may_be_as_common_as_among_the_references_or_before() {
+    let labels = |change: fn(&mut Comparison, Vec<Token>)| {
+        let mut evidence = evidence(60, 0, 60);
+        for (i, both) in (0..).zip(&mut evidence.comparisons) {
+            change(both, vec![Token(i % 4), Token(99)]);
+        }
+        judge(&evidence, &config())
+    };
+    let unknown = labels(|both, label| both.candidate.tokens = label);
+    assert!(!unknown.promote && unknown.reason.contains("25.0 %"), "{}", unknown.reason);
+    let known = labels(|both, label| {
+        both.reference = Some(format!("{:?}", label[0]));
+        both.candidate.tokens = label;
+    });
+    assert!(known.promote, "{}", known.reason);
+    let before = labels(|both, label| {
+        both.candidate.tokens.clone_from(&label);
+        both.active.tokens = [label, vec![Token(5)]].concat();
+    });
+    assert!(before.promote, "{}", before.reason);
+}
+
+#[test]
+fn a_candidate_that_answers_as_the_active_one_is_never_promoted() {
+    for margin in [0.0, -0.05, -1.0] {
+        for right in [false, true] {
+            let mut same = comparisons(std::iter::repeat_n((right, right), 200));
+            for both in &mut same {
+                both.candidate = both.active.clone();
+                both.log_ratios.fill(0.0);
             }
-        },
-        "min_diversity_ratio",
-    );
+            let verdict = judge(&of(same), &GateConfig { margin, ..config() });
+            assert!(!verdict.promote, "margin {margin}: {}", verdict.reason);
+            let words = if margin < 0.0 { "word for word" } else { "gate.margin" };
+            assert!(verdict.reason.contains(words), "{}", verdict.reason);
+        }
+    }
+}
+
+#[test]
+fn a_verifier_that_tosses_a_coin_promotes_no_more_than_the_stated_error() {
+    // Answers differ, and what is said of them has nothing to do with them. Both when the verifier
+    // decides and when the gate has only 20 prompts, over 50 times 20 nights.
+    for (prompts, seed) in [(200, 51), (40, 52), (20, 53)] {
+        let mut random = Random::new(seed);
+        let (mut promoted, mut most) = (0, 0);
+        for _ in 0..50 {
+            let mut of_twenty = 0;
+            for _ in 0..20 {
+                let toss = |_| (chance(&mut random, 50), chance(&mut random, 50));
+                let evidence = of(comparisons((0..prompts).map(toss)));
+                of_twenty += u32::from(judge(&evidence, &config()).promote);
+            }
+            promoted += of_twenty;
+            most = most.max(of_twenty);
+        }
+        println!("{prompts} prompts: {promoted} of 1000 promoted, at most {most} of 20");
+        assert!(promoted <= 50, "{prompts} prompts: {promoted} of 1000");
+    }
 }
 
 #[test]
 fn empty_answers_are_outside_the_bands() {
-    let mut evidence = evidence(60, 0, 60);
+    let mut evidence = by_judge_alone();
     for both in &mut evidence.comparisons {
         both.candidate.tokens.clear();
     }
@@ -342,12 +499,6 @@ fn mcnemar_agrees_with_hand_computed_tails() {
     assert!((mcnemar(0, 4) - 1.0).abs() < 1e-9);
     // scipy.stats.binom.sf(59, 100, 0.5)
     assert!((mcnemar(60, 40) - 0.028_443_966_820_490_4).abs() < 1e-9);
-}
-
-#[test]
-fn distinct_2_counts_pairs_of_neighbours() {
-    let value = distinct_2(&[&[Token(1), Token(2), Token(1), Token(2)], &[Token(5)]]);
-    assert!((value - 2.0 / 3.0).abs() < 1e-12);
 }
 
 proptest! {

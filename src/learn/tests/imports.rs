@@ -31,7 +31,7 @@ async fn an_imported_adapter_that_wins_becomes_a_generation() {
     let ended = import(&world, &adapter(&world, None), None).await;
     let Ended::Promoted { run, generation, verdict, .. } = ended else { panic!("{ended:?}") };
     assert_eq!((generation, world.active()), (Generation(1), Generation(1)));
-    assert_eq!(verdict["parity_error"], json!(null), "nothing was compared");
+    assert_eq!(verdict["parity"], json!(null), "nothing was compared");
     assert_eq!(verdict["losses"], 0);
     let run = world.parts.store.run(run).await.unwrap();
     assert_eq!(

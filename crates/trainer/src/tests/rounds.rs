@@ -28,6 +28,10 @@ fn with_adapter(job: &Job, path: &Path, shape: LoraShape) -> Vec<f32> {
     logprobs(&model, &sequences())
 }
 
+fn probe(folder: &Path) -> protocol::Probe {
+    serde_json::from_slice(&std::fs::read(folder.join("probe.json")).unwrap()).unwrap()
+}
+
 fn first_step(job: &Job) -> Step {
     steps_of(&run(job).unwrap())[0]
 }
@@ -44,12 +48,16 @@ fn the_next_round_starts_from_the_adapter_of_the_last_which_is_its_reference() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let mut job = second_round(folder.path());
-    let probe = std::fs::read_to_string(folder.path().join("probe.json")).unwrap();
+    let one = probe(folder.path());
     job.optimizer.learning_rate = 0.0;
     let first = first_step(&job);
     assert!(first.rewards_margins.abs() < 1e-3, "the reference is the start: {first:?}");
-    let after = std::fs::read_to_string(folder.path().join("probe.json")).unwrap();
-    assert_eq!(after, probe, "nothing was lost");
+    let two = probe(folder.path());
+    for (one, two) in one.sequences.iter().zip(&two.sequences) {
+        assert_eq!(two.logprobs, one.logprobs, "nothing was lost");
+        assert_eq!(two.start_logprobs, two.logprobs, "round two starts from round one's adapter");
+        assert_ne!(one.start_logprobs, one.logprobs, "round one started from the base");
+    }
 
     // From the base the same data are as new.
     let base = first_step(&Job { start: None, ..job.clone() });

@@ -14,7 +14,6 @@ fn plan(root: &Path) -> Plan {
         model_context: 2048,
         max_tokens: 777,
         learning_rate: 9e-5,
-        is_quantized: true,
     }
 }
 
@@ -68,12 +67,7 @@ fn what_is_written_has_no_problems_and_says_what_the_plan_says() {
     assert_eq!((config.engine.context_tokens, agent.sampling.max_tokens), (4096, 777));
     assert_eq!((agent.sampling.temperature, agent.sampling.top_p), (0.8, 0.95));
     assert_eq!(config.learn.optimizer.learning_rate, 9e-5);
-    assert_eq!(config.learn.gate.max_parity_error, 0.3);
     assert!(agent.learn && agent.held_out.is_none() && config.learn.schedule.is_none());
-
-    let floats = Plan { is_quantized: false, ..plan };
-    let text = settings_yaml(&floats);
-    assert!(!text.contains("max_parity_error"), "{text}");
 }
 
 /// YAML reads some bare words as booleans, nulls or numbers.

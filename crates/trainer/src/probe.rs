@@ -1,0 +1,51 @@
+//! The parity probe: log-probs of a few sequences of the data set, by the policy that a run starts from
+//! and by the adapter that it exports. The gate asks the server for both. Used by `train`.
+
+use protocol::{Probe, ProbeSequence};
+
+use crate::batch::{Batch, Sequence, Tree};
+use crate::data::Packed;
+use crate::model::Model;
+use crate::step;
+
+/// Sequences of a probe.
+const PROBES: usize = 8;
+
+/// A probe whose second half waits for the end of the run.
+pub(crate) struct Probing {
+    sequences: Vec<Sequence>,
+    start: Vec<Vec<f32>>,
+}
+
+impl Probing {
+    /// Takes first answers of examples all over the data set, and asks the model as it is now.
+    pub(crate) fn begin(model: &Model, examples: &[Packed]) -> anyhow::Result<Self> {
+        let every = examples.len().div_ceil(PROBES).max(1);
+        let sequences: Vec<Sequence> =
+            examples.iter().step_by(every).map(|example| example.sequences[0].clone()).collect();
+        let start = logprobs(model, &sequences)?;
+        Ok(Self { sequences, start })
+    }
+
+    /// Asks the model with the adapter that is about to be written.
+    pub(crate) fn end(self, model: &Model) -> anyhow::Result<Probe> {
+        let logprobs = logprobs(model, &self.sequences)?;
+        let one = |((Sequence { tokens, from }, logprobs), start_logprobs)| ProbeSequence {
+            tokens,
+            from,
+            logprobs,
+            start_logprobs,
+        };
+        let sequences = self.sequences.into_iter().zip(logprobs).zip(self.start);
+        Ok(Probe { sequences: sequences.map(one).collect() })
+    }
+}
+
+/// One list for each sequence.
+fn logprobs(model: &Model, sequences: &[Sequence]) -> anyhow::Result<Vec<Vec<f32>>> {
+    let one = |sequence| {
+        let tree = Tree::new(std::slice::from_ref(sequence));
+        step::values(&model.logprobs(&Batch::new(&[&tree], model.device)))
+    };
+    sequences.iter().map(one).collect()
+}
