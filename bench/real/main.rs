@@ -53,6 +53,9 @@ struct Arguments {
     /// Repetitions of what is repeated.
     #[arg(long)]
     seeds: Option<u64>,
+    /// Held-out prompts that are also sampled eight times.
+    #[arg(long)]
+    sampled: Option<usize>,
     /// CPU threads of daemon and trainer.
     #[arg(long, default_value_t = 2)]
     threads: u32,
@@ -84,6 +87,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let mut scale = if arguments.quick { Scale::QUICK } else { Scale::FULL };
     scale.seeds = arguments.seeds.unwrap_or(scale.seeds);
+    scale.sampled = arguments.sampled.unwrap_or(scale.sampled);
     let threads = arguments.threads;
     let beside = arguments.beside.map_or_else(String::new, |what| format!("; beside {what}"));
     let setting = Setting {

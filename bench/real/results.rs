@@ -192,6 +192,11 @@ impl RoundRow {
 impl Results {
     /// Replaces the rows of these units by what is recorded of them.
     pub(crate) fn update(&mut self, records: &Records, units: &[Unit]) {
+        // A reason that a row gave goes with the row; a person's stays.
+        for goal in &mut self.goals {
+            let of_row = self.rows.get(unit_of(&goal.name)).and_then(|row| row.why.as_ref());
+            goal.why = goal.why.take().filter(|why| Some(why) != of_row);
+        }
         for &unit in units {
             if let Some(row) = row(records, unit) {
                 self.rows.insert(unit.to_string(), row);
@@ -200,10 +205,9 @@ impl Results {
         let goals = self.new_goals();
         self.goals = with_reasons(goals, &self.goals);
         for goal in &mut self.goals {
-            // A person's reason stays; without one the row says it.
             if goal.is_reached() != Some(true) && goal.why.is_none() {
-                let unit = goal.name.split(',').next().unwrap_or_default();
-                goal.why = self.rows.get(unit).and_then(|row| row.why.clone());
+                let row = self.rows.get(unit_of(&goal.name));
+                goal.why = row.and_then(|row| row.why.clone());
             }
         }
     }
@@ -330,6 +334,11 @@ impl Results {
         let values: Vec<f64> = self.of_seeds(kind, arm).filter_map(of).collect();
         (!values.is_empty()).then(|| mean(values))
     }
+}
+
+/// A goal's name begins with its unit's.
+fn unit_of(goal: &str) -> &str {
+    goal.split(',').next().unwrap_or_default()
 }
 
 /// `None`: nothing is recorded.

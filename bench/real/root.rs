@@ -66,32 +66,37 @@ impl Root {
         task: &Task,
         learns: Option<(Form, Arm)>,
     ) -> anyhow::Result<()> {
-        self.settings(setting, None)?;
         copy_folder(&testkit::repository().join("prompts"), &self.folder.join("prompts"))?;
         for (name, system) in [(MEASURE, Some(task.system.as_str())), (PLAIN, None)] {
             let text = answering(setting, system, task.max_tokens);
             self.put(&format!("agents/{name}.yaml"), &text)?;
         }
-        let Some((form, arm)) = learns else { return Ok(()) };
+        let Some((form, arm)) = learns else { return self.settings(setting, None) };
         self.put("agents/mine.yaml", &agent(setting, task, form, arm))?;
         let lines = |items: &[Item]| -> String {
             items.iter().map(|item| prompt_line(task, item, form).to_string() + "\n").collect()
         };
         self.put("agents/mine/held-out.jsonl", &lines(&task.gate))?;
         self.put("agents/mine/practice.jsonl", &lines(&task.practice))?;
-        self.put("agents/mine/examples.jsonl", &tasks::example_lines(&task.examples))
+        self.put("agents/mine/examples.jsonl", &tasks::example_lines(&task.examples))?;
+        self.settings(setting, None)
     }
 
     /// Settings of the daemon for a round; an owner would have none of them.
     pub(crate) fn settings(&self, setting: &Setting, round: Option<Round>) -> anyhow::Result<()> {
         let threads = setting.threads;
-        let mut text =
-            format!("engine: {{ threads: {threads} }}\ntrainer: {{ threads: {threads} }}\n");
         let mine = self.folder.join("agents/mine.yaml").exists();
-        text += &format!("default_agent: {}\n", if mine { "mine" } else { MEASURE });
-        if let Some(Round::Practice(Some(objective))) = round {
-            text += &format!("learn: {{ objective: {{ name: {objective} }} }}\n");
-        }
+        let agent = if mine { "mine" } else { MEASURE };
+        let learn = match round {
+            Some(Round::Practice(Some(objective))) => {
+                format!("learn: {{ objective: {{ name: {objective} }} }}\n")
+            }
+            Some(Round::Examples | Round::Practice(None)) | None => String::new(),
+        };
+        let text = format!(
+            "engine: {{ threads: {threads} }}\ntrainer: {{ threads: {threads} }}\n\
+             default_agent: {agent}\n{learn}"
+        );
         self.put("reflectd.yaml", &text)
     }
 

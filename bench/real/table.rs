@@ -24,11 +24,11 @@ fn origins(results: &Results) -> String {
     for (unit, row) in &results.rows {
         let origin = format!("{}; commit {}", row.provenance.machine, row.provenance.commit);
         match lines.iter_mut().find(|line| line.starts_with(&origin)) {
-            Some(line) => line.push_str(&format!(", {unit}")),
+            Some(line) => line.extend([", ", unit]),
             None => lines.push(format!("{origin}: {unit}")),
         }
     }
-    lines.iter().map(|line| format!("{line}.\n")).collect()
+    lines.iter().flat_map(|line| [line, ".\n"]).collect()
 }
 
 fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {

@@ -1,6 +1,7 @@
 //! Tests of the benchmark: its pure parts, the folders that it writes against the product's own check, and
 //! one unit from end to end on the nano model. What a real model learns is in `docs/internals/real.md`. A
 //! program of its own, because the benchmark has no test harness.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 #![allow(dead_code, reason = "the parts are used by the benchmark, which is another program")]
 #![allow(clippy::print_stderr, reason = "the parts say what they do")]
 
@@ -25,9 +26,9 @@ use arms::{ARMS, Arm, Round, Unit, Wanted};
 use records::{Answered, Checked, Finding, Records, Trained};
 use results::{Paired, Results};
 use root::{Form, Root, agent, prompt_line};
-use serde_json::{Value, json};
+use serde_json::json;
 use setting::{Scale, Setting};
-use task::{KINDS, Kind, Task};
+use task::{KINDS, Kind};
 use tasks::{Item, Truth};
 use testkit::bench::results::Provenance;
 use unit::Lab;
@@ -293,12 +294,11 @@ async fn a_unit_runs_from_an_empty_folder_to_its_row_and_is_not_done_again() {
     assert!(!same.rounds[0].promoted, "{same:?}");
 
     // What is recorded is passed over, also by another process.
-    let mut steps: Value =
-        json!(std::fs::read_to_string(folder.path().join("steps.jsonl")).unwrap());
+    let steps = || std::fs::read_to_string(folder.path().join("steps.jsonl")).unwrap();
+    let before = steps();
     let mut lab = Lab::open(setting(folder.path())).unwrap();
     for unit in units {
         lab.run(unit).await.unwrap();
     }
-    let again = json!(std::fs::read_to_string(folder.path().join("steps.jsonl")).unwrap());
-    assert_eq!(std::mem::take(&mut steps), again);
+    assert_eq!(steps(), before);
 }

@@ -70,14 +70,15 @@ impl Lab {
         }
     }
 
-    /// Does a step, unless it is recorded. What fails is a result.
+    /// Does a step, unless it is recorded. What fails is a result, and is tried again by the next run.
     async fn step(
         &mut self,
         name: &str,
         work: impl Future<Output = anyhow::Result<Finding>>,
     ) -> anyhow::Result<Finding> {
-        if let Some(step) = self.records.get(name) {
-            return Ok(step.finding.clone());
+        let recorded = self.records.get(name).map(|step| &step.finding);
+        if let Some(finding) = recorded.filter(|it| !matches!(it, Finding::Failed { .. })) {
+            return Ok(finding.clone());
         }
         say(name);
         let began = Instant::now();

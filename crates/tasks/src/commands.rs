@@ -16,7 +16,7 @@ pub(crate) enum Amount {
 #[derive(Debug)]
 pub(crate) struct Action {
     pub(crate) device: &'static str,
-    pub(crate) action: &'static str,
+    pub(crate) verb: &'static str,
     /// What stands in the slot `{room}`.
     pub(crate) places: &'static [&'static str],
     pub(crate) amount: Amount,
@@ -44,21 +44,21 @@ const PERCENT: Amount = Amount::Number(10, 90, 5);
 
 const fn room(
     device: &'static str,
-    action: &'static str,
+    verb: &'static str,
     amount: Amount,
     known: [&'static str; 6],
     unseen: [&'static str; 3],
 ) -> Action {
-    Action { device, action, places: &ROOMS, amount, known, unseen }
+    Action { device, verb, places: &ROOMS, amount, known, unseen }
 }
 
 const fn entrance(
-    action: &'static str,
+    verb: &'static str,
     known: [&'static str; 6],
     unseen: [&'static str; 3],
 ) -> Action {
     let (device, places) = ("lock", &ENTRANCES);
-    Action { device, action, places, amount: Amount::None, known, unseen }
+    Action { device, verb, places, amount: Amount::None, known, unseen }
 }
 
 pub(crate) const ACTIONS: [Action; 21] = [

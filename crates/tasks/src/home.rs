@@ -115,7 +115,7 @@ fn answer(action: &Action, place: &str, value: Option<Value>) -> Value {
     let mut object = Map::new();
     object.insert("device".to_owned(), json!(action.device));
     object.insert("room".to_owned(), json!(place));
-    object.insert("action".to_owned(), json!(action.action));
+    object.insert("action".to_owned(), json!(action.verb));
     if let Some(value) = value {
         object.insert("value".to_owned(), value);
     }
@@ -162,7 +162,7 @@ mod tests {
         for seed in 1..=3 {
             let home = Home::new(Counts::FULL, seed);
             let sets = [&home.examples, &home.practice, &home.known, &home.unseen, &home.gate];
-            assert_eq!(sets.map(|set| set.len()), [150, 150, 200, 200, 120]);
+            assert_eq!(sets.map(Vec::len), [150, 150, 200, 200, 120]);
             let all: BTreeSet<&str> = sets.iter().flat_map(|set| prompts(set)).collect();
             assert_eq!(all.len(), 820);
             let ids = sets.iter().flat_map(|set| set.iter().map(|item| item.id.as_str()));
