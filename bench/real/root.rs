@@ -125,9 +125,12 @@ impl Root {
         let line = |problem: Problem| {
             format!("{}: {}: {}", problem.file.display(), problem.key, problem.message)
         };
-        // A refusal names folders of this machine.
-        let folder = format!("{}/", self.folder.display());
-        Ok(report.problems.into_iter().map(line).map(|text| text.replace(&folder, "")).collect())
+        Ok(report.problems.into_iter().map(line).map(|text| self.relative(&text)).collect())
+    }
+
+    /// What the product says, without the folder of this machine.
+    pub(crate) fn relative(&self, text: &str) -> String {
+        text.replace(&format!("{}/", self.folder.display()), "")
     }
 
     fn put(&self, name: &str, text: &str) -> anyhow::Result<()> {

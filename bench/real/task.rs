@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use tasks::home::{self, Counts, Home};
 use tasks::{Item, messages};
@@ -142,15 +142,20 @@ fn sentence(seed: u64) -> Task {
     }
 }
 
+/// Three lists of these lengths, one after the other.
+fn split(items: Vec<Item>, lengths: [usize; 3]) -> anyhow::Result<[Vec<Item>; 3]> {
+    let (wanted, found) = (lengths.iter().sum::<usize>(), items.len());
+    ensure!(wanted <= found, "the data has {found} lines, and {wanted} are needed");
+    let mut items = items.into_iter();
+    Ok(lengths.map(|length| items.by_ref().take(length).collect()))
+}
+
 fn intent(data: &Path, seed: u64) -> anyhow::Result<Task> {
     let train = data::snips(data, "train")?;
     let names = data::intents(&train).join(", ");
     let of =
         |requests: Vec<data::Request>| requests.into_iter().map(data::Request::intent).collect();
-    let mut chosen: Vec<Item> = of(data::balanced(&train, seed));
-    chosen.truncate(500);
-    let gate = chosen.split_off(300);
-    let practice = chosen.split_off(70);
+    let [chosen, practice, gate] = split(of(data::balanced(&train, seed)), [70, 230, 200])?;
     Ok(Task {
         kind: Kind::Intent,
         system: format!("Which intent has the request? Answer with one of: {names}."),
@@ -169,10 +174,7 @@ fn slots(data: &Path, seed: u64) -> anyhow::Result<Task> {
     let names = data::intents(&train).join(", ");
     let of =
         |requests: Vec<data::Request>| requests.into_iter().map(data::Request::slots).collect();
-    let mut chosen: Vec<Item> = of(data::balanced(&train, seed));
-    chosen.truncate(800);
-    let gate = chosen.split_off(600);
-    let practice = chosen.split_off(300);
+    let [chosen, practice, gate] = split(of(data::balanced(&train, seed)), [300, 300, 200])?;
     Ok(Task {
         kind: Kind::Slots,
         system: format!(
@@ -204,19 +206,16 @@ fn of_home(seed: u64) -> Task {
 }
 
 fn maths(data: &Path) -> anyhow::Result<Task> {
-    let mut problems = data::gsm8k(data)?;
-    problems.truncate(300);
-    let mut rest = problems.split_off(100);
-    let gate = rest.split_off(100);
+    let [practice, gate, measured] = split(data::gsm8k(data)?, [100; 3])?;
     Ok(Task {
         kind: Kind::Maths,
         system: "Solve the problem. End with the number.".to_owned(),
         max_tokens: 160,
         verifier: None,
         examples: Vec::new(),
-        practice: problems,
+        practice,
         gate,
-        measured: vec![("problems", rest)],
+        measured: vec![("problems", measured)],
         night_s: 900.0,
     })
 }

@@ -54,9 +54,9 @@ fn setting(work: &Path) -> Setting {
     }
 }
 
-/// Three requests of two intents, in the form of SNIPS.
+/// Requests of two intents, in the form of SNIPS, and problems in that of GSM8K.
 fn data(folder: &Path) -> PathBuf {
-    let lines: Vec<String> = (0..30)
+    let lines: Vec<String> = (0..900)
         .map(|at| {
             let intent = ["PlayMusic", "GetWeather"][usize::from(at % 3 == 0)];
             json!({ "id": at.to_string(), "text": format!("request {at}"), "intent": intent,
@@ -64,11 +64,12 @@ fn data(folder: &Path) -> PathBuf {
             .to_string()
         })
         .collect();
-    let maths = json!({ "question": "1 + 999?", "answer": "So it is\n#### 1,000" }).to_string();
+    let maths =
+        json!({ "question": "1 + 999?", "answer": "So it is\n#### 1,000" }).to_string() + "\n";
     for (name, text) in [
         ("snips/train.jsonl", lines.join("\n")),
         ("snips/test.jsonl", lines[..3].join("\n")),
-        ("gsm8k/test.jsonl", maths),
+        ("gsm8k/test.jsonl", maths.repeat(300)),
     ] {
         let path = folder.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -112,7 +113,7 @@ fn public_data_becomes_tasks_with_their_truth() {
     let data = data(folder.path());
     let train = data::snips(&data, "train").unwrap();
     let chosen = data::balanced(&train, 1);
-    assert_eq!(chosen.len(), 30);
+    assert_eq!(chosen.len(), train.len());
     let first: Vec<Item> = chosen.iter().take(8).cloned().map(data::Request::intent).collect();
     let of =
         |intent: &str| first.iter().filter(|item| item.answer.as_deref() == Some(intent)).count();

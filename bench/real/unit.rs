@@ -170,7 +170,8 @@ impl Lab {
             task.verifier = Some(json!({ "kind": "command", "command": ["awk", program] }));
             task.practice.truncate(COIN_PROMPTS);
             let name = format!("{name}/{toss}");
-            let Some(form) = self.check(&name, &task, Arm::Auto).await? else { continue };
+            // The next ones would be refused likewise.
+            let Some(form) = self.check(&name, &task, Arm::Auto).await? else { return Ok(()) };
             let (setting, root) = (self.setting.clone(), self.root(&name));
             let work = play(&setting, &root, &task, form, Round::Practice(None));
             self.step(&format!("{name}/round-1"), work).await?;
@@ -190,7 +191,7 @@ impl Lab {
             let daemon = Daemon::start(&setting, &root).await?;
             let trained = night::import(&daemon, &path.to_string_lossy()).await?;
             daemon.stop().await?;
-            Ok(Finding::Trained(trained))
+            Ok(Finding::Trained(without_folder(&root, trained)))
         };
         self.step(&format!("{name}/round-1"), work).await.map(drop)
     }
@@ -223,7 +224,11 @@ async fn play(
         }
     };
     daemon.stop().await?;
-    Ok(Finding::Trained(trained))
+    Ok(Finding::Trained(without_folder(root, trained)))
+}
+
+fn without_folder(root: &Root, trained: Trained) -> Trained {
+    Trained { reason: trained.reason.map(|reason| root.relative(&reason)), ..trained }
 }
 
 /// An adapter whose product is zero.
