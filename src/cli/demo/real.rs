@@ -19,7 +19,7 @@ use tasks::home::{Counts, Home, SYSTEM};
 /// Examples, then practice.
 const ROUNDS: u16 = 2;
 /// The owner's agent.
-const HOME: &str = "home";
+const HOME: &str = "smart-home";
 /// Answers what measures, so that no prompt of it is ever practised on.
 const MEASURE: &str = "measure";
 /// Problems that are shown with their answers.
@@ -106,9 +106,9 @@ mod tests {
         let home = Home::new(Counts::FULL, 1);
         write(&scratch, root, Path::new("model.gguf"), &home).unwrap();
         let read = |name: &str| std::fs::read_to_string(scratch.root().join(name)).unwrap();
-        assert!(read("agents/home.yaml").lines().count() <= 15);
+        assert!(read(&format!("agents/{HOME}.yaml")).lines().count() <= 15);
         for name in ["examples", "practice", "held-out"] {
-            let text = read(&format!("agents/home/{name}.jsonl"));
+            let text = read(&format!("agents/{HOME}/{name}.jsonl"));
             assert!(home.known.iter().chain(&home.unseen).all(|item| {
                 let prompt = json!(item.prompt).to_string();
                 !text.contains(&format!("\"prompt\":{prompt}"))
