@@ -1,4 +1,4 @@
-//! One run from top to bottom: data -> trees -> reference log-probs (the policy of step 0) -> optimizer
+//! One run from top to bottom: data -> reference log-probs (the policy of step 0) -> optimizer
 //! steps with validation, from the checkpoint of an interrupted run if there is one -> the best weights
 //! -> adapter file and parity probe. Called by `main`.
 
@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use tch::Device;
 
 use crate::arch::Shape;
-use crate::batch::{Batch, Sequence, Tree};
+use crate::batch::{Batch, Sequence, Size, Tree};
 use crate::checkpoint::{Best, Checkpoint, State};
 use crate::data::{self, Packed};
 use crate::lora::Lora;
@@ -116,7 +116,7 @@ pub(crate) fn run(
         let mut metrics = optimize(&model, job, &batch, &mut state.optimizer, &mut plan, rate)?;
         state.step += 1;
         let step = state.step;
-        n_tokens += batch.iter().map(|packed| packed.tree.len()).sum::<usize>();
+        n_tokens += metrics.tokens;
         let seconds = clock::since(started).as_secs_f64().max(1e-6);
         metrics.step = step;
         metrics.epoch = step as f64 * job.optimizer.epochs as f64 / n_steps as f64;
@@ -268,7 +268,7 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
     });
     let sizes = model.shape.sizes;
     let (examples, n_too_long) = data::read(job, sizes.n_vocab, sizes.n_ctx)?;
-    let longest = examples.iter().map(|example| example.tree.len()).max().unwrap_or(0);
+    let longest = examples.iter().map(Packed::largest_part).fold(Size::default(), Size::max);
     let limit = job.memory_limit_bytes.map(|limit| limit.saturating_sub(resident_bytes()));
     let left = plan::memory_bytes(device, limit);
     let setting = Setting {
@@ -328,8 +328,8 @@ fn probe_sequences(examples: &[Packed]) -> Vec<Sequence> {
 /// Log-probs of the probe's sequences with the adapter that is about to be written.
 fn probe(model: &Model, sequences: &[Sequence]) -> anyhow::Result<Probe> {
     let one = |sequence: &Sequence| {
-        let tree = Tree::new(std::slice::from_ref(sequence));
-        let logprobs = step::values(&model.logprobs(&Batch::new(&[&tree], model.device)))?;
+        let tree = Tree::new([sequence]);
+        let logprobs = step::values(&model.logprobs(&Batch::new(&tree, model.device)))?;
         let Sequence { tokens, from } = sequence.clone();
         Ok(ProbeSequence { tokens, from, logprobs })
     };
