@@ -9,7 +9,7 @@ use super::error::RunError;
 use super::groups::Grouping;
 use super::held_out::HeldOut;
 use super::pairs::{Pairing, Tally};
-use super::replay::{self, Replayed};
+use super::replay::{self, Earlier, Replayed};
 use config::{Config, Start};
 use protocol::Objective;
 use store::{Exchange, PairRow};
@@ -29,8 +29,6 @@ pub(super) struct Material {
     pub(super) replayed: Replayed,
     /// What became of the prompts.
     pub(super) tally: Tally,
-    /// With the weights that fit the data.
-    pub(super) objective: Objective,
 }
 
 pub(super) async fn collect(
@@ -51,13 +49,17 @@ pub(super) async fn collect(
         let dataset = Dataset::new(groups.iter().map(|grouped| &grouped.group));
         let rows: Vec<_> = groups.into_iter().flat_map(|grouped| grouped.rows).collect();
         let (n_new, replayed) = (n_new(&rows), Replayed::default());
-        return Ok(Material { dataset, rows, n_new, replayed, tally, objective: learn.objective });
+        return Ok(Material { dataset, rows, n_new, replayed, tally });
     }
     let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
-    each(parts, config, |exchange| pairing.add(exchange)).await?;
-    let (pairs, tally) = pairing.finish();
     let earlier = parts.store.earlier_pairs(learning(config), replay::MAX_EARLIER).await?;
-    let earlier = replay::usable(earlier, held_out);
+    let mut earlier = Earlier::new(earlier, held_out, &learn.objective, learn.pairs.positives);
+    let visit = |exchange: &Exchange| {
+        pairing.add(exchange);
+        earlier.compare(exchange);
+    };
+    each(parts, config, visit).await?;
+    let (pairs, tally) = pairing.finish();
     let share = match learn.start {
         // What is learned anew is learned from everything.
         Start::Base => 1.0,
@@ -74,7 +76,6 @@ pub(super) async fn collect(
         rows,
         replayed,
         tally,
-        objective: balance::weighted(learn.objective, &pairs),
     })
 }
 

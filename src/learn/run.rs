@@ -109,15 +109,15 @@ async fn prepare<'a>(
     // Before pairs are collected and a run is recorded.
     program::command_line(&config.trainer).map_err(TrainerError::from)?;
     let held_out = questions.fingerprints(probes.iter().map(String::as_str));
-    let Material { dataset, rows, n_new, tally, replayed, objective } =
+    let Material { dataset, rows, n_new, tally, replayed } =
         material::collect(parts, &config, &held_out).await?;
     enough(rows.len(), n_new, tally, min_new_pairs)?;
 
     let start = parts.engine.stats().active;
     let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
     let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
-    let job =
-        Job { objective, ..job::starting_now(parts, &config, start, label, dataset.seed()).await? };
+    let data = (dataset.counts(), dataset.seed());
+    let job = job::starting_now(parts, &config, start, label, data).await?;
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
