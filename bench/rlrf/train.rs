@@ -15,6 +15,7 @@ use protocol::{self, Job, Objective, TrainerEvent};
 use reflectd::learn::adapter::{self, Base};
 use reflectd::learn::arena::Arena;
 use reflectd::learn::child::{self, Update};
+use reflectd::learn::dataset::Counts;
 use reflectd::learn::held_out::Question;
 use reflectd::learn::job::Assignment;
 use reflectd::learn::pairs::{Pair, Pairing, Tally};
@@ -123,6 +124,8 @@ impl Run<'_> {
             out,
             reference_cache: None,
             objective: self.objective(),
+            n_parameters: info.n_parameters,
+            counts: Counts { examples: pairs.len(), ..Counts::default() },
             seed: unit.seed,
         };
         Ok(assignment.job(&lab.config))

@@ -1,6 +1,7 @@
 //! Good and bad single answers in balance, for `kto`: a side that is much larger is thinned out,
-//! and the sides' weights make up for what is left. Pure. Used by `material`.
+//! and the sides' weights make up for what is left. Pure. Used by `material` and `job`.
 
+use super::dataset::Counts;
 use super::pairs::Pair;
 use super::random::Random;
 use protocol::Objective;
@@ -29,11 +30,11 @@ pub(super) fn thinned(pairs: Vec<Pair>, most: f64) -> Vec<Pair> {
 
 /// The configured weights are those of the two sides as a whole: the larger side's answers weigh
 /// less, each by the ratio of the numbers.
-pub(super) fn weighted(objective: Objective, pairs: &[Pair]) -> Objective {
+pub(super) fn weighted(objective: Objective, counts: Counts) -> Objective {
     let Objective::Kto { beta, desirable_weight, undesirable_weight } = objective else {
         return objective;
     };
-    let (n_good, n_bad) = sides(pairs);
+    let Counts { good: n_good, bad: n_bad, .. } = counts;
     Objective::Kto {
         beta,
         desirable_weight: desirable_weight * share(n_bad, n_good),
@@ -106,15 +107,14 @@ mod tests {
 
     #[test]
     fn both_sides_weigh_as_configured_however_many_they_are() {
-        let mut pairs: Vec<Pair> = (0..3).map(|id| single(id, true, false)).collect();
-        pairs.extend((3..15).map(|id| single(id, false, false)));
+        let counts = Counts { examples: 15, good: 3, bad: 12 };
         let kto = |desirable_weight, undesirable_weight| Objective::Kto {
             beta: 0.1,
             desirable_weight,
             undesirable_weight,
         };
-        assert_eq!(weighted(kto(1.0, 1.0), &pairs), kto(1.0, 0.25));
-        assert_eq!(weighted(kto(1.5, 2.0), &pairs), kto(1.5, 0.5));
-        assert_eq!(weighted(Objective::Sft, &pairs), Objective::Sft);
+        assert_eq!(weighted(kto(1.0, 1.0), counts), kto(1.0, 0.25));
+        assert_eq!(weighted(kto(1.5, 2.0), counts), kto(1.5, 0.5));
+        assert_eq!(weighted(Objective::Sft, counts), Objective::Sft);
     }
 }

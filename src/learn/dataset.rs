@@ -5,10 +5,22 @@
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use serde::Serialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use files::hex;
+
+/// What a data set has, as far as settings of a run follow from it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Lines.
+    pub examples: usize,
+    /// With a chosen answer.
+    pub good: usize,
+    /// With a rejected one.
+    pub bad: usize,
+}
 
 /// A data set that is not on disk yet. Its hash names the run's folder, so it is known first.
 #[derive(Clone, Debug)]
@@ -29,6 +41,30 @@ impl Dataset {
         }
         let sha256 = hex(&Sha256::digest(&lines));
         Self { lines, sha256 }
+    }
+
+    /// One that was written before.
+    pub(super) fn read(path: &Path) -> io::Result<Self> {
+        let lines = std::fs::read(path)?;
+        let sha256 = hex(&Sha256::digest(&lines));
+        Ok(Self { lines, sha256 })
+    }
+
+    /// Equal for what was made and what was read again.
+    pub(super) fn counts(&self) -> Counts {
+        #[derive(Default, Deserialize)]
+        struct Sides {
+            chosen: Option<IgnoredAny>,
+            rejected: Option<IgnoredAny>,
+        }
+        let mut counts = Counts::default();
+        for line in self.lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+            let Sides { chosen, rejected } = serde_json::from_slice(line).unwrap_or_default();
+            counts.examples += 1;
+            counts.good += usize::from(chosen.is_some());
+            counts.bad += usize::from(rejected.is_some());
+        }
+        counts
     }
 
     /// Equal data give equal seeds, so that a run can be repeated from its data set alone.
@@ -65,6 +101,9 @@ mod tests {
         let path = folder.path().join("data.jsonl");
         dataset.write(&path).unwrap();
         assert_eq!(files::sha256(&path).unwrap(), dataset.sha256);
+        let again = Dataset::read(&path).unwrap();
+        assert_eq!((again.sha256.as_str(), again.counts()), (&*dataset.sha256, dataset.counts()));
+        assert_eq!(dataset.counts(), Counts { examples: 2, good: 2, bad: 1 });
         let text = std::fs::read_to_string(&path).unwrap();
         let read: Vec<Example> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

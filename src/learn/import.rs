@@ -11,6 +11,7 @@ use tracing::info;
 use super::adapter;
 use super::cancel::Cancel;
 use super::child::Trained;
+use super::dataset::Counts;
 use super::error::RunError;
 use super::held_out;
 use super::job;
@@ -73,7 +74,8 @@ async fn prepare<'a>(
     let Converted { adapter, sha256, tie, rank, alpha, tensors } = converted;
     let seed = sha256.get(..8).and_then(|digits| u64::from_str_radix(digits, 16).ok());
     let seed = seed.expect("a SHA-256 has 64 hexadecimal digits");
-    let job = job::starting_now(parts, &config, start, label, seed).await?;
+    let data = (Counts::default(), seed);
+    let job = job::starting_now(parts, &config, start, label, data).await?;
     let record = json!({
         "kind": "import",
         "path": path,

@@ -9,7 +9,7 @@ use super::error::RunError;
 use super::groups::Grouping;
 use super::held_out::HeldOut;
 use super::pairs::{Pairing, Tally};
-use super::replay::{self, Replayed};
+use super::replay::{self, Earlier, Replayed};
 use super::yields::Yield;
 use config::{Config, Start};
 use protocol::Objective;
@@ -32,8 +32,6 @@ pub(super) struct Material {
     pub(super) tally: Tally,
     /// What the stored answers come to.
     pub(super) yielded: Yield,
-    /// With the weights that fit the data.
-    pub(super) objective: Objective,
 }
 
 pub(super) async fn collect(
@@ -59,18 +57,18 @@ pub(super) async fn collect(
         let dataset = Dataset::new(groups.iter().map(|grouped| &grouped.group));
         let rows: Vec<_> = groups.into_iter().flat_map(|grouped| grouped.rows).collect();
         let (n_new, replayed) = (n_new(&rows), Replayed::default());
-        let objective = learn.objective;
-        return Ok(Material { dataset, rows, n_new, replayed, tally, yielded, objective });
+        return Ok(Material { dataset, rows, n_new, replayed, tally, yielded });
     }
     let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
+    let earlier = parts.store.earlier_pairs(learning(config), replay::MAX_EARLIER).await?;
+    let mut earlier = Earlier::new(earlier, held_out, &learn.objective, learn.pairs.positives);
     let visit = |exchange: &Exchange| {
         yielded.add(exchange);
         pairing.add(exchange);
+        earlier.compare(exchange);
     };
     each(parts, config, visit).await?;
     let (pairs, tally) = pairing.finish();
-    let earlier = parts.store.earlier_pairs(learning(config), replay::MAX_EARLIER).await?;
-    let earlier = replay::usable(earlier, held_out);
     let share = match learn.start {
         // What is learned anew is learned from everything.
         Start::Base => 1.0,
@@ -88,7 +86,6 @@ pub(super) async fn collect(
         replayed,
         tally,
         yielded,
-        objective: balance::weighted(learn.objective, &pairs),
     })
 }
 

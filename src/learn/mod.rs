@@ -9,7 +9,7 @@ mod balance;
 mod bet;
 mod cancel;
 pub mod child;
-mod dataset;
+pub mod dataset;
 mod error;
 mod explore;
 pub mod gate;

@@ -6,7 +6,7 @@
 //! scalar alone decides. A refinement is trained as a *direct* answer to the prompt. What the owner
 //! has said of an answer outranks the judge (`worth`), comes first and is never cut by a cap.
 //!
-//! `sft` wants chosen answers alone. `kto` wants single answers, good ones and bad ones: there a
+//! `sft` wants chosen answers alone; `mixed` wants them beside the pairs. `kto` wants single answers, good ones and bad ones: there a
 //! prompt whose answers are all good or all bad, which gives no pair, is of use too.
 
 use std::cmp::Reverse;
@@ -41,6 +41,18 @@ impl Pair {
     pub(super) fn sides(&self) -> (bool, bool) {
         (self.row.chosen.is_some(), self.row.rejected.is_some())
     }
+    /// The same without its chosen answer.
+    pub(super) fn without_chosen(mut self) -> Self {
+        (self.row.chosen, self.row.margin) = (None, 0.0);
+        self.example.chosen.clear();
+        self
+    }
+    /// The same without its rejected answer.
+    pub(super) fn without_rejected(mut self) -> Self {
+        (self.row.rejected, self.row.margin) = (None, 0.0);
+        self.example.rejected = None;
+        self
+    }
 }
 
 /// What became of the prompts; tells an owner why there are few pairs.
@@ -55,7 +67,7 @@ pub struct Tally {
     /// No answer may be rejected and fits a chosen one in margin, length and likeness. `grpo`: the
     /// answers are fewer than two, or worth the same.
     pub without_rejected: usize,
-    /// `kto`: prompts that give no pair, and whose answers are used nevertheless.
+    /// `kto`, `mixed`: prompts that give no pair, and whose answers are used nevertheless.
     pub alone: usize,
     /// `grpo`: answers that were sampled otherwise than at temperature 1 from the whole
     /// distribution.
@@ -77,13 +89,26 @@ pub struct Pairing<'a> {
 
 /// What an objective wants of a prompt.
 #[derive(Clone, Copy, Debug)]
-enum Shape {
+pub(super) enum Shape {
     /// A chosen answer and a rejected one.
     Pairs,
     /// Chosen answers alone (`sft`).
     Chosen,
+    /// Chosen answers, each with a rejected one where one fits (`mixed`).
+    Mixed,
     /// Good and bad answers, each alone (`kto`).
     Singles,
+}
+
+impl Shape {
+    pub(super) fn of(objective: &Objective) -> Self {
+        match objective {
+            Objective::Sft => Self::Chosen,
+            Objective::Mixed { .. } => Self::Mixed,
+            Objective::Kto { .. } => Self::Singles,
+            _ => Self::Pairs,
+        }
+    }
 }
 
 /// Chosen and rejected; at least one is there.
@@ -99,11 +124,7 @@ impl<'a> Pairing<'a> {
     ) -> Self {
         Self {
             policy,
-            shape: match objective {
-                Objective::Sft => Shape::Chosen,
-                Objective::Kto { .. } => Shape::Singles,
-                _ => Shape::Pairs,
-            },
+            shape: Shape::of(objective),
             held_out,
             vocabulary,
             pairs: Vec::new(),
@@ -128,7 +149,13 @@ impl<'a> Pairing<'a> {
             return;
         }
         let found = match self.shape {
-            Shape::Pairs => self.matched(chosen, rejected),
+            Shape::Pairs => self.matched(&chosen, rejected),
+            Shape::Mixed => {
+                let pairs = self.matched(&chosen, rejected);
+                self.tally.alone += usize::from(pairs.is_empty());
+                // `keep` passes over those that are in a pair.
+                pairs.into_iter().chain(chosen.into_iter().map(|it| (Some(it), None))).collect()
+            }
             Shape::Chosen => chosen.into_iter().map(|chosen| (Some(chosen), None)).collect(),
             Shape::Singles => {
                 self.tally.alone += usize::from(is_alone);
@@ -148,7 +175,9 @@ impl<'a> Pairing<'a> {
         }
     }
 
-    /// Takes a pair in, unless the prompt has it already or has enough of its kind.
+    /// Takes a pair in, unless the prompt has it already or has enough. Good and bad single answers are
+    /// counted apart; a pair and a good answer alone are not, so that a prompt that is always answered
+    /// well weighs no more than one with pairs.
     fn keep(&mut self, exchange: &Exchange, prompt_id: &str, (chosen, rejected): Sides<'_>) {
         let id = |answer: Option<Answer<'_>>| answer.map(|answer| answer.candidate.id);
         let tokens = |answer: Option<Answer<'_>>| answer.map(|it| ids(&it.candidate.tokens));
@@ -168,9 +197,17 @@ impl<'a> Pairing<'a> {
             by_owner: chosen.into_iter().chain(rejected).any(|answer| answer.by_owner),
         };
         let earlier = self.per_prompt.entry(prompt_id.to_owned()).or_default();
-        let of_its_kind = earlier.iter().filter(|&&it| self.pairs[it].sides() == pair.sides());
-        let is_full = self.policy.per_prompt <= of_its_kind.count() && !pair.by_owner;
-        if is_full || earlier.iter().any(|&it| self.pairs[it].example == pair.example) {
+        let counts = |&&it: &&usize| {
+            matches!(self.shape, Shape::Mixed) || self.pairs[it].sides() == pair.sides()
+        };
+        let is_full =
+            self.policy.per_prompt <= earlier.iter().filter(counts).count() && !pair.by_owner;
+        let is_known = |&it: &usize| {
+            let Example { chosen, rejected, .. } = &self.pairs[it].example;
+            let is_alone = !pair.example.chosen.is_empty() && pair.example.rejected.is_none();
+            *chosen == pair.example.chosen && (is_alone || *rejected == pair.example.rejected)
+        };
+        if is_full || earlier.iter().any(is_known) {
             return;
         }
         earlier.push(self.pairs.len());
@@ -208,10 +245,7 @@ impl<'a> Pairing<'a> {
     fn chosen<'e>(&self, answers: &[Answer<'e>]) -> Vec<Answer<'e>> {
         let may_be = |answer: &&Answer<'_>| {
             is_complete(answer.candidate, self.vocabulary)
-                && match self.policy.positives {
-                    Positives::Veto => answer.is_good,
-                    Positives::Best => answer.is_good || !answer.by_owner,
-                }
+                && answer.may_be_chosen(self.policy.positives)
         };
         let mut chosen: Vec<_> = answers.iter().filter(may_be).copied().collect();
         chosen.sort_by(|a, b| {
@@ -231,11 +265,8 @@ impl<'a> Pairing<'a> {
     /// Answers that may be rejected, in the order in which they are taken: first what the owner
     /// refuses.
     fn rejected<'e>(&self, exchange: &Exchange, answers: &[Answer<'e>]) -> Vec<Answer<'e>> {
-        let may_be = |answer: &&Answer<'_>| match self.policy.positives {
-            Positives::Veto => !answer.is_good,
-            // `fits` asks for a lower scalar.
-            Positives::Best => !answer.is_good || !answer.by_owner,
-        };
+        // `fits` asks for a lower scalar.
+        let may_be = |answer: &&Answer<'_>| answer.may_be_rejected(self.policy.positives);
         let mut rejected: Vec<_> = answers.iter().filter(may_be).copied().collect();
         match self.policy.rejected {
             Rejected::Random => {
@@ -252,14 +283,10 @@ impl<'a> Pairing<'a> {
         rejected
     }
 
-    /// One rejected answer for each chosen one, none used twice; for an edit what it edits.
-    fn matched<'e>(
-        &self,
-        chosen: Vec<Answer<'e>>,
-        mut rejected: Vec<Answer<'e>>,
-    ) -> Vec<Sides<'e>> {
+    /// One rejected answer for each chosen one as far as they fit, none used twice; for an edit what it edits.
+    fn matched<'e>(&self, chosen: &[Answer<'e>], mut rejected: Vec<Answer<'e>>) -> Vec<Sides<'e>> {
         let mut matched = Vec::new();
-        for chosen in chosen {
+        for &chosen in chosen {
             let fits = |rejected: &Answer<'_>| self.fits(chosen, *rejected);
             let edited = |rejected: &Answer<'_>| is_edit_of(chosen, *rejected);
             let index = rejected.iter().position(|it| edited(it) && fits(it));

@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::Parts;
 use super::child::{self, Trained};
+use super::dataset::Dataset;
 use super::error::RunError;
 use super::job;
 use super::promote::blocking;
@@ -108,20 +109,25 @@ async fn continued(
     let Ok(began) = serde_json::from_value::<Job>(run.job.clone()) else {
         return Ok(Err("another version of reflectd began it".to_owned()));
     };
-    let today = job::starting_now(parts, config, active, began.run.clone(), began.seed).await?;
+    // What `auto` comes to follows from the data.
+    let path = parts.state.run(&began.run).join(job::DATA);
+    let data = blocking({
+        let path = path.clone();
+        move || Dataset::read(&path)
+    })
+    .await;
+    let Some(data) = data.ok().filter(|data| data.sha256 == run.data_sha256) else {
+        return Ok(Err(format!("its data set {} is not there any more", path.display())));
+    };
+    let data = (data.counts(), began.seed);
+    let today = job::starting_now(parts, config, active, began.run.clone(), data).await?;
     if today.essence() != began.essence() {
         return Ok(Err("the model or the settings of learning are others now".to_owned()));
     }
     if MAX_RESUMES <= n_resumes(run) {
         return Ok(Err(format!("it was interrupted {MAX_RESUMES} times before")));
     }
-    let data = today.data.clone();
-    let sha256 = blocking(move || files::sha256(&data)).await;
-    if sha256.is_ok_and(|sha256| sha256 == run.data_sha256) {
-        Ok(Ok(today))
-    } else {
-        Ok(Err(format!("its data set {} is not there any more", today.data.display())))
-    }
+    Ok(Ok(today))
 }
 
 fn n_resumes(run: &store::Run) -> u64 {

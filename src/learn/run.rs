@@ -119,13 +119,13 @@ async fn prepare<'a>(
         let found = Readiness::new(&material, agents, asked, min_new_pairs);
         return Err(nothing_to_learn(parts, &found).await?);
     }
-    let Material { dataset, rows, tally, yielded, replayed, objective, .. } = material;
+    let Material { dataset, rows, tally, yielded, replayed, .. } = material;
 
     let start = parts.engine.stats().active;
     let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
     let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
-    let job =
-        Job { objective, ..job::starting_now(parts, &config, start, label, dataset.seed()).await? };
+    let data = (dataset.counts(), dataset.seed());
+    let job = job::starting_now(parts, &config, start, label, data).await?;
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {

@@ -14,17 +14,16 @@ use std::time::Duration;
 use super::*;
 use config::{
     Address, Agent, AgentAspect, Aspect, AspectChoice, CanaryConfig, EndpointConfig, GateConfig,
-    JudgeConfig, LearnConfig, Mode, PairPolicy, Pass, PauseConfig, Positives, Promising,
-    Reflection, Rejected, ScalarConfig, ServerConfig, Start, StopEarly, TrainerConfig, TrustConfig,
-    WatchConfig,
+    JudgeConfig, LearnConfig, Mode, OptimizerConfig, PairPolicy, Pass, PauseConfig, Positives,
+    Promising, Reflection, Rejected, ScalarConfig, ServerConfig, Start, StopEarly, TrainerConfig,
+    TrustConfig, WatchConfig,
 };
 use engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
 use files::gguf::{Value, Writer};
 use files::write_atomic;
 use prompt::{ChatTemplate, Message, PromptSet, Role};
 use protocol::{
-    BaseKind, Compute, Device, Example, Group, Job, Lora, Objective, Optimizer, Probe,
-    ProbeSequence,
+    BaseKind, Compute, Device, Example, Group, Job, Lora, Objective, Probe, ProbeSequence,
 };
 use store::{
     self, Assessment, Author, Feedback, NewCandidate, NewExchange, Parent, RunState, Source,
@@ -319,9 +318,9 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             start: Start::Adapter,
             objective: Objective::Dpo { beta: 0.1, nll: 1.0 },
             lora: Lora { rank: 2, alpha: 16.0 },
-            optimizer: Optimizer {
-                learning_rate: 1e-3,
-                epochs: 1,
+            optimizer: OptimizerConfig {
+                learning_rate: Some(1e-3),
+                epochs: Some(1),
                 batch_pairs: 2,
                 warmup_ratio: 0.1,
                 max_grad_norm: 1.0,
@@ -719,6 +718,32 @@ async fn kto_is_given_single_answers_and_weights_that_balance_them() {
 }
 
 #[tokio::test]
+async fn pairs_are_trained_on_top_of_supervised_training_and_what_auto_became_is_recorded() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.change(|config| {
+        config.learn.objective = Objective::Sft;
+        config.learn.optimizer.epochs = None;
+        config.learn.optimizer.learning_rate = None;
+    });
+    world.remember_some().await;
+    assert!(matches!(world.train().await, Ended::Promoted { .. }));
+    let (job, examples) = lines::<Example>(&world).await;
+    assert!(examples.len() == 4 && examples.iter().all(|it| it.rejected.is_none()));
+    // A model without size; 2 steps an epoch.
+    assert_eq!((job.optimizer.learning_rate, job.optimizer.epochs), (2e-3, 6));
+
+    // Old examples without a rejected answer are no pairs.
+    world.change(|config| config.learn.objective = Objective::Dpo { beta: 0.1, nll: 1.0 });
+    world.remember("ask more").await;
+    let ended = world.train().await;
+    assert!(matches!(ended, Ended::Promoted { generation: Generation(2), .. }), "{ended:?}");
+    let (job, examples) = lines::<Example>(&world).await;
+    assert!(examples.len() == 5 && examples.iter().all(|it| it.rejected.is_some()));
+    assert_eq!(job.start, Some(world.parts.state.adapter(1)));
+    assert_eq!((job.optimizer.learning_rate, job.optimizer.epochs), (1e-3, 3));
+}
+
+#[tokio::test]
 async fn grpo_is_given_groups_with_their_behaviour() {
     let world = World::new(standing(), "good.sh", &[]).await;
     let grpo = Objective::Grpo { beta: 0.04, epsilon: 0.2, importance_cap: 2.0 };
@@ -759,6 +784,8 @@ async fn a_word_of_the_owner_makes_new_pairs_of_old_answers() {
     let turned = rows.iter().find(|row| row.exchange == exchange.id).unwrap();
     let [fine, poor] = exchange.candidates.as_slice() else { panic!("two answers") };
     assert_eq!((turned.chosen, turned.rejected), (Some(poor.id), Some(fine.id)));
+    let of_exchange = rows.iter().filter(|row| row.exchange == exchange.id);
+    assert_eq!(of_exchange.count(), 1, "the pair of before is not trained beside it");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::reflect::{passes, scalar};
-use config::{BY_REFERENCE, REWARD, VERIFIER};
+use config::{BY_REFERENCE, Positives, REWARD, VERIFIER};
 use store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
 
 /// An answer that somebody has judged.
@@ -34,25 +34,49 @@ impl Answer<'_> {
     pub(super) fn is_edit(&self) -> bool {
         self.candidate.author == Author::Owner
     }
+    /// Whether it may be what is learned. By the scalar alone the caller compares two.
+    pub(super) fn may_be_chosen(&self, positives: Positives) -> bool {
+        match positives {
+            Positives::Veto => self.is_good,
+            Positives::Best => self.is_good || !self.by_owner,
+        }
+    }
+    /// Whether it may be what is unlearned.
+    pub(super) fn may_be_rejected(&self, positives: Positives) -> bool {
+        match positives {
+            Positives::Veto => !self.is_good,
+            Positives::Best => !self.is_good || !self.by_owner,
+        }
+    }
 }
 
 /// The judged answers in the order of their making.
 pub(super) fn answers(exchange: &Exchange) -> Vec<Answer<'_>> {
-    let words = words(exchange);
-    let silence = Words::default();
     // Scores of two versions of judge or rubrics are not compared; the newest counts.
     let newest = exchange.candidates.iter().rev().map(standards).find(|it| !it.is_empty());
+    let counts = |answer: &Answer<'_>| {
+        let by = standards(answer.candidate);
+        answer.by_owner || by.is_empty() || Some(by) == newest
+    };
+    let found = standing(exchange).into_iter().filter_map(|(_, answer)| answer);
+    found.filter(counts).collect()
+}
+
+/// What is said by now of each answer, by whichever version; `None`: it is neither good nor bad. An
+/// answer of which nobody has said anything is not there.
+pub(super) fn standing(exchange: &Exchange) -> Vec<(CandidateId, Option<Answer<'_>>)> {
+    let words = words(exchange);
+    let silence = Words::default();
     let newest_edits: HashMap<_, _> = edits(exchange).map(|it| (it.parent, it.id)).collect();
-    exchange
-        .candidates
-        .iter()
-        .filter(|it| it.author == Author::Model || newest_edits.get(&it.parent) == Some(&it.id))
-        .filter_map(|candidate| weigh(candidate, words.get(&candidate.id).unwrap_or(&silence)))
-        .filter(|answer| {
-            let by = standards(answer.candidate);
-            answer.by_owner || by.is_empty() || Some(by) == newest
-        })
-        .collect()
+    let spoken_of = |it: &&Candidate| !it.assessments.is_empty() || words.contains_key(&it.id);
+    let is_newest =
+        |it: &Candidate| it.author == Author::Model || newest_edits.get(&it.parent) == Some(&it.id);
+    let mut found = Vec::new();
+    for candidate in exchange.candidates.iter().filter(spoken_of) {
+        let said = words.get(&candidate.id).unwrap_or(&silence);
+        found.push((candidate.id, is_newest(candidate).then(|| weigh(candidate, said)).flatten()));
+    }
+    found
 }
 
 /// What counts in a candidate's scalar is judged by these: a reward model's number too, which has no

@@ -23,7 +23,7 @@ const TYPES: &[(&str, &str, &[&str])] = &[
     ("reflectd.yaml", "learn.pairs", &["PairPolicy"]),
     ("reflectd.yaml", "learn.objective", &["Objective"]),
     ("reflectd.yaml", "learn.lora", &["Lora"]),
-    ("reflectd.yaml", "learn.optimizer", &["Optimizer"]),
+    ("reflectd.yaml", "learn.optimizer", &["OptimizerConfig"]),
     ("reflectd.yaml", "learn.gate", &["GateConfig"]),
     ("reflectd.yaml", "learn.canary", &["CanaryConfig"]),
     ("reflectd.yaml", "learn.watch", &["WatchConfig"]),

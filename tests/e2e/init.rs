@@ -142,7 +142,7 @@ async fn the_embedded_model_is_set_up_checked_and_served() {
         assert!(line.starts_with(beginning), "{beginning}: {line}");
     }
     assert!(lines[2].contains(" to serve ") && lines[2].contains(" to train"), "{}", lines[2]);
-    assert!(lines[3].contains(" for 3 epochs"), "measured with what is written: {}", lines[3]);
+    assert!(lines[3].contains(" for 1 epoch"), "measured with what is written: {}", lines[3]);
 
     let [check, serve, talk] = said.next();
     let checked = newcomer.types(check).await;

@@ -58,6 +58,35 @@ async fn groups_are_learned_from_with_the_log_probs_of_their_sampling() {
     daemon.stop().await;
 }
 
+/// What supervised training had without a rejected answer is no pair of the run on top of it.
+#[tokio::test]
+async fn pairs_are_learned_from_on_top_of_supervised_training() {
+    let scratch = Scratch::explored().await;
+    scratch.train_by("rs", 1);
+    let daemon = Daemon::start(scratch).await;
+    let (_, supervised) = trained::<Example>(&daemon).await;
+    assert!(supervised.iter().all(|example| example.rejected.is_none()));
+
+    let scratch = daemon.stop().await;
+    scratch.train_by("dpo", 1);
+    let daemon = Daemon::start(scratch).await;
+    let (run, pairs) = trained::<Example>(&daemon).await;
+    assert!(pairs.iter().all(|pair| pair.rejected.is_some()), "{} pairs", pairs.len());
+    let job: Job = serde_json::from_value(run["job"].clone()).unwrap();
+    assert!(job.start.is_some_and(|start| start.exists()), "on top of what is served");
+    assert_eq!(run["generation"], 2, "{run}");
+
+    // And once more with both in one run.
+    let scratch = daemon.stop().await;
+    scratch.train_by("auto", 1);
+    let daemon = Daemon::start(scratch).await;
+    let (run, mixed) = trained::<Example>(&daemon).await;
+    let n_pairs = mixed.iter().filter(|example| example.rejected.is_some()).count();
+    assert!(0 < n_pairs && n_pairs < mixed.len(), "{n_pairs} of {}", mixed.len());
+    assert_eq!(run["job"]["objective"]["name"], "mixed");
+    daemon.stop().await;
+}
+
 /// Trains to a verdict; the run, and its data set line by line.
 async fn trained<T: serde::de::DeserializeOwned>(daemon: &Daemon) -> (Value, Vec<T>) {
     let ended = daemon.post("/v1/runs", &json!({})).await;

@@ -15,6 +15,7 @@ const SETTINGS: &[&str] = &[
     "judge: { model: FILE }",
     "judge: { endpoint: URL }",
     "learn: { schedule: { cron: PATTERN } }",
+    "learn: { objective: { name: auto } }",
     "learn: { objective: { name: dpo } }",
     "learn: { objective: { name: dpo_norm } }",
     "learn: { objective: { name: robust_dpo } }",

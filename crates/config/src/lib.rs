@@ -360,7 +360,7 @@ pub struct LearnConfig {
     /// Shape of the adapter.
     pub lora: protocol::Lora,
     /// How it is minimised.
-    pub optimizer: protocol::Optimizer,
+    pub optimizer: OptimizerConfig,
     /// Share of prompts kept aside to choose among checkpoints.
     pub validation_share: f64,
     /// Checkpoints that are validated, evenly spread over the run; the best one goes to the gate.
@@ -377,6 +377,23 @@ pub struct LearnConfig {
     pub pause: PauseConfig,
     /// Promoted generations whose files stay on disk.
     pub keep_generations: usize,
+}
+
+/// How the loss is minimised: [`protocol::Optimizer`], where a run's `auto` is not known yet.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OptimizerConfig {
+    /// Peak learning rate; `None`: by the size of the model (`auto`), for supervised training twice that.
+    pub learning_rate: Option<f64>,
+    /// Passes over the data; `None`: as many as give enough steps (`auto`).
+    pub epochs: Option<usize>,
+    /// Examples a step.
+    pub batch_pairs: usize,
+    /// Share of steps for the warm-up.
+    pub warmup_ratio: f64,
+    /// Gradients are clipped to this norm.
+    pub max_grad_norm: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
 }
 
 /// The share of chats that try a promoted generation before all go there.

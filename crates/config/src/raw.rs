@@ -257,6 +257,13 @@ impl<'a> Section<'a> {
         Self::new(&self.file, self.dotted(key), value, self.problems)
     }
 
+    /// A mapping below this one, or a word that is its `name`.
+    pub(super) fn named_section(&mut self, key: &'static str) -> Self {
+        self.note::<Self>(key, || (KeyDefault::Absent, "keys below".to_owned()));
+        let value = named(self.take(key));
+        Self::new(&self.file, self.dotted(key), value, self.problems)
+    }
+
     /// The keys of a mapping, or `None` when there is the word that is also the default, or nothing.
     /// `allowed` is all that may be there, in words.
     pub(super) fn word_or_section(
@@ -306,15 +313,19 @@ impl<'a> Section<'a> {
             }
         };
         let section = |(index, item)| {
-            let item = match item {
-                Value::String(name) => {
-                    Value::Mapping(Mapping::from_iter([("name".into(), Value::String(name))]))
-                }
-                other => other,
-            };
-            Self::new(&self.file, format!("{path}[{index}]"), item, self.problems)
+            Self::new(&self.file, format!("{path}[{index}]"), named(item), self.problems)
         };
         items.into_iter().enumerate().map(section).collect()
+    }
+}
+
+/// A word as a mapping of `name` alone.
+fn named(value: Value) -> Value {
+    match value {
+        Value::String(name) => {
+            Value::Mapping(Mapping::from_iter([("name".into(), Value::String(name))]))
+        }
+        other => other,
     }
 }
 

@@ -1,20 +1,22 @@
 //! What each key of `reflectd.yaml` may be, and what it is when nobody sets it. Used by `check`.
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::judge::judge;
 use super::raw::{Problems, Section};
 use super::{
-    CanaryConfig, GateConfig, JudgeConfig, LearnConfig, PairPolicy, PauseConfig, Positives,
-    Rejected, ServerConfig, Start, TrainerConfig, TrustConfig, WatchConfig,
+    CanaryConfig, GateConfig, JudgeConfig, LearnConfig, OptimizerConfig, PairPolicy, PauseConfig,
+    Positives, Rejected, ServerConfig, Start, TrainerConfig, TrustConfig, WatchConfig,
 };
 use inference::{EngineConfig, FlashAttention, KvCache};
-use protocol::{BaseKind, Compute, Device, Lora, Objective, Optimizer};
+use protocol::{BaseKind, Compute, Device, Lora, Objective};
 
 /// Longest path of a Unix socket on Linux.
 const MAX_SOCKET_PATH: usize = 107;
@@ -124,15 +126,18 @@ fn chat_template(root: &Path, keys: &mut Section<'_>) -> Option<String> {
 }
 
 /// `auto` (which is also the default) is `None`.
-fn auto_or_number(
+fn auto_or_number<T>(
     keys: &mut Section<'_>,
     key: &'static str,
-    allowed: &RangeInclusive<u32>,
-) -> Option<u32> {
+    allowed: &RangeInclusive<T>,
+) -> Option<T>
+where
+    T: DeserializeOwned + PartialOrd + Display,
+{
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Given {
-        Number(u32),
+    enum Given<T> {
+        Number(T),
         Word(String),
         Other(serde::de::IgnoredAny),
     }
@@ -194,7 +199,7 @@ fn learn(keys: &mut Section<'_>) -> LearnConfig {
         idle: keys.seconds("idle_s", 300.0),
         pairs: pairs(&mut keys.section("pairs")),
         start: keys.value("continue", Start::Adapter),
-        objective: objective(&mut keys.section("objective")),
+        objective: objective(&mut keys.named_section("objective")),
         lora: lora(&mut keys.section("lora")),
         optimizer: optimizer(&mut keys.section("optimizer")),
         validation_share: keys.number("validation_share", 0.1, &(0.0..=0.5)),
@@ -263,11 +268,13 @@ fn pairs(keys: &mut Section<'_>) -> PairPolicy {
 }
 
 fn objective(keys: &mut Section<'_>) -> Objective {
-    const NAMES: &str = "dpo, dpo_norm, robust_dpo, ipo, simpo, kto, sft or grpo";
-    let name = keys.mixed("name", "dpo", NAMES).unwrap_or_else(|| "dpo".to_owned());
+    const NAMES: &str = "auto, sft, rs, dpo, dpo_norm, robust_dpo, ipo, simpo, kto or grpo";
+    let name = keys.mixed("name", "auto", NAMES).unwrap_or_else(|| "auto".to_owned());
     let mut weight = |key, default| keys.number(key, default, &(0.0..=1000.0));
     match name.as_str() {
-        "sft" => Objective::Sft,
+        // One loss: they differ in where the answers come from.
+        "sft" | "rs" => Objective::Sft,
+        "dpo" => Objective::Dpo { beta: beta(keys, 0.1), nll: nll(keys) },
         "dpo_norm" => Objective::DpoNorm { beta: beta(keys, 5.0), nll: nll(keys) },
         "robust_dpo" => Objective::RobustDpo {
             beta: beta(keys, 0.1),
@@ -290,8 +297,8 @@ fn objective(keys: &mut Section<'_>) -> Objective {
             importance_cap: keys.number("importance_cap", 2.0, &(0.01..=1000.0)),
         },
         other => {
-            let objective = Objective::Dpo { beta: beta(keys, 0.1), nll: nll(keys) };
-            if other != "dpo" {
+            let objective = Objective::Mixed { beta: beta(keys, 0.1), nll: nll(keys) };
+            if other != "auto" {
                 keys.problem("name", format!("is {other:?}; {NAMES} is allowed"));
             }
             objective
@@ -314,11 +321,11 @@ fn lora(keys: &mut Section<'_>) -> Lora {
     }
 }
 
-fn optimizer(keys: &mut Section<'_>) -> Optimizer {
-    Optimizer {
-        learning_rate: keys.number("learning_rate", 1e-4, &(1e-9..=1.0)),
-        epochs: keys.number("epochs", 1, &(1..=100)),
-        batch_pairs: keys.number("batch_pairs", 16, &(1..=4096)),
+fn optimizer(keys: &mut Section<'_>) -> OptimizerConfig {
+    OptimizerConfig {
+        learning_rate: auto_or_number(keys, "learning_rate", &(1e-9..=1.0)),
+        epochs: auto_or_number(keys, "epochs", &(1..=100)),
+        batch_pairs: keys.number("batch_pairs", 8, &(1..=4096)),
         warmup_ratio: keys.number("warmup_ratio", 0.1, &(0.0..=1.0)),
         max_grad_norm: keys.number("max_grad_norm", 1.0, &(0.001..=1000.0)),
         weight_decay: keys.number("weight_decay", 0.0, &(0.0..=1.0)),

@@ -87,7 +87,9 @@ fn every_objective_has_keys_of_its_own() {
         root.load().map(|config| config.learn.objective)
     };
     for (keys, expected) in [
+        ("name: auto, beta: 0.2", Objective::Mixed { beta: 0.2, nll: 1.0 }),
         ("name: sft", Objective::Sft),
+        ("name: rs", Objective::Sft),
         ("name: dpo_norm, nll: 0", Objective::DpoNorm { beta: 5.0, nll: 0.0 }),
         (
             "name: robust_dpo, label_smoothing: 0.2",
@@ -106,6 +108,11 @@ fn every_objective_has_keys_of_its_own() {
     ] {
         assert_eq!(objective(keys).unwrap(), expected, "{keys}");
     }
+    root.write("reflectd.yaml", "learn: {objective: rs}\n");
+    assert_eq!(root.load().unwrap().learn.objective, Objective::Sft, "a name alone");
+    root.write("reflectd.yaml", "");
+    let auto = Objective::Mixed { beta: 0.1, nll: 1.0 };
+    assert_eq!(root.load().unwrap().learn.objective, auto, "when nobody sets anything");
     for (keys, problem) in [
         ("name: ppo", "\"ppo\""),
         ("name: robust_dpo, label_smoothing: 0.5", "label_smoothing"),
@@ -361,8 +368,8 @@ fn a_file_with_many_mistakes_reports_all_of_them() {
     reflectd.yaml: trainer.device: unknown variant `tpu`, expected one of `auto`, `cpu`, `cuda`
     reflectd.yaml: learn.schedule.time_zone: is "Mars/Olympus"; a name like Europe/Berlin is needed
     reflectd.yaml: learn.schedule.cron: is "every night"; five fields are needed (minute hour day month weekday): Invalid pattern: Pattern must have 5 fields when seconds are disallowed.
-    reflectd.yaml: learn.optimizer.learning_rate: is NaN; 0.000000001 to 1 is allowed
-    reflectd.yaml: learn.optimizer.epochs: is 0; 1 to 100 is allowed
+    reflectd.yaml: learn.optimizer.learning_rate: must be auto or a number from 0.000000001 to 1
+    reflectd.yaml: learn.optimizer.epochs: must be auto or a number from 1 to 100
     reflectd.yaml: learn.gate.length_ratio: is [2, 1]; [0 to 1, 1 to 100] is allowed
     reflectd.yaml: learn.objective.beta: is not known; allowed: name
     reflectd.yaml: log_text: invalid type: string "perhaps", expected a boolean

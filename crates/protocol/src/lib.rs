@@ -140,8 +140,15 @@ pub enum Objective {
         /// Weight of the bad ones.
         undesirable_weight: f64,
     },
-    /// Supervised fine-tuning on the chosen answers (the paper's RS).
+    /// Supervised fine-tuning on the chosen answers; of answers that were found good: the paper's RS.
     Sft,
+    /// In one run the NLL of all good answers and DPO on those that have a rejected one beside them.
+    Mixed {
+        /// Strength of the pull to the reference.
+        beta: f64,
+        /// Weight of the NLL term.
+        nll: f64,
+    },
     /// Rewarded answers, compared within the group that was sampled for one prompt ([`Group`]).
     Grpo {
         /// Weight of the KL term to the reference.
@@ -257,7 +264,7 @@ pub struct Example {
     /// Token ids of the chosen answer with its end token; empty for `kto` where there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chosen: Vec<i32>,
-    /// Likewise of the rejected one; absent for `sft`, and for `kto` where there is none.
+    /// Likewise of the rejected one; absent for `sft`, and for `kto` and `mixed` where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected: Option<Vec<i32>>,
 }
@@ -377,6 +384,9 @@ pub struct Step {
     /// `grpo`: share of tokens whose ratio does not count any more.
     #[serde(default, rename = "clip_ratio/region_mean")]
     pub clip_ratio: f64,
+    /// Tokens that were computed: what several sequences of a pass begin with counts once.
+    #[serde(default)]
+    pub tokens: usize,
     /// Tokens a second since the process began its steps, without the time for which it was stopped.
     pub tokens_per_second: f64,
     /// Seconds left at this speed, validations included.

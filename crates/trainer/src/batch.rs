@@ -1,8 +1,9 @@
-//! Prefix sharing: token sequences with a common prefix become one tree in which every shared token
-//! is computed once (the n candidates of a prompt, the two answers of a pair, the judge's tasks of
-//! one answer). A node attends to its ancestors only and its position is its depth, so the log-probs
-//! are those of separate sequences. Trees of a batch are padded for attention alone, in buckets of
-//! similar length. No weights here. Used by `data`, `pretrain`, `step` and `train`.
+//! Prefix sharing: the sequences of a pass become one tree in which a token is computed once however
+//! many sequences begin with it (the system text of all examples, the prompt of the two answers of a
+//! pair and of the n candidates of a group, the judge's tasks of one answer). A sequence is a path
+//! from the root; its tokens attend to the path before them and their position is their depth, so the
+//! log-probs are those of separate sequences. Only attention looks at sequences one by one: those of
+//! similar length are padded in buckets. No weights here. Used by `data`, `pretrain`, `step`, `train`.
 
 use std::collections::HashMap;
 
@@ -17,62 +18,112 @@ pub(crate) struct Sequence {
     pub from: usize,
 }
 
+impl Sequence {
+    /// Tokens that are computed of it: the last one predicts nothing.
+    fn n_nodes(&self) -> usize {
+        self.tokens.len() - 1
+    }
+}
+
+/// What a pass computes, and what it keeps for attention besides.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Size {
+    /// Tokens that are computed.
+    pub tokens: usize,
+    /// Tokens of other sequences that the sequences begin with, each counted in every one of them:
+    /// attention has a copy of their keys and values.
+    pub shared: usize,
+}
+
+impl Size {
+    /// Room for either.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self { tokens: self.tokens.max(other.tokens), shared: self.shared.max(other.shared) }
+    }
+}
+
 /// Sequences merged by their common prefixes.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
     tokens: Vec<i32>,
-    parents: Vec<Option<usize>>,
     depths: Vec<usize>,
-    /// For each sequence, for each of its targets: (node that predicts it, token).
-    targets: Vec<Vec<(usize, i32)>>,
+    children: HashMap<(Option<usize>, i32), usize>,
+    /// In the order in which they were added.
+    paths: Vec<Path>,
+    size: Size,
+}
+
+/// A sequence as a path through the tree.
+#[derive(Debug)]
+struct Path {
+    /// Its nodes from the root.
+    nodes: Vec<usize>,
+    /// How many of them an earlier sequence has too.
+    n_shared: usize,
+    /// (node that predicts it, token) of each target.
+    targets: Vec<(usize, i32)>,
 }
 
 impl Tree {
-    /// Merges sequences; each has at least one token before `from`.
-    pub(crate) fn new(sequences: &[Sequence]) -> Self {
+    pub(crate) fn new<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Self {
         let mut tree = Self::default();
-        let mut children: HashMap<(Option<usize>, i32), usize> = HashMap::new();
-        for sequence in sequences {
-            let mut node = None;
-            let mut targets = Vec::new();
-            for (i, &token) in sequence.tokens.iter().enumerate() {
-                if i >= sequence.from {
-                    targets.push((node.expect("from is at least 1"), token));
-                }
-                // The last token predicts nothing: it needs no node.
-                if i + 1 == sequence.tokens.len() {
-                    break;
-                }
-                node = Some(*children.entry((node, token)).or_insert_with(|| {
-                    tree.tokens.push(token);
-                    tree.parents.push(node);
-                    tree.depths.push(node.map_or(0, |parent| tree.depths[parent] + 1));
-                    tree.tokens.len() - 1
-                }));
-            }
-            tree.targets.push(targets);
-        }
+        sequences.into_iter().for_each(|sequence| tree.add(sequence));
         tree
     }
-    /// Nodes: tokens that are computed.
-    pub(crate) fn len(&self) -> usize {
-        self.tokens.len()
-    }
-    /// Sets the mask `[width, width]`, row by row: a node attends to itself and its ancestors, padding
-    /// to itself.
-    fn fill_mask(&self, mask: &mut [bool], width: usize) {
-        for node in 0..width {
-            if let Some(&Some(parent)) = self.parents.get(node) {
-                // A parent stands before its children: its row is complete.
-                let row = parent * width;
-                mask.copy_within(row..=row + parent, node * width);
-            }
-            mask[node * width + node] = true;
+
+    /// Adds a sequence; it has at least one token before `from`.
+    pub(crate) fn add(&mut self, sequence: &Sequence) {
+        let Sequence { tokens, from } = sequence;
+        let n_shared = self.shared(sequence);
+        let mut nodes: Vec<usize> = Vec::with_capacity(tokens.len());
+        for &token in tokens.iter().take(sequence.n_nodes()) {
+            let parent = nodes.last().copied();
+            let node = *self.children.entry((parent, token)).or_insert_with(|| {
+                self.tokens.push(token);
+                self.depths.push(nodes.len());
+                self.tokens.len() - 1
+            });
+            nodes.push(node);
         }
+        let targets = (*from..tokens.len()).map(|i| (nodes[i - 1], tokens[i])).collect();
+        self.size.tokens += nodes.len() - n_shared;
+        self.size.shared += n_shared;
+        self.paths.push(Path { nodes, n_shared, targets });
+    }
+
+    /// The size with some more sequences.
+    pub(crate) fn size_with(&self, sequences: &[Sequence]) -> Size {
+        let mut size = self.size;
+        for (index, sequence) in sequences.iter().enumerate() {
+            let among = sequences.iter().take(index).map(|other| {
+                let pairs = other.tokens.iter().zip(&sequence.tokens);
+                pairs.take(other.n_nodes()).take_while(|(a, b)| a == b).count()
+            });
+            let n_shared = among.max().unwrap_or(0).max(self.shared(sequence));
+            let n_shared = n_shared.min(sequence.n_nodes());
+            size.tokens += sequence.n_nodes() - n_shared;
+            size.shared += n_shared;
+        }
+        size
+    }
+
+    /// How many of a sequence's tokens are computed already.
+    fn shared(&self, sequence: &Sequence) -> usize {
+        let mut node = None;
+        let computed = sequence.tokens.iter().take(sequence.n_nodes());
+        let known = computed.map_while(|&token| {
+            node = Some(*self.children.get(&(node, token))?);
+            node
+        });
+        known.count()
+    }
+
+    pub(crate) fn size(&self) -> Size {
+        self.size
     }
 }
 
-/// Trees one after the other, without padding, as tensors: N tokens, M targets, S sequences.
+/// A tree as tensors: N tokens, M targets, S sequences.
 #[derive(Debug)]
 pub(crate) struct Batch {
     /// `[N]` token ids.
@@ -80,78 +131,70 @@ pub(crate) struct Batch {
     /// `[N]` positions.
     pub positions: Tensor,
     pub buckets: Vec<Bucket>,
-    /// `[N]` index of each token in the padded buckets, one after the other. `None`: there is one
-    /// bucket, and it has no padding.
-    pub unpad: Option<Tensor>,
+    /// `[N]` index of each token among the queries of all buckets, one after the other.
+    pub unpad: Tensor,
     /// `[M]` index of the token that predicts a target.
     pub sources: Tensor,
     /// `[M]` token ids.
     pub targets: Tensor,
-    /// `[M]` index of the sequence that a target belongs to, counted over the whole batch.
+    /// `[M]` index of the sequence that a target belongs to.
     pub sequences: Tensor,
     /// `[S]` targets of each sequence.
     pub lengths: Tensor,
 }
 
-/// Trees of similar length, padded to the longest, whose attention is one operation. A token attends
-/// only inside its tree.
+/// Sequences of similar length, padded to the longest, whose attention is one operation. The queries of
+/// a sequence are the tokens that no earlier sequence has; its keys are its whole path. A query attends
+/// to the keys up to its own position, so padding behind a path is never seen.
 #[derive(Debug)]
 pub(crate) struct Bucket {
-    /// B trees, and T tokens of each.
-    pub size: [i64; 2],
-    /// `[B T]` index of the token at each position. Padding has index 0; its output is dropped.
-    pub tokens: Tensor,
-    /// `[B, T, T]`, true where row attends to column; padding attends to itself.
-    pub mask: Tensor,
+    /// B sequences, Q queries and K keys of each.
+    pub size: [i64; 3],
+    /// `[B Q]` index of the token of each query. Padding has index 0; its output is dropped.
+    pub queries: Tensor,
+    /// `[B, Q]` positions of the queries; those of padding are 0.
+    pub positions: Tensor,
+    /// `[B K]` index of the token of each key. Padding has index 0.
+    pub keys: Tensor,
 }
 
-/// Most padded positions for each token of a bucket, on a CPU and on a GPU. Padding is cheaper than
+/// Most padded queries and keys for each one of a bucket, on a CPU and on a GPU. Padding is cheaper than
 /// one more operation, on a GPU by far.
 const MAX_PADDING: [f64; 2] = [1.15, 4.0];
 /// A GPU's kernels want rows of a mask to begin at multiples of this.
 const GPU_ALIGNMENT: usize = 8;
 
 impl Batch {
-    pub(crate) fn new(trees: &[&Tree], device: Device) -> Self {
-        let (mut ids, mut positions) = (Vec::new(), Vec::new());
-        let (mut sources, mut targets) = (Vec::new(), Vec::new());
-        let (mut sequences, mut lengths) = (Vec::new(), Vec::new());
-        let mut starts = Vec::new();
-        for tree in trees {
-            let start = ids.len();
-            starts.push(start);
-            ids.extend(tree.tokens.iter().map(|&token| i64::from(token)));
-            positions.extend(tree.depths.iter().map(|&depth| signed(depth)));
-            for of_sequence in &tree.targets {
-                let sequence = signed(lengths.len());
-                lengths.push(signed(of_sequence.len()));
-                for &(node, token) in of_sequence {
-                    sources.push(signed(start + node));
-                    targets.push(i64::from(token));
-                    sequences.push(sequence);
-                }
+    pub(crate) fn new(tree: &Tree, device: Device) -> Self {
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let (mut sources, mut targets, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+        for (sequence, path) in (0..).zip(&tree.paths) {
+            for &(node, token) in &path.targets {
+                sources.push(signed(node));
+                targets.push(i64::from(token));
+                sequences.push(sequence);
             }
         }
-        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
-        let mut unpad = vec![0; ids.len()];
-        let (mut buckets, mut n_positions) = (Vec::new(), 0);
-        for members in by_length(trees, device) {
-            let bucket = Bucket::new(&members, trees, &starts, device);
-            for (row, &tree) in members.iter().enumerate() {
-                for node in 0..trees[tree].len() {
-                    let index = n_positions + row * unsigned(bucket.size[1]) + node;
-                    unpad[starts[tree] + node] = signed(index);
+        let mut unpad = vec![0; tree.tokens.len()];
+        let (mut buckets, mut n_queries) = (Vec::new(), 0);
+        for paths in by_length(&tree.paths, device) {
+            let bucket = Bucket::new(&paths, device);
+            for (row, path) in (0..).zip(&paths) {
+                for (column, &node) in (0..).zip(path.own()) {
+                    unpad[node] = n_queries + row * bucket.size[1] + column;
                 }
             }
-            n_positions += members.len() * unsigned(bucket.size[1]);
+            n_queries += bucket.size[0] * bucket.size[1];
             buckets.push(bucket);
         }
-        let is_unpadded = buckets.len() == 1 && unpad.iter().copied().eq(0..signed(n_positions));
+        let ids: Vec<i64> = tree.tokens.iter().map(|&token| i64::from(token)).collect();
+        let positions: Vec<i64> = tree.depths.iter().map(|&depth| signed(depth)).collect();
+        let lengths: Vec<i64> = tree.paths.iter().map(|it| signed(it.targets.len())).collect();
         Self {
             ids: tensor(&ids),
             positions: tensor(&positions),
             buckets,
-            unpad: (!is_unpadded).then(|| tensor(&unpad)),
+            unpad: tensor(&unpad),
             sources: tensor(&sources),
             targets: tensor(&targets),
             sequences: tensor(&sequences),
@@ -168,56 +211,65 @@ impl Batch {
     }
 }
 
+impl Path {
+    /// The nodes that no earlier sequence has.
+    fn own(&self) -> &[usize] {
+        self.nodes.split_at(self.n_shared).1
+    }
+}
+
 impl Bucket {
-    fn new(members: &[usize], trees: &[&Tree], starts: &[usize], device: Device) -> Self {
-        let longest = members.iter().map(|&tree| trees[tree].len()).max().unwrap_or(0);
-        let width = longest.next_multiple_of(if device.is_cuda() { GPU_ALIGNMENT } else { 1 });
-        let mut tokens = vec![0; members.len() * width];
-        let mut mask = vec![false; members.len() * width * width];
-        for (row, &tree) in members.iter().enumerate() {
-            let first = row * width;
-            for node in 0..trees[tree].len() {
-                tokens[first + node] = signed(starts[tree] + node);
+    fn new(paths: &[&Path], device: Device) -> Self {
+        let longest = |of: fn(&Path) -> usize| paths.iter().map(|it| of(it)).max().unwrap_or(0);
+        let alignment = if device.is_cuda() { GPU_ALIGNMENT } else { 1 };
+        let n_queries = longest(|path| path.own().len());
+        let n_keys = longest(|path| path.nodes.len()).next_multiple_of(alignment);
+        let mut queries = vec![0; paths.len() * n_queries];
+        let mut positions = queries.clone();
+        let mut keys = vec![0; paths.len() * n_keys];
+        for (row, path) in paths.iter().enumerate() {
+            for (column, &node) in path.own().iter().enumerate() {
+                queries[row * n_queries + column] = signed(node);
+                positions[row * n_queries + column] = signed(path.n_shared + column);
             }
-            trees[tree].fill_mask(&mut mask[first * width..(first + width) * width], width);
+            for (column, &node) in path.nodes.iter().enumerate() {
+                keys[row * n_keys + column] = signed(node);
+            }
         }
-        let size = [signed(members.len()), signed(width)];
-        let mask = Tensor::from_slice(&mask).view([size[0], size[1], size[1]]);
+        let size = [paths.len(), n_queries, n_keys].map(signed);
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
         Self {
             size,
-            tokens: Tensor::from_slice(&tokens).to_device(device),
-            mask: mask.to_device(device),
+            queries: tensor(&queries),
+            positions: tensor(&positions).view([size[0], size[1]]),
+            keys: tensor(&keys),
         }
     }
 }
 
-/// Trees by length, the members of each bucket: so few that they need little padding.
-fn by_length(trees: &[&Tree], device: Device) -> Vec<Vec<usize>> {
+/// Paths with tokens of their own, the longest first, in buckets of so few that they need little padding.
+fn by_length(paths: &[Path], device: Device) -> Vec<Vec<&Path>> {
     let most = MAX_PADDING[usize::from(device.is_cuda())];
-    let mut order: Vec<usize> = (0..trees.len()).collect();
-    order.sort_by_key(|&tree| std::cmp::Reverse(trees[tree].len()));
-    let mut buckets: Vec<Vec<usize>> = Vec::new();
-    let mut n_tokens = 0;
-    for tree in order {
-        n_tokens += trees[tree].len();
-        match buckets.last_mut() {
-            Some(bucket)
-                if ((bucket.len() + 1) * trees[bucket[0]].len()) as f64
-                    <= most * n_tokens as f64 =>
-            {
-                bucket.push(tree);
-            }
-            _ => {
-                buckets.push(vec![tree]);
-                n_tokens = trees[tree].len();
+    let lengths = |path: &Path| (path.own().len(), path.nodes.len());
+    let mut order: Vec<&Path> = paths.iter().filter(|path| !path.own().is_empty()).collect();
+    order.sort_by_key(|path| std::cmp::Reverse(lengths(path)));
+    let mut buckets: Vec<Vec<&Path>> = Vec::new();
+    // Of the last bucket: all queries and keys, and the most keys of a path.
+    let (mut n_all, mut n_keys) = (0, 0);
+    for path in order {
+        let (queries, keys) = lengths(path);
+        if let Some(bucket) = buckets.last_mut() {
+            let padded = lengths(bucket[0]).0 + n_keys.max(keys);
+            if ((bucket.len() + 1) * padded) as f64 <= most * (n_all + queries + keys) as f64 {
+                bucket.push(path);
+                (n_all, n_keys) = (n_all + queries + keys, n_keys.max(keys));
+                continue;
             }
         }
+        buckets.push(vec![path]);
+        (n_all, n_keys) = (queries + keys, keys);
     }
     buckets
-}
-
-fn unsigned(n: i64) -> usize {
-    usize::try_from(n).expect("sizes are not negative")
 }
 
 fn signed(n: usize) -> i64 {
@@ -228,38 +280,56 @@ fn signed(n: usize) -> i64 {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_common_prefix_is_computed_once() {
-        let sequence = |tokens: &[i32], from| Sequence { tokens: tokens.to_vec(), from };
-        let tree = Tree::new(&[sequence(&[1, 2, 3, 4], 2), sequence(&[1, 2, 5, 6], 2)]);
-        assert_eq!(tree.tokens, [1, 2, 3, 5]);
-        assert_eq!(tree.depths, [0, 1, 2, 2]);
-        assert_eq!(tree.targets, [vec![(1, 3), (2, 4)], vec![(1, 5), (3, 6)]]);
-        let batch = Batch::new(&[&tree], Device::Cpu);
-        let mask = batch.buckets[0].mask.squeeze_dim(0).to_kind(Kind::Double);
-        let rows = Vec::<Vec<f64>>::try_from(mask).unwrap();
-        assert_eq!(rows[3], [1.0, 1.0, 0.0, 1.0]);
-        assert_eq!(Vec::<i64>::try_from(&batch.sequences).unwrap(), [0, 0, 1, 1]);
-        assert!(batch.unpad.is_none(), "one tree needs no padding");
+    fn sequence(tokens: &[i32], from: usize) -> Sequence {
+        Sequence { tokens: tokens.to_vec(), from }
+    }
+
+    fn numbers(tensor: &Tensor) -> Vec<i64> {
+        Vec::try_from(tensor.view([-1])).unwrap()
     }
 
     #[test]
-    fn trees_of_similar_length_are_padded_to_the_longest() {
-        let tree = |n: i32| {
-            let tokens = (0..=n).collect::<Vec<_>>();
-            Tree::new(&[Sequence { tokens, from: 1 }])
-        };
-        let trees = [3, 20, 19, 4].map(tree);
-        let batch = Batch::new(&trees.iter().collect::<Vec<_>>(), Device::Cpu);
+    fn a_common_prefix_is_computed_once() {
+        let tree = Tree::new(&[sequence(&[1, 2, 3, 4], 2), sequence(&[1, 2, 5, 6], 2)]);
+        assert_eq!(tree.tokens, [1, 2, 3, 5]);
+        assert_eq!(tree.depths, [0, 1, 2, 2]);
+        assert_eq!(tree.paths[0].targets, [(1, 3), (2, 4)]);
+        assert_eq!(tree.paths[1].targets, [(1, 5), (3, 6)]);
+        assert_eq!(tree.size(), Size { tokens: 4, shared: 2 });
+        let batch = Batch::new(&tree, Device::Cpu);
+        assert_eq!(numbers(&batch.sequences), [0, 0, 1, 1]);
+        // The second sequence asks with one token and is answered by its whole path.
+        let [one, other] = batch.buckets.as_slice() else { panic!("{:?}", batch.buckets) };
+        assert_eq!((one.size, other.size), ([1, 3, 3], [1, 1, 3]));
+        assert_eq!((numbers(&other.queries), numbers(&other.keys)), (vec![3], vec![0, 1, 3]));
+        assert_eq!(numbers(&other.positions), [2]);
+    }
+
+    #[test]
+    fn a_sequence_that_is_there_already_is_not_computed_again() {
+        let both = [sequence(&[1, 2, 3], 1), sequence(&[1, 2, 9], 2)];
+        let tree = Tree::new(&both);
+        assert_eq!(tree.size(), Size { tokens: 2, shared: 2 });
+        let batch = Batch::new(&tree, Device::Cpu);
+        assert_eq!(batch.buckets.len(), 1);
+        assert_eq!(
+            (numbers(&batch.sources), numbers(&batch.targets)),
+            (vec![0, 1, 1], vec![2, 3, 9])
+        );
+    }
+
+    #[test]
+    fn sequences_of_similar_length_are_padded_to_the_longest() {
+        let all = [3, 20, 19, 4].map(|n: i32| {
+            let tokens: Vec<i32> = (0..=n).map(|i| 100 * n + i).collect();
+            Sequence { tokens, from: 1 }
+        });
+        let batch = Batch::new(&Tree::new(&all), Device::Cpu);
         let sizes: Vec<_> = batch.buckets.iter().map(|bucket| bucket.size).collect();
-        assert_eq!(sizes, [[2, 20], [2, 4]]);
-        // Unpadding gives every token back once, and padding attends to itself alone.
-        let tokens: Vec<_> =
-            batch.buckets.iter().map(|bucket| bucket.tokens.shallow_clone()).collect();
-        let found = Tensor::cat(&tokens, 0).index_select(0, batch.unpad.as_ref().unwrap());
-        assert_eq!(Vec::<i64>::try_from(found).unwrap(), (0..46).collect::<Vec<_>>());
-        let padding = batch.buckets[0].mask.select(0, 1).select(0, 19).to_kind(Kind::Int64);
-        let padding = Vec::<i64>::try_from(padding).unwrap();
-        assert_eq!((padding.iter().sum::<i64>(), padding[19]), (1, 1));
+        assert_eq!(sizes, [[2, 20, 20], [2, 4, 4]]);
+        // Unpadding gives every token back once.
+        let queries: Vec<_> = batch.buckets.iter().map(|it| it.queries.shallow_clone()).collect();
+        let found = Tensor::cat(&queries, 0).index_select(0, &batch.unpad);
+        assert_eq!(numbers(&found), (0..46).collect::<Vec<_>>());
     }
 }

@@ -1,27 +1,28 @@
 //! The data set: JSON lines to packed examples, with what each objective needs of them; an error names
-//! its line. Also the validation split, and micro-batches that fit into one pass. No model here. Used
+//! its line. Also the validation split, and the passes that a batch is computed in. No model here. Used
 //! by `train`, `step`, `reference` and `survey`.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
+use std::ops::Range;
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use protocol::{Example, Group, Job, Objective};
 
-use crate::batch::{Sequence, Tree};
+use crate::batch::{Sequence, Size, Tree};
+use crate::plan::Plan;
 
 /// Longest line: a group of answers of `max_tokens` each is shorter, so a longer one is not a data set.
 pub(crate) const MAX_LINE_BYTES: usize = 64 << 20;
 
-/// One example, its answers packed into one tree.
+/// One example.
 #[derive(Debug)]
 pub(crate) struct Packed {
     pub prompt_id: String,
     /// Prompt and answer: chosen and, for pairs, rejected; one; or all of a group.
     pub sequences: Vec<Sequence>,
-    pub tree: Tree,
     /// The reference's log-probs of all targets; set once.
     pub reference: Vec<f32>,
     pub kind: Kind,
@@ -43,7 +44,6 @@ pub(crate) enum Kind {
 #[derive(Debug)]
 pub(crate) struct Mismatched {
     pub sequence: Sequence,
-    pub tree: Tree,
     /// The reference's log-probs, summed; set once.
     pub reference: f64,
 }
@@ -52,14 +52,35 @@ impl Packed {
     pub(crate) fn new(prompt_id: String, prompt: &[i32], answers: &[&[i32]], kind: Kind) -> Self {
         let from = prompt.len();
         let sequence = |answer: &&[i32]| Sequence { tokens: [prompt, answer].concat(), from };
-        let sequences: Vec<Sequence> = answers.iter().map(sequence).collect();
-        let tree = Tree::new(&sequences);
-        Self { prompt_id, sequences, tree, reference: Vec::new(), kind }
+        let sequences = answers.iter().map(sequence).collect();
+        Self { prompt_id, sequences, reference: Vec::new(), kind }
     }
 
     /// Targets of all its answers.
     pub(crate) fn n_targets(&self) -> usize {
-        self.sequences.iter().map(|sequence| sequence.tokens.len() - sequence.from).sum()
+        self.targets(0..self.sequences.len()).len()
+    }
+
+    /// The places of some answers' targets among those of all.
+    pub(crate) fn targets(&self, answers: Range<usize>) -> Range<usize> {
+        let n_targets = |sequence: &Sequence| sequence.tokens.len() - sequence.from;
+        let before = self.sequences.iter().take(answers.start).map(n_targets).sum();
+        let own = self.sequences.get(answers).unwrap_or_default();
+        before..before + own.iter().map(n_targets).sum::<usize>()
+    }
+
+    /// Answers that have to be in one pass. The two of a pair are compared; those of a group know their
+    /// advantages, so that a group may be computed in as many passes as it takes.
+    fn parts(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let n = self.sequences.len();
+        let of_part = if let Kind::Group { .. } = self.kind { 1 } else { n };
+        (0..n).step_by(of_part.max(1)).map(move |first| first..first + of_part)
+    }
+
+    /// The largest of these parts, alone in its pass.
+    pub(crate) fn largest_part(&self) -> Size {
+        let sizes = self.parts().map(|part| Tree::default().size_with(&self.sequences[part]));
+        sizes.max_by_key(|size| size.tokens).unwrap_or_default()
     }
 
     /// Losses of the example: one, or one for each answer of a group.
@@ -143,7 +164,7 @@ fn pair(line: &[u8], objective: Objective) -> anyhow::Result<Vec<Packed>> {
     }
     ensure!(!chosen.is_empty(), "an empty sequence");
     let answers = match (&rejected, objective) {
-        (_, Objective::Sft) => vec![chosen.as_slice()],
+        (_, Objective::Sft) | (None, Objective::Mixed { .. }) => vec![chosen.as_slice()],
         (Some(rejected), _) => vec![chosen.as_slice(), rejected],
         (None, _) => anyhow::bail!("the objective needs a rejected answer"),
     };
@@ -209,29 +230,48 @@ pub(crate) fn add_mismatched(examples: &mut [Packed], max_tokens: usize) {
             Sequence { tokens, from: own.from }
         });
         if let Kind::Single { mismatched, .. } = &mut examples[i].kind {
-            *mismatched = sequence.map(|sequence| {
-                let tree = Tree::new(std::slice::from_ref(&sequence));
-                Mismatched { sequence, tree, reference: 0.0 }
-            });
+            *mismatched = sequence.map(|sequence| Mismatched { sequence, reference: 0.0 });
         }
     }
 }
 
-/// Splits a batch into parts of at most `max_tokens` tokens, or of one example that is longer.
-pub(crate) fn micro_batches<'a>(batch: &[&'a Packed], max_tokens: usize) -> Vec<Vec<&'a Packed>> {
-    let mut parts: Vec<Vec<&Packed>> = Vec::new();
-    let mut sum = 0;
-    for &packed in batch {
-        sum += packed.tree.len();
-        match parts.last_mut() {
-            Some(part) if sum <= max_tokens => part.push(packed),
-            _ => {
-                sum = packed.tree.len();
-                parts.push(vec![packed]);
+/// What is computed at once.
+#[derive(Debug, Default)]
+pub(crate) struct Pass<'a> {
+    /// The sequences of all parts, in their order.
+    pub tree: Tree,
+    pub parts: Vec<Part<'a>>,
+}
+
+/// An example of a batch, or some answers of a group.
+#[derive(Debug)]
+pub(crate) struct Part<'a> {
+    /// Place of the example in the batch.
+    pub index: usize,
+    pub example: &'a Packed,
+    pub answers: Range<usize>,
+}
+
+/// The passes of a batch: as many examples in each as the plan allows. What cannot be divided has a pass
+/// of its own where it is larger.
+pub(crate) fn passes<'a>(batch: &[&'a Packed], plan: &Plan) -> Vec<Pass<'a>> {
+    let mut passes: Vec<Pass<'a>> = Vec::new();
+    for (index, &example) in batch.iter().enumerate() {
+        for answers in example.parts() {
+            let sequences = &example.sequences[answers.clone()];
+            let fits = |pass: &Pass<'_>| plan.fits(pass.tree.size_with(sequences));
+            if !passes.last().is_some_and(fits) {
+                passes.push(Pass::default());
+            }
+            let Pass { tree, parts } = passes.last_mut().expect("one was pushed");
+            sequences.iter().for_each(|sequence| tree.add(sequence));
+            match parts.last_mut() {
+                Some(part) if part.index == index => part.answers.end = answers.end,
+                _ => parts.push(Part { index, example, answers }),
             }
         }
     }
-    parts
+    passes
 }
 
 #[cfg(test)]
@@ -257,25 +297,70 @@ mod tests {
             single("b", &[5], &[6, 7, 8, 9]),
         ];
         add_mismatched(&mut examples, 4);
-        // The last token of a tree is predicted, not computed.
-        let lengths = examples.iter().map(|example| mismatched(example).unwrap().tree.len());
-        assert_eq!(lengths.collect::<Vec<_>>(), [3, 3, 1]);
+        let lengths = examples.iter().map(|it| mismatched(it).unwrap().sequence.tokens.len());
+        assert_eq!(lengths.collect::<Vec<_>>(), [4, 4, 2]);
         let mut alone = vec![single("a", &[1], &[3]), single("a", &[1], &[4])];
         add_mismatched(&mut alone, 4);
         assert!(alone.iter().all(|example| mismatched(example).is_none()));
     }
 
+    /// A plan in which a shared token takes a quarter of what one takes that is computed.
+    fn plan(max_tokens: usize) -> Plan {
+        Plan { max_tokens, shared_cost: 0.25, recompute: false, longest: 1 }
+    }
+
     #[test]
-    fn micro_batches_have_as_many_tokens_as_fit() {
+    fn passes_have_as_many_examples_as_fit() {
         // The last token of an answer is predicted, not computed.
-        let examples: Vec<Packed> =
-            [4, 2, 2, 9, 1].map(|n| single("a", &[1], &vec![2; n])).into_iter().collect();
+        let examples: Vec<Packed> = [4, 2, 2, 9, 1]
+            .iter()
+            .map(|&n| single("a", &[100 + n], &vec![2; n as usize]))
+            .collect();
         let all: Vec<&Packed> = examples.iter().collect();
-        let sizes = |most| micro_batches(&all, most).iter().map(Vec::len).collect::<Vec<_>>();
-        assert_eq!(sizes(8), [3, 1, 1]);
+        let sizes = |most| {
+            passes(&all, &plan(most)).iter().map(|pass| pass.parts.len()).collect::<Vec<_>>()
+        };
+        // The third is the second again, and costs half a token.
+        assert_eq!(sizes(7), [3, 1, 1]);
         assert_eq!(sizes(10), [3, 2]);
         assert_eq!(sizes(1), [1; 5]);
         assert_eq!(sizes(1000), [5]);
+    }
+
+    #[test]
+    fn what_examples_begin_with_is_computed_once_a_pass() {
+        let system = vec![7; 80];
+        let example = |i: i32| {
+            let prompt = [system.as_slice(), &[100 + i; 20]].concat();
+            Packed::new(format!("{i}"), &prompt, &[&[1, 2, 3], &[4, 5]], Kind::Preference)
+        };
+        let examples: Vec<Packed> = (0..8).map(example).collect();
+        assert_eq!(examples[0].largest_part(), Size { tokens: 103, shared: 100 });
+        let all: Vec<&Packed> = examples.iter().collect();
+        let one = passes(&all, &plan(1000));
+        let size = Size { tokens: 80 + 8 * 23, shared: 7 * 80 + 8 * 100 };
+        assert_eq!((one.len(), one[0].tree.size()), (1, size));
+        let several = passes(&all, &plan(300));
+        let tokens: usize = several.iter().map(|pass| pass.tree.size().tokens).sum();
+        assert_eq!(tokens, several.len() * 80 + 8 * 23, "once in each pass");
+        assert!(several.iter().all(|pass| plan(300).fits(pass.tree.size())) && 1 < several.len());
+    }
+
+    #[test]
+    fn a_group_that_is_too_large_for_a_pass_is_divided() {
+        let answers: Vec<Vec<i32>> = (0..6).map(|i| vec![10 + i; 11]).collect();
+        let answers: Vec<&[i32]> = answers.iter().map(Vec::as_slice).collect();
+        let kind = Kind::Group { rewards: vec![0.0; 6], behaviour: vec![0.0; 66] };
+        let group = Packed::new("g".to_owned(), &[1; 20], &answers, kind);
+        assert_eq!(group.largest_part(), Size { tokens: 30, shared: 0 });
+        let other = single("a", &[2], &[3, 4]);
+        let found = passes(&[&group, &other], &plan(50));
+        let parts: Vec<Vec<_>> = found
+            .iter()
+            .map(|pass| pass.parts.iter().map(|part| (part.index, part.answers.clone())).collect())
+            .collect();
+        assert_eq!(parts, [vec![(0, 0..2)], vec![(0, 2..4)], vec![(0, 4..6), (1, 0..1)]]);
+        assert_eq!(group.targets(2..4), 22..44);
     }
 
     #[test]

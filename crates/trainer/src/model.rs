@@ -4,8 +4,8 @@
 //! this code: what differs is a value of [`crate::arch`] or a tensor that a file has or lacks.
 //! Used by `backward`, `pretrain`, `train` and `survey`.
 //!
-//! Shapes: N tokens of all trees of a batch, M targets, d `n_embd`, H query heads, K key and value
-//! heads, D `head_dim`, F `n_ff`, V vocabulary, B trees of a bucket, T tokens of its longest tree.
+//! Shapes: N tokens of a batch, M targets, d `n_embd`, H query heads, K key and value heads, D
+//! `head_dim`, F `n_ff`, V vocabulary; in a bucket B sequences, Q queries and T keys of the longest.
 #![expect(
     clippy::many_single_char_names,
     reason = "x, h, q, k, v and the sizes n and t are the field's own names"
@@ -52,7 +52,7 @@ pub(crate) struct AttentionInputs<'a> {
 #[derive(Debug)]
 struct Positions {
     angles: Angles,
-    /// Of each bucket, `[B, 1, T, T]`: 0 where the row attends to the column, else minus infinity.
+    /// Of each bucket, `[B, 1, Q, T]`: 0 where the query attends to the key, else minus infinity.
     masks: Vec<Tensor>,
 }
 
@@ -154,7 +154,6 @@ impl Model {
         }
         let style = shape.architecture.rope_style;
         let [q, k] = [q, k].map(|x| of_layer.angles.rotate(&x, style, self.compute));
-        let (k, v) = (self.repeat_kv(&k), self.repeat_kv(&v)); // [N, H, D]
         let y = self.attend(&q, &k, &v, inputs.batch, &of_layer.masks); // [N, H D]
         self.linear(&in_block(layer, "attn_output"), &y)
     }
@@ -177,8 +176,9 @@ impl Model {
         self.linear(&in_block(layer, "ffn_down"), &(gate * up))
     }
 
-    /// Attention inside each tree, `[N, H, D]` to `[N, H D]`: the tokens are padded bucket by bucket,
-    /// and what was computed of padding is dropped.
+    /// Attention of every token to the path that it ends, queries `[N, H, D]`, keys and values `[N, K, D]`
+    /// to `[N, H D]`: the sequences are padded bucket by bucket, and what was computed of padding is
+    /// dropped.
     fn attend(
         &self,
         q: &Tensor,
@@ -187,34 +187,30 @@ impl Model {
         batch: &Batch,
         masks: &[Tensor],
     ) -> Tensor {
-        let [q_width, _] = self.shape.widths();
+        let sizes = self.shape.sizes;
         let attended = batch.buckets.iter().zip(masks).map(|(bucket, mask)| {
-            let [n, t] = bucket.size;
-            let padded = |x: &Tensor| {
-                let x = match batch.unpad {
-                    Some(_) => x.index_select(0, &bucket.tokens), // [B T, H, D]
-                    None => x.shallow_clone(),
-                };
-                x.view([n, t, -1, self.shape.sizes.head_dim]).transpose(1, 2) // [B, H, T, D]
+            let [n, n_queries, n_keys] = bucket.size;
+            let padded = |x: &Tensor, tokens: &Tensor, n_tokens: i64| {
+                let x = self.repeat_kv(&x.index_select(0, tokens)); // [B Q or B T, H, D]
+                x.view([n, n_tokens, sizes.n_head, sizes.head_dim]).transpose(1, 2)
             };
-            let y = self.softmax_attention(&padded(q), &padded(k), &padded(v), mask);
-            y.transpose(1, 2).reshape([-1, q_width]) // [B T, H D]
+            let q = padded(q, &bucket.queries, n_queries); // [B, H, Q, D]
+            let k = padded(k, &bucket.keys, n_keys); // [B, H, T, D]
+            let v = padded(v, &bucket.keys, n_keys);
+            let y = self.softmax_attention(&q, &k, &v, mask);
+            y.transpose(1, 2).reshape([-1, sizes.n_head * sizes.head_dim]) // [B Q, H D]
         });
-        let attended = Tensor::cat(&attended.collect::<Vec<_>>(), 0);
-        match &batch.unpad {
-            Some(indices) => attended.index_select(0, indices),
-            None => attended,
-        }
+        Tensor::cat(&attended.collect::<Vec<_>>(), 0).index_select(0, &batch.unpad)
     }
 
-    /// softmax(q k^T scale + mask) v, each `[B, H, T, D]`.
+    /// softmax(q k^T scale + mask) v: `[B, H, Q, D]` and twice `[B, H, T, D]` to `[B, H, Q, D]`.
     fn softmax_attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
         let scale = self.shape.attention_scale;
         let Some(cap) = self.shape.attention_softcap else {
             let (mask, causal, gqa) = (Some(mask), false, false);
             return Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale, gqa);
         };
-        let scores = q.matmul(&k.transpose(-2, -1)).to_kind(Kind::Float); // [B, H, T, T]
+        let scores = q.matmul(&k.transpose(-2, -1)).to_kind(Kind::Float); // [B, H, Q, T]
         let scores = (scores * (scale / cap)).tanh() * cap + mask;
         scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(v)
     }
@@ -263,7 +259,7 @@ impl Model {
         x.reshape([-1, n_heads, self.shape.sizes.head_dim])
     }
 
-    /// Repeats each key or value head for the query heads that share it: `[N, K, D]` to `[N, H, D]`.
+    /// Repeats each key or value head for the query heads that share it: `[.., K, D]` to `[.., H, D]`.
     fn repeat_kv(&self, x: &Tensor) -> Tensor {
         match self.shape.sizes.n_head / x.size()[1] {
             1 => x.shallow_clone(),
@@ -283,18 +279,21 @@ impl Model {
 
     fn positions(&self, batch: &Batch, rope: &Rope, window: Option<i64>) -> Positions {
         let factors = rope.factors.map(|name| self.weights.get(name));
-        let masks = batch.buckets.iter().map(|bucket| self.mask(batch, bucket, window)).collect();
+        let masks = batch.buckets.iter().map(|bucket| self.mask(bucket, window)).collect();
         Positions { angles: Angles::new(rope, factors, &batch.positions), masks }
     }
 
-    /// A bucket's mask as numbers to add to the scores, `[B, 1, T, T]`.
-    fn mask(&self, batch: &Batch, bucket: &Bucket, window: Option<i64>) -> Tensor {
-        let in_window = window.map(|window| {
-            let positions = batch.positions.index_select(0, &bucket.tokens).view(bucket.size);
-            let distance = positions.unsqueeze(-1) - positions.unsqueeze(-2); // [B, T, T]
-            bucket.mask.logical_and(&distance.lt(window))
-        });
-        let hidden = in_window.as_ref().unwrap_or(&bucket.mask).logical_not().unsqueeze(1);
+    /// A bucket's mask as numbers to add to the scores, `[B, 1, Q, T]`. A key's place in its path is its
+    /// position.
+    fn mask(&self, bucket: &Bucket, window: Option<i64>) -> Tensor {
+        let [_, _, n_keys] = bucket.size;
+        let keys = Tensor::arange(n_keys, (Kind::Int64, self.device));
+        let distance = bucket.positions.unsqueeze(-1) - keys; // [B, Q, T]
+        let is_seen = match window {
+            Some(window) => distance.ge(0).logical_and(&distance.lt(window)),
+            None => distance.ge(0),
+        };
+        let hidden = is_seen.logical_not().unsqueeze(1);
         let zeros = Tensor::zeros(hidden.size(), (self.compute, self.device));
         zeros.masked_fill(&hidden, f64::NEG_INFINITY)
     }

@@ -13,6 +13,8 @@
 //! - `kto`: w+ (1 - s(beta (r(y) - z))) for a good answer, w- (1 - s(beta (z - r(y)))) for a bad
 //!   one, z the mean of r over answers to other prompts, at least 0 (arXiv 2402.01306)
 //! - `sft`: -log pi(y+) / |y+| (the paper's RS)
+//! - `mixed`: -nll log pi(y+) / |y+|, plus -log s(beta h) where there is a y-. A batch is the mean over
+//!   its examples, with and without y-, so that an example counts alike in whatever batch it comes
 //! - `grpo`: the mean over an answer's tokens of -w min(q A, clip(q, 1 +- epsilon) A) + beta k, with
 //!   A = (reward - mean) / (deviation + 1e-4) in its group, q = pi / ref of the token, k = 1 / q +
 //!   log q - 1 (arXiv 2402.03300), and w = min(ref / behaviour, `importance_cap`), because the
@@ -54,6 +56,22 @@ pub(crate) struct Tokens {
     pub lengths: Tensor,
     /// `[G]`.
     pub advantages: Tensor,
+}
+
+impl Answers {
+    /// The answers at these places, `[P]`.
+    fn at(&self, places: &Tensor) -> Self {
+        let [policy, reference, length] =
+            [&self.policy, &self.reference, &self.length].map(|it| it.index_select(0, places));
+        Self { policy, reference, length }
+    }
+}
+
+/// Settings of `mixed`, as in the protocol.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mixed {
+    pub beta: f64,
+    pub nll: f64,
 }
 
 /// Settings of `kto`, as in the protocol.
@@ -116,7 +134,7 @@ pub(crate) fn preference(
             ];
             return Some(Losses { loss: nll, metrics });
         }
-        Objective::Kto { .. } | Objective::Grpo { .. } => return None,
+        Objective::Mixed { .. } | Objective::Kto { .. } | Objective::Grpo { .. } => return None,
     };
     let (good, bad) = (reward_chosen.detach(), reward_rejected.detach());
     let metrics = vec![
@@ -129,6 +147,24 @@ pub(crate) fn preference(
         ("logps/rejected", rejected?.policy.detach()),
     ];
     Some(Losses { loss, metrics })
+}
+
+/// Good answers, some of them with a rejected one: that of `paired` (`[P]`) is at the same place of
+/// `rejected`.
+pub(crate) fn mixed(
+    Mixed { beta, nll: weight }: Mixed,
+    chosen: &Answers,
+    rejected: &Answers,
+    paired: &Tensor,
+) -> Losses {
+    let nll = -(&chosen.policy / &chosen.length);
+    let dpo = Objective::Dpo { beta, nll: 0.0 };
+    let pairs = preference(dpo, &chosen.at(paired), Some(rejected)).expect("dpo is on pairs");
+    let is_of_pairs = |(name, _): &(&str, Tensor)| !["nll_loss", "logps/chosen"].contains(name);
+    let mut metrics: Vec<_> = pairs.metrics.into_iter().filter(is_of_pairs).collect();
+    metrics.push(("nll_loss", nll.detach()));
+    metrics.push(("logps/chosen", chosen.policy.detach()));
+    Losses { loss: (nll * weight).index_add(0, paired, &pairs.loss), metrics }
 }
 
 /// Single answers, good where `is_good` (`[B]`, bool). `kl` is z, at least 0.

@@ -1,5 +1,5 @@
 //! Estimates what fits into memory: what matrices are multiplied in, how the base is held, the size of a
-//! micro-batch, and whether the backward pass computes blocks again (gradient checkpointing). When an
+//! pass, and whether the backward pass computes blocks again (gradient checkpointing). When an
 //! estimate was too low, the plan shrinks. Used by `train`, `step` and `survey`.
 
 use files::gguf::TensorInfo;
@@ -8,9 +8,10 @@ use tch::{Device, Kind};
 
 use crate::arch::{Shape, Sizes};
 use crate::base::BaseFile;
+use crate::batch::Size;
 use crate::cuda;
 
-/// Most tokens of a micro-batch on a CPU and on a GPU: more do not make it faster.
+/// Most tokens of a pass on a CPU and on a GPU: more do not make it faster.
 const MAX_TOKENS: usize = 1024;
 const MAX_GPU_TOKENS: usize = 8192;
 /// libtorch itself, the slices of the output head, and temporary tensors.
@@ -23,11 +24,14 @@ const MIN_BF16_WIDTH: i64 = 512;
 /// How a run computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
-    /// Tokens of a micro-batch; an example that is longer is one by itself.
+    /// Tokens of a pass; an example that is longer is one by itself.
     pub max_tokens: usize,
+    /// What a pass keeps of a token for each further sequence that begins with it (a copy of its key and
+    /// value), in tokens that are computed.
+    pub shared_cost: f64,
     /// Compute blocks again in the backward pass instead of keeping their activations.
     pub recompute: bool,
-    /// The longest example in tokens.
+    /// The longest example, in the same tokens.
     pub longest: usize,
 }
 
@@ -43,19 +47,42 @@ pub(crate) struct Setting<'a> {
 
 impl Plan {
     /// A plan for the memory that is free when model, adapter and optimizer are loaded.
-    pub(crate) fn new(setting: Setting<'_>, longest: usize, free_bytes: u64) -> Self {
+    pub(crate) fn new(setting: Setting<'_>, longest: Size, free_bytes: u64) -> Self {
         let Setting { shape, compute, device, weights_are_transient } = setting;
         let most = if device == Device::Cpu { MAX_TOKENS } else { MAX_GPU_TOKENS };
         let free = free_bytes.saturating_sub(fixed_bytes(setting));
-        let kept = bytes_per_token(shape, compute, longest, false);
-        let fits = |bytes_per_token: u64| {
-            let tokens = usize::try_from(free / bytes_per_token.max(1)).unwrap_or(usize::MAX);
-            tokens.clamp(longest, most.max(longest))
+        let fitting = |recompute: bool| {
+            let of_token = bytes_per_token(shape, compute, longest.tokens, recompute).max(1);
+            let of_shared = bytes_per_shared_token(shape, compute, recompute);
+            let shared_cost = of_shared as f64 / of_token as f64;
+            let mut plan = Self { max_tokens: 0, shared_cost, recompute, longest: 0 };
+            plan.longest = plan.tokens(longest);
+            plan.max_tokens = usize::try_from(free / of_token).unwrap_or(usize::MAX);
+            plan
         };
         // Autograd keeps every weight that was decoded for a product, so all of them would be in memory.
-        let recompute = weights_are_transient || free / kept.max(1) < longest as u64;
-        let max_tokens = fits(bytes_per_token(shape, compute, longest, recompute));
-        Self { max_tokens, recompute, longest }
+        let mut plan = fitting(weights_are_transient);
+        if !plan.recompute && plan.max_tokens < plan.longest {
+            plan = fitting(true);
+        }
+        plan.max_tokens = plan.max_tokens.clamp(plan.longest, most.max(plan.longest));
+        plan
+    }
+
+    /// A size as the plan counts it.
+    pub(crate) fn tokens(&self, Size { tokens, shared }: Size) -> usize {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "fewer than the shared tokens of one pass"
+        )]
+        let kept = (shared as f64 * self.shared_cost).ceil() as usize;
+        tokens + kept
+    }
+
+    /// Whether a pass may be so large.
+    pub(crate) fn fits(&self, size: Size) -> bool {
+        self.tokens(size) <= self.max_tokens
     }
 
     /// Memory of a pass by the same estimate.
@@ -126,6 +153,14 @@ fn fixed_bytes(Setting { shape, weights_are_transient, .. }: Setting<'_>) -> u64
     OVERHEAD_BYTES + decoded
 }
 
+/// Memory of a pass for each token that a sequence shares with an earlier one: keys and values of its own
+/// heads, in every block whose activations are kept.
+fn bytes_per_shared_token(shape: &Shape, compute: Kind, recompute: bool) -> u64 {
+    let [q, _] = shape.widths();
+    let block = 2 * q.cast_unsigned() * bytes_of(compute);
+    if recompute { block } else { shape.sizes.n_layer.cast_unsigned() * block }
+}
+
 /// Memory of a pass for each of its tokens: what autograd keeps of every operation.
 fn bytes_per_token(shape: &Shape, compute: Kind, longest: usize, recompute: bool) -> u64 {
     let Sizes { n_layer, n_embd, n_head, n_ff, .. } = shape.sizes;
@@ -177,6 +212,7 @@ mod tests {
         Shape::llama(sizes, 1e-5, 10000.0)
     }
     const GIB: u64 = 1 << 30;
+    const LONGEST: Size = Size { tokens: 600, shared: 0 };
 
     fn setting(shape: &Shape) -> Setting<'_> {
         let (compute, device) = (Kind::Float, Device::Cpu);
@@ -187,7 +223,7 @@ mod tests {
     fn blocks_are_computed_again_only_where_memory_is_short() {
         let shape = shape();
         let plan = |weights_are_transient, gib: u64| {
-            Plan::new(Setting { weights_are_transient, ..setting(&shape) }, 600, gib * GIB)
+            Plan::new(Setting { weights_are_transient, ..setting(&shape) }, LONGEST, gib * GIB)
         };
         assert_eq!((plan(false, 64).recompute, plan(false, 64).max_tokens), (false, MAX_TOKENS));
         assert!(plan(true, 64).recompute && plan(false, 2).recompute);
@@ -195,9 +231,23 @@ mod tests {
         assert_eq!(plan(false, 0).max_tokens, 600, "one example is always tried");
     }
 
+    /// Five pairs of one prompt keep its keys and values nine times more, in every block.
+    #[test]
+    fn copies_of_shared_keys_and_values_are_planned() {
+        let shape = shape();
+        let plan = |shared| Plan::new(setting(&shape), Size { tokens: 600, shared }, 16 * GIB);
+        let copies = 2 * 2048 * F32 * 24 * 9 * 300;
+        let of_token = bytes_per_token(&shape, Kind::Float, 600, false);
+        let cost = plan(0).tokens(Size { tokens: 0, shared: 9 * 300 });
+        assert_eq!(cost, usize::try_from(copies.div_ceil(of_token)).unwrap());
+        assert!(plan(0).fits(Size { tokens: plan(0).max_tokens, shared: 0 }));
+        assert!(!plan(0).fits(Size { tokens: plan(0).max_tokens, shared: 100 }));
+        assert_eq!(plan(9 * 300).longest, 600 + cost, "an example's own copies count");
+    }
+
     #[test]
     fn a_plan_shrinks_to_one_example_and_no_further() {
-        let mut plan = Plan::new(setting(&shape()), 600, 64 * GIB);
+        let mut plan = Plan::new(setting(&shape()), LONGEST, 64 * GIB);
         let mut steps = Vec::new();
         while plan.shrink() {
             steps.push((plan.max_tokens, plan.recompute));

@@ -1,5 +1,5 @@
 //! Trains the nano model from scratch on the nano world's corpus and writes it as an F32 GGUF.
-//! The loop: documents -> trees -> batch -> weighted cross entropy -> `AdamW`. Every 500 steps it
+//! The loop: documents -> batch -> weighted cross entropy -> `AdamW`. Every 500 steps it
 //! measures on held-out problems, teacher-forced: a reply counts when each of its tokens is the argmax,
 //! which is what greedy decoding would have written. Called by `main`.
 
@@ -89,8 +89,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             pool = draw_batches(&corpus, &tokenizer, options.batch, &mut rng)?;
         }
         let documents = pool.pop().context("the pool was just filled")?;
-        n_tokens += documents.iter().map(|document| document.tree.len()).sum::<usize>();
         let (batch, kinds) = pack(&documents);
+        n_tokens += batch.ids.numel();
         let weights = weights_of(&kinds, &batch);
         let logprobs = model
             .logits(&batch)
@@ -191,13 +191,13 @@ fn grow(model: &mut Model, n_layer: i64) {
 
 /// A document, ready to be packed.
 struct Document {
-    tree: Tree,
+    sequences: Vec<Sequence>,
     kinds: Vec<Kind>,
 }
 
 impl Document {
     fn new(tasks: &[Task], tokenizer: &Tokenizer) -> Self {
-        let sequences: Vec<Sequence> = tasks
+        let sequences = tasks
             .iter()
             .map(|task| {
                 let (tokens, from) = task.encode(tokenizer);
@@ -205,7 +205,12 @@ impl Document {
             })
             .collect();
         let kinds = tasks.iter().map(|task| task.kind).collect();
-        Self { tree: Tree::new(&sequences), kinds }
+        Self { sequences, kinds }
+    }
+
+    /// Tokens that are computed of it.
+    fn n_tokens(&self) -> usize {
+        Tree::new(&self.sequences).size().tokens
     }
 }
 
@@ -220,7 +225,7 @@ fn draw_batches(
     for _ in 0..16 * size {
         documents.push(Document::new(&corpus.document(rng)?, tokenizer));
     }
-    documents.sort_by_key(|document| std::cmp::Reverse(document.tree.len()));
+    documents.sort_by_cached_key(|document| std::cmp::Reverse(document.n_tokens()));
     let mut batches: Vec<Vec<Document>> = Vec::new();
     while !documents.is_empty() {
         batches.push(documents.split_off(documents.len().saturating_sub(size)));
@@ -232,8 +237,8 @@ fn draw_batches(
 /// The documents as one batch, and the kind of each of its sequences.
 fn pack(documents: &[Document]) -> (Batch, Vec<Kind>) {
     let kinds = documents.iter().flat_map(|document| &document.kinds).copied().collect();
-    let trees: Vec<&Tree> = documents.iter().map(|document| &document.tree).collect();
-    (Batch::new(&trees, Device::Cpu), kinds)
+    let tree = Tree::new(documents.iter().flat_map(|document| &document.sequences));
+    (Batch::new(&tree, Device::Cpu), kinds)
 }
 
 /// Loss weight of each target, `[M]`. A rating is one token among dozens, so it needs a larger one.

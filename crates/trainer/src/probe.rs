@@ -43,9 +43,9 @@ impl Probing {
 
 /// One list for each sequence.
 fn logprobs(model: &Model, sequences: &[Sequence]) -> anyhow::Result<Vec<Vec<f32>>> {
-    let one = |sequence| {
-        let tree = Tree::new(std::slice::from_ref(sequence));
-        step::values(&model.logprobs(&Batch::new(&[&tree], model.device)))
+    let one = |sequence: &Sequence| {
+        let tree = Tree::new([sequence]);
+        step::values(&model.logprobs(&Batch::new(&tree, model.device)))
     };
     sequences.iter().map(one).collect()
 }

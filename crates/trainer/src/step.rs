@@ -1,8 +1,9 @@
 //! What is computed of a batch: the reference's log-probs, the gradients of one step, the validation
-//! loss. A batch is computed in micro-batches that fit into memory; when one does not, they become
-//! smaller and the batch is computed again. Used by `train` and `survey`.
+//! loss. A batch is computed in passes that fit into memory; when one does not, they become smaller and
+//! the batch is computed again. Used by `train` and `survey`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context as _, ensure};
@@ -11,9 +12,9 @@ use tch::{Device, Kind as Number, Tensor};
 
 use crate::backward;
 use crate::batch::{Batch, Tree};
-use crate::data::{Kind, Mismatched, Packed, micro_batches};
+use crate::data::{Kind, Mismatched, Packed, Part, passes};
 use crate::model::Model;
-use crate::objective::{self, Answers, Grpo, Kto, Losses, Tokens};
+use crate::objective::{self, Answers, Grpo, Kto, Losses, Mixed, Tokens};
 use crate::plan::Plan;
 
 /// Why a batch was not computed.
@@ -72,27 +73,18 @@ pub(crate) fn add_reference(
 ) -> Result<(), Unfinished> {
     let found = within_memory(plan, |plan| {
         let all: Vec<&Packed> = examples.iter().map(|example| &**example).collect();
-        let mut found = Vec::new();
-        for part in micro_batches(&all, plan.max_tokens) {
-            let batch = batch_of(model, part.iter().map(|example| &example.tree));
-            let logprobs = values(&model.logprobs(&batch))?;
+        let mut found = vec![(Vec::new(), 0.0); all.len()];
+        for pass in passes(&all, plan) {
+            let logprobs = values(&model.logprobs(&Batch::new(&pass.tree, model.device)))?;
             let mut rest = logprobs.as_slice();
-            for example in &part {
-                let (own, others) = rest.split_at(example.n_targets());
-                found.push((own.to_vec(), 0.0));
+            for Part { index, example, answers } in &pass.parts {
+                let (own, others) = rest.split_at(example.targets(answers.clone()).len());
+                found[*index].0.extend(own);
                 rest = others;
             }
-            let trees: Vec<&Tree> =
-                part.iter().filter_map(|example| mismatched(example)).map(|it| &it.tree).collect();
-            if trees.is_empty() {
-                continue;
-            }
-            let batch = batch_of(model, trees.iter().copied());
-            let sums = values(&batch.sum_by_sequence(&model.logprobs(&batch)))?;
-            let start = found.len() - part.len();
-            let with_one = (start..).zip(&part).filter(|(_, e)| mismatched(e).is_some());
-            for ((index, _), sum) in with_one.zip(sums) {
-                found[index].1 = f64::from(sum);
+            let with_one = pass.parts.iter().filter(|part| mismatched(part.example).is_some());
+            for (part, sum) in with_one.zip(mismatched_sums(model, &pass.parts)?) {
+                found[part.index].1 = f64::from(sum);
             }
         }
         Ok(found)
@@ -115,14 +107,17 @@ pub(crate) fn gradients(
     clear: &mut dyn FnMut(),
 ) -> Result<Step, Unfinished> {
     let n_losses: usize = batch.iter().map(|example| example.n_losses()).sum();
+    let mut n_tokens = 0;
     let means = within_memory(plan, |plan| {
         clear();
         let mut means = Means::default();
         let kl = kl_estimate(model, objective, batch, plan)?;
-        for part in micro_batches(batch, plan.max_tokens) {
-            let tensors = batch_of(model, part.iter().map(|example| &example.tree));
+        n_tokens = 0;
+        for pass in passes(batch, plan) {
+            let tensors = Batch::new(&pass.tree, model.device);
+            n_tokens += pass.tree.size().tokens;
             backward::gradients(model, &tensors, plan.recompute, |logprobs| {
-                let losses = losses(objective, &part, &tensors, logprobs, kl);
+                let losses = losses(objective, &pass.parts, &tensors, logprobs, kl);
                 means.add("loss", &losses.loss.detach());
                 losses.metrics.iter().for_each(|(name, values)| means.add(name, values));
                 losses.loss.sum(Number::Float) / n_losses as f64
@@ -136,7 +131,7 @@ pub(crate) fn gradients(
         }
         Ok(means)
     })?;
-    let step = means.report();
+    let step = Step { tokens: n_tokens, ..means.report() };
     finite(step.loss, "loss").map_err(Unfinished::NotFinite)?;
     Ok(step)
 }
@@ -153,9 +148,9 @@ pub(crate) fn validate(
         let _guard = tch::no_grad_guard();
         let mut means = Means::default();
         let kl = kl_estimate(model, objective, &all, plan)?;
-        for part in micro_batches(&all, plan.max_tokens) {
-            let batch = batch_of(model, part.iter().map(|example| &example.tree));
-            let losses = losses(objective, &part, &batch, &model.logprobs(&batch), kl);
+        for pass in passes(&all, plan) {
+            let batch = Batch::new(&pass.tree, model.device);
+            let losses = losses(objective, &pass.parts, &batch, &model.logprobs(&batch), kl);
             means.add("loss", &losses.loss);
         }
         Ok(means)
@@ -218,10 +213,6 @@ pub(crate) fn is_out_of_memory(text: &str) -> bool {
         .any(|phrase| text.contains(phrase))
 }
 
-fn batch_of<'a>(model: &Model, trees: impl Iterator<Item = &'a Tree>) -> Batch {
-    Batch::new(&trees.collect::<Vec<_>>(), model.device)
-}
-
 /// Log-probs, or sums of them, as a vector.
 pub(crate) fn values(tensor: &Tensor) -> anyhow::Result<Vec<f32>> {
     let values = Vec::<f32>::try_from(tensor.to_device(Device::Cpu)).context("read log-probs")?;
@@ -240,6 +231,17 @@ fn mismatched(example: &Packed) -> Option<&Mismatched> {
     }
 }
 
+/// The log-probs of the mismatched answers of a pass, each summed.
+fn mismatched_sums(model: &Model, parts: &[Part<'_>]) -> anyhow::Result<Vec<f32>> {
+    let sequences = parts.iter().filter_map(|part| mismatched(part.example));
+    let tree = Tree::new(sequences.map(|mismatched| &mismatched.sequence));
+    if tree.size().tokens == 0 {
+        return Ok(Vec::new());
+    }
+    let batch = Batch::new(&tree, model.device);
+    values(&batch.sum_by_sequence(&model.logprobs(&batch)))
+}
+
 /// `kto`: the estimated KL divergence between policy and reference, at least 0. Zero for all others.
 fn kl_estimate(
     model: &Model,
@@ -249,53 +251,59 @@ fn kl_estimate(
 ) -> anyhow::Result<f64> {
     let Objective::Kto { .. } = objective else { return Ok(0.0) };
     let (mut sum, mut n) = (0.0, 0usize);
-    for part in micro_batches(examples, plan.max_tokens) {
-        let (trees, reference): (Vec<_>, Vec<_>) = part
-            .iter()
-            .filter_map(|example| mismatched(example))
-            .map(|mismatched| (&mismatched.tree, mismatched.reference))
-            .unzip();
-        if trees.is_empty() {
-            continue;
+    for pass in passes(examples, plan) {
+        let references = pass.parts.iter().filter_map(|part| mismatched(part.example));
+        for (policy, mismatched) in mismatched_sums(model, &pass.parts)?.into_iter().zip(references)
+        {
+            sum += f64::from(policy) - mismatched.reference;
+            n += 1;
         }
-        let batch = batch_of(model, trees.into_iter());
-        let policy = values(&batch.sum_by_sequence(&model.logprobs(&batch)))?;
-        sum += policy.iter().zip(&reference).map(|(p, r)| f64::from(*p) - r).sum::<f64>();
-        n += reference.len();
     }
     Ok((sum / n.max(1) as f64).max(0.0))
 }
 
-/// Losses of a few examples, given the log-probs of their batch's targets, `[M]`.
+/// Losses of some examples, given the log-probs of their batch's targets, `[M]`.
 fn losses(
     objective: Objective,
-    examples: &[&Packed],
+    parts: &[Part<'_>],
     batch: &Batch,
     logprobs: &Tensor,
     kl: f64,
 ) -> Losses {
     let device = logprobs.device();
-    let flat = |of: &dyn Fn(&Packed) -> Vec<f32>| {
-        let values: Vec<f32> = examples.iter().flat_map(|example| of(example)).collect();
-        Tensor::from_slice(&values).to_device(device)
+    // Of every part its share of what its example has, by target or by answer.
+    let flat = |of: &dyn Fn(&Packed) -> Vec<f32>, share: &dyn Fn(&Part<'_>) -> Range<usize>| {
+        let values = parts.iter().flat_map(|part| {
+            let all = of(part.example);
+            all.get(share(part)).unwrap_or_default().to_vec()
+        });
+        Tensor::from_slice(&values.collect::<Vec<f32>>()).to_device(device)
     };
-    let reference = flat(&|example| example.reference.clone());
+    let targets = |part: &Part<'_>| part.example.targets(part.answers.clone());
+    let reference = flat(&|example| example.reference.clone(), &targets);
     let lengths = batch.lengths.to_kind(Number::Float);
-    // Answer i of each example. All examples of a data set of pairs have the same number of them.
-    let n_answers = i64::try_from(examples[0].sequences.len()).expect("answers are few");
-    let answers = |i: i64| {
-        let column = |sums: &Tensor| sums.view([-1, n_answers]).select(1, i);
+    // Answer `place` of each example that has so many.
+    let answers = |place: usize| {
+        let mut n_before = 0;
+        let mut found = Vec::new();
+        for part in parts {
+            let n = part.answers.len();
+            found.extend((place < n).then_some((n_before + place) as i64));
+            n_before += n;
+        }
+        let found = Tensor::from_slice(&found).to_device(device);
+        let of = |sums: &Tensor| sums.index_select(0, &found);
         Answers {
-            policy: column(&batch.sum_by_sequence(logprobs)),
-            reference: column(&batch.sum_by_sequence(&reference)),
-            length: column(&lengths),
+            policy: of(&batch.sum_by_sequence(logprobs)),
+            reference: of(&batch.sum_by_sequence(&reference)),
+            length: of(&lengths),
         }
     };
     match objective {
         Objective::Kto { beta, desirable_weight, undesirable_weight } => {
-            let is_good: Vec<bool> = examples
+            let is_good: Vec<bool> = parts
                 .iter()
-                .map(|example| matches!(example.kind, Kind::Single { is_good: true, .. }))
+                .map(|part| matches!(part.example.kind, Kind::Single { is_good: true, .. }))
                 .collect();
             let is_good = Tensor::from_slice(&is_good).to_device(device);
             objective::kto(
@@ -310,23 +318,32 @@ fn losses(
                 Kind::Group { rewards, behaviour } => (rewards.clone(), behaviour.clone()),
                 Kind::Preference | Kind::Single { .. } => (Vec::new(), Vec::new()),
             };
-            let advantages = flat(&|example| {
+            let of_group = |example: &Packed| {
                 #[expect(clippy::cast_possible_truncation, reason = "the model computes in f32")]
                 let narrow = |advantage: f64| advantage as f32;
                 objective::advantages(&group(example).0).0.into_iter().map(narrow).collect()
-            });
+            };
+            // Those of the whole group, also where a pass has only some of its answers.
+            let advantages = flat(&of_group, &|part| part.answers.clone());
             let tokens = Tokens {
                 policy: logprobs.shallow_clone(),
                 reference,
-                behaviour: flat(&|example| group(example).1),
+                behaviour: flat(&|example| group(example).1, &targets),
                 answer: batch.sequences.shallow_clone(),
                 lengths,
                 advantages,
             };
             objective::grpo(Grpo { beta, epsilon, importance_cap }, &tokens)
         }
+        Objective::Mixed { beta, nll } => {
+            let pairs = (0..).zip(parts).filter(|(_, part)| part.answers.len() == 2);
+            let places: Vec<i64> = pairs.map(|(place, _)| place).collect();
+            let paired = Tensor::from_slice(&places).to_device(device);
+            objective::mixed(Mixed { beta, nll }, &answers(0), &answers(1), &paired)
+        }
         _ => {
-            let rejected = (n_answers == 2).then(|| answers(1));
+            // All examples of a data set have as many answers.
+            let rejected = (parts[0].answers.len() == 2).then(|| answers(1));
             objective::preference(objective, &answers(0), rejected.as_ref())
                 .expect("the data set has been read for this objective")
         }
@@ -338,8 +355,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn out_of_memory_makes_micro_batches_smaller_until_one_example_is_too_much() {
-        let plan = || Plan { max_tokens: 4096, recompute: false, longest: 600 };
+    fn out_of_memory_makes_passes_smaller_until_one_example_is_too_much() {
+        let plan = || Plan { max_tokens: 4096, shared_cost: 0.1, recompute: false, longest: 600 };
         let allocator = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes";
         let with_room_for = |most: usize| {
             let mut plan = plan();
@@ -359,7 +376,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "another bug")]
     fn other_panics_are_not_taken_for_out_of_memory() {
-        let mut plan = Plan { max_tokens: 4096, recompute: false, longest: 600 };
+        let mut plan = Plan { max_tokens: 4096, shared_cost: 0.1, recompute: false, longest: 600 };
         drop(within_memory::<()>(&mut plan, |_| panic!("another bug")));
     }
 }

@@ -17,6 +17,7 @@ use tch::{Device, Kind as Number};
 
 use crate::arch::Shape;
 use crate::base::BaseFile;
+use crate::batch::Size;
 use crate::cuda;
 use crate::data::{Kind, Packed};
 use crate::lora::Lora;
@@ -146,7 +147,7 @@ impl Machine<'_> {
         let parameters = (a_layer * shape.sizes.n_layer).cast_unsigned() * job.lora.rank as u64;
         // As in a run, which plans after it has loaded base and adapter.
         let left = available.saturating_sub(base_bytes + parameters * F32);
-        let longest = tree_tokens(stretched(job.pair, job.max_tokens));
+        let longest = size(stretched(job.pair, job.max_tokens));
         let plan = Plan::new(self.setting(base), longest, left);
         let mut way = BaseWay {
             base,
@@ -203,34 +204,35 @@ impl Machine<'_> {
             model: self.load(base, most)?,
             lora: job.lora,
             rng: Rng::with_seed(1),
-            plan: Plan::new(self.setting(base), tree_tokens(job.pair), left),
+            plan: Plan::new(self.setting(base), size(job.pair), left),
         };
-        let of_run = (bench.plan.max_tokens / tree_tokens(job.pair)).clamp(1, job.batch_pairs);
+        let of_pair = bench.plan.tokens(size(job.pair));
+        let of_run = (bench.plan.max_tokens / of_pair).clamp(1, job.batch_pairs);
 
         let mut sizes = sizes(job.pair, of_run).into_iter();
-        let mut size = sizes.next().unwrap_or((job.pair, 1));
+        let mut measured = sizes.next().unwrap_or((job.pair, 1));
         // The first pass of a process is slow.
-        bench.pass(1, size)?;
-        let mut one = bench.pass(1, size)?;
+        bench.pass(1, measured)?;
+        let mut one = bench.pass(1, measured)?;
         while one.total() < LONG_ENOUGH_S
             && let Some(larger) = sizes.next()
         {
-            size = larger;
-            one = bench.pass(1, size)?;
+            measured = larger;
+            one = bench.pass(1, measured)?;
         }
         // As many blocks as make up for the head, so that their share is not lost in its noise.
         let mut measured_blocks = 1;
         let mut several = one;
         while measured_blocks < most && several.total() < 2.0 * one.total() {
             measured_blocks = (2 * measured_blocks).min(most);
-            several = bench.pass(measured_blocks, size)?;
+            several = bench.pass(measured_blocks, measured)?;
         }
         for _ in 1..ROUNDS {
-            one = one.fastest(bench.pass(1, size)?);
-            several = several.fastest(bench.pass(measured_blocks, size)?);
+            one = one.fastest(bench.pass(1, measured)?);
+            several = several.fastest(bench.pass(measured_blocks, measured)?);
         }
 
-        let (measured_pair, measured_pairs) = size;
+        let (measured_pair, measured_pairs) = measured;
         let whole = |part: fn(&Seconds) -> f64| {
             line(n_blocks as f64, (1.0, part(&one)), (measured_blocks as f64, part(&several)))
         };
@@ -293,6 +295,11 @@ fn shortened(pair: PairLength, by: usize) -> PairLength {
 /// Tokens that are computed of a pair: the prompt once, and the answers without their last tokens.
 fn tree_tokens(PairLength { prompt, answer }: PairLength) -> usize {
     prompt + 2 * (answer - 1)
+}
+
+/// What a pass computes and keeps of a pair.
+fn size(pair: PairLength) -> Size {
+    Size { tokens: tree_tokens(pair), shared: pair.prompt }
 }
 
 /// Seconds of the parts of one optimizer step over one pass.

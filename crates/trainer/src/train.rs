@@ -1,4 +1,4 @@
-//! One run from top to bottom: data -> trees -> reference log-probs (the policy of step 0) -> optimizer
+//! One run from top to bottom: data -> reference log-probs (the policy of step 0) -> optimizer
 //! steps with validation, from the checkpoint of an interrupted run if there is one -> the best weights
 //! -> adapter file and parity probe. Called by `main`.
 
@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use tch::Device;
 
 use crate::arch::Shape;
+use crate::batch::Size;
 use crate::checkpoint::{Best, Checkpoint, State};
 use crate::data::{self, Packed};
 use crate::lora::Lora;
@@ -113,7 +114,7 @@ pub(crate) fn run(
         let mut metrics = optimize(&model, job, &batch, &mut state.optimizer, &mut plan, rate)?;
         state.step += 1;
         let step = state.step;
-        n_tokens += batch.iter().map(|packed| packed.tree.len()).sum::<usize>();
+        n_tokens += metrics.tokens;
         let seconds = clock::since(started).as_secs_f64().max(1e-6);
         metrics.step = step;
         metrics.epoch = step as f64 * job.optimizer.epochs as f64 / n_steps as f64;
@@ -265,7 +266,7 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
     });
     let sizes = model.shape.sizes;
     let (examples, n_too_long) = data::read(job, sizes.n_vocab, sizes.n_ctx)?;
-    let longest = examples.iter().map(|example| example.tree.len()).max().unwrap_or(0);
+    let longest = examples.iter().map(Packed::largest_part).fold(Size::default(), Size::max);
     let limit = job.memory_limit_bytes.map(|limit| limit.saturating_sub(resident_bytes()));
     let left = plan::memory_bytes(device, limit);
     let setting = Setting {

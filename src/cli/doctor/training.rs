@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::table::Table;
+use crate::learn::job;
 use crate::learn::survey::survey;
 use config::{LearnConfig, TrainerConfig};
 use engine::EngineConfig;
@@ -13,6 +14,9 @@ use protocol::{
 
 use super::mib;
 
+/// Pairs that time is told for.
+const PAIRS: usize = 1000;
+
 /// What was found out about training on the model.
 #[derive(Debug, Serialize)]
 pub(in crate::cli) struct Training {
@@ -20,7 +24,7 @@ pub(in crate::cli) struct Training {
     pub(in crate::cli) trainable: Option<bool>,
     /// Why it did not.
     pub(in crate::cli) fault: Option<String>,
-    /// `learn.optimizer.epochs`.
+    /// Of a run over 1,000 pairs.
     pub(in crate::cli) epochs: usize,
     /// Seconds for a run over 1,000 pairs.
     pub(in crate::cli) seconds_per_1000_pairs: Option<f64>,
@@ -81,7 +85,7 @@ pub(in crate::cli) async fn look_at(
         threads: trainer.threads,
         device: trainer.device,
     };
-    let epochs = learn.optimizer.epochs;
+    let epochs = job::epochs(learn, &learn.objective, PAIRS);
     match survey(trainer, &job).await {
         Ok(survey) => Training {
             trainable: Some(survey.refusal.is_none()),

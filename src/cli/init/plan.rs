@@ -21,9 +21,6 @@ const LEAST_CONTEXT: u32 = 1024;
 const CONTEXT_STEP: u32 = 256;
 /// Tokens of an answer.
 const MOST_ANSWER: u32 = 1024;
-/// The learning rate that has worked for this many parameters (`SmolLM2`, preference pairs).
-const KNOWN_RATE: (f64, f64) = (5e-4, 135e6);
-const RATES: [f64; 2] = [2e-5, 1e-3];
 /// The agent's name when that of the model gives none.
 const NAMELESS: &str = "assistant";
 const MAX_NAME: usize = 40;
@@ -41,7 +38,6 @@ pub(super) struct Plan {
     /// Longest sequence in the model's own training.
     pub(super) model_context: u32,
     pub(super) max_tokens: u32,
-    pub(super) learning_rate: f64,
 }
 
 impl Plan {
@@ -57,7 +53,6 @@ impl Plan {
             context_tokens,
             model_context,
             max_tokens: MOST_ANSWER.min(context_tokens.min(model_context) / 2),
-            learning_rate: learning_rate(survey.n_parameters),
             description,
         })
     }
@@ -181,17 +176,6 @@ fn fitting_context(model_context: u32, plan: impl Fn(u32) -> Option<MemoryPlan>)
     fits(2).or_else(|| fits(1)).unwrap_or(USUAL_CONTEXT)
 }
 
-/// Larger models learn at lower rates; to one digit, as people write it.
-fn learning_rate(n_parameters: u64) -> f64 {
-    let (rate, known) = KNOWN_RATE;
-    let scaled = rate * (known / (n_parameters.max(1) as f64)).powf(2.0 / 3.0);
-    let [least, most] = RATES;
-    let rate = scaled.clamp(least, most);
-    let digit = 10_f64.powf(rate.log10().floor());
-    // Divided by a whole number, so that the decimal is the shortest.
-    (rate / digit).round() / (1.0 / digit).round()
-}
-
 /// Models in the order in which they are offered: those that leave half of main memory free, the
 /// largest first, then the others, the smallest first.
 pub(super) fn rank(models: Vec<Found>, engine: &EngineConfig) -> Vec<Found> {
@@ -298,15 +282,6 @@ mod tests {
             Some(MemoryPlan { gpu_layers, ..machine(0, 1 << 30)(n)? })
         };
         assert_eq!(fitting_context(32_768, gpu), 4096, "all layers stay on the GPU");
-    }
-
-    #[test]
-    #[expect(clippy::float_cmp, reason = "the rates are constants")]
-    fn learning_rates_fall_with_size() {
-        let rates = [1_000_000, 134_515_008, 1_700_000_000, 8_000_000_000, 70_000_000_000];
-        assert_eq!(rates.map(learning_rate), [1e-3, 5e-4, 9e-5, 3e-5, 2e-5]);
-        assert_eq!(learning_rate(134_515_008).to_string(), "0.0005");
-        assert_eq!(learning_rate(8_000_000_000).to_string(), "0.00003");
     }
 
     #[test]

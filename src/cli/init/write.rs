@@ -232,7 +232,7 @@ learn: true
 }
 
 fn settings_yaml(plan: &Plan) -> String {
-    let Plan { name, context_tokens, model_context, learning_rate, .. } = plan;
+    let Plan { name, context_tokens, model_context, .. } = plan;
     format!(
         r#"# Settings of the daemon, made by `reflectd init`. What is not here has its default.
 # Changes count at once, but for those below `engine`.
@@ -249,11 +249,6 @@ learn:
   # When to train: minute, hour, day, month, weekday. Take the # away when agents/{name}.yaml
   # names held-out prompts.
   #schedule: {{ cron: "0 3 * * *", time_zone: UTC }}
-  optimizer:
-    # How large the steps of training are; larger models need smaller ones.
-    learning_rate: {learning_rate}
-    # How often training goes through its data: once is too few steps to learn anything from few.
-    epochs: 3
 "#
     )
 }

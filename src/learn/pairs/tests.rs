@@ -213,6 +213,34 @@ fn for_sft_every_positive_counts_up_to_the_cap_and_nothing_is_rejected() {
 }
 
 #[test]
+fn mixed_takes_pairs_where_there_are_and_the_good_answers_of_other_prompts_alone() {
+    let mixed = Objective::Mixed { beta: 0.1, nll: 1.0 };
+    let exchanges = [
+        exchange(
+            1,
+            "one good",
+            vec![candidate(1, &[1], 0.9, true), candidate(2, &[2], -0.9, false)],
+        ),
+        exchange(2, "all good", (3..7).map(|id| candidate(id, &[3, 1], 0.9, true)).collect()),
+        exchange(
+            3,
+            "two good",
+            vec![
+                candidate(7, &[4], 0.9, true),
+                candidate(8, &[5], 0.8, true),
+                candidate(9, &[6], -0.9, false),
+                candidate(10, &[7], 0.7, true),
+            ],
+        ),
+        exchange(4, "all bad", vec![candidate(11, &[8], -0.9, false)]),
+    ];
+    let (pairs, tally) = paired(&policy(), mixed, &exchanges);
+    let expected = [(1, Some(2)), (3, None), (7, Some(9)), (8, None)];
+    assert_eq!(chosen_and_rejected(&pairs), expected, "no text twice, no prompt above its cap");
+    assert_eq!((tally.alone, tally.without_chosen), (1, 1));
+}
+
+#[test]
 fn a_prompt_that_was_asked_twice_gives_no_pair_twice_and_shares_its_cap() {
     let candidates = |from: i64| {
         vec![candidate(from, &[5, 6, 7], -0.5, false), candidate(from + 1, &[5, 6, 8], 0.9, true)]

@@ -5,12 +5,19 @@ use protocol::CHECKPOINT;
 
 /// A world whose trainer ends with this status after step 2 and comes to its end the second time.
 async fn interrupted(status: &str) -> (World, store::Run) {
+    interrupted_with(status, |_| {}).await
+}
+
+async fn interrupted_with(status: &str, change: fn(&mut Config)) -> (World, store::Run) {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     let arguments = [status.to_owned(), file("trained.gguf"), file("trained.json")];
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let world = World::in_folder(folder, improving(), "resumes.sh", &arguments).await;
+    world.change(change);
     world.remember_some().await;
+    // No pair, but one bad answer more.
+    world.remember_answers("ask in vain", vec![answer("ask in vain", " poor", false)]).await;
     let ended = world.train().await;
     let run = world.last_run().await;
     if status == "75" {
@@ -43,6 +50,28 @@ async fn a_run_that_lacked_memory_goes_on_with_the_next_training() {
     let steps = events.lines().filter(|line| line.contains("\"step\",")).count();
     assert_eq!(steps, 3, "what was said before and after: {events}");
     assert!(!job.out.join(CHECKPOINT).exists(), "it is done");
+}
+
+/// Weights and `auto` follow from the data set, which is the same.
+#[tokio::test]
+async fn a_run_goes_on_whose_settings_follow_from_its_data() {
+    for change in [
+        |config: &mut Config| {
+            let (beta, weight) = (0.1, 1.0);
+            config.learn.objective =
+                Objective::Kto { beta, desirable_weight: weight, undesirable_weight: 2.0 * weight };
+        },
+        |config: &mut Config| {
+            config.learn.objective = Objective::Mixed { beta: 0.1, nll: 1.0 };
+            config.learn.optimizer.epochs = None;
+            config.learn.optimizer.learning_rate = None;
+        },
+    ] {
+        let (world, run) = interrupted_with("75", change).await;
+        world.remember("ask more").await;
+        let ended = world.train().await;
+        assert!(matches!(ended, Ended::Promoted { run: same, .. } if same == run.id), "{ended:?}");
+    }
 }
 
 #[tokio::test]
@@ -119,7 +148,7 @@ async fn what_makes_no_sense_any_more_has_failed_and_a_new_run_begins() {
         let (world, run) = interrupted("75").await;
         let job: Job = serde_json::from_value(run.job.clone()).unwrap();
         match change {
-            0 => world.change(|config| config.learn.optimizer.epochs = 2),
+            0 => world.change(|config| config.learn.optimizer.epochs = Some(2)),
             1 => std::fs::remove_file(&job.data).unwrap(),
             2 => {
                 let resumes = serde_json::json!({ "resumes": 10 });

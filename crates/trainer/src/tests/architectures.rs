@@ -25,7 +25,7 @@ fn sequences() -> Vec<Sequence> {
 }
 
 fn batch(device: Device) -> Batch {
-    Batch::new(&[&Tree::new(&sequences())], device)
+    Batch::new(&Tree::new(&sequences()), device)
 }
 
 fn load(path: &Path, kind: BaseKind) -> Model {
@@ -98,57 +98,71 @@ fn largest(tensor: &Tensor) -> f64 {
     tensor.abs().max().double_value(&[])
 }
 
-#[test]
-fn a_tree_means_the_same_as_its_sequences_to_every_architecture() {
-    let _alone = alone();
-    let folder = tempfile::tempdir().unwrap();
-    for name in ARCHITECTURES {
-        let path = folder.path().join(name);
-        write_model(name, 1, &path);
-        let model = load(&path, BaseKind::F32);
-        let packed = logprobs(&model, &sequences());
-        let apart = sequences();
-        let apart = apart.iter().flat_map(|one| logprobs(&model, std::slice::from_ref(one)));
-        let gap = packed.iter().zip(apart).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(gap < 1e-4, "{name}: {gap}");
+/// What a pass may have: a system text longer than the window, prompts below it with one answer, two and
+/// four, an answer that begins another one, the same answer twice, and a sequence that shares nothing.
+fn pass() -> Vec<Sequence> {
+    let mut rng = fastrand::Rng::with_seed(5);
+    let mut tokens = |n: usize| (0..n).map(|_| rng.i32(0..N_VOCAB)).collect::<Vec<_>>();
+    let system = tokens(14);
+    let mut all = Vec::new();
+    for (n_prompt, answers) in [(5, vec![3]), (1, vec![6, 2]), (9, vec![4, 11, 4, 5])] {
+        let prompt = [system.clone(), tokens(n_prompt)].concat();
+        for n in answers {
+            all.push(Sequence { tokens: [prompt.clone(), tokens(n)].concat(), from: prompt.len() });
+        }
     }
+    let mut longer = all[0].clone();
+    longer.tokens.extend(tokens(4));
+    all.extend([longer, all[1].clone(), Sequence { tokens: tokens(28), from: 2 }]);
+    all
 }
 
-/// Trees of 4, 24 and 27 tokens: two of them share a bucket, in which the shorter one is padded.
+/// In f32 the two ways add numbers up in another order, and that is all: over 20 models of each
+/// architecture log-probs were at most 4e-6 apart, and gradients 1.3e-6 of the largest one.
 #[test]
-fn padding_changes_neither_log_probs_nor_gradients() {
+fn a_pass_gives_the_loss_and_gradients_of_its_sequences_one_by_one() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
-    let mut rng = fastrand::Rng::with_seed(5);
-    let trees = [5, 25, 28].map(|n| {
-        let tokens = (0..n).map(|_| rng.i32(0..N_VOCAB)).collect();
-        Tree::new(&[Sequence { tokens, from: 2 }])
-    });
-    let batch = Batch::new(&trees.each_ref(), Device::Cpu);
-    let sizes: Vec<_> = batch.buckets.iter().map(|bucket| bucket.size).collect();
-    assert_eq!(sizes, [[2, 27], [1, 4]]);
+    let sequences = pass();
+    let tree = Tree::new(&sequences);
+    let n_alone: usize = sequences.iter().map(|it| it.tokens.len() - 1).sum();
+    assert!(2 * tree.size().tokens < n_alone, "{:?} of {n_alone}", tree.size());
+    let batch = Batch::new(&tree, Device::Cpu);
+    let padded = batch.buckets.iter().any(|it| 1 < it.size[0]) && 2 < batch.buckets.len();
+    assert!(padded, "{:?}", batch.buckets.iter().map(|it| it.size).collect::<Vec<_>>());
+    let weights = Tensor::randn(batch.targets.size(), (Kind::Float, Device::Cpu));
     for name in ARCHITECTURES {
-        let path = folder.path().join(name);
-        write_model(name, 1, &path);
-        let model = adapted(&path, BaseKind::F32);
-        let sum = |logprobs: &Tensor| logprobs.sum(Kind::Float);
-        let together = gradients_of(&model, &batch, false, sum);
-        let together_logprobs = model.logprobs(&batch);
-        let mut apart: Vec<Tensor> = together.iter().map(Tensor::zeros_like).collect();
-        let mut apart_logprobs = Vec::new();
-        for tree in &trees {
-            let batch = Batch::new(&[tree], Device::Cpu);
-            assert!(batch.unpad.is_none(), "a tree alone needs no padding");
-            apart_logprobs.push(model.logprobs(&batch));
-            for (sum, one) in apart.iter_mut().zip(gradients_of(&model, &batch, false, sum)) {
-                *sum += one;
+        for seed in 1..=2 {
+            let path = folder.path().join(name);
+            write_model(name, seed, &path);
+            let model = adapted(&path, BaseKind::F32);
+            let weigh =
+                |weights: Tensor| move |logprobs: &Tensor| (logprobs * weights).sum(Kind::Float);
+            let mut first = 0;
+            let mut apart: Vec<Tensor> =
+                parameters(&model).iter().map(Tensor::zeros_like).collect();
+            let mut apart_logprobs = Vec::new();
+            for sequence in &sequences {
+                let n = i64::try_from(sequence.tokens.len() - sequence.from).unwrap();
+                let own = weigh(weights.narrow(0, first, n));
+                first += n;
+                let batch = Batch::new(&Tree::new([sequence]), Device::Cpu);
+                apart_logprobs.push(model.logprobs(&batch));
+                for (sum, one) in apart.iter_mut().zip(gradients_of(&model, &batch, false, own)) {
+                    *sum += one;
+                }
             }
-        }
-        let gap = largest(&(together_logprobs - Tensor::cat(&apart_logprobs, 0)));
-        assert!(gap < 1e-4, "{name}: log-probs differ by {gap}");
-        let size = apart.iter().map(largest).fold(0.0, f64::max);
-        for (a, b) in together.iter().zip(&apart) {
-            assert!(largest(&(a - b)) < 1e-5 * size, "{name}: {}", largest(&(a - b)) / size);
+            let apart_logprobs = Tensor::cat(&apart_logprobs, 0);
+            let size = apart.iter().map(largest).fold(0.0, f64::max);
+            for recompute in [false, true] {
+                let whole = weigh(weights.shallow_clone());
+                let together = gradients_of(&model, &batch, recompute, whole);
+                let pairs = together.iter().zip(&apart);
+                let gradient = pairs.map(|(a, b)| largest(&(a - b))).fold(0.0, f64::max) / size;
+                let logprob = largest(&(model.logprobs(&batch) - &apart_logprobs));
+                println!("{name} {seed}: log-probs {logprob:.1e}, gradients {gradient:.1e}");
+                assert!(logprob < 2e-5 && gradient < 6e-6, "{name}: {logprob} {gradient}");
+            }
         }
     }
 }

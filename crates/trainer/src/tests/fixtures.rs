@@ -139,7 +139,7 @@ pub(super) fn refusal(job: &Job) -> String {
 }
 
 pub(super) fn logprobs(model: &Model, sequences: &[Sequence]) -> Vec<f32> {
-    let batch = Batch::new(&[&Tree::new(sequences)], Device::Cpu);
+    let batch = Batch::new(&Tree::new(sequences), Device::Cpu);
     Vec::try_from(model.logprobs(&batch)).unwrap()
 }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use crate::objective::{self, Answers, Grpo, Kto, Losses, Tokens};
+use crate::objective::{self, Answers, Grpo, Kto, Losses, Mixed, Tokens};
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -133,6 +133,33 @@ fn pairs_without_rejected_answers_are_enough_for_sft_alone() {
             (_, losses) => assert!(losses.is_none(), "{objective:?}"),
         }
     }
+}
+
+/// Two good answers of 2 and 3 tokens, the first with a rejected one: h = 0.5 + 0.5, both mean NLLs 1.
+#[test]
+fn the_mixed_loss_has_the_preference_term_where_there_is_a_rejected_answer() {
+    let answers = |policy: &[f32], reference: &[f32], length: &[f32]| {
+        let [policy, reference, length] = [policy, reference, length].map(Tensor::from_slice);
+        Answers { policy, reference, length }
+    };
+    let chosen = answers(&[-2.0, -3.0], &[-2.5, -3.0], &[2.0, 3.0]);
+    let rejected = answers(&[-4.0], &[-3.5], &[1.0]);
+    let settings = Mixed { beta: 0.5, nll: 2.0 };
+    let first = Tensor::from_slice(&[0_i64]);
+    let losses = objective::mixed(settings, &chosen, &rejected, &first);
+    // ln(1 + exp(-0.5)) = 0.474077
+    assert_near("mixed", &losses.loss, &[2.474_077, 2.0]);
+    assert_near("nll", &metric(&losses, "nll_loss"), &[1.0, 1.0]);
+    assert_near("margins", &metric(&losses, "rewards/margins"), &[0.5]);
+
+    // With a rejected answer everywhere it is DPO, with none it is weighted SFT.
+    let [one, none] = [&[0_i64, 1][..], &[]].map(Tensor::from_slice);
+    let dpo = Objective::Dpo { beta: 0.5, nll: 2.0 };
+    let dpo = objective::preference(dpo, &chosen, Some(&chosen)).unwrap();
+    let expected = Vec::<f64>::try_from(dpo.loss.to_kind(Kind::Double)).unwrap();
+    assert_near("dpo", &objective::mixed(settings, &chosen, &chosen, &one).loss, &expected);
+    let nothing = answers(&[], &[], &[]);
+    assert_near("sft", &objective::mixed(settings, &chosen, &nothing, &none).loss, &[2.0, 2.0]);
 }
 
 #[test]

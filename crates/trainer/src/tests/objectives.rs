@@ -1,10 +1,18 @@
 //! Each objective in a whole run on the tiny model: it learns what it should, from the lines that are
 //! its own, and what it cannot use is refused with the line.
 
+use std::path::Path;
+
 use protocol::{Example, Group, Job, Objective, Rollout, Step, TrainerEvent};
+use tch::{Kind as Number, Tensor};
 
 use super::fixtures::{alone, job, logprobs, refusal, run, steps_of, tiny, write};
 use crate::batch::Sequence;
+use crate::data::{Kind, Packed};
+use crate::lora::Lora;
+use crate::model::Model;
+use crate::plan::Plan;
+use crate::step;
 
 fn steps(job: &Job) -> Vec<Step> {
     let events = run(job).unwrap();
@@ -43,6 +51,84 @@ fn every_objective_on_pairs_learns_the_preference() {
     }
 }
 
+/// A pair, a good answer alone, and another pair, with the log-probs of the base as their reference.
+fn mixture(model: &mut Model, plan: &mut Plan) -> Vec<Packed> {
+    let packed = |prompt: &[i32], answers: &[&[i32]]| {
+        Packed::new(format!("{prompt:?}"), prompt, answers, Kind::Preference)
+    };
+    let mut examples = vec![
+        packed(&[2, 20, 4], &[&[21, 22, 4], &[19, 4]]),
+        packed(&[2, 30, 4], &[&[31, 4]]),
+        packed(&[2, 40, 41, 4], &[&[42, 4], &[43, 44, 45, 4]]),
+    ];
+    model.lora = None;
+    let mut all: Vec<&mut Packed> = examples.iter_mut().collect();
+    step::add_reference(model, &mut all, plan).unwrap();
+    let lora = Lora::new(&model.shape, 4, 8.0, model.device);
+    for (_, b) in lora.pairs.values() {
+        tch::no_grad(|| drop(b.shallow_clone().uniform_(-0.1, 0.1)));
+    }
+    model.lora = Some(lora);
+    examples
+}
+
+#[test]
+fn gradients_of_the_mixed_loss_are_its_differences_however_a_batch_is_split() {
+    let _alone = alone();
+    let mut model = tiny();
+    let plan = |max_tokens| Plan { max_tokens, shared_cost: 0.1, recompute: false, longest: 1 };
+    let examples = mixture(&mut model, &mut plan(1000));
+    let objective = Objective::Mixed { beta: 0.7, nll: 0.5 };
+    let parameters = model.lora.as_ref().unwrap().parameters();
+    let gradients = |max_tokens| {
+        let batch: Vec<&Packed> = examples.iter().collect();
+        let clear = &mut || parameters.iter().for_each(|it| it.shallow_clone().zero_grad());
+        let step = step::gradients(&model, objective, &batch, &mut plan(max_tokens), clear);
+        let found: Vec<Tensor> = parameters.iter().map(|it| it.grad().copy()).collect();
+        (step.unwrap().loss, found)
+    };
+    let (loss, whole) = gradients(1000);
+    let size = whole.iter().map(|it| it.abs().max().double_value(&[])).fold(0.0, f64::max);
+    let (again, split) = gradients(1);
+    assert!((loss - again).abs() < 1e-5, "{loss} {again}");
+    for (a, b) in whole.iter().zip(&split) {
+        assert!((a - b).abs().max().double_value(&[]) < 1e-4 * size);
+    }
+
+    let directions: Vec<Tensor> = whole.iter().map(Tensor::randn_like).collect();
+    let products = whole.iter().zip(&directions).map(|(a, b)| (a * b).sum(Number::Double));
+    let expected: f64 = products.map(|product| product.double_value(&[])).sum();
+    let loss_at = |step: f64| {
+        let go = |step: f64| {
+            for (parameter, direction) in parameters.iter().zip(&directions) {
+                tch::no_grad(|| drop(parameter.shallow_clone().g_add_(&(direction * step))));
+            }
+        };
+        go(step);
+        let loss = step::validate(&model, objective, &examples, &mut plan(1000)).unwrap();
+        go(-step);
+        loss
+    };
+    let difference = (loss_at(1e-3) - loss_at(-1e-3)) / 2e-3;
+    assert!((difference - expected).abs() < 1e-2 * expected.abs(), "{difference} {expected}");
+}
+
+#[test]
+fn mixed_learns_from_pairs_and_good_answers_alone() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let job = Job { objective: Objective::Mixed { beta: 0.1, nll: 1.0 }, ..job(folder.path()) };
+    let mut lines = examples(&job);
+    for line in lines.iter_mut().step_by(2) {
+        line.rejected = None;
+    }
+    write_lines(&job, &lines);
+    let steps = steps(&job);
+    let (first, last) = (steps[0], steps[steps.len() - 1]);
+    assert!(last.nll_loss < 0.5 * first.nll_loss, "{first:?} {last:?}");
+    assert!(last.rewards_accuracies > 0.9 && last.rewards_margins > 0.0, "{last:?}");
+}
+
 #[test]
 fn kto_learns_from_single_answers() {
     let _alone = alone();
@@ -66,13 +152,10 @@ fn kto_learns_from_single_answers() {
     assert!(refusal(&job).contains("line 6: an empty sequence"));
 }
 
-#[test]
-fn grpo_learns_what_was_rewarded() {
-    let _alone = alone();
-    let folder = tempfile::tempdir().unwrap();
+/// A job on groups of three answers to each prompt, and the groups.
+fn grpo(folder: &Path) -> (Job, Vec<Group>) {
     let objective = Objective::Grpo { beta: 0.01, epsilon: 0.2, importance_cap: 2.0 };
-    let mut job = Job { objective, ..job(folder.path()) };
-    job.optimizer.epochs = 12;
+    let job = Job { objective, ..job(folder) };
     let model = tiny();
     let rollout = |prompt: &[i32], tokens: &[i32], reward: f64| {
         let sequence = Sequence { tokens: [prompt, tokens].concat(), from: prompt.len() };
@@ -92,6 +175,15 @@ fn grpo_learns_what_was_rewarded() {
         })
         .collect();
     write_lines(&job, &groups);
+    (job, groups)
+}
+
+#[test]
+fn grpo_learns_what_was_rewarded() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let (mut job, groups) = grpo(folder.path());
+    job.optimizer.epochs = 12;
     let steps = steps(&job);
     let (first, last) = (steps[0], steps[steps.len() - 1]);
     assert!(first.loss.abs() < 1e-3 && first.kl.abs() < 1e-4, "advantages cancel: {first:?}");
@@ -112,19 +204,25 @@ fn grpo_learns_what_was_rewarded() {
     assert!(refusal(&job).contains("line 1: a reward or a log-prob is no sound number"));
 }
 
+/// With one byte every pair is a pass of its own, every answer of a group too, and blocks are computed
+/// twice.
 #[test]
 fn small_passes_and_recomputed_blocks_give_the_same_run() {
     let _alone = alone();
-    let of = |limit: Option<u64>| {
-        let folder = tempfile::tempdir().unwrap();
-        let job = Job { memory_limit_bytes: limit, ..job(folder.path()) };
-        steps(&job)
+    let of = |job: fn(&Path) -> Job| {
+        let same = |limit| {
+            let folder = tempfile::tempdir().unwrap();
+            steps(&Job { memory_limit_bytes: limit, ..job(folder.path()) })
+        };
+        let (free, tight) = (same(None), same(Some(1)));
+        assert_eq!(free.len(), tight.len());
+        for (a, b) in free.iter().zip(&tight) {
+            assert!(a.tokens < b.tokens, "what is shared is computed in every pass: {a:?} {b:?}");
+            assert!((a.loss - b.loss).abs() < 1e-4 * a.loss.abs().max(1.0), "{a:?} {b:?}");
+            assert!((a.grad_norm - b.grad_norm).abs() < 1e-2 * a.grad_norm, "{a:?} {b:?}");
+            assert!((a.reward_std - b.reward_std).abs() < 1e-6, "{a:?} {b:?}");
+        }
     };
-    // With one byte every example is a pass of its own and blocks are computed twice.
-    let (free, tight) = (of(None), of(Some(1)));
-    assert_eq!(free.len(), tight.len());
-    for (a, b) in free.iter().zip(&tight) {
-        assert!((a.loss - b.loss).abs() < 1e-4 * a.loss.abs().max(1.0), "{a:?} {b:?}");
-        assert!((a.grad_norm - b.grad_norm).abs() < 1e-2 * a.grad_norm, "{a:?} {b:?}");
-    }
+    of(job);
+    of(|folder| grpo(folder).0);
 }

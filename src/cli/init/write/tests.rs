@@ -13,7 +13,6 @@ fn plan(root: &Path) -> Plan {
         context_tokens: 4096,
         model_context: 2048,
         max_tokens: 777,
-        learning_rate: 9e-5,
     }
 }
 
@@ -66,7 +65,7 @@ fn what_is_written_has_no_problems_and_says_what_the_plan_says() {
     assert_eq!(config.engine.model, fs::canonicalize(root).unwrap().join("model.gguf"));
     assert_eq!((config.engine.context_tokens, agent.sampling.max_tokens), (4096, 777));
     assert_eq!((agent.sampling.temperature, agent.sampling.top_p), (0.8, 0.95));
-    assert_eq!(config.learn.optimizer.learning_rate, 9e-5);
+    assert_eq!(config.learn.optimizer, config::defaults().learn.optimizer);
     assert!(agent.learn && agent.held_out.is_none() && config.learn.schedule.is_none());
 }
 
