@@ -169,7 +169,16 @@ impl ReflectError {
 /// Renders a first turn to an agent, as [`Reflector::run`] would.
 pub fn try_chat(agent: &Agent, template: &ChatTemplate) -> Result<(), PromptError> {
     let turn = Message { role: Role::User, content: "?".into() };
-    template.render(&prepared::conversation(agent, &[turn])).map(drop)
+    try_conversation(agent, template, &[turn])
+}
+
+/// Renders a conversation with an agent, as [`Reflector::run`] would.
+pub fn try_conversation(
+    agent: &Agent,
+    template: &ChatTemplate,
+    messages: &[Message],
+) -> Result<(), PromptError> {
+    template.render(&prepared::conversation(agent, messages)).map(drop)
 }
 
 /// What [`Reflector::explore`] did for one prompt.
@@ -293,8 +302,7 @@ impl Reflector {
         agent: &Agent,
         line: PromptLine,
     ) -> Result<ExchangeId, ReflectError> {
-        let messages = vec![Message { role: Role::User, content: line.prompt }];
-        let prepared = Prepared::new(self, agent, &messages, line.verifier)?;
+        let prepared = Prepared::new(self, agent, &line.messages(), line.verifier)?;
         let exchange = prepared.into_exchange(agent, Source::Explore, line.reference);
         Ok(self.store.record_exchange(exchange, Vec::new(), None).await?.0)
     }

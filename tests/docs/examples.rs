@@ -15,14 +15,13 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_reflectd");
 const MODEL: &str = "agents/nano/model.gguf";
 
 /// Files that YAML examples name, all of them the nano model: `check` looks whether they are there.
-const FILES: [&str; 7] = [
-    "models/my-model-q4_k_m.gguf",
-    "judges/other.gguf",
-    "rm.gguf",
-    "key.txt",
-    "agents/mine/held-out.jsonl",
-    "agents/mine/general.jsonl",
-    "agents/mine/probes.jsonl",
+const FILES: [&str; 4] = ["models/my-model-q4_k_m.gguf", "judges/other.gguf", "rm.gguf", "key.txt"];
+
+/// Files of lines that YAML examples name: `check` reads them.
+const LINES: [(&str, &str); 3] = [
+    ("agents/mine/held-out.jsonl", r#"{"id": "1", "prompt": "What is 2 + 2?"}"#),
+    ("agents/mine/general.jsonl", r#"{"id": "1", "prompt": "Name a colour."}"#),
+    ("agents/mine/probes.jsonl", r#"{"id": "1", "prompt": "?", "answer": "!", "good": false}"#),
 ];
 
 /// What an agent cannot be without.
@@ -76,6 +75,9 @@ fn root() -> TempDir {
     let root = tempfile::tempdir().unwrap();
     for file in FILES {
         link(MODEL, &root.path().join(file));
+    }
+    for (file, text) in LINES {
+        write(&root.path().join(file), text);
     }
     link("prompts/reflect.yaml", &root.path().join("prompts/reflect.yaml"));
     for entry in fs::read_dir(Path::new(ROOT).join("prompts/aspects")).unwrap() {

@@ -27,7 +27,7 @@ use prompt::PromptSet;
 pub use check::{load, load_prompts};
 pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
 pub use keys::keys;
-pub use prompt::{PromptLine, Verifier};
+pub use prompt::{ExampleLine, PromptLine, Verifier};
 pub use settings::{Defaults, configured_socket, defaults};
 
 /// Everything that the YAML files say, checked.

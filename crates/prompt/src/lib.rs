@@ -13,7 +13,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 pub use chat::ChatTemplate;
-pub use line::{PromptLine, Verifier};
+pub use line::{ExampleLine, PromptLine, Verifier};
 pub use set::{AspectView, PromptSet};
 
 /// Who speaks.

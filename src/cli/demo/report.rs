@@ -227,12 +227,7 @@ mod tests {
     }
 
     fn report() -> Report {
-        let problem = |i: usize| PromptLine {
-            id: i.to_string(),
-            prompt: format!("problem {i}"),
-            reference: None,
-            verifier: None,
-        };
+        let problem = |i: usize| PromptLine::new(i.to_string(), format!("problem {i}"));
         Report {
             problems: (0..4).map(problem).collect(),
             measured: vec![
