@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Json, terminal};
+use crate::learn::held_out::HeldOut;
 use crate::reflect;
 use config::prompt_file::{self, Fault, Faults, PromptFileError};
 use config::{self, Agent, Config, ConfigError, Problem};
@@ -56,6 +57,12 @@ fn files_of(config: &Config) -> Vec<Problem> {
         for path in [&agent.held_out, &agent.general].into_iter().flatten() {
             add(&mut problems, path, prompts(agent, path, template.as_ref()));
         }
+        if let Some(path) = &agent.practice.prompts {
+            add(&mut problems, path, prompts(agent, path, template.as_ref()));
+        }
+        if let Some(path) = &agent.examples {
+            add(&mut problems, path, examples(agent, path, template.as_ref()));
+        }
         if let Some(path) = &agent.probes {
             add(&mut problems, path, prompt_file::read_probes(path).map(|_| Faults::default()));
         }
@@ -75,6 +82,26 @@ fn prompts(
         let Some(template) = template.filter(|_| !line.earlier.is_empty()) else { continue };
         if let Err(error) = reflect::try_conversation(agent, template, &line.messages()) {
             faults.add(number, error.to_string());
+        }
+    }
+    Ok(faults)
+}
+
+/// Examples that do not fit the chat template or their own verifier, or whose prompts are held out.
+fn examples(
+    agent: &Agent,
+    path: &Path,
+    template: Option<&ChatTemplate>,
+) -> Result<Faults, PromptFileError> {
+    // Faults of the held-out prompts are told of where they are.
+    let held_out = agent.held_out.iter().filter_map(|path| prompt_file::read(path).ok()).flatten();
+    let held_out = HeldOut::of_prompts(&held_out.collect::<Vec<_>>());
+    let mut faults = Faults::default();
+    for (number, line) in prompt_file::read_examples(path)? {
+        if let Err(fault) = reflect::try_example(agent, template, &line) {
+            faults.add(number, fault);
+        } else if held_out.contains(&line.messages()) {
+            faults.add(number, "the prompt is held out, and would no longer measure anything");
         }
     }
     Ok(faults)

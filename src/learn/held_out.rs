@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::promote::blocking;
 use super::random::Random;
 use config::prompt_file::{self, PromptFileError};
-use config::{Agent, PromptLine};
+use config::{Agent, Config, PromptLine};
 use prompt::{Message, Role};
 
 /// One held-out prompt with the agent that answers it.
@@ -42,6 +43,10 @@ impl HeldOut {
         }
         held_out
     }
+    /// The fingerprints of prompts of a file.
+    pub fn of_prompts<'a>(lines: impl IntoIterator<Item = &'a PromptLine>) -> Self {
+        Self::of(lines.into_iter().map(turns_of))
+    }
     /// Whether any of the user's turns is a held-out prompt, or some of them in a row a held-out
     /// conversation. Any, not only the last one: a follow-up ("are you sure?") would otherwise carry
     /// the held-out prompt in.
@@ -52,6 +57,10 @@ impl HeldOut {
             .filter(|&&n| 0 < n)
             .any(|&n| turns.windows(n).any(|turns| self.known.contains(&fingerprint(turns))))
     }
+}
+
+fn turns_of(line: &PromptLine) -> Vec<&str> {
+    user_turns(&line.earlier).into_iter().chain([line.prompt.as_str()]).collect()
 }
 
 fn user_turns(messages: &[Message]) -> Vec<&str> {
@@ -85,10 +94,7 @@ impl Questions {
     /// Their fingerprints, and those of further prompts that never enter training.
     pub fn fingerprints<'a>(&'a self, others: impl Iterator<Item = &'a str>) -> HeldOut {
         let questions = self.held_out.iter().chain(&self.general);
-        let conversations = questions.map(|Question { line, .. }| {
-            let earlier = user_turns(&line.earlier).into_iter();
-            earlier.chain([line.prompt.as_str()]).collect()
-        });
+        let conversations = questions.map(|question| turns_of(&question.line));
         HeldOut::of(conversations.chain(others.map(|prompt| vec![prompt])))
     }
 }
@@ -108,6 +114,19 @@ pub fn load<'a>(
         }
     }
     Ok(questions)
+}
+
+/// The questions of all agents, and what never enters training: they and the prompts of labelled
+/// answers.
+pub async fn read_all(config: &Arc<Config>) -> Result<(Questions, HeldOut), PromptFileError> {
+    let config = config.clone();
+    blocking(move || {
+        let questions = load(config.agents.values())?;
+        let probes = probes(config.agents.values())?;
+        let held_out = questions.fingerprints(probes.iter().map(String::as_str));
+        Ok((questions, held_out))
+    })
+    .await
 }
 
 /// The prompts of the answers that measure these agents' judges.

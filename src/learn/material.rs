@@ -97,7 +97,7 @@ async fn each(
 }
 
 /// The agents whose answers are learned from.
-fn learning(config: &Config) -> Vec<String> {
+pub(super) fn learning(config: &Config) -> Vec<String> {
     let learning = config.agents.values().filter(|agent| agent.learn);
     learning.map(|agent| agent.name.clone()).collect()
 }

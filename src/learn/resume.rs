@@ -14,6 +14,7 @@ use super::Parts;
 use super::child::{self, Trained};
 use super::error::RunError;
 use super::job;
+use super::practice;
 use super::promote::blocking;
 use config::Config;
 use engine::Generation;
@@ -109,6 +110,10 @@ async fn continued(
         return Ok(Err("another version of reflectd began it".to_owned()));
     };
     let today = job::starting_now(parts, config, active, began.run.clone(), began.seed).await?;
+    // What is learned from examples has an objective of its own.
+    let is_on_examples = run.metrics["lesson"] == practice::EXAMPLES;
+    let objective = if is_on_examples { began.objective } else { today.objective };
+    let today = Job { objective, ..today };
     if today.essence() != began.essence() {
         return Ok(Err("the model or the settings of learning are others now".to_owned()));
     }

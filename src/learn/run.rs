@@ -20,10 +20,9 @@ use super::material::{self, Material};
 use super::pairs::Tally;
 use super::program;
 use super::promote::{self, Promotion, blocking};
-use super::{Ended, Parts, Stage, judge, resume};
+use super::{Ended, Parts, Stage, judge, practice, resume};
 use crate::trust::Standing;
 use config::Config;
-use config::prompt_file::PromptFileError;
 use engine::Generation;
 use protocol::{Job, Step, TrainerEvent};
 use store::{RunId, RunState};
@@ -89,14 +88,7 @@ async fn prepare<'a>(
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
-    let (questions, probes) = blocking({
-        let config = config.clone();
-        move || {
-            let questions = held_out::load(config.agents.values())?;
-            Ok::<_, PromptFileError>((questions, held_out::probes(config.agents.values())?))
-        }
-    })
-    .await?;
+    let (questions, held_out) = held_out::read_all(&config).await?;
     if let Some(found) = resume::next(parts, &config).await? {
         let resume::Waiting { id, start, job, trained } = found;
         if trained.is_none() {
@@ -108,10 +100,18 @@ async fn prepare<'a>(
     let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
     // Before pairs are collected and a run is recorded.
     program::command_line(&config.trainer).map_err(TrainerError::from)?;
-    let held_out = questions.fingerprints(probes.iter().map(String::as_str));
-    let Material { dataset, rows, n_new, tally, replayed, objective } =
-        material::collect(parts, &config, &held_out).await?;
-    enough(rows.len(), n_new, tally, min_new_pairs)?;
+    practice::sync(parts, &config).await?;
+    let examples = practice::waiting(parts, &config, &held_out, 0 < min_new_pairs).await?;
+    let lesson = if examples.is_some() { practice::EXAMPLES } else { "answers" };
+    let material = match examples {
+        Some(material) => material,
+        None => {
+            let material = material::collect(parts, &config, &held_out).await?;
+            enough(material.rows.len(), material.n_new, material.tally, min_new_pairs)?;
+            material
+        }
+    };
+    let Material { dataset, rows, tally, replayed, objective, .. } = material;
 
     let start = parts.engine.stats().active;
     let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
@@ -132,8 +132,7 @@ async fn prepare<'a>(
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
-    let facts =
-        json!({ "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
+    let facts = json!({ "lesson": lesson, "tally": tally, "replayed": replayed, "version": env!("CARGO_PKG_VERSION") });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
     Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
 }

@@ -17,7 +17,8 @@ use super::live::{self, Outlook, Seen};
 use super::op_queue::{OpQueue, Wish};
 use super::schedule::{Decision, Schedule};
 use super::{
-    Command, Ended, LearnError, News, Parts, Stage, explore, import, judge, promote, resume, run,
+    Command, Ended, LearnError, News, Parts, Stage, explore, import, judge, night, promote, resume,
+    run,
 };
 use store::{RunId, StoreError, Watch};
 
@@ -28,6 +29,8 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Runs, watches and alarms looked at.
 const RECENT: usize = 20;
 const ALARMS: usize = 5;
+/// The event that the schedule has started something.
+const NIGHT: &str = "night";
 
 #[derive(Debug)]
 pub(super) struct Task {
@@ -79,6 +82,17 @@ impl Task {
             Ok(runs) => self.schedule.set_interrupted(!runs.is_empty()),
             Err(error) => warn!(%error, "Interrupted runs are not looked for."),
         }
+        match self.parts.store.events(NIGHT, 1).await {
+            Ok(nights) => {
+                let last =
+                    nights.first().and_then(|it| DateTime::from_timestamp_millis(it.created_ms));
+                if let Some(last) = last {
+                    self.schedule.catch_up(last, Utc::now());
+                    self.next_run.send_replace(self.schedule.due());
+                }
+            }
+            Err(error) => warn!(%error, "Nights that were missed are not looked for."),
+        }
         let mut ticks = tokio::time::interval(TICK);
         let mut looks = tokio::time::interval(LOOK);
         let mut config = self.parts.config.clone();
@@ -100,7 +114,7 @@ impl Task {
                     self.schedule.replan(plan.as_ref(), Utc::now());
                     self.next_run.send_replace(self.schedule.due());
                 }
-                _ = ticks.tick() => self.tick(),
+                _ = ticks.tick() => self.tick().await,
                 _ = looks.tick() => self.look(true).await,
             }
         };
@@ -149,7 +163,9 @@ impl Task {
             }
             Command::Rollback(to, reply) => {
                 let result = match self.queue.running() {
-                    Some(Wish::Train { .. } | Wish::Resume | Wish::Import(_)) => {
+                    Some(
+                        Wish::Train { .. } | Wish::Night { .. } | Wish::Resume | Wish::Import(_),
+                    ) => {
                         Err(LearnError::Busy("a run compares with what is served; cancel it first"))
                     }
                     _ => promote::rollback(&self.parts, to).await,
@@ -161,7 +177,7 @@ impl Task {
         }
     }
 
-    fn tick(&mut self) {
+    async fn tick(&mut self) {
         let quiet = self.parts.reflector.quiet();
         let is_paused = self.guards.borrow().paused.is_some();
         let (idle, min_new_pairs) = {
@@ -169,13 +185,20 @@ impl Task {
             let paused = if is_paused { learn.pause.resume_pairs } else { 0 };
             (learn.idle, learn.min_new_pairs.max(paused))
         };
-        let decision = self.schedule.decide(Utc::now(), quiet, idle);
+        let now = Utc::now();
+        if self.schedule.hear(now) {
+            warn!(%now, "The clock was set back; the schedule counts from the new time.");
+            self.next_run.send_replace(self.schedule.due());
+        }
+        let decision = self.schedule.decide(now, quiet, idle);
         if discriminant(&decision) != discriminant(&self.decision) {
             debug!(%decision, "The schedule says something else.");
         }
         self.decision = decision;
         let wish = match decision {
-            Decision::Start => Wish::Train { min_new_pairs },
+            // While it pauses, only what comes of chats and words of the owner counts.
+            Decision::Start if is_paused => Wish::Train { min_new_pairs },
+            Decision::Start => Wish::Night { min_new_pairs },
             Decision::Resume => Wish::Resume,
             Decision::Never | Decision::NotDue(_) | Decision::Busy { .. } => return,
         };
@@ -184,6 +207,12 @@ impl Task {
             && self.queue.ask(wish.clone(), None)
         {
             info!(reason = %decision, "Training starts.");
+            if decision == Decision::Start
+                && let Err(error) =
+                    self.parts.store.add_event(NIGHT.to_owned(), serde_json::json!({})).await
+            {
+                warn!(%error, "It is not noted that a night has begun.");
+            }
             self.start(wish);
         }
     }
@@ -223,7 +252,7 @@ impl Task {
             Outlook::Dropped(_)
                 if matches!(
                     self.queue.running(),
-                    Some(Wish::Train { .. } | Wish::Resume | Wish::Import(_))
+                    Some(Wish::Train { .. } | Wish::Night { .. } | Wish::Resume | Wish::Import(_))
                 ) =>
             {
                 // It starts from what is to be taken back. The look after its end acts.
@@ -318,7 +347,7 @@ impl Task {
 
     fn ended(&mut self, ended: &Ended) {
         self.operation = None;
-        if let Some(Wish::Train { .. } | Wish::Resume) = self.queue.running() {
+        if let Some(Wish::Train { .. } | Wish::Night { .. } | Wish::Resume) = self.queue.running() {
             // A run that never started has used nothing and says nothing about the trainer.
             let failed =
                 matches!(ended, Ended::Failed { run: Some(_), .. } | Ended::Interrupted { .. });
@@ -358,6 +387,7 @@ async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Ca
         Wish::Train { min_new_pairs } => {
             run::run(parts, Some(min_new_pairs), tellers.stage, cancel).await
         }
+        Wish::Night { min_new_pairs } => night::night(parts, min_new_pairs, tellers, cancel).await,
         Wish::Resume => run::run(parts, None, tellers.stage, cancel).await,
         Wish::Import(source) => import::import(parts, source, tellers.stage, cancel).await,
         Wish::Explore(wish) => {

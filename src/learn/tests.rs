@@ -5,16 +5,19 @@ mod guards;
 
 mod imports;
 
+mod lessons;
+
 mod resume;
 mod trust;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::held_out::HeldOut;
 use super::*;
 use config::{
     Address, Agent, AgentAspect, Aspect, AspectChoice, CanaryConfig, EndpointConfig, GateConfig,
-    JudgeConfig, LearnConfig, Mode, PairPolicy, Pass, PauseConfig, Positives, Promising,
+    JudgeConfig, LearnConfig, Mode, PairPolicy, Pass, PauseConfig, Positives, Practice, Promising,
     Reflection, Rejected, ScalarConfig, ServerConfig, Start, StopEarly, TrainerConfig, TrustConfig,
     WatchConfig,
 };
@@ -175,7 +178,7 @@ impl World {
 
 /// Prompts of every agent, as far as the agents say.
 fn all(limit: usize) -> Exploration {
-    Exploration { agent: None, limit, split: None }
+    Exploration { agent: None, limit, split: None, all: false }
 }
 
 pub(super) fn write(path: &std::path::Path, text: &str) {
@@ -210,6 +213,7 @@ fn answer(prompt: &str, text: &str, passes: bool) -> NewCandidate {
         sampling: Sampling { seed: Some(1), ..Sampling::default() },
         finish: FinishReason::Stop,
         critique: None,
+        shots: Vec::new(),
         assessments: vec![Assessment {
             aspect: "right".into(),
             rubric_version: "v1".into(),
@@ -299,6 +303,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             schedule: None,
             min_new_pairs: 1,
             idle: Duration::ZERO,
+            night: LONG,
             pairs: PairPolicy {
                 per_prompt: 2,
                 min_margin: 0.1,
@@ -404,6 +409,8 @@ fn agent(root: &std::path::Path) -> Agent {
         held_out: Some(root.join("held_out.jsonl")),
         probes: None,
         general: None,
+        examples: None,
+        practice: Practice::default(),
     }
 }
 

@@ -41,7 +41,9 @@ pub(super) fn answers(exchange: &Exchange) -> Vec<Answer<'_>> {
     let words = words(exchange);
     let silence = Words::default();
     // Scores of two versions of judge or rubrics are not compared; the newest counts.
-    let newest = exchange.candidates.iter().rev().map(standards).find(|it| !it.is_empty());
+    // Of what the owner wrote only a verifier has spoken.
+    let own = exchange.candidates.iter().filter(|it| it.author == Author::Model);
+    let newest = own.rev().map(standards).find(|it| !it.is_empty());
     let newest_edits: HashMap<_, _> = edits(exchange).map(|it| (it.parent, it.id)).collect();
     exchange
         .candidates

@@ -147,6 +147,7 @@ impl Sample {
             sampling: self.sampling,
             finish: self.finish,
             critique,
+            shots: Vec::new(),
             assessments,
         }
     }

@@ -11,6 +11,7 @@ mod choices;
 mod choose;
 mod edit;
 mod explore;
+mod from_file;
 mod inline;
 mod judge;
 mod prepared;
@@ -42,6 +43,7 @@ use prepared::Prepared;
 use pursue::Aim;
 
 pub use assess::{passes, question, scalar};
+pub use from_file::{Shot, try_example};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
 
 /// Everything that reflection needs of the daemon. Cheap to clone.
@@ -276,7 +278,9 @@ impl Reflector {
                 drafts: budget.drafts,
                 refinements: budget.refinements,
                 stop_early: StopEarly { enough: 0, give_up: 0 },
+                anew: false,
             },
+            shots: &[],
             tokens: usize::try_from(budget.tokens).unwrap_or(usize::MAX),
             priority: Priority::Background,
         };
@@ -292,7 +296,20 @@ impl Reflector {
         aim: Aim,
         told: &(dyn Fn(Explored) + Sync),
     ) -> Result<Explored, ReflectError> {
-        let goal = explore::Goal { aim, tokens: usize::MAX, priority: Priority::Explore };
+        self.explore_with(agent, exchange, aim, &[], told).await
+    }
+
+    /// The same with examples before the prompt of each draft. What is stored, judged and trained on
+    /// is the prompt without them.
+    pub async fn explore_with(
+        &self,
+        agent: &Agent,
+        exchange: ExchangeId,
+        aim: Aim,
+        shots: &[Shot],
+        told: &(dyn Fn(Explored) + Sync),
+    ) -> Result<Explored, ReflectError> {
+        let goal = explore::Goal { aim, tokens: usize::MAX, priority: Priority::Explore, shots };
         explore::fill(self, agent, exchange, goal, told).await
     }
 

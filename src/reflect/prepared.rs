@@ -92,6 +92,7 @@ pub(super) async fn record(
         sampling: new.sampling,
         finish: new.finish,
         critique: new.critique,
+        shots: new.shots,
         assessments: new.assessments,
     });
     Ok((Some(id), stored.collect()))

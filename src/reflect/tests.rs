@@ -99,7 +99,7 @@ impl World {
 
 /// All of it, without stopping early.
 pub(super) fn aim(drafts: u32, refinements: u32) -> Aim {
-    Aim { drafts, refinements, stop_early: StopEarly { enough: 0, give_up: 0 } }
+    Aim { drafts, refinements, stop_early: StopEarly { enough: 0, give_up: 0 }, anew: false }
 }
 
 pub(super) fn outcome(seen: &[Progress]) -> &Outcome {
@@ -200,6 +200,8 @@ pub(super) fn agent() -> Agent {
         held_out: None,
         probes: None,
         general: None,
+        examples: None,
+        practice: config::Practice::default(),
     }
 }
 

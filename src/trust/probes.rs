@@ -155,6 +155,7 @@ mod tests {
             sampling: Sampling::default(),
             finish: FinishReason::Stop,
             critique: None,
+            shots: Vec::new(),
             assessments: vec![said("kind", true), said(VERIFIER, right)],
         };
         Exchange {

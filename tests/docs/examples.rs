@@ -18,8 +18,10 @@ const MODEL: &str = "agents/nano/model.gguf";
 const FILES: [&str; 4] = ["models/my-model-q4_k_m.gguf", "judges/other.gguf", "rm.gguf", "key.txt"];
 
 /// Files of lines that YAML examples name: `check` reads them.
-const LINES: [(&str, &str); 3] = [
+const LINES: [(&str, &str); 5] = [
     ("agents/mine/held-out.jsonl", r#"{"id": "1", "prompt": "What is 2 + 2?"}"#),
+    ("agents/mine/practice.jsonl", r#"{"id": "1", "prompt": "What is 3 + 2?"}"#),
+    ("agents/mine/examples.jsonl", r#"{"prompt": "What is 3 + 3?", "answer": "Six."}"#),
     ("agents/mine/general.jsonl", r#"{"id": "1", "prompt": "Name a colour."}"#),
     ("agents/mine/probes.jsonl", r#"{"id": "1", "prompt": "?", "answer": "!", "good": false}"#),
 ];
@@ -115,8 +117,9 @@ fn check_lines(what: &str, text: &str) -> Result<(), String> {
     write(&path, text);
     let read = match what {
         "prompts" => prompt_file::read(&path).map(|lines| lines.len()),
+        "examples" => prompt_file::read_examples(&path).map(|lines| lines.len()),
         "probes" => prompt_file::read_probes(&path).map(|lines| lines.len()),
-        _ => return Err("prompts or probes is wanted".to_owned()),
+        _ => return Err("prompts, examples or probes is wanted".to_owned()),
     };
     match read {
         Ok(0) => Err("has no line".to_owned()),

@@ -72,8 +72,8 @@ pub(super) fn insert_candidates(
         tx.prepare_cached(
             "INSERT INTO candidates
                 (exchange, created_ms, author, parent, generation, text, tokens, logprobs, sampling,
-                 finish, critique)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                 finish, critique, shots)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             exchange,
@@ -87,6 +87,7 @@ pub(super) fn insert_candidates(
             Json(candidate.sampling),
             Word(candidate.finish),
             candidate.critique,
+            (!candidate.shots.is_empty()).then_some(Json(&candidate.shots)),
         ])?;
         let id = CandidateId(tx.last_insert_rowid());
         put_assessments(tx, id, &candidate.assessments)?;
@@ -218,6 +219,7 @@ fn read_candidate(row: &Row<'_>) -> rusqlite::Result<Candidate> {
         sampling: row.get::<_, Json<_>>("sampling")?.0,
         finish: row.get::<_, Word<_>>("finish")?.0,
         critique: row.get("critique")?,
+        shots: row.get::<_, Option<Json<_>>>("shots")?.map(|it| it.0).unwrap_or_default(),
         assessments: Vec::new(),
     })
 }

@@ -11,5 +11,6 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(include_str!("schema_interrupted.sql")),
         M::up(include_str!("schema_aspect_choice.sql")),
         M::up(include_str!("schema_trust.sql")),
+        M::up(include_str!("schema_practice.sql")),
     ])
 }

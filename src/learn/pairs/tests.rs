@@ -68,6 +68,7 @@ pub(in crate::learn) fn candidate(id: i64, tokens: &[i32], value: f32, passes: b
         sampling: Sampling::default(),
         finish: FinishReason::Stop,
         critique: None,
+        shots: Vec::new(),
         assessments: vec![assessment(value, passes)],
     }
 }
