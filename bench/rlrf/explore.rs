@@ -38,9 +38,10 @@ pub(crate) async fn fill(
     for line in prompts.into_iter().skip(known) {
         reflector.remember(agent, line).await?;
     }
-    let todo = store.explorable(agent.name.clone(), n, m, policy).await?;
+    let todo = store.explorable(agent.name.clone(), (n, m), policy, false).await?;
     lab.engine.activate(policy).await?;
-    let aim = Aim { drafts: n, refinements: m, stop_early: agent.reflection.stop_early };
+    let aim =
+        Aim { drafts: n, refinements: m, stop_early: agent.reflection.stop_early, anew: false };
     let fills = todo.into_iter().map(|filled| {
         let reflector = &reflector;
         async move { reflector.explore(agent, filled.exchange, aim, &|_| {}).await.map(drop) }

@@ -132,6 +132,7 @@ fn what_is_sampled_often_and_what_scores_best_are_told_apart() {
         finish: FinishReason::Stop,
         critique: None,
         critic: None,
+        shots: Vec::new(),
         assessments: vec![Assessment {
             aspect: "arithmetic".into(),
             rubric_version: "1".into(),

@@ -6,6 +6,7 @@
 mod adapters;
 mod chat;
 mod error;
+mod examples;
 mod feedback;
 mod follow;
 mod health;
@@ -132,6 +133,7 @@ fn router(api: Api) -> Router {
         .route("/v1/runs/resume", post(runs::resume))
         .route("/v1/runs/{id}", get(runs::show))
         .route("/v1/explore", post(runs::explore))
+        .route("/v1/examples", post(examples::learn))
         .route("/v1/judge", get(judge::report))
         .route("/v1/judge/calibrate", post(judge::calibrate))
         .route("/v1/judge/attack", post(judge::attack))

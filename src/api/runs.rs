@@ -77,12 +77,14 @@ pub(super) async fn explore(
             Some((n.unwrap_or(default_n), m.unwrap_or(default_m)))
         }
     };
+    // Who brings prompts wants them explored.
+    let all = !body.prompts.is_empty();
     for prompt in body.prompts {
         api.parts.reflector.remember(&agent, prompt).await?;
     }
     let learner = api.parts.learner.clone();
     let agent = body.agent.map(|_| agent.name.clone());
-    let wish = Exploration { agent, limit: body.limit, split };
+    let wish = Exploration { agent, limit: body.limit, split, all };
     answer(&api, body.stream, async move { learner.explore(wish).await }).await
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::learn::{Guards, Readiness, Stage};
 use crate::reflect::CallCounts;
 use crate::trust::{Attack, Report, Standing};
-use config::{Mode, Problem, PromptLine, Verifier};
+use config::{ExampleLine, Mode, Problem, PromptLine, Verifier};
 use engine::{EngineStats, FinishReason, Generation, ModelInfo};
 use store::{CandidateId, Counts, ExchangeId};
 
@@ -524,6 +524,17 @@ impl Default for ExploreBody {
     fn default() -> Self {
         Self { agent: None, prompts: Vec::new(), limit: 1000, n: None, m: None, stream: false }
     }
+}
+
+/// `POST /v1/examples`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExamplesBody {
+    /// Whose; absent: the default agent's.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// All of them are stored, or none.
+    pub examples: Vec<ExampleLine>,
 }
 
 /// One agent's entry of `GET /v1/judge`.

@@ -1,23 +1,27 @@
 //! `reflectd check`: reads the configuration with the code that the daemon uses, and reports every
 //! problem. Needs no daemon. Called by `cli::run`.
 
+use std::error::Error as _;
 use std::path::Path;
 
 use serde_json::json;
 
 use super::{Json, terminal};
 use crate::learn::gate::Power;
-use crate::learn::held_out;
+use crate::learn::held_out::{self, HeldOut};
 use crate::reflect;
 use crate::reflect::verify::command::try_program;
-use config::{self, Config, ConfigError, Problem};
+use config::prompt_file::{self, Fault, Faults, PromptFileError};
+use config::{self, Agent, Config, ConfigError, Problem};
 use files::gguf::Gguf;
 use prompt::ChatTemplate;
 use protocol::exit::Exit;
 
 pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
     let loaded = config::load(root).and_then(|mut config| {
-        let problems: Vec<_> = templates(&config).into_iter().chain(programs(&config)).collect();
+        let mut problems = templates(&config);
+        problems.extend(programs(&config));
+        problems.extend(files_of(&config));
         config.warnings.extend(too_few_held_out(&config));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     });
@@ -58,7 +62,7 @@ fn templates(config: &Config) -> Vec<Problem> {
     // A model that cannot be read is told of by `doctor` and at the start.
     let Ok(header) = Gguf::open(&config.engine.model) else { return Vec::new() };
     let template = ChatTemplate::of_model(&header, config.engine.chat_template.as_deref());
-    let problem = |agent: &config::Agent| {
+    let problem = |agent: &Agent| {
         let message = reflect::try_chat(agent, &template).err()?.to_string();
         let file = Path::new("agents").join(format!("{}.yaml", agent.name));
         Some(Problem { file, key: "model".to_owned(), message })
@@ -78,4 +82,102 @@ fn programs(config: &Config) -> Vec<Problem> {
         Some(Problem { file, key: "verifier".to_owned(), message })
     };
     commands.filter_map(problem).collect()
+}
+
+/// All that is wrong with the lines of the files that agents name.
+fn files_of(config: &Config) -> Vec<Problem> {
+    // Told of by `doctor` and at the start when it cannot be read.
+    let template = Gguf::open(&config.engine.model)
+        .ok()
+        .map(|header| ChatTemplate::of_model(&header, config.engine.chat_template.as_deref()));
+    let mut problems = Vec::new();
+    for agent in config.agents.values() {
+        for path in [&agent.held_out, &agent.general].into_iter().flatten() {
+            add(&mut problems, path, prompts(agent, path, template.as_ref()));
+        }
+        if let Some(path) = &agent.practice.prompts {
+            add(&mut problems, path, prompts(agent, path, template.as_ref()));
+        }
+        if let Some(path) = &agent.examples {
+            add(&mut problems, path, examples(agent, path, template.as_ref()));
+        }
+        if let Some(path) = &agent.probes {
+            add(&mut problems, path, prompt_file::read_probes(path).map(|_| Faults::default()));
+        }
+    }
+    problems
+}
+
+/// Conversations that the chat template refuses.
+fn prompts(
+    agent: &Agent,
+    path: &Path,
+    template: Option<&ChatTemplate>,
+) -> Result<Faults, PromptFileError> {
+    let mut faults = Faults::default();
+    for (number, line) in prompt_file::read_numbered(path)? {
+        // All single turns are rendered alike, and `templates` has tried one.
+        let Some(template) = template.filter(|_| !line.earlier.is_empty()) else { continue };
+        if let Err(error) = reflect::try_conversation(agent, template, &line.messages()) {
+            faults.add(number, error.to_string());
+        }
+    }
+    Ok(faults)
+}
+
+/// Examples that do not fit the chat template or their own verifier, or whose prompts are held out.
+fn examples(
+    agent: &Agent,
+    path: &Path,
+    template: Option<&ChatTemplate>,
+) -> Result<Faults, PromptFileError> {
+    // Faults of the held-out prompts are told of where they are.
+    let held_out = agent.held_out.iter().filter_map(|path| prompt_file::read(path).ok()).flatten();
+    let held_out = HeldOut::of_prompts(&held_out.collect::<Vec<_>>());
+    let mut faults = Faults::default();
+    for (number, line) in prompt_file::read_examples(path)? {
+        if let Err(fault) = reflect::try_example(agent, template, &line) {
+            faults.add(number, fault);
+        } else if held_out.contains(&line.messages()) {
+            faults.add(number, "the prompt is held out, and would no longer measure anything");
+        }
+    }
+    Ok(faults)
+}
+
+fn add(problems: &mut Vec<Problem>, path: &Path, read: Result<Faults, PromptFileError>) {
+    let problem = |key: String, message: String| Problem { file: path.to_owned(), key, message };
+    let faults = match read {
+        Ok(faults) | Err(PromptFileError::Lines { faults, .. }) => faults,
+        Err(error @ PromptFileError::Read { .. }) => {
+            let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+            return problems.push(problem(String::new(), format!("{error}{cause}")));
+        }
+    };
+    let told = faults.told.into_iter();
+    problems.extend(told.map(|Fault { line, message }| problem(format!("line {line}"), message)));
+    if 0 < faults.n_more {
+        problems.push(problem(String::new(), format!("{} more lines do not fit", faults.n_more)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_of_every_file_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut problems = Vec::new();
+        let missing = folder.path().join("missing.jsonl");
+        add(&mut problems, &missing, prompt_file::read(&missing).map(|_| Faults::default()));
+        let path = folder.path().join("lines.jsonl");
+        let text = "{\"id\":1}\n".repeat(102);
+        files::write_atomic(&path, |it| std::io::Write::write_all(it, text.as_bytes())).unwrap();
+        add(&mut problems, &path, prompt_file::read(&path).map(|_| Faults::default()));
+        assert!(problems[0].message.contains("No such file"), "{}", problems[0]);
+        assert!(problems[2].to_string().contains("lines.jsonl: line 2: "), "{}", problems[2]);
+        assert!(problems[101].message.contains("2 more lines"), "{}", problems[101]);
+        assert_eq!(problems.len(), 102);
+    }
 }

@@ -18,6 +18,7 @@ mod gate;
 mod init;
 mod judge;
 mod judge_report;
+mod learn;
 mod nano;
 mod operation;
 mod pages;
@@ -128,6 +129,8 @@ enum Command {
     Pages(pages::Arguments),
     /// Let the model work on stored prompts now: answers, judgements, refinements.
     Explore(explore::Arguments),
+    /// Learn from examples: prompts with the answers that you want.
+    Learn(learn::Arguments),
     /// Train now, compare on held-out prompts, and swap if it is better.
     Train(train::Arguments),
     /// Show the training runs.
@@ -188,6 +191,7 @@ async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
         Command::Ask(arguments) => ask::run(&client, arguments).await,
         Command::Status(json) => status::run(&client, json).await,
         Command::Explore(arguments) => explore::run(&client, &arguments).await,
+        Command::Learn(arguments) => learn::run(&client, &arguments).await,
         Command::Train(arguments) => train::run(&client, &arguments).await,
         Command::Runs(arguments) => runs::run(&client, &arguments).await,
         Command::Adapters(arguments) => adapters::run(&client, &arguments).await,

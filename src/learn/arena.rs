@@ -16,7 +16,7 @@ use config::{GateConfig, VERIFIER};
 use engine::{
     EngineError, FinishReason, Generation, LogprobRequest, Priority, Sampling, Token, Weights,
 };
-use prompt::{Message, Role, Verifier};
+use prompt::Verifier;
 use protocol::Probe;
 use store::{Assessment, Evaluation, RunId, StoreError};
 
@@ -218,7 +218,7 @@ impl Arena<'_> {
 
     /// Greedy: the verdict is about the weights and not about luck.
     async fn answer(&self, question: &Question, by: Generation) -> Result<Answer, ArenaError> {
-        let messages = [Message { role: Role::User, content: question.line.prompt.clone() }];
+        let messages = question.line.messages();
         let max_tokens = question.agent.sampling.max_tokens;
         let sampling =
             Sampling { temperature: 0.0, max_tokens, seed: Some(0), ..Sampling::default() };
@@ -231,7 +231,8 @@ impl Arena<'_> {
         let Question { agent, line } = question;
         let (reference, verifier) = (line.reference.as_deref(), line.verifier.as_ref());
         let reflector = &self.parts.reflector;
-        Ok(reflector.assess(agent, &line.prompt, text, reference, verifier, Priority::Gate).await?)
+        let asked = reflect::question(&line.messages());
+        Ok(reflector.assess(agent, &asked, text, reference, verifier, Priority::Gate).await?)
     }
 
     /// log p(base) - log p(candidate) over the base's own answers to prompts that are not of the task.

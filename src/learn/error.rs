@@ -7,6 +7,7 @@ use super::adapter::AdapterError;
 use super::arena::ArenaError;
 use super::cancel::Stop;
 use super::child::TrainerError;
+use super::practice::ExampleError;
 use super::promote::PromoteError;
 use crate::reflect::ReflectError;
 use crate::trust::TrustError;
@@ -38,6 +39,8 @@ pub(super) enum RunError {
     Promote(#[from] PromoteError),
     #[error(transparent)]
     Trust(#[from] TrustError),
+    #[error("learn from the examples of an agent")]
+    Examples(#[from] ExampleError),
     /// There is nothing to train on; the run is recorded.
     #[error("{reason}")]
     NothingToLearn { run: RunId, reason: String },

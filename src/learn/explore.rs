@@ -13,9 +13,9 @@ use tracing::warn;
 
 use super::error::RunError;
 use super::op_queue::Exploration;
-use super::{Ended, Parts, Stage};
+use super::{Ended, Parts, Stage, practice};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
-use crate::reflect::{Compared, Explored, ReflectError, Trial};
+use crate::reflect::{Compared, Explored, ReflectError, Shot, Trial};
 use config::{Agent, Promising};
 use engine::EngineError;
 use store::{ExchangeId, Filled};
@@ -68,7 +68,7 @@ pub struct Refining {
 }
 
 /// Who is told what exploration brings.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Tellers<'a> {
     /// What the learner is doing.
     pub(super) stage: &'a watch::Sender<Stage>,
@@ -136,6 +136,7 @@ struct Todo {
     aim: Aim,
     /// Whether refining pays; `None`: exactly what was asked for is made.
     trial: Option<Arc<Trial>>,
+    shots: Vec<Shot>,
 }
 
 /// The prompts that are worth exploring, fewest answers first. Those that an earlier exploration
@@ -147,16 +148,25 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
         Some(name) => agent.name == *name,
         None => agent.learn,
     };
+    let practised = practice::sync(parts, &config).await?;
     let mut todo = Vec::new();
     for agent in config.agents.values().filter(is_wanted) {
         let (drafts, refinements) = wish.split.unwrap_or(agent.reflection.explore);
-        let aim = Aim { drafts, refinements, stop_early: agent.reflection.stop_early };
+        let only = practised.get(&agent.name).filter(|_| !wish.all);
+        // What is practised on is practised on by each generation.
+        let anew = only.is_some();
+        let aim = Aim { drafts, refinements, stop_early: agent.reflection.stop_early, anew };
         let is_open = wish.split.is_none()
             && 0 < aim.stop_early.enough
             && agent.reflection.promising == Promising::BestFaulty;
         let trial = is_open.then(Arc::<Trial>::default);
-        let name = agent.name.clone();
-        let filled = parts.store.explorable(name, drafts, refinements, generation).await?;
+        let (name, split) = (agent.name.clone(), (drafts, refinements));
+        let mut filled = parts.store.explorable(name, split, generation, anew).await?;
+        filled.retain(|it| only.is_none_or(|only| only.contains(&it.exchange)));
+        let examples = match agent.practice.shots {
+            0 => Vec::new(),
+            _ => parts.store.examples(vec![agent.name.clone()]).await?,
+        };
         // Where the best draft is revised whatever its levels are, any draft may be it.
         let filled: Vec<_> = filled
             .into_iter()
@@ -167,11 +177,9 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
             .collect();
         let worth = filled.iter().filter(|it| !matches!(pursue::next(&aim, it), Next::Leave(_)));
         let exchanges = worth.map(|filled| filled.exchange).take(wish.limit - todo.len());
-        todo.extend(exchanges.map(|exchange| Todo {
-            agent: agent.clone(),
-            exchange,
-            aim,
-            trial: trial.clone(),
+        todo.extend(exchanges.map(|exchange| {
+            let shots = practice::shots(&examples, generation, exchange, agent.practice.shots);
+            Todo { agent: agent.clone(), exchange, aim, trial: trial.clone(), shots }
         }));
     }
     Ok(todo)
@@ -183,12 +191,9 @@ async fn fill(
     todo: Todo,
     told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
-    let Todo { agent, exchange, aim, trial } = todo;
-    let explored = match &trial {
-        None => parts.reflector.explore(&agent, exchange, aim, told).await,
-        Some(trial) => parts.reflector.explore_in_trial(&agent, exchange, aim, trial, told).await,
-    };
-    match explored {
+    let Todo { agent, exchange, aim, trial, shots } = todo;
+    let trial = trial.as_deref();
+    match parts.reflector.explore_with(&agent, exchange, aim, &shots, trial, told).await {
         Err(ReflectError::Engine(
             error @ (EngineError::TooLong { .. } | EngineError::NotLoaded(_)),
         )) => {

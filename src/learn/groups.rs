@@ -104,6 +104,8 @@ impl<'a> Grouping<'a> {
 fn was_sampled(candidate: &Candidate) -> bool {
     candidate.author == Author::Model
         && candidate.parent.is_none()
+        // Those answered a prompt with examples before it.
+        && candidate.shots.is_empty()
         && 0.0 < candidate.sampling.temperature
         && candidate.logprobs.iter().all(|logprob| logprob.is_finite())
 }

@@ -1,14 +1,15 @@
 //! The held-out prompts: read from the agents' files, asked by the gate, kept out of training.
 //! It must never hand a prompt to `dataset`. Used by `run` and `pairs`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::promote::blocking;
 use super::random::Random;
 use config::prompt_file::{self, PromptFileError};
-use config::{Agent, PromptLine};
+use config::{Agent, Config, PromptLine};
 use prompt::{Message, Role};
 
 /// One held-out prompt with the agent that answers it.
@@ -22,29 +23,60 @@ pub struct Question {
 
 /// Fingerprints of the prompts that never enter training.
 #[derive(Clone, Debug, Default)]
-pub struct HeldOut(HashSet<[u8; 32]>);
+pub struct HeldOut {
+    known: HashSet<[u8; 32]>,
+    /// How many turns of the user they have.
+    lengths: BTreeSet<usize>,
+}
 
 impl HeldOut {
     /// The fingerprints of these texts.
     pub fn new<'a>(prompts: impl IntoIterator<Item = &'a str>) -> Self {
-        Self(prompts.into_iter().map(fingerprint).collect())
+        Self::of(prompts.into_iter().map(|prompt| vec![prompt]))
     }
-    /// Whether any of the user's turns is a held-out prompt. Any, not only the last one: a
-    /// follow-up ("are you sure?") would otherwise carry the held-out prompt in.
+    /// The fingerprints of these conversations, each as the turns of its user.
+    pub fn of<'a>(conversations: impl IntoIterator<Item = Vec<&'a str>>) -> Self {
+        let mut held_out = Self::default();
+        for turns in conversations {
+            held_out.lengths.insert(turns.len());
+            held_out.known.insert(fingerprint(&turns));
+        }
+        held_out
+    }
+    /// The fingerprints of prompts of a file.
+    pub fn of_prompts<'a>(lines: impl IntoIterator<Item = &'a PromptLine>) -> Self {
+        Self::of(lines.into_iter().map(turns_of))
+    }
+    /// Whether any of the user's turns is a held-out prompt, or some of them in a row a held-out
+    /// conversation. Any, not only the last one: a follow-up ("are you sure?") would otherwise carry
+    /// the held-out prompt in.
     pub fn contains(&self, messages: &[Message]) -> bool {
-        messages
+        let turns = user_turns(messages);
+        self.lengths
             .iter()
-            .filter(|message| message.role == Role::User)
-            .any(|message| self.0.contains(&fingerprint(&message.content)))
+            .filter(|&&n| 0 < n)
+            .any(|&n| turns.windows(n).any(|turns| self.known.contains(&fingerprint(turns))))
     }
 }
 
+fn turns_of(line: &PromptLine) -> Vec<&str> {
+    user_turns(&line.earlier).into_iter().chain([line.prompt.as_str()]).collect()
+}
+
+fn user_turns(messages: &[Message]) -> Vec<&str> {
+    let of_user = messages.iter().filter(|message| message.role == Role::User);
+    of_user.map(|message| message.content.as_str()).collect()
+}
+
 /// Case and white space do not make another prompt.
-fn fingerprint(text: &str) -> [u8; 32] {
+fn fingerprint(turns: &[&str]) -> [u8; 32] {
     let mut digest = Sha256::new();
-    for word in text.split_whitespace() {
-        digest.update(word.to_lowercase());
-        digest.update(b" ");
+    for turn in turns {
+        for word in turn.split_whitespace() {
+            digest.update(word.to_lowercase());
+            digest.update(b" ");
+        }
+        digest.update(b"\n");
     }
     digest.finalize().into()
 }
@@ -62,8 +94,8 @@ impl Questions {
     /// Their fingerprints, and those of further prompts that never enter training.
     pub fn fingerprints<'a>(&'a self, others: impl Iterator<Item = &'a str>) -> HeldOut {
         let questions = self.held_out.iter().chain(&self.general);
-        let prompts = questions.map(|question| question.line.prompt.as_str());
-        HeldOut::new(prompts.chain(others))
+        let conversations = questions.map(|question| turns_of(&question.line));
+        HeldOut::of(conversations.chain(others.map(|prompt| vec![prompt])))
     }
 }
 
@@ -104,6 +136,19 @@ pub fn count(questions: &[Question]) -> usize {
     questions.iter().filter(|question| question.agent.learn).count()
 }
 
+/// The questions of all agents, and what never enters training: they and the prompts of labelled
+/// answers.
+pub async fn read_all(config: &Arc<Config>) -> Result<(Questions, HeldOut), PromptFileError> {
+    let config = config.clone();
+    blocking(move || {
+        let questions = load(config.agents.values())?;
+        let probes = probes(config.agents.values())?;
+        let held_out = questions.fingerprints(probes.iter().map(String::as_str));
+        Ok((questions, held_out))
+    })
+    .await
+}
+
 /// The prompts of the answers that measure these agents' judges.
 pub fn probes<'a>(
     agents: impl IntoIterator<Item = &'a Arc<Agent>>,
@@ -123,7 +168,7 @@ pub(super) fn choose(questions: &[Question], limit: usize, seed: u64) -> Vec<Que
     let mut questions: Vec<Question> =
         questions.iter().filter(|question| question.agent.learn).cloned().collect();
     questions.sort_by_cached_key(|question| {
-        fingerprint(&format!("{} {}", question.line.id, question.agent.name))
+        fingerprint(&[&format!("{} {}", question.line.id, question.agent.name)])
     });
     questions.truncate(limit);
     Random::new(seed).shuffle(&mut questions);
@@ -149,7 +194,7 @@ mod tests {
     fn there_are_forty_built_in_general_prompts_that_never_enter_training() {
         let lines: Vec<PromptLine> = prompt_file::parse(BUILT_IN).unwrap();
         let held_out = HeldOut::new(lines.iter().map(|line| line.prompt.as_str()));
-        assert_eq!((lines.len(), held_out.0.len()), (40, 40));
+        assert_eq!((lines.len(), held_out.known.len()), (40, 40));
     }
 
     #[test]
@@ -158,5 +203,15 @@ mod tests {
         assert!(held_out.contains(&[user("What is 2 + 2?"), user("Are you sure?")]));
         let said = Message { role: Role::Assistant, content: "What is 2 + 2?".into() };
         assert!(!held_out.contains(&[said, user("Yes")]));
+    }
+
+    #[test]
+    fn of_a_held_out_conversation_the_turns_in_a_row_count_and_none_alone() {
+        let held_out = HeldOut::of([vec!["What is 2 + 2?", "Are you sure?"]]);
+        let said = Message { role: Role::Assistant, content: "5".into() };
+        let whole = [user("Hello"), user("what is 2 + 2?"), said.clone(), user("Are you sure?")];
+        assert!(held_out.contains(&whole));
+        assert!(!held_out.contains(&[user("What is 2 + 2?")]));
+        assert!(!held_out.contains(&[user("Is it rain?"), said, user("Are you sure?")]));
     }
 }

@@ -75,7 +75,7 @@ async fn prepare<'a>(
     let seed = sha256.get(..8).and_then(|digits| u64::from_str_radix(digits, 16).ok());
     let seed = seed.expect("a SHA-256 has 64 hexadecimal digits");
     let data = (Counts::default(), seed);
-    let job = job::starting_now(parts, &config, start, label, data).await?;
+    let job = job::starting_now(parts, &config, start, label, config.learn.objective, data).await?;
     let record = json!({
         "kind": "import",
         "path": path,

@@ -110,13 +110,14 @@ pub fn epochs(learn: &LearnConfig, objective: &Objective, n_examples: usize) -> 
     learn.optimizer.epochs.unwrap_or_else(|| steps.div_ceil(of_epoch).clamp(1, most))
 }
 
-/// What the configuration makes of a run that starts now; `label` names it and its folder. `data`: the
-/// counts of its data set, and the seed that follows from it.
+/// What the configuration makes of a run that starts now; `label` names it and its folder. `objective`: as
+/// it is configured, or that of examples. `data`: the counts of its data set, and the seed that follows from it.
 pub(super) async fn starting_now(
     parts: &Parts,
     config: &Config,
     start: Generation,
     label: String,
+    objective: Objective,
     data: (Counts, u64),
 ) -> Result<Job, RunError> {
     let adapter = match config.learn.start {
@@ -138,7 +139,7 @@ pub(super) async fn starting_now(
         out: parts.state.run(&label),
         run: label,
         reference_cache: Some(parts.state.references()),
-        objective: config.learn.objective,
+        objective,
         n_parameters: info.n_parameters,
         counts,
         seed,
@@ -156,7 +157,7 @@ mod tests {
         let of = |objective: &Objective, n| (learning_rate(objective, n) * 1e6).round() / 1e6;
         let sizes = [0, 1_000_000, 135_000_000, 1_700_000_000, 70_000_000_000];
         assert_eq!(sizes.map(|n| of(&dpo, n)), [1e-3, 1e-3, 5e-4, 92e-6, 2e-5]);
-        assert_eq!(sizes.map(|n| of(&Objective::Sft, n)), [2e-3, 2e-3, 1e-3, 184e-6, 4e-5]);
+        assert_eq!(sizes.map(|n| of(&Objective::Sft, n)), [2e-3, 2e-3, 1e-3, 185e-6, 4e-5]);
     }
 
     #[test]

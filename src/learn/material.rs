@@ -32,6 +32,8 @@ pub(super) struct Material {
     pub(super) tally: Tally,
     /// What the stored answers come to.
     pub(super) yielded: Yield,
+    /// What is minimised, as it is configured, or that of examples.
+    pub(super) objective: Objective,
 }
 
 pub(super) async fn collect(
@@ -57,7 +59,8 @@ pub(super) async fn collect(
         let dataset = Dataset::new(groups.iter().map(|grouped| &grouped.group));
         let rows: Vec<_> = groups.into_iter().flat_map(|grouped| grouped.rows).collect();
         let (n_new, replayed) = (n_new(&rows), Replayed::default());
-        return Ok(Material { dataset, rows, n_new, replayed, tally, yielded });
+        let objective = learn.objective;
+        return Ok(Material { dataset, rows, n_new, replayed, tally, yielded, objective });
     }
     let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
     let earlier = parts.store.earlier_pairs(learning(config), replay::MAX_EARLIER).await?;
@@ -86,6 +89,7 @@ pub(super) async fn collect(
         replayed,
         tally,
         yielded,
+        objective: learn.objective,
     })
 }
 
@@ -108,7 +112,7 @@ async fn each(
 }
 
 /// The agents whose answers are learned from.
-fn learning(config: &Config) -> Vec<String> {
+pub(super) fn learning(config: &Config) -> Vec<String> {
     let learning = config.agents.values().filter(|agent| agent.learn);
     learning.map(|agent| agent.name.clone()).collect()
 }

@@ -18,6 +18,8 @@ pub struct Exploration {
     pub limit: usize,
     /// (n, m); `None`: the agents' own numbers.
     pub split: Option<(u32, u32)>,
+    /// Also prompts that are not of the files which agents practise on.
+    pub all: bool,
 }
 
 /// A long operation.
@@ -28,6 +30,11 @@ pub(super) enum Wish {
     /// Pair, train, gate, promote.
     Train {
         /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
+        min_new_pairs: usize,
+    },
+    /// Explore, train, gate, promote, and again: what the schedule starts.
+    Night {
+        /// As of `Train`.
         min_new_pairs: usize,
     },
     /// Ask the judge about answers that are there.
@@ -53,6 +60,7 @@ impl Wish {
         match self {
             Self::Explore(_) => "it explores stored prompts",
             Self::Train { .. } | Self::Resume => "a training run is under way",
+            Self::Night { .. } => "it learns by its schedule",
             Self::Judge { .. } => "it measures the judge",
             Self::Import(_) => "an imported adapter is on trial",
         }
@@ -60,7 +68,10 @@ impl Wish {
     /// Whether the end of `running` is what this wish asks for.
     fn joins(&self, running: &Self) -> bool {
         match (self, running) {
-            (Self::Train { .. } | Self::Resume, Self::Train { .. } | Self::Resume) => true,
+            (
+                Self::Train { .. } | Self::Resume,
+                Self::Train { .. } | Self::Resume | Self::Night { .. },
+            ) => true,
             _ => self == running,
         }
     }
@@ -161,7 +172,7 @@ mod tests {
     }
 
     fn explore(limit: usize) -> Wish {
-        Wish::Explore(Exploration { agent: None, limit, split: None })
+        Wish::Explore(Exploration { agent: None, limit, split: None, all: false })
     }
 
     #[test]

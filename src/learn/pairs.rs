@@ -248,6 +248,11 @@ impl<'a> Pairing<'a> {
                 && answer.may_be_chosen(self.policy.positives)
         };
         let mut chosen: Vec<_> = answers.iter().filter(may_be).copied().collect();
+        if !matches!(self.shape, Shape::Chosen) && chosen.iter().any(|it| !is_example(*it)) {
+            // An example is learned where the model's own answers fail: what it says itself is nearer
+            // to it.
+            chosen.retain(|answer| !is_example(*answer));
+        }
         chosen.sort_by(|a, b| {
             let rank = |answer: &Answer<'_>| Reverse((answer.is_edit(), answer.by_owner));
             rank(a)
@@ -308,6 +313,7 @@ impl<'a> Pairing<'a> {
             && self.policy.min_margin <= margin
             // The rule keeps a judge's taste for long answers out. The owner means the length.
             && (is_edit_of(chosen, rejected)
+                || is_example(chosen)
                 || length_ratio(&a.tokens, &b.tokens) <= self.policy.max_length_ratio)
             // Nearly the same text on both sides pushes down what it should push up.
             && !(kin && similarity(&a.tokens, &b.tokens) > self.policy.max_parent_similarity)
@@ -316,6 +322,11 @@ impl<'a> Pairing<'a> {
 
 fn is_edit_of(edit: Answer<'_>, original: Answer<'_>) -> bool {
     edit.is_edit() && edit.candidate.parent == Some(original.candidate.id)
+}
+
+/// An answer of the owner that revises none.
+fn is_example(answer: Answer<'_>) -> bool {
+    answer.is_edit() && answer.candidate.parent.is_none()
 }
 
 /// Whether the model ended the answer by itself.

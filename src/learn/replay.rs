@@ -85,14 +85,17 @@ impl Earlier {
                 chosen.is_none_or(|it| it.is_some_and(|it| it.may_be_chosen(self.positives))),
                 rejected.is_none_or(|it| it.is_some_and(|it| it.may_be_rejected(self.positives))),
             );
-            let is_better = match (chosen.flatten(), rejected.flatten()) {
-                (Some(chosen), Some(rejected)) => rejected.scalar < chosen.scalar,
-                _ => true,
-            };
-            if !is_chosen || !is_better {
+            // Where both still hold by themselves; else one of them goes.
+            let is_turned = is_chosen
+                && is_rejected
+                && chosen
+                    .flatten()
+                    .zip(rejected.flatten())
+                    .is_some_and(|(chosen, rejected)| chosen.scalar <= rejected.scalar);
+            if !is_chosen || is_turned {
                 *pair = pair.clone().without_chosen();
             }
-            if !is_rejected || !is_better {
+            if !is_rejected || is_turned {
                 *pair = pair.clone().without_rejected();
             }
         }

@@ -15,10 +15,11 @@ use super::child::{self, Trained};
 use super::dataset::Dataset;
 use super::error::RunError;
 use super::job;
+use super::practice;
 use super::promote::blocking;
 use config::Config;
 use engine::Generation;
-use protocol::{CHECKPOINT, Job};
+use protocol::{CHECKPOINT, Job, Objective};
 use store::{self, RunId, RunState, StoreError};
 
 /// A run that is interrupted more often is given up: something about it does not work here.
@@ -120,7 +121,11 @@ async fn continued(
         return Ok(Err(format!("its data set {} is not there any more", path.display())));
     };
     let data = (data.counts(), began.seed);
-    let today = job::starting_now(parts, config, active, began.run.clone(), data).await?;
+    // What is learned from examples has an objective of its own.
+    let is_on_examples = run.metrics["lesson"] == practice::EXAMPLES;
+    let objective = if is_on_examples { Objective::Sft } else { config.learn.objective };
+    let label = began.run.clone();
+    let today = job::starting_now(parts, config, active, label, objective, data).await?;
     if today.essence() != began.essence() {
         return Ok(Err("the model or the settings of learning are others now".to_owned()));
     }

@@ -20,10 +20,9 @@ use super::material::{self, Material};
 use super::program;
 use super::promote::{self, Promotion, blocking};
 use super::readiness::Readiness;
-use super::{Ended, Parts, Stage, judge, resume};
+use super::{Ended, Parts, Stage, judge, practice, resume};
 use crate::trust::Standing;
 use config::Config;
-use config::prompt_file::PromptFileError;
 use engine::Generation;
 use protocol::{Job, Step, TrainerEvent};
 use store::{RunId, RunState};
@@ -92,14 +91,7 @@ async fn prepare<'a>(
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
-    let (questions, probes) = blocking({
-        let config = config.clone();
-        move || {
-            let questions = held_out::load(config.agents.values())?;
-            Ok::<_, PromptFileError>((questions, held_out::probes(config.agents.values())?))
-        }
-    })
-    .await?;
+    let (questions, held_out) = held_out::read_all(&config).await?;
     if let Some(found) = resume::next(parts, &config).await? {
         let resume::Waiting { id, start, job, trained } = found;
         if trained.is_none() {
@@ -111,21 +103,29 @@ async fn prepare<'a>(
     let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
     // Before pairs are collected and a run is recorded.
     program::command_line(&config.trainer).map_err(TrainerError::from)?;
-    let held_out = questions.fingerprints(probes.iter().map(String::as_str));
-    let material = material::collect(parts, &config, &held_out).await?;
-    if material.rows.is_empty() || material.n_new < min_new_pairs {
-        let agents = config.agents.values().filter(|agent| agent.learn).count();
-        let asked = questions.held_out.len();
-        let found = Readiness::new(&material, agents, asked, min_new_pairs);
-        return Err(nothing_to_learn(parts, &found).await?);
-    }
-    let Material { dataset, rows, tally, yielded, replayed, .. } = material;
+    practice::sync(parts, &config).await?;
+    let examples = practice::waiting(parts, &config, &held_out, 0 < min_new_pairs).await?;
+    let lesson = if examples.is_some() { practice::EXAMPLES } else { "answers" };
+    let material = match examples {
+        Some(material) => material,
+        None => {
+            let material = material::collect(parts, &config, &held_out).await?;
+            if material.rows.is_empty() || material.n_new < min_new_pairs {
+                let agents = config.agents.values().filter(|agent| agent.learn).count();
+                let asked = held_out::count(&questions.held_out);
+                let found = Readiness::new(&material, agents, asked, min_new_pairs);
+                return Err(nothing_to_learn(parts, &found).await?);
+            }
+            material
+        }
+    };
+    let Material { dataset, rows, tally, yielded, replayed, objective, .. } = material;
 
     let start = parts.engine.stats().active;
     let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
     let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
     let data = (dataset.counts(), dataset.seed());
-    let job = job::starting_now(parts, &config, start, label, data).await?;
+    let job = job::starting_now(parts, &config, start, label, objective, data).await?;
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -142,6 +142,7 @@ async fn prepare<'a>(
     info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
     let held_out = Power::new(held_out::count(&questions.held_out), &config.learn.gate);
     let facts = json!({
+        "lesson": lesson,
         "tally": tally,
         "yield": yielded,
         "replayed": replayed,

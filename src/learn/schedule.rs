@@ -1,8 +1,9 @@
 //! When a run starts by itself. Pure: pattern, time and facts in, decision out. It must not look at
 //! a clock. Used by `task`.
 //!
-//! A run that was due while the daemon was down is not made up for: the next due time counts.
-//! A due run that finds the engine busy stays due until it is quiet. A run that the end of the daemon
+//! A run that was due while the daemon was down is made up for once, when it is there again.
+//! A due run that finds the engine busy stays due until it is quiet, and so it does when the
+//! configuration changes; a wait after failures stays too. A clock that was set back is noticed. A run that the end of the daemon
 //! interrupted goes on as soon as it is quiet, whatever the pattern says: it was due or asked for.
 
 use std::str::FromStr as _;
@@ -17,11 +18,20 @@ const BACK_OFF: TimeDelta = TimeDelta::minutes(30);
 /// A run that keeps failing is still tried this often.
 const BACK_OFF_CAP: TimeDelta = TimeDelta::days(7);
 
+/// A clock that is corrected by less was not set back.
+const SET_BACK: TimeDelta = TimeDelta::minutes(1);
+
 /// When the next run is due.
 #[derive(Debug)]
 pub struct Schedule {
     plan: Option<(Cron, Tz)>,
+    /// As it is configured.
+    written: Option<(String, Tz)>,
     due: Option<DateTime<Utc>>,
+    /// After a failure nothing is due before.
+    not_before: DateTime<Utc>,
+    /// The newest time that was heard of.
+    seen: DateTime<Utc>,
     failures: u32,
     interrupted: bool,
 }
@@ -66,14 +76,52 @@ impl std::fmt::Display for Decision {
 impl Schedule {
     /// The first due time after `now`. `config` has checked the pattern.
     pub fn new(plan: Option<&(String, Tz)>, now: DateTime<Utc>) -> Self {
-        let mut schedule = Self { plan: None, due: None, failures: 0, interrupted: false };
+        let mut schedule = Self {
+            plan: None,
+            written: None,
+            due: None,
+            not_before: now,
+            seen: now,
+            failures: 0,
+            interrupted: false,
+        };
         schedule.replan(plan, now);
         schedule
     }
-    /// The configuration has changed. Failures stay counted: a new time does not mend the trainer.
+    /// The configuration has changed. A run that is due stays due, and failures stay counted: a new
+    /// time does not mend the trainer.
     pub fn replan(&mut self, plan: Option<&(String, Tz)>, now: DateTime<Utc>) {
+        if self.written.as_ref() == plan {
+            return;
+        }
+        let is_due = self.due.is_some_and(|due| due <= now);
+        self.written = plan.cloned();
         self.plan = plan.and_then(|(pattern, zone)| Some((Cron::from_str(pattern).ok()?, *zone)));
-        self.due = self.after(now);
+        if !is_due || self.plan.is_none() {
+            self.due = self.after(now.max(self.not_before));
+        }
+    }
+    /// The last run that the schedule has started began then, before the daemon did: one that was due
+    /// since is due now.
+    pub fn catch_up(&mut self, last: DateTime<Utc>, now: DateTime<Utc>) {
+        if let Some(missed) = self.after(last).filter(|missed| *missed <= now) {
+            self.due = Some(missed);
+        }
+    }
+    /// What the clock says; true when it was set back. What is due stays due then, and everything
+    /// else is counted from the new time.
+    pub fn hear(&mut self, now: DateTime<Utc>) -> bool {
+        let before = std::mem::replace(&mut self.seen, now);
+        if before - now < SET_BACK {
+            self.seen = before.max(now);
+            return false;
+        }
+        self.not_before = now + (self.not_before - before).max(TimeDelta::zero());
+        self.due = match self.due {
+            Some(due) if due <= before => Some(now),
+            _ => self.after(self.not_before),
+        };
+        true
     }
     /// When the next run is due.
     pub fn due(&self) -> Option<DateTime<Utc>> {
@@ -98,7 +146,8 @@ impl Schedule {
     pub fn ended(&mut self, now: DateTime<Utc>, failed: bool) {
         self.interrupted = false;
         self.failures = if failed { self.failures.saturating_add(1) } else { 0 };
-        self.due = self.after(now + back_off(self.failures));
+        self.not_before = now + back_off(self.failures);
+        self.due = self.after(self.not_before);
     }
     /// How many runs in a row have failed.
     pub fn failures(&self) -> u32 {
@@ -194,6 +243,72 @@ mod tests {
         let mut schedule = Schedule::new(Some(&nightly()), noon);
         schedule.set_interrupted(true);
         assert_eq!(schedule.decide(at("2026-07-02T01:20:00Z"), LONG, IDLE), Decision::Start);
+    }
+
+    #[test]
+    fn a_reload_keeps_a_due_run_and_its_back_off() {
+        let noon = at("2026-07-01T12:00:00Z");
+        let mut schedule = Schedule::new(Some(&nightly()), noon);
+        let night = at("2026-07-02T01:20:00Z");
+        schedule.replan(Some(&nightly()), night);
+        assert_eq!(schedule.decide(night, LONG, IDLE), Decision::Start);
+        let later = ("0 5 * * *".into(), chrono_tz::Europe::Berlin);
+        schedule.replan(Some(&later), night);
+        assert_eq!(schedule.decide(night, LONG, IDLE), Decision::Start, "also with another plan");
+        schedule.replan(None, night);
+        assert_eq!(schedule.decide(night, LONG, IDLE), Decision::Never, "but not without one");
+
+        let hourly = ("0 * * * *".into(), chrono_tz::UTC);
+        let mut schedule = Schedule::new(Some(&hourly), noon);
+        for _ in 0..3 {
+            schedule.ended(noon, true);
+        }
+        let waits = schedule.due();
+        assert_eq!(waits, Some(at("2026-07-01T15:00:00Z")));
+        schedule.replan(Some(&hourly), noon);
+        assert_eq!(schedule.due(), waits);
+        schedule.replan(Some(&("*/5 * * * *".into(), chrono_tz::UTC)), noon);
+        assert!(at("2026-07-01T14:00:00Z") < schedule.due().unwrap());
+    }
+
+    #[test]
+    fn a_run_that_was_missed_is_made_up_for_once() {
+        let morning = at("2026-07-03T07:00:00Z");
+        let mut schedule = Schedule::new(Some(&nightly()), morning);
+        schedule.catch_up(at("2026-07-01T01:00:10Z"), morning);
+        assert_eq!(schedule.decide(morning, LONG, IDLE), Decision::Start, "two nights were missed");
+        schedule.ended(morning, false);
+        assert_eq!(schedule.due(), Some(at("2026-07-04T01:00:00Z")));
+        let mut schedule = Schedule::new(Some(&nightly()), morning);
+        schedule.catch_up(at("2026-07-03T01:00:10Z"), morning);
+        assert!(matches!(schedule.decide(morning, LONG, IDLE), Decision::NotDue(_)));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_put_the_night_off() {
+        let noon = at("2026-07-01T12:00:00Z");
+        let mut schedule = Schedule::new(Some(&nightly()), noon);
+        assert!(!schedule.hear(noon - TimeDelta::seconds(2)), "a correction");
+        assert_eq!(schedule.due(), Some(at("2026-07-02T01:00:00Z")));
+        assert!(schedule.hear(at("2026-06-01T12:00:00Z")));
+        assert_eq!(schedule.due(), Some(at("2026-06-02T01:00:00Z")));
+        assert!(!schedule.hear(at("2026-06-02T01:00:00Z")));
+        assert!(schedule.hear(at("2026-06-01T12:00:00Z")));
+        let decision = schedule.decide(at("2026-06-01T12:00:00Z"), LONG, IDLE);
+        assert_eq!(decision, Decision::Start, "what was due stays due");
+
+        let mut schedule = Schedule::new(Some(&nightly()), noon);
+        for _ in 0..8 {
+            schedule.ended(noon, true);
+        }
+        // 64 hours.
+        assert_eq!(schedule.due(), Some(at("2026-07-05T01:00:00Z")));
+        schedule.hear(at("2026-06-01T12:00:00Z"));
+        assert_eq!(
+            schedule.due(),
+            Some(at("2026-06-05T01:00:00Z")),
+            "the wait is as long as it was"
+        );
     }
 
     #[test]

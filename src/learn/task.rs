@@ -19,8 +19,8 @@ use super::op_queue::{OpQueue, Wish};
 use super::readiness::{self, Readiness};
 use super::schedule::{Decision, Schedule};
 use super::{
-    Command, Ended, LearnError, News, Parts, Stage, explore, held_out, import, judge, promote,
-    resume, run,
+    Command, Ended, LearnError, News, Parts, Stage, explore, held_out, import, judge, night,
+    promote, resume, run,
 };
 use store::{RunId, StoreError, Watch};
 
@@ -31,6 +31,8 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Runs, watches and alarms looked at.
 const RECENT: usize = 20;
 const ALARMS: usize = 5;
+/// The event that the schedule has started something.
+const NIGHT: &str = "night";
 
 #[derive(Debug)]
 pub(super) struct Task {
@@ -91,6 +93,17 @@ impl Task {
             Ok(runs) => self.schedule.set_interrupted(!runs.is_empty()),
             Err(error) => warn!(%error, "Interrupted runs are not looked for."),
         }
+        match self.parts.store.events(NIGHT, 1).await {
+            Ok(nights) => {
+                let last =
+                    nights.first().and_then(|it| DateTime::from_timestamp_millis(it.created_ms));
+                if let Some(last) = last {
+                    self.schedule.catch_up(last, Utc::now());
+                    self.next_run.send_replace(self.schedule.due());
+                }
+            }
+            Err(error) => warn!(%error, "Nights that were missed are not looked for."),
+        }
         let mut ticks = tokio::time::interval(TICK);
         let mut looks = tokio::time::interval(LOOK);
         let mut config = self.parts.config.clone();
@@ -115,7 +128,7 @@ impl Task {
                     self.next_run.send_replace(self.schedule.due());
                     self.look(false).await;
                 }
-                _ = ticks.tick() => self.tick(),
+                _ = ticks.tick() => self.tick().await,
                 _ = looks.tick() => self.look(true).await,
             }
         };
@@ -164,7 +177,9 @@ impl Task {
             }
             Command::Rollback(to, reply) => {
                 let result = match self.queue.running() {
-                    Some(Wish::Train { .. } | Wish::Resume | Wish::Import(_)) => {
+                    Some(
+                        Wish::Train { .. } | Wish::Night { .. } | Wish::Resume | Wish::Import(_),
+                    ) => {
                         Err(LearnError::Busy("a run compares with what is served; cancel it first"))
                     }
                     _ => promote::rollback(&self.parts, to).await,
@@ -176,7 +191,7 @@ impl Task {
         }
     }
 
-    fn tick(&mut self) {
+    async fn tick(&mut self) {
         let quiet = self.parts.reflector.quiet();
         let is_paused = self.guards.borrow().paused.is_some();
         let (idle, min_new_pairs) = {
@@ -184,13 +199,20 @@ impl Task {
             let paused = if is_paused { learn.pause.resume_pairs } else { 0 };
             (learn.idle, learn.min_new_pairs.max(paused))
         };
-        let decision = self.schedule.decide(Utc::now(), quiet, idle);
+        let now = Utc::now();
+        if self.schedule.hear(now) {
+            warn!(%now, "The clock was set back; the schedule counts from the new time.");
+            self.next_run.send_replace(self.schedule.due());
+        }
+        let decision = self.schedule.decide(now, quiet, idle);
         if discriminant(&decision) != discriminant(&self.decision) {
             debug!(%decision, "The schedule says something else.");
         }
         self.decision = decision;
         let wish = match decision {
-            Decision::Start => Wish::Train { min_new_pairs },
+            // While it pauses, only what comes of chats and words of the owner counts.
+            Decision::Start if is_paused => Wish::Train { min_new_pairs },
+            Decision::Start => Wish::Night { min_new_pairs },
             Decision::Resume => Wish::Resume,
             Decision::Never | Decision::NotDue(_) | Decision::Busy { .. } => return,
         };
@@ -199,6 +221,12 @@ impl Task {
             && self.queue.ask(wish.clone(), None)
         {
             info!(reason = %decision, "Training starts.");
+            if decision == Decision::Start
+                && let Err(error) =
+                    self.parts.store.add_event(NIGHT.to_owned(), serde_json::json!({})).await
+            {
+                warn!(%error, "It is not noted that a night has begun.");
+            }
             self.start(wish);
         }
     }
@@ -265,7 +293,7 @@ impl Task {
             Outlook::Dropped(_)
                 if matches!(
                     self.queue.running(),
-                    Some(Wish::Train { .. } | Wish::Resume | Wish::Import(_))
+                    Some(Wish::Train { .. } | Wish::Night { .. } | Wish::Resume | Wish::Import(_))
                 ) =>
             {
                 // It starts from what is to be taken back. The look after its end acts.
@@ -360,7 +388,7 @@ impl Task {
 
     fn ended(&mut self, ended: &Ended) {
         self.operation = None;
-        if let Some(Wish::Train { .. } | Wish::Resume) = self.queue.running() {
+        if let Some(Wish::Train { .. } | Wish::Night { .. } | Wish::Resume) = self.queue.running() {
             // A run that never started has used nothing and says nothing about the trainer.
             let failed =
                 matches!(ended, Ended::Failed { run: Some(_), .. } | Ended::Interrupted { .. });
@@ -400,6 +428,7 @@ async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Ca
         Wish::Train { min_new_pairs } => {
             run::run(parts, Some(min_new_pairs), tellers.stage, cancel).await
         }
+        Wish::Night { min_new_pairs } => night::night(parts, min_new_pairs, tellers, cancel).await,
         Wish::Resume => run::run(parts, None, tellers.stage, cancel).await,
         Wish::Import(source) => import::import(parts, source, tellers.stage, cancel).await,
         Wish::Explore(wish) => {

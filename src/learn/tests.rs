@@ -5,18 +5,21 @@ mod guards;
 
 mod imports;
 
+mod lessons;
+
 mod resume;
 mod trust;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::held_out::HeldOut;
 use super::*;
 use config::{
     Address, Agent, AgentAspect, Aspect, AspectChoice, CanaryConfig, EndpointConfig, GateConfig,
     JudgeConfig, LearnConfig, Mode, OptimizerConfig, PairPolicy, Pass, PauseConfig, Positives,
-    Promising, Reflection, Rejected, ScalarConfig, ServerConfig, Start, StopEarly, TrainerConfig,
-    TrustConfig, WatchConfig,
+    Practice, Promising, Reflection, Rejected, ScalarConfig, ServerConfig, Start, StopEarly,
+    TrainerConfig, TrustConfig, WatchConfig,
 };
 use engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
 use files::gguf::{Value, Writer};
@@ -174,7 +177,7 @@ impl World {
 
 /// Prompts of every agent, as far as the agents say.
 fn all(limit: usize) -> Exploration {
-    Exploration { agent: None, limit, split: None }
+    Exploration { agent: None, limit, split: None, all: false }
 }
 
 pub(super) fn write(path: &std::path::Path, text: &str) {
@@ -210,6 +213,7 @@ fn answer(prompt: &str, text: &str, passes: bool) -> NewCandidate {
         finish: FinishReason::Stop,
         critique: None,
         critic: None,
+        shots: Vec::new(),
         assessments: vec![Assessment {
             aspect: "right".into(),
             rubric_version: "v1".into(),
@@ -303,6 +307,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             schedule: None,
             min_new_pairs: 1,
             idle: Duration::ZERO,
+            night: LONG,
             pairs: PairPolicy {
                 per_prompt: 2,
                 min_margin: 0.1,
@@ -409,6 +414,8 @@ fn agent(root: &std::path::Path) -> Agent {
         held_out: Some(root.join("held_out.jsonl")),
         probes: None,
         general: None,
+        examples: None,
+        practice: Practice::default(),
     }
 }
 

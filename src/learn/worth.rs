@@ -53,7 +53,9 @@ impl Answer<'_> {
 /// The judged answers in the order of their making.
 pub(super) fn answers(exchange: &Exchange) -> Vec<Answer<'_>> {
     // Scores of two versions of judge or rubrics are not compared; the newest counts.
-    let newest = exchange.candidates.iter().rev().map(standards).find(|it| !it.is_empty());
+    // Of what the owner wrote only a verifier has spoken.
+    let own = exchange.candidates.iter().filter(|it| it.author == Author::Model);
+    let newest = own.rev().map(standards).find(|it| !it.is_empty());
     let counts = |answer: &Answer<'_>| {
         let by = standards(answer.candidate);
         answer.by_owner || by.is_empty() || Some(by) == newest

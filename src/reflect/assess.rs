@@ -232,13 +232,27 @@ impl Verification {
             }
             By::Reference(reference) => verify::against_reference(reference, question.answer),
         };
+        Ok(self.of(&finding))
+    }
+
+    /// The same where no program has to be asked; `None`: one has to be.
+    pub(super) fn assess_by_itself(&self, answer: &str) -> Option<Vec<Assessment>> {
+        let finding = match &self.by {
+            By::Check(check) if check.commands().is_empty() => check.check(answer, &[]),
+            By::Check(_) => return None,
+            By::Reference(reference) => verify::against_reference(reference, answer),
+        };
+        Some(self.of(&finding))
+    }
+
+    fn of(&self, finding: &Finding) -> Vec<Assessment> {
         let parts = finding.parts.iter().map(|part| Assessment {
             judge: format!("{VERIFIER}:{}", part.kind),
             weight: 0.0,
             ..self.assessment(format!("{VERIFIER}.{}", part.name), &part.finding)
         });
-        let whole = self.assessment(VERIFIER.to_owned(), &finding);
-        Ok(std::iter::once(whole).chain(parts).collect())
+        let whole = self.assessment(VERIFIER.to_owned(), finding);
+        std::iter::once(whole).chain(parts).collect()
     }
 
     fn assessment(&self, aspect: String, finding: &Finding) -> Assessment {

@@ -155,6 +155,7 @@ impl Sample {
             finish: self.finish,
             critic: critique.as_ref().map(|critique| critique.by),
             critique: critique.map(|critique| critique.text),
+            shots: Vec::new(),
             assessments,
         }
     }

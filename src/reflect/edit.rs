@@ -1,8 +1,10 @@
 //! The owner's own answer to a stored prompt, as a candidate: the tokens that the model would have
-//! had to say, and what it gives to them. Stores nothing. Used by `api`.
+//! had to say, and what it gives to them. Stores nothing. Used by `api`; `from_file` has the
+//! same for examples.
 
 use config::Agent;
 use engine::{FinishReason, LogprobRequest, Priority, Sampling, TextPart, Token, Weights};
+use prompt::Message;
 use store::{Author, CandidateId, Exchange, NewCandidate, Parent};
 
 use super::assess::Verification;
@@ -20,7 +22,7 @@ impl Reflector {
         original: CandidateId,
         text: &str,
     ) -> Result<NewCandidate, ReflectError> {
-        let mut tokens = self.continuation(exchange, text)?;
+        let mut tokens = self.continuation(&exchange.messages, &exchange.prompt_tokens, text)?;
         tokens.push(self.engine.info().end_of_turn);
         let generation = self.engine.stats().active;
         let prompt = &exchange.prompt_tokens;
@@ -53,17 +55,23 @@ impl Reflector {
             critique: None,
             critic: None,
             assessments,
+            shots: Vec::new(),
         })
     }
 
     /// A text as it is tokenized where it follows the prompt.
-    fn continuation(&self, exchange: &Exchange, text: &str) -> Result<Vec<Token>, ReflectError> {
+    pub(super) fn continuation(
+        &self,
+        messages: &[Message],
+        prompt: &[Token],
+        text: &str,
+    ) -> Result<Vec<Token>, ReflectError> {
         let vocabulary = self.engine.vocabulary();
         let part = TextPart { text: text.to_owned(), control: false };
-        let mut parts = self.template.render(&exchange.messages)?;
+        let mut parts = self.template.render(messages)?;
         parts.push(part.clone());
         let whole = vocabulary.tokenize(&parts);
-        if let Some(tokens) = whole.strip_prefix(exchange.prompt_tokens.as_slice()) {
+        if let Some(tokens) = whole.strip_prefix(prompt) {
             return Ok(tokens.to_vec());
         }
         // The text would grow together with the template's last word, or the template has changed

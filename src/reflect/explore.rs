@@ -4,7 +4,7 @@
 //! [`Reflector`]'s `reflect_later` and `explore`.
 
 use config::{Agent, Promising, ScalarConfig};
-use engine::{Priority, Sampling, Weights};
+use engine::{Generation, Priority, Sampling, Weights};
 use store::{Author, Critic, Exchange, ExchangeId, Filled};
 
 use super::assess::{Verification, passes};
@@ -15,24 +15,26 @@ use super::judge::Judge;
 use super::pursue::{self, Aim, Next, Reason};
 use super::session::{Cut, Entry, Halt, Origin, Policy, Session};
 use super::trial::{Choice, Compared, Trial, Yield};
-use super::{Explored, ReflectError, Reflector};
+use super::{Explored, ReflectError, Reflector, Shot};
 
 /// How far to fill.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Goal {
+pub(super) struct Goal<'a> {
     /// Answers in all.
     pub(super) aim: Aim,
     /// Tokens of all candidates at most.
     pub(super) tokens: usize,
     /// How urgent.
     pub(super) priority: Priority,
+    /// What stands before the prompt of a draft.
+    pub(super) shots: &'a [Shot],
 }
 
 pub(super) async fn fill(
     reflector: &Reflector,
     agent: &Agent,
     id: ExchangeId,
-    goal: Goal,
+    goal: Goal<'_>,
     trial: Option<&Trial>,
     told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
@@ -54,7 +56,17 @@ pub(super) async fn fill(
         stop: &[],
         top_logprobs: 0,
     };
-    let entries = entries(&exchange);
+    let mut entries = entries(&exchange);
+    if goal.aim.anew {
+        let generation = reflector.engine.stats().active;
+        entries = of_generation(entries, generation);
+    }
+    let shown = match goal.shots {
+        [] => None,
+        shots => reflector.prompt_with(&exchange.messages, shots, policy.sampling.max_tokens)?,
+    };
+    let shots = shown.iter().flat_map(|_| goal.shots).map(|shot| shot.candidate).collect();
+    let prompt = shown.unwrap_or(exchange.prompt_tokens);
     let spent: usize = entries.iter().map(|entry| entry.tokens.len()).sum();
     let mut session = Session {
         reflector,
@@ -65,6 +77,7 @@ pub(super) async fn fill(
         max_tokens: goal.tokens.saturating_sub(spent),
         generated: 0,
         entries,
+        shots,
     };
     let mut explored = Explored::default();
     let mut is_cut = false;
@@ -85,7 +98,7 @@ pub(super) async fn fill(
             // Drafts need no judge: they are kept and judged another time.
             let missing = aim.drafts.saturating_sub(filled(&session, id).drafts);
             if 0 < missing {
-                is_cut_short(session.draft_all(exchange.prompt_tokens.clone(), missing).await)?;
+                is_cut_short(session.draft_all(prompt.clone(), missing).await)?;
                 told(store(&mut session, id, explored.generated_tokens).await?);
             }
             return Err(error);
@@ -104,7 +117,7 @@ pub(super) async fn fill(
             }
         }
         let made = match next {
-            Next::Draft(n) => session.draft_all(exchange.prompt_tokens.clone(), n).await,
+            Next::Draft(n) => session.draft_all(prompt.clone(), n).await,
             Next::Refine(n) => refine(&mut session, n).await,
             Next::Leave(reason) => {
                 explored.left = Some(reason);
@@ -223,6 +236,30 @@ fn exploring(agent: &Agent) -> Sampling {
     let greedy = own.temperature <= 0.0;
     let temperature = if greedy { agent.reflection.refine_temperature } else { own.temperature };
     Sampling { temperature, seed: None, ..own }
+}
+
+/// Those of one generation; a refinement goes with the draft that it revises.
+fn of_generation(entries: Vec<Entry>, generation: Generation) -> Vec<Entry> {
+    let mut places = Vec::with_capacity(entries.len());
+    let mut kept: Vec<Entry> = Vec::new();
+    for mut entry in entries {
+        let parent = match &mut entry.revises {
+            None => Some(None),
+            Some((index, _)) => places.get(*index).copied().flatten().map(Some),
+        };
+        let place = match parent {
+            Some(parent) if entry.generation == generation => {
+                if let (Some(parent), Some((index, _))) = (parent, &mut entry.revises) {
+                    *index = parent;
+                }
+                kept.push(entry);
+                Some(kept.len() - 1)
+            }
+            _ => None,
+        };
+        places.push(place);
+    }
+    kept
 }
 
 /// The model's own answers: the owner's edits are neither judged nor counted.

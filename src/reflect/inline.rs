@@ -47,6 +47,7 @@ pub(super) async fn run(
         max_tokens: usize::try_from(agent.reflection.tokens).unwrap_or(usize::MAX),
         generated: 0,
         entries: Vec::new(),
+        shots: Vec::new(),
     };
     let mut inline = Inline { session, progress, began, rounds: 0 };
     let stop = match inline.reflect(task, &prepared).await {

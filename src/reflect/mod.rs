@@ -11,6 +11,7 @@ mod choices;
 mod choose;
 mod edit;
 mod explore;
+mod from_file;
 mod inline;
 mod judge;
 mod prepared;
@@ -44,6 +45,7 @@ use pursue::Aim;
 use verify::command::{CommandError, Programs};
 
 pub use assess::{passes, question, scalar};
+pub use from_file::{Shot, try_example};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
 pub use trial::{Compared, Trial, Yield};
 
@@ -177,7 +179,16 @@ impl ReflectError {
 /// Renders a first turn to an agent, as [`Reflector::run`] would.
 pub fn try_chat(agent: &Agent, template: &ChatTemplate) -> Result<(), PromptError> {
     let turn = Message { role: Role::User, content: "?".into() };
-    template.render(&prepared::conversation(agent, &[turn])).map(drop)
+    try_conversation(agent, template, &[turn])
+}
+
+/// Renders a conversation with an agent, as [`Reflector::run`] would.
+pub fn try_conversation(
+    agent: &Agent,
+    template: &ChatTemplate,
+    messages: &[Message],
+) -> Result<(), PromptError> {
+    template.render(&prepared::conversation(agent, messages)).map(drop)
 }
 
 /// What [`Reflector::explore`] did for one prompt.
@@ -275,7 +286,9 @@ impl Reflector {
                 drafts: budget.drafts,
                 refinements: budget.refinements,
                 stop_early: StopEarly { enough: 0, give_up: 0 },
+                anew: false,
             },
+            shots: &[],
             tokens: usize::try_from(budget.tokens).unwrap_or(usize::MAX),
             priority: Priority::Background,
         };
@@ -291,21 +304,23 @@ impl Reflector {
         aim: Aim,
         told: &(dyn Fn(Explored) + Sync),
     ) -> Result<Explored, ReflectError> {
-        let goal = explore::Goal { aim, tokens: usize::MAX, priority: Priority::Explore };
-        explore::fill(self, agent, exchange, goal, None, told).await
+        self.explore_with(agent, exchange, aim, &[], None, told).await
     }
 
-    /// The same, and makes drafts in the place of refinements where a trial wants that.
-    pub async fn explore_in_trial(
+    /// The same with examples before the prompt of each draft, and with drafts in the place of
+    /// refinements where a trial wants that. What is stored, judged and trained on is the prompt
+    /// without examples.
+    pub async fn explore_with(
         &self,
         agent: &Agent,
         exchange: ExchangeId,
         aim: Aim,
-        trial: &Trial,
+        shots: &[Shot],
+        trial: Option<&Trial>,
         told: &(dyn Fn(Explored) + Sync),
     ) -> Result<Explored, ReflectError> {
-        let goal = explore::Goal { aim, tokens: usize::MAX, priority: Priority::Explore };
-        explore::fill(self, agent, exchange, goal, Some(trial), told).await
+        let goal = explore::Goal { aim, tokens: usize::MAX, priority: Priority::Explore, shots };
+        explore::fill(self, agent, exchange, goal, trial, told).await
     }
 
     /// Stores a prompt without answering it, for [`Reflector::explore`].
@@ -314,8 +329,7 @@ impl Reflector {
         agent: &Agent,
         line: PromptLine,
     ) -> Result<ExchangeId, ReflectError> {
-        let messages = vec![Message { role: Role::User, content: line.prompt }];
-        let prepared = Prepared::new(self, agent, &messages, line.verifier)?;
+        let prepared = Prepared::new(self, agent, &line.messages(), line.verifier)?;
         let exchange = prepared.into_exchange(agent, Source::Explore, line.reference);
         Ok(self.store.record_exchange(exchange, Vec::new(), None).await?.0)
     }

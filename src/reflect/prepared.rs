@@ -95,6 +95,7 @@ pub(super) async fn record(
         finish: new.finish,
         critique: new.critique,
         critic: new.critic,
+        shots: new.shots,
         assessments: new.assessments,
     });
     Ok((Some(id), stored.collect()))

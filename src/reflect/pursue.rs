@@ -18,6 +18,8 @@ pub struct Aim {
     pub refinements: u32,
     /// When to leave it before.
     pub stop_early: StopEarly,
+    /// Answers of other generations than the one that is served do not count.
+    pub anew: bool,
 }
 
 impl Aim {
@@ -96,7 +98,7 @@ mod tests {
     };
 
     fn aim(enough: u32, give_up: u32) -> Aim {
-        Aim { drafts: 10, refinements: 20, stop_early: StopEarly { enough, give_up } }
+        Aim { drafts: 10, refinements: 20, stop_early: StopEarly { enough, give_up }, anew: false }
     }
 
     /// A prompt on which drafts and refinements pass as these say. What was asked for, and the end.
@@ -181,7 +183,7 @@ mod tests {
             drafts in 0_u32..20, refinements in 0_u32..20, enough in 0_u32..6, give_up in 0_u32..30,
             passes in any::<u64>(),
         ) {
-            let aim = Aim { drafts, refinements, stop_early: StopEarly { enough, give_up } };
+            let aim = Aim { drafts, refinements, stop_early: StopEarly { enough, give_up }, anew: false };
             let says = |i: u32| passes >> (i % 64) & 1 == 1;
             let (have, reason, _) = pursued(&aim, says, |i| says(i + 31));
             prop_assert!(have.drafts <= drafts && have.refinements <= refinements);

@@ -35,6 +35,8 @@ pub(super) struct Session<'a> {
     pub(super) generated: usize,
     /// Its place in the list is an entry's name.
     pub(super) entries: Vec<Entry>,
+    /// The examples that stand before the prompt of its drafts.
+    pub(super) shots: Vec<CandidateId>,
 }
 
 /// How candidates are sampled.
@@ -259,7 +261,9 @@ impl Session<'_> {
                     .revises
                     .as_ref()
                     .and_then(|(parent, critique)| Some((*places.get(*parent)?, critique.clone())));
-                Some(sample.to_candidate(revises, entry.assessments.clone()))
+                let candidate = sample.to_candidate(revises, entry.assessments.clone());
+                let shots = if entry.revises.is_none() { self.shots.clone() } else { Vec::new() };
+                Some(NewCandidate { shots, ..candidate })
             })
             .collect()
     }

@@ -101,7 +101,7 @@ impl World {
 
 /// All of it, without stopping early.
 pub(super) fn aim(drafts: u32, refinements: u32) -> Aim {
-    Aim { drafts, refinements, stop_early: StopEarly { enough: 0, give_up: 0 } }
+    Aim { drafts, refinements, stop_early: StopEarly { enough: 0, give_up: 0 }, anew: false }
 }
 
 pub(super) fn outcome(seen: &[Progress]) -> &Outcome {
@@ -203,6 +203,8 @@ pub(super) fn agent() -> Agent {
         held_out: None,
         probes: None,
         general: None,
+        examples: None,
+        practice: config::Practice::default(),
     }
 }
 
@@ -491,12 +493,7 @@ async fn reflecting_later_judges_what_was_served_and_refines_it() {
 #[tokio::test]
 async fn exploring_fills_a_remembered_prompt_up_to_its_goal() {
     let world = World::new(script()).await;
-    let line = PromptLine {
-        id: "1".to_owned(),
-        prompt: "ask mixed".to_owned(),
-        reference: None,
-        verifier: Some(exact("good")),
-    };
+    let line = PromptLine { verifier: Some(exact("good")), ..PromptLine::new("1", "ask mixed") };
     let id = world.reflector.remember(&agent(), line).await.unwrap();
     let explored = world.explore(id, aim(12, 3)).await.unwrap();
     assert_eq!((explored.drafts, explored.refinements), (12, 3));
@@ -527,7 +524,7 @@ fn stopping(drafts: u32, refinements: u32, enough: u32, give_up: u32) -> Aim {
 
 async fn remembered(world: &World, prompt: &str) -> ExchangeId {
     let (id, prompt) = ("1".to_owned(), prompt.to_owned());
-    let line = PromptLine { id, prompt, reference: None, verifier: None };
+    let line = PromptLine::new(id, prompt);
     world.reflector.remember(&agent(), line).await.unwrap()
 }
 

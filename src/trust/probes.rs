@@ -157,6 +157,7 @@ mod tests {
             finish: FinishReason::Stop,
             critique: None,
             critic: None,
+            shots: Vec::new(),
             assessments: vec![said("kind", true), said(VERIFIER, right)],
         };
         Exchange {

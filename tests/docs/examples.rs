@@ -15,14 +15,15 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_reflectd");
 const MODEL: &str = "agents/nano/model.gguf";
 
 /// Files that YAML examples name, all of them the nano model: `check` looks whether they are there.
-const FILES: [&str; 7] = [
-    "models/my-model-q4_k_m.gguf",
-    "judges/other.gguf",
-    "rm.gguf",
-    "key.txt",
-    "agents/mine/held-out.jsonl",
-    "agents/mine/general.jsonl",
-    "agents/mine/probes.jsonl",
+const FILES: [&str; 4] = ["models/my-model-q4_k_m.gguf", "judges/other.gguf", "rm.gguf", "key.txt"];
+
+/// Files of lines that YAML examples name: `check` reads them.
+const LINES: [(&str, &str); 5] = [
+    ("agents/mine/held-out.jsonl", r#"{"id": "1", "prompt": "What is 2 + 2?"}"#),
+    ("agents/mine/practice.jsonl", r#"{"id": "1", "prompt": "What is 3 + 2?"}"#),
+    ("agents/mine/examples.jsonl", r#"{"prompt": "What is 3 + 3?", "answer": "Six."}"#),
+    ("agents/mine/general.jsonl", r#"{"id": "1", "prompt": "Name a colour."}"#),
+    ("agents/mine/probes.jsonl", r#"{"id": "1", "prompt": "?", "answer": "!", "good": false}"#),
 ];
 
 /// What an agent cannot be without.
@@ -77,6 +78,9 @@ fn root() -> TempDir {
     for file in FILES {
         link(MODEL, &root.path().join(file));
     }
+    for (file, text) in LINES {
+        write(&root.path().join(file), text);
+    }
     link("prompts/reflect.yaml", &root.path().join("prompts/reflect.yaml"));
     for entry in fs::read_dir(Path::new(ROOT).join("prompts/aspects")).unwrap() {
         let name = PathBuf::from("prompts/aspects").join(entry.unwrap().file_name());
@@ -113,8 +117,9 @@ fn check_lines(what: &str, text: &str) -> Result<(), String> {
     write(&path, text);
     let read = match what {
         "prompts" => prompt_file::read(&path).map(|lines| lines.len()),
+        "examples" => prompt_file::read_examples(&path).map(|lines| lines.len()),
         "probes" => prompt_file::read_probes(&path).map(|lines| lines.len()),
-        _ => return Err("prompts or probes is wanted".to_owned()),
+        _ => return Err("prompts, examples or probes is wanted".to_owned()),
     };
     match read {
         Ok(0) => Err("has no line".to_owned()),

@@ -17,8 +17,8 @@ use super::raw::{Problems, Section};
 use super::settings::Settings;
 use super::verifier::verifier;
 use super::{
-    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Promising, REWARD,
-    Reflection, ScalarConfig, StopEarly, VERIFIER,
+    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Practice, Promising,
+    REWARD, Reflection, ScalarConfig, StopEarly, VERIFIER,
 };
 use inference::{EngineConfig, Sampling, ranges};
 use prompt::{Message, PromptSet, Role};
@@ -213,6 +213,12 @@ impl Files<'_> {
         let aspects = self.agent_aspects(name, items);
         let held_out = self.prompts_of(&mut keys, "held_out");
         let general = self.prompts_of(&mut keys, "general");
+        let examples = self.prompts_of(&mut keys, "examples");
+        let mut explore = keys.section("explore");
+        let practice = Practice {
+            prompts: self.prompts_of(&mut explore, "prompts"),
+            shots: explore.number("shots", 0, &(0..=64)),
+        };
         // Faults of the prompts are reported already.
         let can_choose = prompts.as_ref().is_none_or(|prompts| prompts.can_choose());
         let probes = self.prompts_of(&mut keys, "probes");
@@ -223,12 +229,14 @@ impl Files<'_> {
             description: keys.value("description", String::new()),
             system: keys.optional("system"),
             sampling: sampling(&mut keys.section("sampling"), &settings.engine),
-            reflection: reflection(&mut keys.section("reflection")),
+            reflection: reflection(&mut keys.section("reflection"), &mut explore),
             verifier: verifier(self.root, &mut keys),
             learn: keys.value("learn", true),
             held_out,
             probes,
             general,
+            examples,
+            practice,
             aspects,
             prompts: prompts?,
             name: name.to_owned(),
@@ -432,8 +440,10 @@ fn sampling(keys: &mut Section<'_>, engine: &EngineConfig) -> Sampling {
     }
 }
 
-fn reflection(keys: &mut Section<'_>) -> Reflection {
-    let mut explore = keys.section("explore");
+fn reflection(keys: &mut Section<'_>, explore: &mut Section<'_>) -> Reflection {
+    if keys.forget("explore") {
+        keys.problem("explore", "has moved: `explore` is a key of the agent, with the same keys");
+    }
     Reflection {
         mode: keys.value("mode", Mode::Background),
         drafts: keys.number("drafts", 4, &ranges::CONTINUATIONS),

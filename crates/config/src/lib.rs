@@ -28,7 +28,7 @@ use prompt::PromptSet;
 pub use check::{load, load_prompts};
 pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
 pub use keys::keys;
-pub use prompt::{PromptLine, Verifier};
+pub use prompt::{ExampleLine, PromptLine, Verifier};
 pub use settings::{Defaults, configured_socket, defaults};
 
 /// Everything that the YAML files say, checked.
@@ -189,6 +189,20 @@ pub struct Agent {
     /// A file of prompts that are not of this agent's task, in the form of `held_out`: a candidate must
     /// not answer them worse. They never enter training either.
     pub general: Option<PathBuf>,
+    /// A file of examples (JSON lines, [`ExampleLine`]): prompts with the answers that the owner wants.
+    pub examples: Option<PathBuf>,
+    /// What exploration is asked.
+    pub practice: Practice,
+}
+
+/// What exploration is asked.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Practice {
+    /// A file of prompts, in the form of `held_out`, that a night practises on, each generation anew;
+    /// unset: stored chats and prompts.
+    pub prompts: Option<PathBuf>,
+    /// So many examples stand before a prompt as turns while exploring, and only then.
+    pub shots: usize,
 }
 
 /// An aspect with its weight in the scalar.
@@ -269,9 +283,9 @@ pub struct Reflection {
     pub latency: Duration,
     /// Generated tokens at most, over all candidates.
     pub tokens: u32,
-    /// (n, m) that exploration fills up to.
+    /// (n, m) that exploration fills up to; keys of `explore`.
     pub explore: (u32, u32),
-    /// When exploration leaves a prompt before.
+    /// When exploration leaves a prompt before; keys of `explore`.
     pub stop_early: StopEarly,
     /// Weight of a verifier's level in the scalar and, above 0, in the veto; 0 only measures.
     pub verifier_weight: f64,
@@ -351,6 +365,9 @@ pub struct LearnConfig {
     pub min_new_pairs: usize,
     /// A scheduled run waits until no chat has run for so long.
     pub idle: Duration,
+    /// A scheduled night explores, trains and compares again and again for so long at most; what is under
+    /// way then comes to its end.
+    pub night: Duration,
     /// How pairs are made.
     pub pairs: PairPolicy,
     /// Where a run starts, which is also its reference policy.

@@ -299,6 +299,11 @@ impl<'a> Section<'a> {
         self.left.get(key).is_some_and(|value| !value.is_null())
     }
 
+    /// Takes a key that is not known any more; whether it was there.
+    pub(super) fn forget(&mut self, key: &str) -> bool {
+        self.left.remove(key).is_some()
+    }
+
     /// A list whose items are a name or a mapping with more to say. A name becomes a mapping of
     /// `name` alone.
     pub(super) fn named_items(&mut self, key: &'static str) -> Vec<Self> {

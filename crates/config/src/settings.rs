@@ -197,6 +197,7 @@ fn learn(keys: &mut Section<'_>) -> LearnConfig {
         schedule: schedule(keys),
         min_new_pairs: keys.number("min_new_pairs", 50, &(1..=1_000_000)),
         idle: keys.seconds("idle_s", 300.0),
+        night: minutes(&mut keys.section("night"), 240.0),
         pairs: pairs(&mut keys.section("pairs")),
         start: keys.value("continue", Start::Adapter),
         objective: objective(&mut keys.named_section("objective")),
@@ -375,6 +376,10 @@ fn watch(keys: &mut Section<'_>) -> WatchConfig {
 
 fn hours(keys: &mut Section<'_>, default: f64) -> Duration {
     Duration::from_secs_f64(3600.0 * keys.number("hours", default, &(0.0..=8760.0)))
+}
+
+fn minutes(keys: &mut Section<'_>, default: f64) -> Duration {
+    Duration::from_secs_f64(60.0 * keys.number("minutes", default, &(1.0..=10_080.0)))
 }
 
 fn length_ratio(keys: &mut Section<'_>) -> (f64, f64) {

@@ -220,14 +220,21 @@ fn exploration_stops_early_and_data_are_balanced_unless_told_otherwise() {
     assert_eq!(reflection.stop_early, StopEarly { enough: 2, give_up: 20 });
     assert_eq!(config.learn.pairs.max_group, 16);
     let agent = |explore: &str| {
-        let agent = "model: model.gguf\naspects: [kind]\nreflection: { explore: {";
-        root.write("agents/one.yaml", &format!("{agent}{explore}}} }}\n"));
+        let agent = "model: model.gguf\naspects: [kind]\nexplore: {";
+        root.write("agents/one.yaml", &format!("{agent}{explore}}}\n"));
     };
     agent("drafts: 3, enough: 0, give_up: 7");
     let config = root.load().unwrap();
     let reflection = &config.agents["one"].reflection;
     assert_eq!((reflection.explore, reflection.stop_early.enough), ((3, 20), 0));
     assert_eq!(reflection.stop_early.give_up, 7);
+    root.write("prompts.jsonl", "");
+    agent("prompts: prompts.jsonl, shots: 4");
+    let practice = root.load().unwrap().agents["one"].practice.clone();
+    assert_eq!(
+        (practice.prompts.unwrap().file_name().unwrap().to_str(), practice.shots),
+        (Some("prompts.jsonl"), 4)
+    );
     agent("enough: 65, give_up: 129");
     root.write("reflectd.yaml", "learn: { pairs: { max_imbalance: 0.5, max_group: 1 } }\n");
     let problems = root.problems();
@@ -356,7 +363,7 @@ fn a_file_with_many_mistakes_reports_all_of_them() {
         "agents/one.yaml",
         "model: gone.gguf\nprompts: gone.yaml\nheld_out: gone.jsonl\n\
          aspects: [kind, kind, {name: rude, weight: -1}, 7]\n\
-         reflection: {mode: sometimes, explore: {drafts: 0}}\n\
+         reflection: {mode: sometimes, explore: {}}\nexplore: {drafts: 0, prompts: gone.jsonl}\n\
          verifier: {kind: regex, pattern: '('}\nsampling: {top_p: 0}\n",
     );
     root.write("agents/three.yaml", "aspects: [kind");
@@ -382,9 +389,11 @@ fn a_file_with_many_mistakes_reports_all_of_them() {
     agents/one.yaml: aspects[2].name: is "rude"; allowed: kind
     agents/one.yaml: aspects[3].name: is missing; a text is needed
     agents/one.yaml: held_out: names gone.jsonl, which is not a file
+    agents/one.yaml: explore.prompts: names gone.jsonl, which is not a file
     agents/one.yaml: sampling.top_p: is 0; 0.001 to 1 is allowed
+    agents/one.yaml: reflection.explore: has moved: `explore` is a key of the agent, with the same keys
     agents/one.yaml: reflection.mode: unknown variant `sometimes`, expected one of `off`, `inline`, `background`, `explore`
-    agents/one.yaml: reflection.explore.drafts: is 0; 1 to 64 is allowed
+    agents/one.yaml: explore.drafts: is 0; 1 to 64 is allowed
     agents/one.yaml: verifier: error: unclosed group
     agents/three.yaml: is not YAML: did not find expected ',' or ']' at line 2 column 1, while parsing a flow sequence at line 1 column 10
     reflectd.yaml: default_agent: is "two"; allowed: one, three
@@ -653,7 +662,7 @@ fn a_reward_model_and_a_choice_of_aspects_are_named_by_the_agent() {
 
 /// Lines that look like the keys of real files, with values of every kind.
 fn yaml_like() -> impl Strategy<Value = String> {
-    let keys = "model prompts aspects sampling reflection explore verifier learn engine schedule \
+    let keys = "model prompts aspects sampling reflection explore shots examples verifier learn engine schedule \
                 cron time_zone objective name beta gate length_ratio command held_out levels \
                 description labels assess judge endpoint scalar reward_model aspect_choice";
     let key = prop::sample::select(keys.split_whitespace().collect::<Vec<_>>());

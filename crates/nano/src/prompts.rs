@@ -27,15 +27,14 @@ pub fn prompt_lines(split: Split, count: usize, seed: u64) -> Vec<PromptLine> {
     };
     let line = |(number, problem): (usize, Problem)| {
         let answer = i32::try_from(problem.answer).expect("the world has small numbers only");
+        let verifier = Verifier::Numeric {
+            expected: answer.into(),
+            tolerance: 0.0,
+            marker: Some("####".to_owned()),
+        };
         PromptLine {
-            id: format!("{set}-{seed}-{number}"),
-            prompt: problem.question,
-            reference: None,
-            verifier: Some(Verifier::Numeric {
-                expected: answer.into(),
-                tolerance: 0.0,
-                marker: Some("####".to_owned()),
-            }),
+            verifier: Some(verifier),
+            ..PromptLine::new(format!("{set}-{seed}-{number}"), problem.question)
         }
     };
     problems(split, count, seed).into_iter().enumerate().map(line).collect()

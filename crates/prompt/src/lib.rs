@@ -14,7 +14,7 @@ mod verifier;
 use serde::{Deserialize, Serialize};
 
 pub use chat::ChatTemplate;
-pub use line::PromptLine;
+pub use line::{ExampleLine, PromptLine};
 pub use set::{AspectView, PromptSet};
 pub use verifier::{Bounds, Command, Fault, Range, Verifier};
 

@@ -72,8 +72,8 @@ pub(super) fn insert_candidates(
         tx.prepare_cached(
             "INSERT INTO candidates
                 (exchange, created_ms, author, parent, generation, text, tokens, logprobs, sampling,
-                 finish, critique, critic)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                 finish, critique, critic, shots)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             exchange,
@@ -88,6 +88,7 @@ pub(super) fn insert_candidates(
             Word(candidate.finish),
             candidate.critique,
             candidate.critic.map(Word),
+            (!candidate.shots.is_empty()).then_some(Json(&candidate.shots)),
         ])?;
         let id = CandidateId(tx.last_insert_rowid());
         put_assessments(tx, id, &candidate.assessments)?;
@@ -221,6 +222,7 @@ fn read_candidate(row: &Row<'_>) -> rusqlite::Result<Candidate> {
         finish: row.get::<_, Word<_>>("finish")?.0,
         critique: row.get("critique")?,
         critic: row.get::<_, Option<Word<_>>>("critic")?.map(|it| it.0),
+        shots: row.get::<_, Option<Json<_>>>("shots")?.map(|it| it.0).unwrap_or_default(),
         assessments: Vec::new(),
     })
 }

@@ -13,6 +13,7 @@ pub(super) fn explorable(
     agent: &str,
     (n, m): (u32, u32),
     generation: Generation,
+    anew: bool,
 ) -> Outcome<Vec<Filled>> {
     // `passes` is null of an answer that nobody has judged.
     let sql = "WITH answers AS (
@@ -20,7 +21,8 @@ pub(super) fn explorable(
             FROM exchanges JOIN candidates ON exchange = exchanges.id
                 LEFT JOIN assessments
                     ON candidate = candidates.id AND weight > 0 AND is_current = 1
-            WHERE agent = ?1 AND author = 'model' GROUP BY candidates.id)
+            WHERE agent = ?1 AND author = 'model' AND (NOT ?5 OR generation = ?4)
+            GROUP BY candidates.id)
         SELECT exchanges.id,
             count(answers.id) - count(parent) AS drafts,
             count(parent) AS refinements,
@@ -32,7 +34,7 @@ pub(super) fn explorable(
         WHERE agent = ?1 GROUP BY exchanges.id HAVING drafts < ?2 OR refinements < ?3
         ORDER BY count(answers.id), exchanges.id";
     let mut query = tx.prepare_cached(sql)?;
-    let filled = query.query_map(params![agent, n, m, generation.0], |row| {
+    let filled = query.query_map(params![agent, n, m, generation.0, anew], |row| {
         let count = |name: &str| row.get::<_, Count<u32>>(name).map(|it| it.0);
         Ok(Filled {
             exchange: row.get(0)?,

@@ -9,6 +9,7 @@ mod feedback;
 mod filled;
 mod generations;
 mod journal;
+mod practice;
 mod require;
 mod rows;
 mod runs;
@@ -26,9 +27,9 @@ use inference::Generation;
 
 pub use rows::{
     Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, Critic, EarlierPair,
-    Evaluation, Event, Exchange, ExchangeId, Feedback, Filled, GenerationRow, JudgeReport,
-    JudgeThreshold, Live, NewCandidate, NewExchange, PairRow, Parent, Relevance, Run, RunId,
-    RunState, Source, Standard, Watch, WatchState,
+    Evaluation, Event, ExampleRow, Exchange, ExchangeId, Feedback, FilePrompt, Filled,
+    GenerationRow, JudgeReport, JudgeThreshold, Kept, Live, NewCandidate, NewExchange, PairRow,
+    Parent, Relevance, Run, RunId, RunState, Source, Standard, Watch, WatchState,
 };
 pub use thread::{Store, StoreThread, spawn};
 
@@ -149,19 +150,33 @@ impl Store {
         })
         .await
     }
-    /// An agent's exchanges that have fewer than n drafts or m refinements of any generation, fewest
-    /// candidates first. Tries are those of `generation`.
+    /// An agent's exchanges that have fewer than n drafts or m refinements of any generation, or with
+    /// `anew` of this one, fewest candidates first. Tries are those of `generation`.
     pub async fn explorable(
         &self,
         agent: String,
-        n: u32,
-        m: u32,
+        (n, m): (u32, u32),
         generation: Generation,
+        anew: bool,
     ) -> Result<Vec<Filled>> {
         self.read("list exchanges to explore", move |tx| {
-            filled::explorable(tx, &agent, (n, m), generation)
+            filled::explorable(tx, &agent, (n, m), generation, anew)
         })
         .await
+    }
+    /// Stores prompts of files in one transaction, each once an agent: one that is there gets the
+    /// reference, verifier and example that the file says now.
+    pub async fn keep_prompts(&self, prompts: Vec<FilePrompt>) -> Result<Vec<(ExchangeId, Kept)>> {
+        self.write("store the prompts of a file", move |tx| practice::keep(tx, &prompts)).await
+    }
+    /// The owner's examples for these agents: the newest one of each prompt, in the order of the
+    /// prompts.
+    pub async fn examples(&self, agents: Vec<String>) -> Result<Vec<ExampleRow>> {
+        self.read("list examples", move |tx| practice::examples(tx, &agents)).await
+    }
+    /// Prompts of these agents to which the model itself has given an answer that passes.
+    pub async fn n_solved(&self, agents: Vec<String>) -> Result<usize> {
+        self.read("count solved prompts", move |tx| practice::n_solved(tx, &agents)).await
     }
     /// Stores a rating of the owner.
     pub async fn add_feedback(&self, feedback: Feedback) -> Result<()> {

@@ -71,8 +71,9 @@ pub enum Critic {
 pub enum Author {
     /// The model: sampled by its generation.
     Model,
-    /// The owner, as an edit of the parent. The log-probs are those that the generation gives to
-    /// the text; the sampling says nothing.
+    /// The owner: an edit of the parent, or an example, which has none. The log-probs of an edit are
+    /// those that the generation gives to the text, those of an example are NaN; the sampling says
+    /// nothing.
     Owner,
 }
 
@@ -140,8 +141,50 @@ pub struct NewCandidate {
     pub critique: Option<String>,
     /// Who wrote the critique; there is one where there is a critique.
     pub critic: Option<Critic>,
+    /// The examples that stood before the prompt, as turns, when it was sampled.
+    pub shots: Vec<CandidateId>,
     /// What the judge and the verifiers said.
     pub assessments: Vec<Assessment>,
+}
+
+/// A prompt that a file names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FilePrompt {
+    /// The prompt.
+    pub exchange: NewExchange,
+    /// The answer that the owner wants: by [`Author::Owner`], without a parent.
+    pub example: Option<NewCandidate>,
+}
+
+/// What became of a prompt of a file.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// It was not there.
+    New,
+    /// Its example, reference or verifier is another one now.
+    Changed,
+    /// It was there, just so.
+    Known,
+}
+
+/// An example of the owner with its prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExampleRow {
+    /// Whose.
+    pub agent: String,
+    /// The prompt.
+    pub exchange: ExchangeId,
+    /// The answer.
+    pub candidate: CandidateId,
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// The rendered prompt.
+    pub prompt: Vec<Token>,
+    /// The answer's text.
+    pub text: String,
+    /// The answer's tokens, with the end of turn.
+    pub tokens: Vec<Token>,
 }
 
 /// Which candidate a refinement revises.
@@ -249,6 +292,8 @@ pub struct Candidate {
     pub critique: Option<String>,
     /// Who wrote the critique; there is one where there is a critique.
     pub critic: Option<Critic>,
+    /// The examples that stood before the prompt, as turns, when it was sampled.
+    pub shots: Vec<CandidateId>,
     /// What the judge and the verifiers said.
     pub assessments: Vec<Assessment>,
 }

@@ -12,5 +12,6 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(include_str!("schema_aspect_choice.sql")),
         M::up(include_str!("schema_trust.sql")),
         M::up(include_str!("schema_reasons.sql")),
+        M::up(include_str!("schema_practice.sql")),
     ])
 }

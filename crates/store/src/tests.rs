@@ -41,11 +41,11 @@ impl Scratch {
     }
 }
 
-fn path(folder: &Path) -> PathBuf {
+pub(super) fn path(folder: &Path) -> PathBuf {
     folder.join("reflectd.db")
 }
 
-fn prompt(agent: &str) -> NewExchange {
+pub(super) fn prompt(agent: &str) -> NewExchange {
     NewExchange {
         agent: agent.into(),
         source: Source::Chat,
@@ -57,7 +57,7 @@ fn prompt(agent: &str) -> NewExchange {
     }
 }
 
-fn answer(parent: Option<Parent>, assessments: Vec<Assessment>) -> NewCandidate {
+pub(super) fn answer(parent: Option<Parent>, assessments: Vec<Assessment>) -> NewCandidate {
     NewCandidate {
         author: Author::Model,
         parent,
@@ -69,6 +69,7 @@ fn answer(parent: Option<Parent>, assessments: Vec<Assessment>) -> NewCandidate 
         finish: FinishReason::Stop,
         critique: parent.map(|_| "Add again.".into()),
         critic: parent.map(|_| Critic::Verifier),
+        shots: Vec::new(),
         assessments,
     }
 }
@@ -146,6 +147,7 @@ async fn an_exchange_comes_back_as_it_went_in_also_after_a_restart() {
         finish: refinement.finish,
         critique: refinement.critique,
         critic: refinement.critic,
+        shots: Vec::new(),
         assessments: vec![],
     };
     assert_eq!(found.candidates[2], expected);
@@ -259,7 +261,7 @@ async fn explorable_are_exchanges_with_too_few_drafts_or_refinements() {
     let (full, _) = record(store, "one").await;
     let (empty, _) = store.record_exchange(prompt("one"), vec![], None).await.unwrap();
     let filled = async |n, m, generation| {
-        store.explorable("one".into(), n, m, Generation(generation)).await.unwrap()
+        store.explorable("one".into(), (n, m), Generation(generation), false).await.unwrap()
     };
     let explorable = async |n, m| -> Vec<_> {
         filled(n, m, 0).await.into_iter().map(|it| it.exchange).collect()
@@ -267,7 +269,7 @@ async fn explorable_are_exchanges_with_too_few_drafts_or_refinements() {
     assert_eq!(explorable(2, 1).await, [empty]);
     assert_eq!(explorable(2, 2).await, [empty, full], "a refinement is missing");
     assert_eq!(explorable(3, 0).await, [empty, full], "a draft is missing");
-    assert_eq!(store.explorable("two".into(), 3, 3, Generation(0)).await.unwrap(), []);
+    assert_eq!(store.explorable("two".into(), (3, 3), Generation(0), false).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -295,7 +297,10 @@ async fn how_far_a_prompt_is_filled_is_counted_without_the_owners_edits() {
         faulty_drafts: 1,
         tries: 1,
     };
-    assert_eq!(store.explorable("one".into(), 9, 9, Generation(3)).await.unwrap(), [expected]);
+    assert_eq!(
+        store.explorable("one".into(), (9, 9), Generation(3), false).await.unwrap(),
+        [expected]
+    );
 }
 
 #[tokio::test]

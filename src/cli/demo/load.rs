@@ -103,8 +103,7 @@ mod tests {
     #[tokio::test]
     async fn chats_without_a_daemon_are_counted_as_failed() {
         let client = Client::new(vec!["/nonexistent/reflectd.sock".into()]);
-        let prompt =
-            PromptLine { id: "1".into(), prompt: "x".into(), reference: None, verifier: None };
+        let prompt = PromptLine::new("1", "x");
         let load = Load::start(&client, &Arc::from([prompt]));
         let counts = load.stop().await.unwrap();
         assert!(WORKERS <= counts.failed, "{counts:?}");

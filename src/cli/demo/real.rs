@@ -63,7 +63,7 @@ pub(super) async fn demo(root: &Path, arguments: &Arguments) -> anyhow::Result<R
 
 fn chat(item: &tasks::Item) -> PromptLine {
     let (id, prompt) = (item.id.clone(), item.prompt.clone());
-    PromptLine { id, prompt, reference: None, verifier: None }
+    PromptLine::new(id, prompt)
 }
 
 /// The agent with its files, and beside it the agent that measures.

@@ -145,12 +145,7 @@ mod tests {
         {
             write(&root.path().join(file), file);
         }
-        let prompt = |i: usize| PromptLine {
-            id: i.to_string(),
-            prompt: format!("problem {i}"),
-            reference: None,
-            verifier: None,
-        };
+        let prompt = |i: usize| PromptLine::new(i.to_string(), format!("problem {i}"));
         let prompts: Vec<PromptLine> = (0..n_held_out).map(prompt).collect();
         write(&root.path().join(HELD_OUT), &prompt_file::render(&prompts));
         root

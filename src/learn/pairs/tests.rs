@@ -70,6 +70,7 @@ pub(in crate::learn) fn candidate(id: i64, tokens: &[i32], value: f32, passes: b
         finish: FinishReason::Stop,
         critique: None,
         critic: None,
+        shots: Vec::new(),
         assessments: vec![assessment(value, passes)],
     }
 }

@@ -179,12 +179,7 @@ async fn a_reward_model_is_the_scalar_and_the_aspects_are_the_veto() {
     let (world, _thread) = with_reward(World::new(script()).await).await;
     let mut agent = agent();
     agent.scalar = rewarded();
-    let line = PromptLine {
-        id: "1".to_owned(),
-        prompt: "ask mixed".to_owned(),
-        reference: None,
-        verifier: None,
-    };
+    let line = PromptLine::new("1", "ask mixed");
     let id = world.reflector.remember(&agent, line).await.unwrap();
     world.reflector.explore(&agent, id, aim(12, 1), &|_| {}).await.unwrap();
     let stored = world.store.exchange(id).await.unwrap();

@@ -15,10 +15,10 @@ async fn explored(world: &World, agent: &Agent, trial: &Trial) -> Vec<(usize, us
     let mut made = Vec::new();
     for n in 0..3 {
         let (id, prompt) = (n.to_string(), format!("ask mixed {n}"));
-        let line = PromptLine { id, prompt, reference: None, verifier: None };
+        let line = PromptLine::new(id, prompt);
         let id = world.reflector.remember(agent, line).await.unwrap();
         let aim = stopping(4, 40, 64, 0);
-        world.reflector.explore_in_trial(agent, id, aim, trial, &|_| {}).await.unwrap();
+        world.reflector.explore_with(agent, id, aim, &[], Some(trial), &|_| {}).await.unwrap();
         let candidates = world.store.exchange(id).await.unwrap().candidates;
         let refined = candidates.iter().filter(|candidate| candidate.parent.is_some()).count();
         made.push((candidates.len() - refined, refined));

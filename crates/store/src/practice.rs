@@ -1,0 +1,147 @@
+//! Table `file_prompts`: prompts that files name, and the owner's examples for them.
+
+use rusqlite::{OptionalExtension as _, Transaction, params};
+
+use super::columns::{Count, Json, Tokens};
+use super::thread::Outcome;
+use super::{ExampleRow, ExchangeId, FilePrompt, Kept, NewExchange, exchanges};
+
+/// Stores what is not there yet. Of a prompt that is there, reference, verifier and example become
+/// what the file says now.
+pub(super) fn keep(
+    tx: &Transaction<'_>,
+    prompts: &[FilePrompt],
+) -> Outcome<Vec<(ExchangeId, Kept)>> {
+    prompts.iter().map(|prompt| keep_one(tx, prompt)).collect()
+}
+
+fn keep_one(
+    tx: &Transaction<'_>,
+    FilePrompt { exchange, example }: &FilePrompt,
+) -> Outcome<(ExchangeId, Kept)> {
+    let sql = "SELECT exchange FROM file_prompts WHERE agent = ? AND messages = ?";
+    let key = params![exchange.agent, Json(&exchange.messages)];
+    let known = tx.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?;
+    let Some(id) = known else {
+        let (id, _) = exchanges::insert(tx, exchange, example.as_slice(), None)?;
+        let sql = "INSERT INTO file_prompts (agent, messages, exchange) VALUES (?, ?, ?)";
+        tx.prepare_cached(sql)?.execute(params![exchange.agent, Json(&exchange.messages), id])?;
+        return Ok((id, Kept::New));
+    };
+    let mut kept = Kept::Known;
+    if let Some(example) = example {
+        let sql = "SELECT text FROM candidates
+            WHERE exchange = ? AND author = 'owner' AND parent IS NULL ORDER BY id DESC LIMIT 1";
+        let newest: Option<String> =
+            tx.prepare_cached(sql)?.query_row([id], |row| row.get(0)).optional()?;
+        if newest.as_deref() != Some(example.text.as_str()) {
+            exchanges::insert_candidates(tx, id, std::slice::from_ref(example))?;
+            kept = Kept::Changed;
+        }
+    }
+    if check(tx, id, exchange)? { Ok((id, Kept::Changed)) } else { Ok((id, kept)) }
+}
+
+/// Writes how answers are checked from now on; whether that is new.
+fn check(tx: &Transaction<'_>, id: ExchangeId, exchange: &NewExchange) -> Outcome<bool> {
+    let sql = "UPDATE exchanges SET reference = ?2, verifier = ?3
+        WHERE id = ?1 AND (reference IS NOT ?2 OR verifier IS NOT ?3)";
+    let verifier = exchange.verifier.as_ref().map(Json);
+    Ok(0 < tx.prepare_cached(sql)?.execute(params![id, exchange.reference, verifier])?)
+}
+
+/// The newest example of each prompt of these agents, in the order of the prompts.
+pub(super) fn examples(tx: &Transaction<'_>, agents: &[String]) -> Outcome<Vec<ExampleRow>> {
+    let sql = "SELECT agent, exchanges.id AS exchange, candidates.id AS candidate, messages,
+            prompt_tokens, text, tokens
+        FROM candidates JOIN exchanges ON exchanges.id = candidates.exchange
+        WHERE author = 'owner' AND parent IS NULL
+            AND agent IN (SELECT value FROM json_each(?))
+            AND candidates.id = (SELECT max(id) FROM candidates AS newest
+                WHERE newest.exchange = exchanges.id AND author = 'owner' AND parent IS NULL)
+        ORDER BY exchanges.id";
+    let mut query = tx.prepare_cached(sql)?;
+    let rows = query.query_map([Json(agents)], |row| {
+        Ok(ExampleRow {
+            agent: row.get("agent")?,
+            exchange: row.get("exchange")?,
+            candidate: row.get("candidate")?,
+            messages: row.get::<_, Json<_>>("messages")?.0,
+            prompt: row.get::<_, Tokens<_>>("prompt_tokens")?.0,
+            text: row.get("text")?,
+            tokens: row.get::<_, Tokens<_>>("tokens")?.0,
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Prompts of these agents to which the model itself has given an answer that passes.
+pub(super) fn n_solved(tx: &Transaction<'_>, agents: &[String]) -> Outcome<usize> {
+    let sql = "SELECT count(DISTINCT exchange) FROM (
+            SELECT exchange FROM exchanges
+                JOIN candidates ON exchange = exchanges.id
+                JOIN assessments ON candidate = candidates.id
+            WHERE agent IN (SELECT value FROM json_each(?)) AND author = 'model'
+                AND weight > 0 AND is_current = 1
+            GROUP BY candidates.id HAVING min(passes) = 1)";
+    let count = tx.prepare_cached(sql)?.query_row([Json(agents)], |row| row.get::<_, Count<_>>(0));
+    Ok(count?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{answer, path, prompt};
+    use super::super::{Author, NewCandidate, Store};
+    use super::*;
+    use prompt::Verifier;
+
+    fn example(text: &str) -> FilePrompt {
+        let example =
+            NewCandidate { author: Author::Owner, text: text.into(), ..answer(None, vec![]) };
+        FilePrompt { exchange: prompt("one"), example: Some(example) }
+    }
+
+    async fn keep(store: &Store, prompt: FilePrompt) -> (ExchangeId, Kept) {
+        store.keep_prompts(vec![prompt]).await.unwrap().remove(0)
+    }
+
+    #[tokio::test]
+    async fn a_prompt_of_a_file_is_stored_once_and_its_newest_example_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _thread) = super::super::spawn(path(folder.path())).await.unwrap();
+        let practice = FilePrompt { exchange: prompt("one"), example: None };
+        let (id, kept) = keep(&store, practice.clone()).await;
+        assert_eq!(kept, Kept::New);
+        assert_eq!(keep(&store, practice.clone()).await, (id, Kept::Known));
+        assert_eq!(keep(&store, example("4")).await, (id, Kept::Changed));
+        assert_eq!(keep(&store, example("4")).await, (id, Kept::Known));
+        assert_eq!(keep(&store, example("four")).await, (id, Kept::Changed));
+        let others = FilePrompt { exchange: prompt("two"), ..practice.clone() };
+        assert_ne!(keep(&store, others).await.0, id, "agents have their own");
+
+        let rows = store.examples(vec!["one".into(), "two".into()]).await.unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].exchange, rows[0].text.as_str()), (id, "four"));
+        assert_eq!(store.examples(vec!["two".into()]).await.unwrap(), []);
+
+        let verifier = Some(Verifier::Exact { expected: "4".into() });
+        let exchange = NewExchange { reference: None, verifier: verifier.clone(), ..prompt("one") };
+        assert_eq!(keep(&store, FilePrompt { exchange, example: None }).await, (id, Kept::Changed));
+        let stored = store.exchange(id).await.unwrap();
+        assert_eq!((stored.reference, stored.verifier), (None, verifier));
+        assert_eq!(stored.candidates.len(), 2, "what the owner said before stays");
+    }
+
+    #[tokio::test]
+    async fn what_stood_before_a_prompt_is_kept_with_the_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _thread) = super::super::spawn(path(folder.path())).await.unwrap();
+        let (id, _) = keep(&store, example("4")).await;
+        let shown = store.examples(vec!["one".into()]).await.unwrap()[0].candidate;
+        let draft = NewCandidate { shots: vec![shown], ..answer(None, vec![]) };
+        store.add_candidates(id, vec![draft, answer(None, vec![])]).await.unwrap();
+        let shots: Vec<_> =
+            store.exchange(id).await.unwrap().candidates.into_iter().map(|it| it.shots).collect();
+        assert_eq!(shots, [vec![], vec![shown], vec![]]);
+    }
+}

@@ -1,0 +1,279 @@
+//! What a night practises on: the prompts and examples that agents' files name, which become stored
+//! prompts; the examples that are shown while exploring; and the run on examples alone, with which a
+//! model begins that cannot do its task yet. Used by `explore` and `run`, and by `api` for examples
+//! that a client sends.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::Parts;
+use super::dataset::Dataset;
+use super::error::RunError;
+use super::held_out::{self, HeldOut};
+use super::material::{Material, learning};
+use super::pairs::{Tally, ids, prompt_id};
+use super::promote::blocking;
+use super::replay::Replayed;
+use super::yields::Yield;
+use crate::reflect::{self, ReflectError, Reflector, Shot};
+use config::prompt_file::{self, Faults, PromptFileError};
+use config::{Agent, Config, ExampleLine};
+use engine::Generation;
+use prompt::{Message, Role};
+use protocol::{Example, Objective};
+use store::{CandidateId, ExampleRow, ExchangeId, Kept, PairRow, Store, StoreError};
+
+/// Prompts of a practice file that are used; of a longer file always the same ones.
+const MOST_PROMPTS: usize = 10_000;
+/// Rows stored at once, between which others may use the store.
+const AT_ONCE: usize = 500;
+/// A scheduled run on examples needs so many that are new.
+const FEWEST_EXAMPLES: usize = 10;
+/// In a run's record under `lesson`: it learned from examples alone.
+pub(super) const EXAMPLES: &str = "examples";
+
+/// Why examples are not learned.
+#[derive(Debug, thiserror::Error)]
+pub enum ExampleError {
+    /// Some do not fit.
+    #[error("{0}")]
+    Faults(Faults),
+    /// A prompt or an answer cannot be made ready.
+    #[error(transparent)]
+    Reflect(#[from] ReflectError),
+    /// The files of held-out prompts cannot be read.
+    #[error(transparent)]
+    HeldOut(#[from] PromptFileError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What became of examples.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Learned {
+    /// Their prompts were not there.
+    pub new: usize,
+    /// Their prompts had another answer, reference or verifier.
+    pub changed: usize,
+    /// They were there, just so.
+    pub known: usize,
+}
+
+/// Stores examples of an agent, all of them or, when something is wrong with any, none. They come with
+/// the numbers by which faults name them.
+pub async fn learn(
+    reflector: &Reflector,
+    store: &Store,
+    agent: &Arc<Agent>,
+    held_out: HeldOut,
+    lines: Vec<(usize, ExampleLine)>,
+) -> Result<Learned, ExampleError> {
+    let (reflector, agent) = (reflector.clone(), agent.clone());
+    let prompts = blocking(move || {
+        let mut faults = Faults::default();
+        for (number, line) in &lines {
+            if let Err(fault) = reflect::try_example(&agent, Some(reflector.template()), line) {
+                faults.add(*number, fault);
+            } else if held_out.contains(&line.messages()) {
+                faults.add(*number, "the prompt is held out, and would no longer measure anything");
+            }
+        }
+        if !faults.is_empty() {
+            return Err(ExampleError::Faults(faults));
+        }
+        let prompts = lines.into_iter().map(|(_, line)| reflector.example(&agent, line));
+        Ok(prompts.collect::<Result<Vec<_>, _>>()?)
+    })
+    .await?;
+    let mut learned = Learned::default();
+    for (_, kept) in store.keep_prompts(prompts).await? {
+        match kept {
+            Kept::New => learned.new += 1,
+            Kept::Changed => learned.changed += 1,
+            Kept::Known => learned.known += 1,
+        }
+    }
+    Ok(learned)
+}
+
+/// What agents practise on, by their names: prompts and examples of those that name a file of
+/// prompts. Others practise on all that is stored.
+pub(super) type Practised = BTreeMap<String, HashSet<ExchangeId>>;
+
+/// Brings the store to what the files of the agents that learn say.
+pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practised, RunError> {
+    let learning = config.agents.values().filter(|agent| agent.learn);
+    let named: Vec<_> = learning
+        .filter(|agent| agent.examples.is_some() || agent.practice.prompts.is_some())
+        .cloned()
+        .collect();
+    let mut practised = Practised::new();
+    if named.is_empty() {
+        return Ok(practised);
+    }
+    let (_, held_out) = held_out::read_all(config).await?;
+    for agent in named {
+        if let Some(path) = agent.examples.clone() {
+            let lines = blocking(move || prompt_file::read_examples(&path)).await?;
+            learn(&parts.reflector, &parts.store, &agent, held_out.clone(), lines).await?;
+        }
+        if let Some(path) = agent.practice.prompts.clone() {
+            let mut found = prompts(parts, &agent, path, held_out.clone()).await?;
+            let examples = parts.store.examples(vec![agent.name.clone()]).await?;
+            found.extend(examples.into_iter().map(|row| row.exchange));
+            practised.insert(agent.name.clone(), found);
+        }
+    }
+    Ok(practised)
+}
+
+/// The prompts of a practice file, stored.
+async fn prompts(
+    parts: &Parts,
+    agent: &Arc<Agent>,
+    path: std::path::PathBuf,
+    held_out: HeldOut,
+) -> Result<HashSet<ExchangeId>, RunError> {
+    let lines = blocking(move || {
+        let mut lines = prompt_file::read(&path)?;
+        lines.retain(|line| !held_out.contains(&line.messages()));
+        if MOST_PROMPTS < lines.len() {
+            // Files are often sorted by kind.
+            lines.sort_by_cached_key(|line| Sha256::digest(&line.id));
+            lines.truncate(MOST_PROMPTS);
+        }
+        Ok::<_, PromptFileError>(lines)
+    })
+    .await?;
+    let mut found = HashSet::new();
+    let mut lines = lines.into_iter();
+    loop {
+        let some: Vec<_> = lines.by_ref().take(AT_ONCE).collect();
+        if some.is_empty() {
+            return Ok(found);
+        }
+        let (reflector, agent) = (parts.reflector.clone(), agent.clone());
+        let prompts = blocking(move || {
+            let prompts = some.into_iter().map(|line| reflector.practice_prompt(&agent, line));
+            prompts.collect::<Result<Vec<_>, _>>()
+        });
+        let kept = parts.store.keep_prompts(prompts.await?).await?;
+        found.extend(kept.into_iter().map(|(exchange, _)| exchange));
+    }
+}
+
+/// The `k` examples that are shown before a prompt: the same ones for all prompts of a generation, so
+/// that their cells are shared, but for the prompt's own; with different answers first.
+pub(super) fn shots(
+    examples: &[ExampleRow],
+    generation: Generation,
+    exchange: ExchangeId,
+    k: usize,
+) -> Vec<Shot> {
+    if k == 0 {
+        return Vec::new();
+    }
+    let mut order: Vec<&ExampleRow> = examples.iter().collect();
+    order.sort_by_cached_key(|row| Sha256::digest(format!("{generation} {}", row.candidate)));
+    let mut answers = HashSet::new();
+    let (mut chosen, rest): (Vec<_>, Vec<_>) =
+        order.into_iter().partition(|row| answers.insert(&row.text));
+    chosen.extend(rest);
+    chosen.retain(|row| row.exchange != exchange);
+    chosen.truncate(k);
+    chosen.into_iter().map(shot).collect()
+}
+
+fn shot(row: &ExampleRow) -> Shot {
+    let turns = row.messages.iter().filter(|message| message.role != Role::System).cloned();
+    let answer = Message { role: Role::Assistant, content: row.text.clone() };
+    Shot { candidate: row.candidate, turns: turns.chain([answer]).collect() }
+}
+
+/// The run on examples that is due: when some are new and the model has solved fewer prompts than
+/// there are new examples. `is_scheduled`: a few are not worth a night.
+pub(super) async fn waiting(
+    parts: &Parts,
+    config: &Config,
+    held_out: &HeldOut,
+    is_scheduled: bool,
+) -> Result<Option<Material>, RunError> {
+    let agents = learning(config);
+    let mut rows = parts.store.examples(agents.clone()).await?;
+    rows.retain(|row| !held_out.contains(&row.messages));
+    let learned = parts.store.learned().await?;
+    let learned: HashSet<CandidateId> = learned.into_iter().filter_map(|it| it.0).collect();
+    let n_new = rows.iter().filter(|row| !learned.contains(&row.candidate)).count();
+    let fewest = if is_scheduled { FEWEST_EXAMPLES } else { 1 };
+    if n_new < fewest || n_new <= parts.store.n_solved(agents).await? {
+        return Ok(None);
+    }
+    let example = |row: &ExampleRow| Example {
+        prompt_id: prompt_id(&row.prompt),
+        prompt: ids(&row.prompt),
+        chosen: ids(&row.tokens),
+        rejected: None,
+    };
+    let pair = |row: &ExampleRow| PairRow {
+        exchange: row.exchange,
+        chosen: Some(row.candidate),
+        rejected: None,
+        margin: 0.0,
+    };
+    Ok(Some(Material {
+        dataset: Dataset::new(rows.iter().map(example)),
+        n_new,
+        replayed: Replayed { pairs: rows.len(), old: rows.len() - n_new },
+        tally: Tally { prompts: rows.len(), ..Tally::default() },
+        rows: rows.iter().map(pair).collect(),
+        yielded: Yield::default(),
+        objective: Objective::Sft,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: i64, text: &str) -> ExampleRow {
+        ExampleRow {
+            agent: "tester".into(),
+            exchange: ExchangeId(id),
+            candidate: CandidateId(100 + id),
+            messages: vec![
+                Message { role: Role::System, content: "Be brief.".into() },
+                Message { role: Role::User, content: format!("ask {id}") },
+            ],
+            prompt: Vec::new(),
+            text: text.into(),
+            tokens: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn shots_are_the_same_for_all_prompts_but_their_own_and_differ_in_their_answers() {
+        let rows: Vec<_> = ["yes", "no", "perhaps"]
+            .iter()
+            .cycle()
+            .zip(0..20)
+            .map(|(text, id)| row(id, text))
+            .collect();
+        let base = Generation::BASE;
+        let shown = shots(&rows, base, ExchangeId(99), 3);
+        let answer = |shot: &Shot| shot.turns.last().unwrap().content.clone();
+        let answers: HashSet<_> = shown.iter().map(answer).collect();
+        assert_eq!(answers.len(), 3, "{shown:?}");
+        assert_eq!(shown, shots(&rows, base, ExchangeId(98), 3));
+        assert!(shown.iter().all(|shot| shot.turns.len() == 2), "no system text: {shown:?}");
+        for row in &rows {
+            let shown = shots(&rows, base, row.exchange, 3);
+            assert!(shown.iter().all(|shot| shot.candidate != row.candidate));
+        }
+        assert_eq!(shots(&rows, base, ExchangeId(99), 50).len(), 20);
+        assert_eq!(shots(&rows, base, ExchangeId(99), 0), []);
+    }
+}

@@ -1,0 +1,227 @@
+//! Files that a night practises on, examples, and the run on examples alone.
+
+use super::*;
+use config::prompt_file::Faults;
+use config::{ExampleLine, Verifier};
+use practice::{ExampleError, Learned};
+
+/// Examples of the right answer to so many prompts.
+fn examples(n: usize) -> String {
+    let line = |i| format!("{{\"prompt\":\"ask example {i}\",\"answer\":\"good\"}}\n");
+    (0..n).map(line).collect()
+}
+
+/// A world whose agent has a file of examples.
+async fn with_examples(script: Script, n: usize) -> World {
+    let world = World::new(script, "good.sh", &[]).await;
+    let path = world.root().join("examples.jsonl");
+    write(&path, &examples(n));
+    world.change_agent(|agent| agent.examples = Some(path));
+    world
+}
+
+async fn learn(world: &World, lines: &str) -> Result<Learned, ExampleError> {
+    let config = world.parts.config.borrow().clone();
+    let (_, held_out) = held_out::read_all(&config).await.unwrap();
+    let lines: Vec<ExampleLine> = config::prompt_file::parse(lines).unwrap();
+    let agent = &config.agents["tester"];
+    let lines = (1..).zip(lines).collect();
+    practice::learn(&world.parts.reflector, &world.parts.store, agent, held_out, lines).await
+}
+
+#[tokio::test]
+async fn a_model_that_can_do_nothing_begins_with_the_examples_in_a_run_of_its_own() {
+    let world = with_examples(improving(), 12).await;
+    let ended = world.train().await;
+    let Ended::Promoted { run, .. } = ended else { panic!("{ended:?}") };
+    let stored = world.parts.store.run(run).await.unwrap();
+    assert_eq!((stored.n_pairs, &stored.metrics["lesson"]), (12, &"examples".into()));
+    let (job, lines) = lines::<Example>(&world).await;
+    assert_eq!(job.objective, Objective::Sft);
+    let end = END.0;
+    for example in &lines {
+        assert_eq!(example.chosen.last(), Some(&end));
+        assert_eq!(example.rejected, None);
+    }
+    // The examples are known to the model now, and there is nothing else.
+    let again = world.train().await;
+    let Ended::Failed { run: None, reason } = again else { panic!("{again:?}") };
+    assert!(reason.contains("there are no pairs"), "{reason}");
+}
+
+#[tokio::test]
+async fn few_examples_are_not_worth_a_scheduled_run_and_answers_that_pass_are_worth_more() {
+    let world = with_examples(improving(), 9).await;
+    let config = world.parts.config.borrow().clone();
+    practice::sync(&world.parts, &config).await.unwrap();
+    let waiting = async |is_scheduled| {
+        let held_out = HeldOut::default();
+        practice::waiting(&world.parts, &config, &held_out, is_scheduled).await.unwrap()
+    };
+    assert!(waiting(true).await.is_none());
+    assert_eq!(waiting(false).await.unwrap().rows.len(), 9);
+    for i in 0..9 {
+        world.remember(&format!("ask {i}")).await;
+    }
+    assert!(waiting(false).await.is_none(), "it can do as much by itself");
+}
+
+#[tokio::test]
+async fn where_drafts_fail_the_example_is_what_is_learned() {
+    let world = with_examples(improving(), 1).await;
+    let config = world.parts.config.borrow().clone();
+    practice::sync(&world.parts, &config).await.unwrap();
+    let example = world.parts.store.examples(vec!["tester".into()]).await.unwrap().remove(0);
+    // Longer than any ratio of lengths allows.
+    let poor = answer("ask example 0", &" poor".repeat(20), false);
+    world.parts.store.add_candidates(example.exchange, vec![poor]).await.unwrap();
+    let pair = async || {
+        let vocabulary = world.parts.engine.vocabulary().as_ref();
+        let (policy, held_out) = (&config.learn.pairs, HeldOut::default());
+        let objective = config.learn.objective;
+        let mut pairing = pairs::Pairing::new(policy, &objective, &held_out, vocabulary);
+        pairing.add(&world.parts.store.exchange(example.exchange).await.unwrap());
+        pairing.finish().0.iter().map(|pair| pair.row.chosen).collect::<Vec<_>>()
+    };
+    assert_eq!(pair().await, [Some(example.candidate)]);
+    // Its own right answer is nearer to the model than the owner's.
+    let right = answer("ask example 0", &" fine".repeat(20), true);
+    let ids = world.parts.store.add_candidates(example.exchange, vec![right]).await.unwrap();
+    assert_eq!(pair().await, [Some(ids[0])]);
+}
+
+#[tokio::test]
+async fn examples_are_learned_once_all_or_none_and_never_of_held_out_prompts() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    assert_eq!(
+        learn(&world, &examples(3)).await.unwrap(),
+        Learned { new: 3, ..Learned::default() }
+    );
+    assert_eq!(
+        learn(&world, &examples(3)).await.unwrap(),
+        Learned { known: 3, ..Learned::default() }
+    );
+    let other = examples(1).replace("good", "best");
+    assert_eq!(learn(&world, &other).await.unwrap(), Learned { changed: 1, ..Learned::default() });
+
+    let before = world.parts.store.counts().await.unwrap();
+    let wrong = concat!(
+        "{\"prompt\":\"ask new\",\"answer\":\"good\"}\n",
+        "{\"prompt\":\"ask held out 7\",\"answer\":\"good\"}\n",
+        "{\"prompt\":\"ask 3\",\"answer\":\"bad\",\"verifier\":{\"kind\":\"exact\",\"expected\":\"good\"}}\n",
+    );
+    let Err(ExampleError::Faults(Faults { told, .. })) = learn(&world, wrong).await else {
+        panic!()
+    };
+    assert_eq!(told.iter().map(|it| it.line).collect::<Vec<_>>(), [2, 3], "{told:?}");
+    assert!(told[0].message.contains("held out"), "{told:?}");
+    assert!(told[1].message.contains("does not pass the verifier"), "{told:?}");
+    assert_eq!(world.parts.store.counts().await.unwrap(), before, "nothing is half stored");
+}
+
+#[tokio::test]
+async fn the_answer_is_the_reference_unless_the_example_has_one() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    let own = "{\"prompt\":\"ask own\",\"answer\":\"good\",\"reference\":\"best\"}\n";
+    learn(&world, &(examples(1) + own)).await.unwrap();
+    let exchanges = world.parts.store.exchanges(None, 9).await.unwrap();
+    let references: Vec<_> = exchanges.iter().map(|it| it.reference.as_deref()).collect();
+    assert_eq!(references, [Some("best"), Some("good")]);
+}
+
+#[tokio::test]
+async fn a_night_practises_on_its_file_alone_and_each_generation_does_anew() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    let path = world.root().join("practice.jsonl");
+    let line = |i| format!("{{\"id\":\"{i}\",\"prompt\":\"ask practice {i}\"}}\n");
+    let held_out = "{\"id\":\"x\",\"prompt\":\"ask held out 3\"}\n".to_owned();
+    write(&path, &((0..3).map(line).collect::<String>() + &held_out));
+    world.change_agent(|agent| agent.practice.prompts = Some(path));
+    let (learner, task) = world.learner();
+    let explored = async |all| {
+        let wish = Exploration { agent: None, limit: 9, split: None, all };
+        let ended = learner.explore(wish).await.unwrap();
+        let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+        harvest.prompts
+    };
+    assert_eq!(explored(false).await, 3, "chats and what is held out are left alone");
+    assert_eq!(explored(false).await, 0, "all is there");
+    assert!(matches!(learner.train().await.unwrap(), Ended::Promoted { .. }));
+    assert_eq!(explored(false).await, 3, "another generation");
+    let id = world.parts.store.exchanges(None, 1).await.unwrap()[0].id;
+    let answers = world.parts.store.exchange(id).await.unwrap().candidates;
+    let of = |generation| {
+        answers
+            .iter()
+            .filter(move |it| it.generation == Generation(generation) && it.parent.is_none())
+    };
+    assert_eq!((of(0).count(), of(1).count()), (3, 3), "as many drafts as before");
+    assert_eq!(explored(true).await, 4, "the chats");
+    learner.shutdown().await;
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn shots_are_shown_while_exploring_and_are_no_part_of_what_is_stored() {
+    // Only a prompt with an example before it is answered well.
+    let script = judge().on("good", &[("good", 1.0)]).on("ask", &[("bad", 1.0)]);
+    let world = with_examples(script, 2).await;
+    world.change_agent(|agent| agent.practice.shots = 1);
+    let (learner, task) = world.learner();
+    assert!(matches!(learner.explore(all(9)).await.unwrap(), Ended::Explored { .. }));
+    learner.shutdown().await;
+    task.await.unwrap();
+    let examples = world.parts.store.examples(vec!["tester".into()]).await.unwrap();
+    for (own, other) in [(&examples[0], &examples[1]), (&examples[1], &examples[0])] {
+        let exchange = world.parts.store.exchange(own.exchange).await.unwrap();
+        assert_eq!(exchange.prompt_tokens, rendered(&exchange.messages[0].content));
+        let drafts: Vec<_> =
+            exchange.candidates.iter().filter(|it| it.author == Author::Model).collect();
+        let direct: Vec<_> = drafts.iter().filter(|it| it.parent.is_none()).collect();
+        assert_eq!(direct.len(), 3);
+        for draft in direct {
+            assert_eq!(
+                (draft.text.as_str(), draft.shots.as_slice()),
+                ("good", &[other.candidate][..])
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_examples_with_faults_stops_the_run_with_all_of_them() {
+    let world = with_examples(improving(), 3).await;
+    let path = world.root().join("examples.jsonl");
+    let verifier = serde_json::to_string(&Verifier::Exact { expected: "good".into() }).unwrap();
+    let wrong = format!("{{\"prompt\":\"ask\",\"answer\":\"bad\",\"verifier\":{verifier}}}\n");
+    write(&path, &(examples(2) + &wrong));
+    let ended = world.train().await;
+    let Ended::Failed { run: None, reason } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("line 3") && reason.contains("verifier"), "{reason}");
+    write(&path, &(examples(2) + "{\"prompt\":\"ask\"}\n{\"answer\":\"good\"}\n"));
+    let ended = world.train().await;
+    let Ended::Failed { run: None, reason } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains(":3: ") && reason.contains(":4: "), "{reason}");
+    assert_eq!(world.parts.store.counts().await.unwrap().exchanges, 0);
+}
+
+#[tokio::test]
+async fn a_night_learns_from_examples_then_explores_and_trains_until_nothing_is_left() {
+    // Generation 1 answers well, so that a night after it finds nothing to reject.
+    let world = with_examples(improving(), 12).await;
+    let (_switch, cancel) = Cancel::new();
+    let (stage, _stages) = watch::channel(Stage::Idle);
+    let (total, harvests) = watch::channel(Harvest::default());
+    let tellers = explore::Tellers { stage: &stage, total: &total };
+    let ended = night::night(&world.parts, 1, tellers, cancel).await;
+    assert!(matches!(ended, Ended::Promoted { generation: Generation(1), .. }), "{ended:?}");
+    let runs = world.parts.store.runs(9).await.unwrap();
+    assert_eq!(runs.len(), 1, "after it there was nothing to learn");
+    assert_eq!(runs[0].metrics["lesson"], "examples");
+    // The prompts of the examples, by generation 1 and not by the base, which cannot do them.
+    assert_eq!(harvests.borrow().prompts, 12);
+    let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
+    let drafts = exchange.candidates.iter().filter(|it| it.author == Author::Model);
+    assert!(drafts.clone().all(|it| it.generation == Generation(1)) && 0 < drafts.count());
+}

@@ -1,0 +1,116 @@
+//! Prompts and examples of files on their way into the store: rendered, tokenized, and an example's
+//! answer held against its own verifier. Generates and stores nothing. Used by `learn`, and by `check`
+//! for what needs no model.
+
+use config::{Agent, ExampleLine, PromptLine};
+use engine::{FinishReason, Sampling, Token};
+use prompt::{ChatTemplate, Message, Role};
+use store::{Assessment, Author, CandidateId, FilePrompt, NewCandidate, Source};
+
+use super::assess::Verification;
+use super::prepared::{Prepared, conversation};
+use super::{ReflectError, Reflector};
+
+/// An example that is shown before a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shot {
+    /// Its answer.
+    pub candidate: CandidateId,
+    /// Its turns and the answer.
+    pub turns: Vec<Message>,
+}
+
+/// What is wrong with an example, as far as that can be told without the model.
+pub fn try_example(
+    agent: &Agent,
+    template: Option<&ChatTemplate>,
+    line: &ExampleLine,
+) -> Result<(), String> {
+    let answer = Message { role: Role::Assistant, content: line.answer.clone() };
+    if let Some(template) = template {
+        let mut whole = conversation(agent, &line.messages());
+        // First without, so that a prompt that does not fit is not taken for an answer.
+        template.render(&whole).map_err(|error| error.to_string())?;
+        whole.push(answer);
+        template
+            .render_whole(&whole)
+            .map_err(|error| format!("the answer does not fit: {error}"))?;
+    }
+    let assessments = verified(agent, line).map_err(|error| error.to_string())?;
+    if assessments.iter().any(|assessment| !assessment.passes) {
+        return Err("the answer does not pass the verifier of its own prompt".to_owned());
+    }
+    Ok(())
+}
+
+/// What the verifier says of an example's answer; empty where there is none, or one that asks a program:
+/// the owner's word is enough there.
+fn verified(agent: &Agent, line: &ExampleLine) -> Result<Vec<Assessment>, ReflectError> {
+    let verification = Verification::new(agent, line.verifier.as_ref(), line.reference.as_deref())?;
+    let said = verification.and_then(|check| check.assess_by_itself(line.answer.trim()));
+    Ok(said.unwrap_or_default())
+}
+
+impl Reflector {
+    /// A prompt to practise on.
+    pub fn practice_prompt(
+        &self,
+        agent: &Agent,
+        line: PromptLine,
+    ) -> Result<FilePrompt, ReflectError> {
+        let prepared = Prepared::new(self, agent, &line.messages(), line.verifier)?;
+        let exchange = prepared.into_exchange(agent, Source::Explore, line.reference);
+        Ok(FilePrompt { exchange, example: None })
+    }
+
+    /// A prompt with the answer that the owner wants, which is also what the judge is shown where the
+    /// example names no reference.
+    pub fn example(&self, agent: &Agent, line: ExampleLine) -> Result<FilePrompt, ReflectError> {
+        let assessments = verified(agent, &line)?;
+        let text = line.answer.trim().to_owned();
+        let prepared = Prepared::new(self, agent, &line.messages(), line.verifier)?;
+        let mut tokens = self.continuation(&prepared.messages, &prepared.prompt, &text)?;
+        tokens.push(self.engine.info().end_of_turn);
+        let reference = line.reference.unwrap_or_else(|| text.clone());
+        let exchange = prepared.into_exchange(agent, Source::Explore, Some(reference));
+        let example = NewCandidate {
+            author: Author::Owner,
+            parent: None,
+            generation: self.engine.stats().active,
+            text,
+            // Nobody has asked the model, and nothing that learns needs them.
+            logprobs: vec![f32::NAN; tokens.len()],
+            tokens,
+            sampling: Sampling::default(),
+            finish: FinishReason::Stop,
+            critique: None,
+            critic: None,
+            shots: Vec::new(),
+            assessments,
+        };
+        Ok(FilePrompt { exchange, example: Some(example) })
+    }
+
+    /// The template that prompts are rendered with.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// A stored prompt with examples before it, as the policy reads it while exploring; `None` where
+    /// there is no room for both and an answer.
+    pub(super) fn prompt_with(
+        &self,
+        messages: &[Message],
+        shots: &[Shot],
+        max_tokens: u32,
+    ) -> Result<Option<Vec<Token>>, ReflectError> {
+        let n_system = messages.iter().take_while(|it| it.role == Role::System).count();
+        let (system, turns) = messages.split_at(n_system);
+        let shown = shots.iter().flat_map(|shot| &shot.turns);
+        let whole: Vec<Message> = system.iter().chain(shown).chain(turns).cloned().collect();
+        let prompt = self.tokens(&whole)?;
+        let room = self.engine.info().max_sequence;
+        let needed = prompt.len().saturating_add(usize::try_from(max_tokens).unwrap_or(usize::MAX));
+        Ok((needed <= room).then_some(prompt))
+    }
+}
