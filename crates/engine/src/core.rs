@@ -92,6 +92,8 @@ pub(super) struct Core {
     /// The sequence that the last step was about alone, because a step with it had failed.
     alone: Option<SequenceId>,
     turn: Turn,
+    /// Tokens that were planned for answers.
+    n_planned: u64,
     pace: Pace,
     freed: Vec<Generation>,
     events: Vec<Event>,
@@ -123,6 +125,7 @@ impl Core {
             n_arrived: 0,
             alone: None,
             turn: Turn::default(),
+            n_planned: 0,
             pace: Pace::default(),
             freed: Vec::new(),
             events: Vec::new(),

@@ -18,6 +18,9 @@ const GROWTH: usize = 32;
 /// there, and more would slow every step: attention looks at all cells up to the last one in use.
 const CACHED_CELLS: usize = 512;
 
+/// Copies of cells that one step makes, so that who comes does not wait for many of them.
+const COPIES_AT_ONCE: usize = 2;
+
 /// What came of the try to make a batch.
 enum Built {
     Batch(Step),
@@ -53,6 +56,9 @@ impl Core {
                 Built::Batch(step) => {
                     return Some(Step { ops: self.tree.take_ops(), ..step });
                 }
+                Built::NoRoom(_) if COPIES_AT_ONCE <= self.tree.n_saves() => {
+                    return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
+                }
                 Built::NoRoom(needed) => self.make_room(needed),
                 Built::Nothing if self.tree.has_ops() => {
                     return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
@@ -84,9 +90,7 @@ impl Core {
     /// Tokens that the running sequences of a request wait for; shared ones count once.
     fn pending_of(&self, at: usize) -> usize {
         let running = self.requests[at].sequences.iter().filter_map(|sequence| sequence.id);
-        let mut spans: Vec<_> = running.flat_map(|id| self.tree.pending(id)).collect();
-        spans.sort_unstable_by_key(|span| span.node);
-        spans.dedup();
+        let spans = self.tree.pending_of(running);
         spans.iter().map(|span| span.to - span.from).sum()
     }
 
@@ -129,6 +133,10 @@ impl Core {
                 continue;
             }
             if is_in_vain || !has_id && !self.may_free_id(priority) {
+                return false;
+            }
+            if COPIES_AT_ONCE <= self.tree.n_saves() {
+                // The next step goes on.
                 return false;
             }
             let has_evicted = if has_id {
@@ -174,10 +182,16 @@ impl Core {
     /// priority. What these share with others is not.
     fn yielded(&self, priority: Priority) -> usize {
         let below = self.requests.iter().filter(|request| priority < request.priority);
-        let ids: BTreeSet<SequenceId> =
-            below.flat_map(|r| r.sequences.iter().filter_map(|sequence| sequence.id)).collect();
-        let waited: usize = ids.iter().map(|&id| self.tree.len(id) - self.tree.evaluated(id)).sum();
-        self.tree.freed_without(|id| ids.contains(&id)) + waited + ids.len() * GROWTH
+        let mut growth = 0;
+        let mut ids = BTreeSet::new();
+        for request in below {
+            for (sequence, id) in request.sequences.iter().map(|it| it.id).enumerate() {
+                growth += id.map_or(0, |_| request.growth(sequence).min(GROWTH));
+                ids.extend(id);
+            }
+        }
+        let freed = self.tree.freed_without(|id| ids.contains(&id));
+        freed + self.tree.waited_by(&ids) + growth
     }
 
     fn may_free_id(&self, priority: Priority) -> bool {
@@ -206,8 +220,13 @@ impl Core {
 
     /// Frees cells at the cost of the cache, then of the newest of the least urgent.
     fn make_room(&mut self, needed: usize) {
-        while self.tree.free() < needed && self.tree.evict(None) {}
+        while self.tree.free() < needed && self.tree.n_saves() < COPIES_AT_ONCE {
+            if !self.tree.evict(None) {
+                break;
+            }
+        }
         if self.tree.free() < needed
+            && self.tree.n_saves() < COPIES_AT_ONCE
             && let Some(owner) = self.newest()
         {
             self.give_way(owner);
@@ -232,7 +251,7 @@ impl Core {
         if let Some(suspect) = suspect {
             members = vec![suspect];
         }
-        let (decoding, prompts): (Vec<_>, Vec<_>) =
+        let (mut decoding, prompts): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|&(id, _)| self.is_at_last_token(id));
         let (tokens, drafts) = if let Some(blocks) = self.blocks {
             let running = decoding.iter().chain(&prompts).next();
@@ -242,7 +261,19 @@ impl Core {
             (next.map_or(1, |(position, n_prompt)| blocks.next(position, n_prompt)), Vec::new())
         } else {
             let tokens = self.pace.tokens(priority, !decoding.is_empty(), &self.limits);
-            let tokens = tokens.max(decoding.len()).min(self.limits.batch_tokens);
+            // A slow model writes answers in turns, and leaves prompts their part of a step.
+            let leaves_room = prompts.is_empty() || decoding.len() < tokens;
+            let most = if leaves_room { tokens } else { tokens.div_ceil(2) };
+            if most < decoding.len() {
+                decoding.sort_by_key(|&(_, owner)| self.sequence(owner).map(|it| it.last_token));
+                decoding.truncate(most);
+            }
+            for &(_, owner) in &decoding {
+                self.n_planned += 1;
+                if let Some(at) = self.position(owner.request) {
+                    self.requests[at].sequences[owner.sequence].last_token = self.n_planned;
+                }
+            }
             (tokens, self.drafts(&decoding, tokens))
         };
         let mut builder = Builder::new(&self.tree, tokens, self.limits.outputs);

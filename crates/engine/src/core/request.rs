@@ -51,6 +51,8 @@ pub(super) struct Sequence {
     /// Tokens to keep when it is done, for whoever begins alike.
     pub(super) keep: usize,
     pub(super) state: State,
+    /// Its place among all tokens that were planned for answers.
+    pub(super) last_token: u64,
     /// A step with it failed, and it must get so far alone before it runs with others again.
     pub(super) suspect_until: Option<usize>,
 }
@@ -104,7 +106,8 @@ impl Request {
             .enumerate()
             .map(|(index, (tokens, state))| {
                 let (n_prompt, id, suspect_until) = (tokens.len(), None, None);
-                Sequence { index, tokens, n_prompt, id, keep: 0, state, suspect_until }
+                let (keep, last_token) = (0, 0);
+                Sequence { index, tokens, n_prompt, id, keep, state, last_token, suspect_until }
             })
             .collect();
         sequences.sort_by(|a, b| a.tokens.cmp(&b.tokens));

@@ -1,3 +1,2 @@
-//! Tests of the core as a whole.
-
+mod scheduling;
 mod simulation;

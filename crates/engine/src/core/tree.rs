@@ -19,7 +19,7 @@ mod check;
 mod copies;
 mod find;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use inference::backend::SequenceId;
@@ -199,6 +199,26 @@ impl Tree {
         }
         found.reverse();
         found
+    }
+
+    /// What running sequences wait for, shared spans once.
+    pub(super) fn pending_of(&self, ids: impl Iterator<Item = SequenceId>) -> Vec<Pending> {
+        let mut spans: Vec<Pending> = ids.flat_map(|id| self.pending(id)).collect();
+        spans.sort_unstable_by_key(|span| span.node);
+        spans.dedup();
+        spans
+    }
+
+    /// Tokens that these sequences wait for, and no other one.
+    pub(super) fn waited_by(&self, ids: &BTreeSet<SequenceId>) -> usize {
+        let spans = self.pending_of(ids.iter().copied());
+        let own = spans.iter().filter(|it| self.readers(it.node).iter().all(|id| ids.contains(id)));
+        own.map(|span| span.to - span.from).sum()
+    }
+
+    /// Copies that the backend makes before the next batch.
+    pub(super) fn n_saves(&self) -> usize {
+        self.ops.iter().filter(|op| matches!(op, Op::Save { .. })).count()
     }
 
     /// The position of a node's first token, its tokens and its evaluated ones, and its parent.

@@ -8,6 +8,8 @@ mod model;
 mod real;
 mod world;
 
+pub(super) use model::Letters;
+
 use super::super::faults::{self, Fault};
 use world::{Setting, World};
 

@@ -174,7 +174,7 @@ impl Backend for Model {
 
 /// One letter a token.
 #[derive(Debug)]
-pub(super) struct Letters;
+pub(in super::super) struct Letters;
 
 impl Vocabulary for Letters {
     fn tokenize(&self, _: &[TextPart]) -> Vec<Token> {

@@ -20,6 +20,9 @@ use crate::{LabelScores, Priority};
 /// Steps after which every request must have ended once nobody disturbs it.
 const PATIENCE: u64 = 20_000;
 
+/// Steps in which each of eight answers of a slow model gets a token, beside prompts.
+const MOST_TURNS: u64 = 8;
+
 /// How a world is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setting {
@@ -120,6 +123,10 @@ pub(super) struct World {
     /// With `SIMULATION_TRACE` every step is printed.
     is_traced: bool,
     next_generation: u32,
+    /// What a token takes.
+    per_token: Duration,
+    /// Steps since an answer that could go on got its last token.
+    waited: BTreeMap<Owner, u64>,
     pub(super) seen: Seen,
 }
 
@@ -165,6 +172,9 @@ impl World {
             generations: vec![Generation::BASE],
             is_traced: std::env::var_os("SIMULATION_TRACE").is_some(),
             next_generation: 1,
+            // Of some worlds a step of two seconds is a few tokens.
+            per_token: Duration::from_millis(if random.u32(0..4) == 0 { 400 } else { 1 }),
+            waited: BTreeMap::new(),
             random,
             seen: Seen::default(),
         }
@@ -406,7 +416,7 @@ impl World {
             eprintln!("  -> {evaluated:?}, {} saved, not restored {not_restored:?}", saved.len());
         }
         let model = &self.model;
-        let took = Duration::from_millis(1);
+        let took = self.per_token * u32::try_from(step.n_tokens().max(1)).unwrap();
         self.core.finish(&step, outcome, took, |entry| model.logits(entry));
         self.check_books();
         for event in self.core.take_events() {
@@ -421,9 +431,9 @@ impl World {
         Some(Owner { request: first.id, sequence })
     }
 
-    /// Every answer that is being written gets a token in each step of its priority and generation, and
-    /// nobody less urgent takes part.
-    fn check_progress(&self, step: &crate::core::Step) {
+    /// Every answer that is being written gets a token in each step of its priority and generation, of a
+    /// slow model in turns, and nobody less urgent takes part.
+    fn check_progress(&mut self, step: &crate::core::Step) {
         let Some(first) = step.spans.first() else { return };
         let priority = |id: &SequenceId| {
             let owner = self.core.owners[id];
@@ -440,10 +450,14 @@ impl World {
             let is_due = request.priority == most_urgent
                 && request.generation == step.generation
                 && self.core.tree.evaluated(*id) + 1 == self.core.tree.len(*id);
-            assert!(
-                !is_due || step.spans.iter().any(|span| span.ids.contains(id)),
-                "an answer gets nothing"
-            );
+            if !is_due || step.spans.iter().any(|span| span.ids.contains(id)) {
+                self.waited.remove(owner);
+                continue;
+            }
+            let is_slow = Duration::from_millis(1) < self.per_token;
+            let waited = self.waited.entry(*owner).or_default();
+            *waited += 1;
+            assert!(is_slow && *waited < MOST_TURNS, "an answer gets nothing in {waited} steps");
         }
     }
 

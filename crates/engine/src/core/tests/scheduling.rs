@@ -1,0 +1,169 @@
+//! What one step may hold, and who is admitted: the promises that the simulation's small and quick
+//! worlds do not reach.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use inference::backend::Limits;
+use inference::{EngineError, Generation, Sampling, Token};
+
+use super::simulation::Letters;
+use crate::Priority;
+use crate::core::op::Op;
+use crate::core::request::{Generating, Purpose, Request, State};
+use crate::core::{Core, Outcome, Step};
+use crate::sample::Sampler;
+
+const QUICK: Duration = Duration::from_millis(1);
+/// The likeliest token is always the same letter, which ends nothing.
+const LOGITS: [f32; 9] = [9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+
+fn limits(cells: usize, sequences: usize) -> Limits {
+    Limits { cells, sequences, batch_tokens: 512, outputs: 512 }
+}
+
+/// No two prompts of different seeds begin alike for long.
+fn prompt(seed: u64, n: usize) -> Vec<Token> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..n).map(|_| Token(random.i32(0..7))).collect()
+}
+
+fn chat(seed: u64, n_prompt: usize, max_tokens: usize) -> Request {
+    request(Priority::Chat, seed, n_prompt, max_tokens)
+}
+
+fn request(priority: Priority, seed: u64, n_prompt: usize, max_tokens: usize) -> Request {
+    let sampler = Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, 0);
+    let state = State::Generate(Box::new(Generating::new(sampler, Vec::new(), None)));
+    let purpose = Purpose::Generate { seed: 0, max_tokens, top_logprobs: 0 };
+    let sequences = [(prompt(seed, n_prompt), state)].into_iter();
+    Request::new(priority, Generation::BASE, purpose, sequences)
+}
+
+fn finish(core: &mut Core, step: &Step, evaluated: usize, took: Duration) {
+    let saves = step.ops.iter().filter_map(|op| match op {
+        Op::Save { copy, .. } => Some((*copy, Some(vec![0; 8]))),
+        _ => None,
+    });
+    let outcome =
+        Outcome { saved: saves.collect(), not_restored: Vec::new(), evaluated: Ok(evaluated) };
+    core.finish(step, outcome, took, |_| Ok::<_, EngineError>(&LOGITS));
+    core.take_events();
+}
+
+/// Does the next step as a model does that takes so long for a token.
+fn step(core: &mut Core, per_token: Duration) -> Option<Step> {
+    let step = core.next_step()?;
+    let n = u32::try_from(step.n_tokens()).unwrap();
+    finish(core, &step, step.n_tokens(), per_token * n);
+    Some(step)
+}
+
+fn saves(step: &Step) -> usize {
+    step.ops.iter().filter(|op| matches!(op, Op::Save { .. })).count()
+}
+
+#[test]
+fn no_step_of_a_slow_model_is_longer_than_two_seconds_and_all_answers_go_on_in_turns() {
+    let mut core = Core::new(limits(4000, 64), 0, Arc::new(Letters));
+    for seed in 0..60 {
+        core.submit(chat(seed, 20, 40));
+    }
+    let per_token = Duration::from_millis(400);
+    step(&mut core, per_token);
+    let mut n_steps = 0;
+    while let Some(step) = step(&mut core, per_token) {
+        assert!(step.n_tokens() <= 5, "{} tokens take longer than 2 s", step.n_tokens());
+        n_steps += 1;
+        assert!(n_steps < 2_000, "they never end");
+    }
+    assert!(core.is_idle());
+}
+
+#[test]
+fn a_slow_model_gives_each_answer_its_token_before_any_gets_two() {
+    let mut core = Core::new(limits(400, 8), 0, Arc::new(Letters));
+    for seed in 0..8 {
+        core.submit(chat(seed, 5, 30));
+    }
+    let per_token = Duration::from_millis(600);
+    let lengths = |core: &Core| -> Vec<usize> {
+        core.requests.iter().map(|it| it.sequences[0].tokens.len()).collect()
+    };
+    while !core.requests.iter().all(|it| it.sequences[0].is_decoding()) {
+        step(&mut core, per_token).expect("they go on");
+    }
+    let before = lengths(&core);
+    for _ in 0..16 {
+        step(&mut core, per_token).expect("they go on");
+    }
+    let grown: Vec<usize> =
+        lengths(&core).iter().zip(before).map(|(now, before)| now - before).collect();
+    let (least, most) = (grown.iter().min().unwrap(), grown.iter().max().unwrap());
+    assert!(0 < *least && most - least <= 1, "{grown:?}");
+}
+
+#[test]
+fn few_copies_of_cells_are_made_between_two_steps() {
+    let mut core = Core::new(limits(8192, 8), 1 << 30, Arc::new(Letters));
+    core.submit(chat(1, 7000, 1));
+    while step(&mut core, QUICK).is_some() {}
+    core.submit(chat(2, 7000, 1));
+    let mut n_saves = 0;
+    while let Some(step) = step(&mut core, QUICK) {
+        assert!(saves(&step) <= 2, "{} copies of 256 tokens in one step", saves(&step));
+        n_saves += saves(&step);
+    }
+    assert!(20 < n_saves, "what was in the way is kept: {n_saves}");
+    assert!(core.is_idle());
+}
+
+#[test]
+fn a_chat_that_finds_no_room_whatever_gives_way_drops_nothing() {
+    let mut core = Core::new(limits(400, 12), 0, Arc::new(Letters));
+    core.submit(chat(5, 50, 1));
+    while step(&mut core, QUICK).is_some() {}
+    // Judgements need no room to grow, and what they wait for together is evaluated once.
+    let prompts = (0..4).map(|i| (prompt(20 + i, 15), State::Score));
+    let purpose = Purpose::Score { labels: vec![Token(0), Token(1)], scores: vec![None; 4] };
+    core.submit(Request::new(Priority::Explore, Generation::BASE, purpose, prompts));
+    core.submit(chat(6, 150, 40));
+    step(&mut core, QUICK);
+    step(&mut core, QUICK);
+    let before = (core.cells_used(), core.counters().preemptions);
+    core.submit(chat(7, 225, 1));
+    core.next_step();
+    assert_eq!((core.cells_used(), core.counters().preemptions), before);
+}
+
+#[test]
+fn chats_are_admitted_by_what_they_need_now() {
+    let mut core = Core::new(limits(500, 16), 0, Arc::new(Letters));
+    for seed in 0..8 {
+        // Each might fill the context.
+        core.submit(chat(seed, 20, 480));
+    }
+    step(&mut core, QUICK);
+    assert_eq!(core.n_running(None), 8);
+}
+
+/// The part of an interrupted prompt that is evaluated is not evaluated again, but for a deterministic
+/// core, whose next batch would be another one.
+#[test]
+fn an_interrupted_prompt_goes_on_where_it_was() {
+    let started = |core: &mut Core| -> Range<usize> {
+        let step = core.next_step().unwrap();
+        let range = step.spans[0].start..step.spans[0].start + step.n_tokens();
+        finish(core, &step, 7, QUICK);
+        range
+    };
+    let mut core = Core::new(limits(500, 4), 0, Arc::new(Letters));
+    core.submit(request(Priority::Explore, 1, 100, 4));
+    assert_eq!(started(&mut core).start, 0);
+    assert_eq!(started(&mut core).start, 7);
+    assert_eq!(started(&mut core).start, 14);
+    let mut core = Core::deterministic(limits(500, 4), Arc::new(Letters));
+    core.submit(request(Priority::Explore, 1, 100, 4));
+    assert_eq!([started(&mut core), started(&mut core)], [0..32, 0..32]);
+}
