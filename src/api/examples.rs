@@ -7,8 +7,9 @@ use super::Api;
 use super::error::ApiError;
 use super::read::Body;
 use super::wire::ExamplesBody;
+use crate::learn::ExampleError;
 use crate::learn::held_out;
-use crate::learn::practice::{self, ExampleError, Learned};
+use crate::learn::practice::{self, Learned};
 
 /// Stores all of them, or tells all that is wrong; they are counted from 1.
 pub(super) async fn learn(

@@ -7,14 +7,30 @@ use super::adapter::AdapterError;
 use super::arena::ArenaError;
 use super::cancel::Stop;
 use super::child::TrainerError;
-use super::practice::ExampleError;
 use super::promote::PromoteError;
 use crate::reflect::ReflectError;
 use crate::trust::TrustError;
-use config::prompt_file::PromptFileError;
+use config::prompt_file::{Faults, PromptFileError};
 use engine::EngineError;
 use files::lora::LoraError;
 use store::{RunId, RunState, StoreError};
+
+/// Why examples are not learned.
+#[derive(Debug, thiserror::Error)]
+pub enum ExampleError {
+    /// Some do not fit.
+    #[error("{0}")]
+    Faults(Faults),
+    /// A prompt or an answer cannot be made ready.
+    #[error(transparent)]
+    Reflect(#[from] ReflectError),
+    /// The files of held-out prompts cannot be read.
+    #[error(transparent)]
+    HeldOut(#[from] PromptFileError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
 /// Why a run or an exploration broke.
 #[derive(Debug, thiserror::Error)]

@@ -15,7 +15,7 @@ use super::error::RunError;
 use super::op_queue::Exploration;
 use super::{Ended, Parts, Stage, practice};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
-use crate::reflect::{Compared, Explored, ReflectError, Shot, Trial};
+use crate::reflect::{Compared, Explored, Practising, ReflectError, Shot, Trial};
 use config::{Agent, Promising};
 use engine::EngineError;
 use store::{ExchangeId, Filled};
@@ -192,8 +192,8 @@ async fn fill(
     told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
     let Todo { agent, exchange, aim, trial, shots } = todo;
-    let trial = trial.as_deref();
-    match parts.reflector.explore_with(&agent, exchange, aim, &shots, trial, told).await {
+    let how = Practising { aim, shots: &shots, trial: trial.as_deref() };
+    match parts.reflector.practise(&agent, exchange, how, told).await {
         Err(ReflectError::Engine(
             error @ (EngineError::TooLong { .. } | EngineError::NotLoaded(_)),
         )) => {

@@ -60,6 +60,7 @@ use protocol::Step;
 use store::{RunId, Store, StoreError};
 
 pub use self::cancel::{Cancel, Stop};
+pub use self::error::ExampleError;
 pub use self::explore::{Harvest, Refining};
 pub use self::guards::Guards;
 pub use self::op_queue::Exploration;

@@ -44,8 +44,11 @@ pub(super) async fn night(
                 info!("The night goes on with the new generation.");
                 last = Some(ended);
             }
-            // Nothing was left to learn.
+            // Nothing was left to learn, which has a record of its own.
             Ended::Failed { run: None, .. } => return last.unwrap_or(ended),
+            Ended::Rejected { ref verdict, .. } if verdict.is_null() => {
+                return last.unwrap_or(ended);
+            }
             ended => return ended,
         }
     }

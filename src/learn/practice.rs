@@ -11,20 +11,20 @@ use sha2::{Digest as _, Sha256};
 
 use super::Parts;
 use super::dataset::Dataset;
-use super::error::RunError;
+use super::error::{ExampleError, RunError};
 use super::held_out::{self, HeldOut};
 use super::material::{Material, learning};
 use super::pairs::{Tally, ids, prompt_id};
 use super::promote::blocking;
 use super::replay::Replayed;
 use super::yields::Yield;
-use crate::reflect::{self, ReflectError, Reflector, Shot};
+use crate::reflect::{self, Reflector, Shot};
 use config::prompt_file::{self, Faults, PromptFileError};
 use config::{Agent, Config, ExampleLine};
 use engine::Generation;
 use prompt::{Message, Role};
 use protocol::{Example, Objective};
-use store::{CandidateId, ExampleRow, ExchangeId, Kept, PairRow, Store, StoreError};
+use store::{CandidateId, ExampleRow, ExchangeId, Kept, PairRow, Store};
 
 /// Prompts of a practice file that are used; of a longer file always the same ones.
 const MOST_PROMPTS: usize = 10_000;
@@ -34,23 +34,6 @@ const AT_ONCE: usize = 500;
 const FEWEST_EXAMPLES: usize = 10;
 /// In a run's record under `lesson`: it learned from examples alone.
 pub(super) const EXAMPLES: &str = "examples";
-
-/// Why examples are not learned.
-#[derive(Debug, thiserror::Error)]
-pub enum ExampleError {
-    /// Some do not fit.
-    #[error("{0}")]
-    Faults(Faults),
-    /// A prompt or an answer cannot be made ready.
-    #[error(transparent)]
-    Reflect(#[from] ReflectError),
-    /// The files of held-out prompts cannot be read.
-    #[error(transparent)]
-    HeldOut(#[from] PromptFileError),
-    /// The store refused.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// What became of examples.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]

@@ -309,7 +309,9 @@ mod tests {
         let turned = vec![candidate(1, &[5], -0.9, false), candidate(2, &[6], -0.9, false)];
         assert_eq!(after(turned, vec![], &DPO), []);
         let mut silent = judged();
-        silent.iter_mut().for_each(|it| it.assessments.clear());
+        for candidate in &mut silent {
+            candidate.assessments.clear();
+        }
         assert_eq!(after(silent, vec![], &DPO), [whole]);
     }
 }

@@ -49,6 +49,17 @@ pub use from_file::{Shot, try_example};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
 pub use trial::{Compared, Trial, Yield};
 
+/// How a stored prompt is practised on.
+#[derive(Clone, Copy, Debug)]
+pub struct Practising<'a> {
+    /// What is wanted of it.
+    pub aim: Aim,
+    /// Examples before the prompt of each draft.
+    pub shots: &'a [Shot],
+    /// Finds out whether refinements pay; `None`: they are made.
+    pub trial: Option<&'a Trial>,
+}
+
 /// Everything that reflection needs of the daemon. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Reflector {
@@ -304,21 +315,21 @@ impl Reflector {
         aim: Aim,
         told: &(dyn Fn(Explored) + Sync),
     ) -> Result<Explored, ReflectError> {
-        self.explore_with(agent, exchange, aim, &[], None, told).await
+        let how = Practising { aim, shots: &[], trial: None };
+        self.practise(agent, exchange, how, told).await
     }
 
     /// The same with examples before the prompt of each draft, and with drafts in the place of
     /// refinements where a trial wants that. What is stored, judged and trained on is the prompt
     /// without examples.
-    pub async fn explore_with(
+    pub async fn practise(
         &self,
         agent: &Agent,
         exchange: ExchangeId,
-        aim: Aim,
-        shots: &[Shot],
-        trial: Option<&Trial>,
+        how: Practising<'_>,
         told: &(dyn Fn(Explored) + Sync),
     ) -> Result<Explored, ReflectError> {
+        let Practising { aim, shots, trial } = how;
         let goal = explore::Goal { aim, tokens: usize::MAX, priority: Priority::Explore, shots };
         explore::fill(self, agent, exchange, goal, trial, told).await
     }

@@ -272,7 +272,7 @@ fn by_length(paths: &[Path], device: Device) -> Vec<Vec<&Path>> {
     buckets
 }
 
-fn signed(n: usize) -> i64 {
+pub(crate) fn signed(n: usize) -> i64 {
     i64::try_from(n).expect("token counts fit i64")
 }
 

@@ -264,7 +264,9 @@ pub(crate) fn passes<'a>(batch: &[&'a Packed], plan: &Plan) -> Vec<Pass<'a>> {
                 passes.push(Pass::default());
             }
             let Pass { tree, parts } = passes.last_mut().expect("one was pushed");
-            sequences.iter().for_each(|sequence| tree.add(sequence));
+            for sequence in sequences {
+                tree.add(sequence);
+            }
             match parts.last_mut() {
                 Some(part) if part.index == index => part.answers.end = answers.end,
                 _ => parts.push(Part { index, example, answers }),
@@ -312,9 +314,9 @@ mod tests {
     #[test]
     fn passes_have_as_many_examples_as_fit() {
         // The last token of an answer is predicted, not computed.
-        let examples: Vec<Packed> = [4, 2, 2, 9, 1]
+        let examples: Vec<Packed> = [(104, 4), (102, 2), (102, 2), (109, 9), (101, 1)]
             .iter()
-            .map(|&n| single("a", &[100 + n], &vec![2; n as usize]))
+            .map(|&(first, n)| single("a", &[first], &vec![2; n]))
             .collect();
         let all: Vec<&Packed> = examples.iter().collect();
         let sizes = |most| {

@@ -6,7 +6,8 @@ use protocol::{Probe, ProbeSequence};
 use crate::batch::{Batch, Sequence, Tree};
 use crate::data::Packed;
 use crate::model::Model;
-use crate::step;
+use crate::plan::Plan;
+use crate::step::{self, Unfinished};
 
 /// Sequences of a probe.
 const PROBES: usize = 8;
@@ -19,11 +20,15 @@ pub(crate) struct Probing {
 
 impl Probing {
     /// Takes first answers of examples all over the data set, and asks the model as it is now.
-    pub(crate) fn begin(model: &Model, examples: &[Packed]) -> anyhow::Result<Self> {
+    pub(crate) fn begin(
+        model: &Model,
+        examples: &[Packed],
+        mut plan: Plan,
+    ) -> Result<Self, Unfinished> {
         let every = examples.len().div_ceil(PROBES).max(1);
         let sequences: Vec<Sequence> =
             examples.iter().step_by(every).map(|example| example.sequences[0].clone()).collect();
-        let start = logprobs(model, &sequences)?;
+        let start = step::within_memory(&mut plan, |_| logprobs(model, &sequences))?;
         Ok(Self { sequences, start })
     }
 

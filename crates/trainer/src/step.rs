@@ -11,7 +11,7 @@ use protocol::{Objective, Step};
 use tch::{Device, Kind as Number, Tensor};
 
 use crate::backward;
-use crate::batch::{Batch, Tree};
+use crate::batch::{Batch, Tree, signed};
 use crate::data::{Kind, Mismatched, Packed, Part, passes};
 use crate::model::Model;
 use crate::objective::{self, Answers, Grpo, Kto, Losses, Mixed, Tokens};
@@ -167,7 +167,7 @@ pub(crate) fn finite(value: f64, what: &str) -> anyhow::Result<()> {
 }
 
 /// Computes, and again with a smaller plan as long as memory runs out.
-fn within_memory<T>(
+pub(crate) fn within_memory<T>(
     plan: &mut Plan,
     mut compute: impl FnMut(&Plan) -> anyhow::Result<T>,
 ) -> Result<T, Unfinished> {
@@ -288,7 +288,7 @@ fn losses(
         let mut found = Vec::new();
         for part in parts {
             let n = part.answers.len();
-            found.extend((place < n).then_some((n_before + place) as i64));
+            found.extend((place < n).then_some(signed(n_before + place)));
             n_before += n;
         }
         let found = Tensor::from_slice(&found).to_device(device);

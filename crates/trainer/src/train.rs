@@ -71,7 +71,7 @@ pub(crate) fn run(
     let _lock = lock(&job.out, stop)?;
     let Prepared { model, examples, n_too_long, mut plan } =
         prepare(job, device).map_err(Failure::BadData)?;
-    let probing = Probing::begin(&model, &examples).map_err(Failure::BadData)?;
+    let probing = Probing::begin(&model, &examples, plan)?;
     let (mut train_set, mut validation_set) = data::split(examples, job.validation_share, job.seed);
     let n_steps = train_set.len().div_ceil(job.optimizer.batch_pairs) * job.optimizer.epochs;
     let parameters = model.lora.as_ref().map(Lora::parameters).unwrap_or_default();

@@ -15,8 +15,11 @@ use statistics::mean;
 const ROUNDING: f64 = 0.02;
 /// Share of the mean change that the mean error may be.
 const ERROR: f64 = 0.5;
-/// The server's change over the trainer's lies in here. Rounding hardly moves it, because it falls to
-/// both sides; half the scale lands below although its error may be just below half of the change.
+/// Standard errors by which rounding may move the scale.
+const ERRORS: f64 = 2.33;
+/// The server's change over the trainer's lies in here, or rounding may have moved it out of here.
+/// Rounding falls to both sides and hardly moves it; half the scale lands below although its error may
+/// be just below half of the change.
 const SCALE: std::ops::RangeInclusive<f64> = 0.8..=1.25;
 
 /// What an adapter changes, by the trainer and by the server, over the tokens of the probe.
@@ -32,6 +35,8 @@ pub struct Parity {
     pub allowed: f64,
     /// The server's change over the trainer's: the slope of a line through zero.
     pub scale: f64,
+    /// How far rounding may have moved `scale`, to either side.
+    pub scale_error: f64,
 }
 
 impl Parity {
@@ -51,23 +56,28 @@ impl Parity {
         let change = mean(changes.iter().map(|(trained, _)| trained.abs()));
         let both: f64 = changes.iter().map(|(trained, served)| trained * served).sum();
         let squares: f64 = changes.iter().map(|(trained, _)| trained * trained).sum();
+        let scale = both / squares;
+        let off = |&(trained, served): &(f64, f64)| (served - scale * trained).powi(2);
+        let spread = mean(changes.iter().map(off)).sqrt();
         Self {
             tokens: changes.len(),
             change,
             error: mean(changes.iter().map(|(trained, served)| (served - trained).abs())),
             allowed: ROUNDING.max(ERROR * change),
-            scale: both / squares,
+            scale,
+            scale_error: ERRORS * spread / squares.sqrt(),
         }
     }
 
     /// The file that the server has read is the one that the trainer wrote. Not a number counts as no.
     pub fn holds(&self) -> bool {
-        self.error <= ROUNDING || self.error <= self.allowed && SCALE.contains(&self.scale)
+        let (least, most) = (self.scale - self.scale_error, self.scale + self.scale_error);
+        self.error <= self.allowed && least <= *SCALE.end() && *SCALE.start() <= most
     }
 
     /// What is wrong, with the numbers.
     pub(super) fn objection(&self) -> String {
-        let Self { tokens, change, error, allowed, scale } = self;
+        let Self { tokens, change, error, allowed, scale, .. } = self;
         format!(
             "trainer and server disagree about the adapter: on {tokens} tokens it changes a \
              log-prob by {change:.4} in the trainer, and the server's change is off by {error:.4} \
@@ -113,6 +123,14 @@ mod tests {
     fn rounding_is_borne_where_an_adapter_changes_little() {
         assert!(parity(0.01, 1.0, 0.015).holds());
         assert!(!parity(0.01, 1.0, 0.1).holds());
+    }
+
+    #[test]
+    fn what_does_nothing_or_half_is_refused_though_an_adapter_changes_little() {
+        for scale in [0.0, 0.6] {
+            let wrong = parity(0.01, scale, 0.001);
+            assert!(wrong.error < wrong.allowed && !wrong.holds(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -316,8 +316,11 @@ fn by_judge_alone() -> Evidence {
     of(evidence.comparisons)
 }
 
+/// A band, and what leaves it.
+type Change = (&'static str, fn(&mut Comparison));
+
 /// Candidates that answer at length, in one word, or far from the active one.
-const CHANGES: [(&str, fn(&mut Comparison)); 4] = [
+const CHANGES: [Change; 4] = [
     ("length_ratio", |both| both.candidate.tokens.extend((50..80).map(Token))),
     ("length_ratio", |both| both.candidate.tokens.truncate(3)),
     ("min_diversity_ratio", |both| both.candidate.tokens[1..].fill(Token(1))),
@@ -410,7 +413,9 @@ fn what_no_gain_excuses_stops_a_promotion_and_says_so() {
     assert!(judge(&twelve, &config()).promote, "a tenth");
     stopped(
         |evidence| {
-            evidence.comparisons.iter_mut().take(7).for_each(|it| it.candidate.is_cut = true)
+            for both in evidence.comparisons.iter_mut().take(7) {
+                both.candidate.is_cut = true;
+            }
         },
         "5.8 % of the answers are cut off",
     );

@@ -97,7 +97,7 @@ async fn a_run_that_collapses_into_repetition_is_refused_though_the_judge_likes_
     // The judge reads "good" at the beginning of it.
     let world = rejected(answering(judge(), "bad", "goodgoodgoodgood"), "gate.length_ratio").await;
     let reason = world.last_run().await.reason.unwrap();
-    assert!(reason.contains("gate.min_diversity_ratio"), "{reason}");
+    assert!(reason.contains("of the answers are cut off at max_tokens"), "{reason}");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use super::*;
 use config::prompt_file::Faults;
 use config::{ExampleLine, Verifier};
-use practice::{ExampleError, Learned};
+use practice::Learned;
 
 /// Examples of the right answer to so many prompts.
 fn examples(n: usize) -> String {
@@ -45,8 +45,8 @@ async fn a_model_that_can_do_nothing_begins_with_the_examples_in_a_run_of_its_ow
     }
     // The examples are known to the model now, and there is nothing else.
     let again = world.train().await;
-    let Ended::Failed { run: None, reason } = again else { panic!("{again:?}") };
-    assert!(reason.contains("there are no pairs"), "{reason}");
+    let Ended::Rejected { reason, .. } = again else { panic!("{again:?}") };
+    assert!(reason.contains("0 of 1 new pairs"), "{reason}");
 }
 
 #[tokio::test]
@@ -217,8 +217,8 @@ async fn a_night_learns_from_examples_then_explores_and_trains_until_nothing_is_
     let ended = night::night(&world.parts, 1, tellers, cancel).await;
     assert!(matches!(ended, Ended::Promoted { generation: Generation(1), .. }), "{ended:?}");
     let runs = world.parts.store.runs(9).await.unwrap();
-    assert_eq!(runs.len(), 1, "after it there was nothing to learn");
-    assert_eq!(runs[0].metrics["lesson"], "examples");
+    assert_eq!(runs.len(), 2, "after it there was nothing to learn, which is recorded");
+    assert_eq!((runs[0].n_pairs, &runs[1].metrics["lesson"]), (0, &"examples".into()));
     // The prompts of the examples, by generation 1 and not by the base, which cannot do them.
     assert_eq!(harvests.borrow().prompts, 12);
     let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);

@@ -18,7 +18,8 @@ async fn explored(world: &World, agent: &Agent, trial: &Trial) -> Vec<(usize, us
         let line = PromptLine::new(id, prompt);
         let id = world.reflector.remember(agent, line).await.unwrap();
         let aim = stopping(4, 40, 64, 0);
-        world.reflector.explore_with(agent, id, aim, &[], Some(trial), &|_| {}).await.unwrap();
+        let how = Practising { aim, shots: &[], trial: Some(trial) };
+        world.reflector.practise(agent, id, how, &|_| {}).await.unwrap();
         let candidates = world.store.exchange(id).await.unwrap().candidates;
         let refined = candidates.iter().filter(|candidate| candidate.parent.is_some()).count();
         made.push((candidates.len() - refined, refined));

@@ -52,7 +52,6 @@ fn every_prompt_of_this_repository_is_built_in() {
 }
 
 #[test]
-#[expect(clippy::float_cmp, reason = "what was written is read again, digit by digit")]
 fn what_is_written_has_no_problems_and_says_what_the_plan_says() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
