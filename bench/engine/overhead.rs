@@ -82,7 +82,7 @@ async fn memory(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec<Meas
     chat::complete(&daemon.endpoint, &texts.question(PROMPT), 8).await?;
     let status = daemon.endpoint.get("/v1/status").await?;
     let host_cache =
-        status["engine"]["host_cache_bytes"].as_f64().context("the parked bytes")? / 1e6;
+        status["engine"]["host_cache_bytes"].as_f64().context("the bytes of the host cache")? / 1e6;
     let mut other = Vec::new();
     if let Some(peer) = &peer {
         chat::complete(&peer.endpoint, &texts.question(PROMPT), 8).await?;

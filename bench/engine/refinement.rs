@@ -1,5 +1,5 @@
 //! Refinements that copy much of their parent, in process and greedy: tokens a second when the parent is
-//! offered as a guess, against the same engine without it. A model with random weights copies
+//! offered as a draft, against the same engine without it. A model with random weights copies
 //! nothing by itself, so the parent is made of what the model is going to say: the model's own
 //! continuation, of which a part is replaced in runs. Called by `main`.
 

@@ -157,7 +157,8 @@ pub(crate) fn agent(setting: &Setting, task: &Task, form: Form, arm: Arm) -> Str
         Form::Wanted => {
             lines.push("judge: none".to_owned());
             lines.push("aspects: []".to_owned());
-            lines.push("explore: { prompts: agents/mine/practice.jsonl }".to_owned());
+            let counts = if arm == Arm::AutoRefined { ", drafts: 10, refinements: 20" } else { "" };
+            lines.push(format!("explore: {{ prompts: agents/mine/practice.jsonl{counts} }}"));
             if !task.examples.is_empty() {
                 lines.push("examples: agents/mine/examples.jsonl".to_owned());
             }
@@ -165,9 +166,6 @@ pub(crate) fn agent(setting: &Setting, task: &Task, form: Form, arm: Arm) -> Str
         Form::Accepted => {
             lines.push("aspects: [{ name: readability, weight: 0.001, pass: 0 }]".to_owned());
         }
-    }
-    if arm == Arm::AutoRefined {
-        lines.push("reflection: { explore: { drafts: 10, refinements: 20 } }".to_owned());
     }
     lines.join("\n") + "\n"
 }

@@ -208,7 +208,7 @@ pub struct EngineStats {
     pub cached_tokens: u64,
     /// Tokens sampled so far.
     pub generated_tokens: u64,
-    /// Tokens that were guessed and evaluated ahead, from text that an answer may copy.
+    /// Drafted tokens, evaluated ahead, from text that an answer may copy.
     pub drafted_tokens: u64,
     /// Of these, those that the model then said.
     pub right_drafts: u64,
@@ -299,7 +299,7 @@ impl Engine {
         pulse.read(Instant::now())
     }
     /// Starts a generation; resolves when it is admitted. Full queue: `Overloaded` at once for
-    /// `Chat` and `Inline`; other classes wait for room.
+    /// `Chat` and `Inline`; other priorities wait for room.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Started, EngineError> {
         let priority = request.priority;
         self.ask(Some(priority), |reply| {

@@ -48,7 +48,7 @@ async fn sampled_answers_are_the_same_with_any_text_to_copy() {
 }
 
 #[tokio::test]
-async fn a_guess_ends_where_the_answer_must() {
+async fn a_draft_ends_where_the_answer_must() {
     let script = Script::new(ANSWER);
     for max_tokens in [1, 2, 7, 30] {
         let sampling = Sampling { max_tokens, ..Sampling::default() };
@@ -61,7 +61,7 @@ async fn a_guess_ends_where_the_answer_must() {
     let wanted = GenerateRequest { stop, copies: bytes(ANSWER), ..request(Vec::new()) };
     let (answers, stats) = answer(&script, wanted).await;
     assert_eq!(answers.texts, ["the sum is 40 - 12 = 28, so the "]);
-    // What was guessed beyond the end is not kept: the next turn would go on from it.
+    // What was drafted beyond the end is not kept: the next turn would go on from it.
     let kept = "<|user|>revise<|end|><|assistant|>".len() - 2 * "<|user|>".len();
     assert!(stats.cells_used < kept + answers.texts[0].len() + "answer".len());
 }
