@@ -72,7 +72,9 @@ impl Parity {
     /// The file that the server has read is the one that the trainer wrote. Not a number counts as no.
     pub fn holds(&self) -> bool {
         let (least, most) = (self.scale - self.scale_error, self.scale + self.scale_error);
-        self.error <= self.allowed && least <= *SCALE.end() && *SCALE.start() <= most
+        // What changes nothing has no scale.
+        let is_to_scale = self.change == 0.0 || least <= *SCALE.end() && *SCALE.start() <= most;
+        self.error <= self.allowed && is_to_scale
     }
 
     /// What is wrong, with the numbers.
