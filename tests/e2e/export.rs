@@ -207,7 +207,7 @@ async fn a_generation_leaves_as_files_and_comes_back_as_a_candidate() {
     let (whole, parts) = (logprobs_of(&file, None).await, logprobs_of(&plain, Some(served)).await);
     let base = logprobs_of(&plain, None).await;
     let (gap, change) = (furthest(&whole, &parts), furthest(&whole, &base));
-    assert!(3.0 * gap < change, "merged differs by {gap}, and the adapter changes {change}");
+    assert!(2.0 * gap < change, "merged differs by {gap}, and the adapter changes {change}");
 
     no_room(root, outside.path()).await;
 
