@@ -1,42 +1,18 @@
-//! What is done: one JSON line a step in `steps.jsonl`, appended when the step has ended. Steps of
-//! other settings stay in the file and are not seen. Several processes may append to one file.
-//! Used by `experiment` (writes) and `results` (reads).
+//! What is done, a step a line in `steps.jsonl`: `<unit>/explored/<policy>`, `<unit>/trained/<arm>`,
+//! `<unit>/answered/<arm>`, `m0`. Used by `experiment` (writes) and `results` (reads).
 
-use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
 use reflectd::learn::gate::Verdict;
 use serde::{Deserialize, Serialize};
 use statistics::{JudgeQuality, Judged, judge_quality};
 
-use testkit::bench::results::Provenance;
+use testkit::bench::records;
 
-/// The steps of one setting by name.
-#[derive(Debug)]
-pub(crate) struct Records {
-    path: PathBuf,
-    key: String,
-    /// Of the steps that are added.
-    provenance: Provenance,
-    steps: BTreeMap<String, Step>,
-}
-
-/// A line of the file.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub(crate) struct Step {
-    /// See `Setting::key`.
-    key: String,
-    #[serde(flatten)]
-    pub(crate) provenance: Provenance,
-    /// `<unit>/explored/<policy>`, `<unit>/trained/<arm>`, `<unit>/answered/<arm>`, `m0`.
-    pub(crate) name: String,
-    /// Seconds.
-    pub(crate) wall_s: f64,
-    pub(crate) finding: Finding,
-}
+/// The steps that are done.
+pub(crate) type Records = records::Records<Finding>;
+/// One of them.
+pub(crate) type Step = records::Step<Finding>;
 
 /// What a step found.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -179,54 +155,5 @@ impl Judgements {
             false_reject,
             auc,
         }
-    }
-}
-
-impl Records {
-    /// Reads what is there. A last line that a kill has cut off is passed over; its step is done
-    /// again.
-    pub(crate) fn open(path: &Path, key: &str, run: &Provenance) -> anyhow::Result<Self> {
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
-        };
-        let steps = text
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Step>(line).ok())
-            .filter(|step| step.key == key)
-            .map(|step| (step.name.clone(), step))
-            .collect();
-        Ok(Self { path: path.to_owned(), key: key.to_owned(), provenance: run.clone(), steps })
-    }
-
-    pub(crate) fn key(&self) -> &str {
-        &self.key
-    }
-
-    pub(crate) fn get(&self, name: &str) -> Option<&Step> {
-        self.steps.get(name)
-    }
-
-    pub(crate) fn steps(&self) -> impl Iterator<Item = &Step> {
-        self.steps.values()
-    }
-
-    pub(crate) fn add(
-        &mut self,
-        name: String,
-        wall_s: f64,
-        finding: Finding,
-    ) -> anyhow::Result<()> {
-        let (key, provenance) = (self.key.clone(), self.provenance.clone());
-        let step = Step { key, provenance, name, wall_s, finding };
-        let line = serde_json::to_string(&step).context("a step is plain data")?;
-        let file = OpenOptions::new().create(true).append(true).open(&self.path);
-        // In one write, so that lines of several processes do not mix; a new line first ends what a
-        // kill has cut off.
-        file.and_then(|mut file| file.write_all(format!("\n{line}\n").as_bytes()))
-            .with_context(|| format!("append to {}", self.path.display()))?;
-        self.steps.insert(step.name.clone(), step);
-        Ok(())
     }
 }

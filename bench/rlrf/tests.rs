@@ -250,13 +250,13 @@ fn a_line_that_a_kill_has_cut_off_is_passed_over() {
         different: 1.0,
     });
     let mut records = Records::open(&path, "key", &run()).unwrap();
-    records.add("one".into(), 1.0, finding.clone()).unwrap();
+    records.add("one", 1.0, finding.clone()).unwrap();
     let whole = std::fs::read_to_string(&path).unwrap();
     let cut = format!("{whole}{}", whole.trim_start().split_at(40).0);
     files::write_atomic(&path, |file| std::io::Write::write_all(file, cut.as_bytes())).unwrap();
     let mut records = Records::open(&path, "key", &run()).unwrap();
     assert_eq!(records.get("one").unwrap().finding, finding);
-    records.add("two".into(), 1.0, finding.clone()).unwrap();
+    records.add("two", 1.0, finding.clone()).unwrap();
     let records = Records::open(&path, "key", &run()).unwrap();
     assert!(records.get("one").is_some() && records.get("two").is_some());
     let others = Records::open(&path, "another key", &run()).unwrap();

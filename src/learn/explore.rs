@@ -165,7 +165,10 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
         filled.retain(|it| only.is_none_or(|only| only.contains(&it.exchange)));
         let examples = match agent.practice.shots {
             0 => Vec::new(),
-            _ => parts.store.examples(vec![agent.name.clone()]).await?,
+            _ => {
+                let examples = parts.store.examples(vec![agent.name.clone()]).await?;
+                practice::in_order(examples, generation)
+            }
         };
         // Where the best draft is revised whatever its levels are, any draft may be it.
         let filled: Vec<_> = filled
@@ -178,7 +181,7 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
         let worth = filled.iter().filter(|it| !matches!(pursue::next(&aim, it), Next::Leave(_)));
         let exchanges = worth.map(|filled| filled.exchange).take(wish.limit - todo.len());
         todo.extend(exchanges.map(|exchange| {
-            let shots = practice::shots(&examples, generation, exchange, agent.practice.shots);
+            let shots = practice::shots(&examples, exchange, agent.practice.shots);
             Todo { agent: agent.clone(), exchange, aim, trial: trial.clone(), shots }
         }));
     }

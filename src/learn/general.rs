@@ -15,7 +15,6 @@ use super::promote::blocking;
 use crate::reflect::ReflectError;
 use config::Agent;
 use engine::{EngineError, Generation, Priority, Sampling, Weights};
-use prompt::{Message, Role};
 
 /// Tokens of an answer at most: what is lost shows in its beginning.
 const ANSWER_TOKENS: u32 = 48;
@@ -40,7 +39,7 @@ pub(super) async fn answers(
     questions: &[Question],
 ) -> Result<Vec<BaseAnswer>, ReflectError> {
     let mut questions: Vec<&Question> = questions.iter().collect();
-    questions.sort_by(|a, b| a.line.prompt.cmp(&b.line.prompt));
+    questions.sort_by_cached_key(|question| text(question));
     let path = parts.state.general().join(format!("{}.json", key(parts, &questions)));
     if let Some(known) = blocking({
         let path = path.clone();
@@ -64,7 +63,7 @@ pub(super) async fn answers(
 async fn answer(parts: &Parts, question: &Question) -> Result<Option<BaseAnswer>, ReflectError> {
     // The agent's system text would make it a prompt of the task.
     let bare = Agent { system: None, ..Agent::clone(&question.agent) };
-    let messages = [Message { role: Role::User, content: question.line.prompt.clone() }];
+    let messages = question.line.messages();
     let sampling = Sampling {
         temperature: 0.0,
         max_tokens: ANSWER_TOKENS,
@@ -86,14 +85,19 @@ async fn answer(parts: &Parts, question: &Question) -> Result<Option<BaseAnswer>
     }
 }
 
+/// The whole conversation, which may have more than the last words of the user.
+fn text(question: &Question) -> String {
+    serde_json::to_string(&question.line.messages()).expect("messages are plain data")
+}
+
 /// Names model, chat template and prompts.
 fn key(parts: &Parts, questions: &[&Question]) -> String {
     let config = parts.config.borrow();
     let template = config.engine.chat_template.clone().unwrap_or_default();
     let head = [parts.engine.info().sha256.clone(), template];
-    let prompts = questions.iter().map(|question| question.line.prompt.as_str());
+    let prompts = questions.iter().map(|question| text(question));
     let mut digest = Sha256::new();
-    for text in head.iter().map(String::as_str).chain(prompts) {
+    for text in head.into_iter().chain(prompts) {
         digest.update(text.len().to_le_bytes());
         digest.update(text);
     }

@@ -6,8 +6,9 @@
 //! scalar alone decides. A refinement is trained as a *direct* answer to the prompt. What the owner
 //! has said of an answer outranks the judge (`worth`), comes first and is never cut by a cap.
 //!
-//! `sft` wants chosen answers alone; `mixed` wants them beside the pairs. `kto` wants single answers, good ones and bad ones: there a
-//! prompt whose answers are all good or all bad, which gives no pair, is of use too.
+//! `sft` wants chosen answers alone; `mixed` wants them beside the pairs. `kto` wants single answers,
+//! good ones and bad ones: there a prompt whose answers are all good or all bad, which gives no pair,
+//! is of use too.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};

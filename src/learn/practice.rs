@@ -31,7 +31,7 @@ const MOST_PROMPTS: usize = 10_000;
 /// Rows stored at once, between which others may use the store.
 const AT_ONCE: usize = 500;
 /// A scheduled run on examples needs so many that are new.
-const FEWEST_EXAMPLES: usize = 10;
+pub(super) const FEWEST_EXAMPLES: usize = 10;
 /// In a run's record under `lesson`: it learned from examples alone.
 pub(super) const EXAMPLES: &str = "examples";
 
@@ -149,26 +149,20 @@ async fn prompts(
     }
 }
 
-/// The `k` examples that are shown before a prompt: the same ones for all prompts of a generation, so
-/// that their cells are shared, but for the prompt's own; with different answers first.
-pub(super) fn shots(
-    examples: &[ExampleRow],
-    generation: Generation,
-    exchange: ExchangeId,
-    k: usize,
-) -> Vec<Shot> {
-    if k == 0 {
-        return Vec::new();
-    }
-    let mut order: Vec<&ExampleRow> = examples.iter().collect();
-    order.sort_by_cached_key(|row| Sha256::digest(format!("{generation} {}", row.candidate)));
+/// Examples in the order in which they are shown: another one for each generation, and the same for all
+/// of its prompts, so that their cells are shared; with different answers first.
+pub(super) fn in_order(mut examples: Vec<ExampleRow>, generation: Generation) -> Vec<ExampleRow> {
+    examples.sort_by_cached_key(|row| Sha256::digest(format!("{generation} {}", row.candidate)));
     let mut answers = HashSet::new();
-    let (mut chosen, rest): (Vec<_>, Vec<_>) =
-        order.into_iter().partition(|row| answers.insert(&row.text));
-    chosen.extend(rest);
-    chosen.retain(|row| row.exchange != exchange);
-    chosen.truncate(k);
-    chosen.into_iter().map(shot).collect()
+    let (mut order, rest): (Vec<_>, Vec<_>) =
+        examples.into_iter().partition(|row| answers.insert(row.text.clone()));
+    order.extend(rest);
+    order
+}
+
+/// The `k` examples, in that order, that are shown before a prompt: all but its own.
+pub(super) fn shots(order: &[ExampleRow], exchange: ExchangeId, k: usize) -> Vec<Shot> {
+    order.iter().filter(|row| row.exchange != exchange).take(k).map(shot).collect()
 }
 
 fn shot(row: &ExampleRow) -> Shot {
@@ -245,18 +239,18 @@ mod tests {
             .zip(0..20)
             .map(|(text, id)| row(id, text))
             .collect();
-        let base = Generation::BASE;
-        let shown = shots(&rows, base, ExchangeId(99), 3);
+        let order = in_order(rows.clone(), Generation::BASE);
+        let shown = shots(&order, ExchangeId(99), 3);
         let answer = |shot: &Shot| shot.turns.last().unwrap().content.clone();
         let answers: HashSet<_> = shown.iter().map(answer).collect();
         assert_eq!(answers.len(), 3, "{shown:?}");
-        assert_eq!(shown, shots(&rows, base, ExchangeId(98), 3));
+        assert_eq!(shown, shots(&order, ExchangeId(98), 3));
         assert!(shown.iter().all(|shot| shot.turns.len() == 2), "no system text: {shown:?}");
         for row in &rows {
-            let shown = shots(&rows, base, row.exchange, 3);
+            let shown = shots(&order, row.exchange, 3);
             assert!(shown.iter().all(|shot| shot.candidate != row.candidate));
         }
-        assert_eq!(shots(&rows, base, ExchangeId(99), 50).len(), 20);
-        assert_eq!(shots(&rows, base, ExchangeId(99), 0), []);
+        assert_eq!(shots(&order, ExchangeId(99), 50).len(), 20);
+        assert_eq!(shots(&order, ExchangeId(99), 0), []);
     }
 }

@@ -6,18 +6,13 @@ use std::fmt;
 use serde::Serialize;
 
 use super::error::RunError;
+use super::gate::MIN_PROMPTS;
 use super::material::{self, Material};
 use super::pairs::Tally;
+use super::practice::FEWEST_EXAMPLES;
 use super::program;
-use super::promote::blocking;
 use super::yields::Yield;
 use super::{Parts, held_out};
-use config::prompt_file::PromptFileError;
-
-/// Fewer held-out prompts can hardly show a gain.
-const HELD_OUT: usize = 20;
-/// Examples that a first run can begin with.
-const EXAMPLES: usize = 10;
 
 /// What a run would find now.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -88,8 +83,8 @@ impl Readiness {
                 format!("{pairs}, no answer is judged: rate ten answers, or `reflectd explore`")
             }
             Yield { passing: 0, .. } => format!(
-                "{yielded}; nothing to reinforce: add at least {EXAMPLES} examples of right answers \
-                 (`reflectd feedback ID --edit`)"
+                "{yielded}; nothing to reinforce: add at least {FEWEST_EXAMPLES} examples of right answers \
+                 (`examples` of the agent, or `reflectd learn FILE`)"
             ),
             Yield { answers, passing, .. } if answers == passing => {
                 format!("{pairs}, all {answers} answers pass: harder prompts would help")
@@ -111,8 +106,8 @@ impl fmt::Display for Readiness {
             None => write!(formatter, "Ready to learn: {} new pairs", self.new_pairs)?,
         }
         let Self { held_out, agents, .. } = self;
-        if *agents > 0 && *held_out < HELD_OUT {
-            write!(formatter, "; {held_out} of {HELD_OUT} held-out prompts")?;
+        if *agents > 0 && *held_out < MIN_PROMPTS {
+            write!(formatter, "; {held_out} of {MIN_PROMPTS} held-out prompts")?;
         }
         Ok(())
     }
@@ -121,18 +116,12 @@ impl fmt::Display for Readiness {
 /// What a run would find now. Reads all stored exchanges.
 pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
     let config = parts.config.borrow().clone();
-    let learning = || config.agents.values().filter(|agent| agent.learn);
-    let agents = learning().count();
-    let (questions, probes) = blocking({
-        let config = config.clone();
-        move || {
-            let questions = held_out::load(config.agents.values())?;
-            Ok::<_, PromptFileError>((questions, held_out::probes(config.agents.values())?))
-        }
-    })
-    .await?;
-    let asked = questions.held_out.iter().filter(|question| question.agent.learn).count();
-    let held_out = questions.fingerprints(probes.iter().map(String::as_str));
+    let agents = config.agents.values().filter(|agent| agent.learn).count();
+    if agents == 0 {
+        return Ok(Readiness::default());
+    }
+    let (questions, held_out) = held_out::read_all(&config).await?;
+    let asked = held_out::count(&questions.held_out);
     let material = material::collect(parts, &config, &held_out).await?;
     let readiness = Readiness::new(&material, agents, asked, config.learn.min_new_pairs);
     let trainer_fault = program::command_line(&config.trainer).err().map(|it| it.to_string());

@@ -3,5 +3,6 @@
 
 pub mod machine;
 pub mod markers;
+pub mod records;
 pub mod results;
 pub mod statistics;
