@@ -17,7 +17,7 @@ use reflectd::learn::arena::Arena;
 use reflectd::learn::child::{self, Update};
 use reflectd::learn::dataset::Counts;
 use reflectd::learn::held_out::Question;
-use reflectd::learn::job::Assignment;
+use reflectd::learn::job::{Assignment, Lesson};
 use reflectd::learn::pairs::{Pair, Pairing, Tally};
 use reflectd::learn::{Cancel, Parts, gate};
 use reflectd::paths::StateDir;
@@ -59,7 +59,8 @@ impl Run<'_> {
         let (_switch, cancel) = Cancel::new();
         // No chat ever runs here, so the trainer is never stopped for one.
         let quiet = || Duration::MAX;
-        let trained = child::train(&lab.config.trainer, &job, &quiet, &mut update, cancel).await?;
+        let product = child::train(&lab.config.trainer, &job, &quiet, &mut update, cancel).await?;
+        let trained = product.best;
         let base = Base { path: &job.base, sha256: &job.base_sha256 };
         adapter::check(&trained.adapter, &trained.sha256, base)?;
         lab.load(arm, trained.adapter.clone()).await?;
@@ -71,8 +72,8 @@ impl Run<'_> {
                 .join(trained.adapter.file_name().context("the adapter is a file")?),
             pairs: against_verifier(&pairs, tally, self.exchanges, self.right),
             steps,
-            best_step: trained.best_step,
-            best_loss: trained.best_loss,
+            best_step: product.best_step,
+            best_loss: product.best_loss,
             verdict,
         })
     }
@@ -117,6 +118,7 @@ impl Run<'_> {
         .with_context(|| format!("write {}", data.display()))?;
         let info = lab.engine.info();
         let assignment = Assignment {
+            lesson: Lesson::Answers,
             run: format!("{unit}-{}", arm.name()),
             base: absolute(&info.path)?,
             base_sha256: info.sha256.clone(),

@@ -42,7 +42,8 @@ pub(super) async fn states(api: &Api) -> Result<Vec<JudgeState>, ApiError> {
     for agent in config.agents.values() {
         let reflector = &api.parts.reflector;
         let report = trust::newest(&api.parts.store, reflector, agent).await?;
-        let standing = trust::standing(&agent.name, report.as_ref(), &config.trust);
+        let advisory: Vec<&str> = agent.advisory().collect();
+        let standing = trust::standing(&agent.name, &advisory, report.as_ref(), &config.trust);
         let (judge, scalar) = (reflector.judge_name(agent)?, reflector.scalar_name(agent));
         states.push(JudgeState { agent: agent.name.clone(), judge, scalar, standing, report });
     }

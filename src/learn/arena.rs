@@ -287,7 +287,7 @@ fn available(questions: &[Question]) -> Available {
 /// aspect by its reference.
 fn is_verified(question: &Question) -> bool {
     let Question { agent, line } = question;
-    verifier(question).is_some() || agent.aspects.is_empty() && line.reference.is_some()
+    verifier(question).is_some() || !agent.is_judged() && line.reference.is_some()
 }
 
 fn verifier(question: &Question) -> Option<&Verifier> {

@@ -41,7 +41,7 @@ pub enum Update {
     Paused(bool),
 }
 
-/// A run that succeeded.
+/// An adapter that a run has made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trained {
     /// The adapter file, whose hash has been compared.
@@ -50,10 +50,19 @@ pub struct Trained {
     pub sha256: String,
     /// Log-probs for the parity check; `None`: it was not trained here.
     pub probe: Option<PathBuf>,
-    /// The step whose weights were kept.
+}
+
+/// What a run has made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Product {
+    /// The weights with the smallest validation loss.
+    pub best: Trained,
+    /// Their step.
     pub best_step: usize,
-    /// Its validation loss.
+    /// Their validation loss.
     pub best_loss: f64,
+    /// The weights after the last step, where these are others.
+    pub last: Option<Trained>,
 }
 
 /// Why there is no adapter.
@@ -131,7 +140,7 @@ pub async fn train(
     quiet: &(dyn Fn() -> Duration + Sync),
     update: &mut (dyn FnMut(Update) + Send),
     cancel: Cancel,
-) -> Result<Trained, TrainerError> {
+) -> Result<Product, TrainerError> {
     let (mut child, stdin) = start(config, job).await?;
     let supervisor = Supervisor::new(config, &mut child);
     let (status, said) = supervisor.watch(&mut child, quiet, update, cancel).await?;
@@ -151,11 +160,15 @@ pub async fn train(
             return Err(TrainerError::Killed { signal: signal.unwrap_or_default(), words });
         }
     }
-    check_done(said.done.ok_or(TrainerError::NoAdapter(words))?, &job.out).await
+    let product = said.done.ok_or(TrainerError::NoAdapter(words))?;
+    for trained in [&product.best].into_iter().chain(&product.last) {
+        check_done(trained, &job.out).await?;
+    }
+    Ok(product)
 }
 
 /// The file that the last line names exists in the run's folder and has the hash.
-pub(super) async fn check_done(trained: Trained, out: &Path) -> Result<Trained, TrainerError> {
+pub(super) async fn check_done(trained: &Trained, out: &Path) -> Result<(), TrainerError> {
     let lied = |reason| TrainerError::Lied { path: trained.adapter.clone(), reason };
     let files = std::iter::once(&trained.adapter).chain(&trained.probe);
     if files.into_iter().any(|path| path.parent() != Some(out)) {
@@ -169,7 +182,7 @@ pub(super) async fn check_done(trained: Trained, out: &Path) -> Result<Trained, 
     if sha256 != trained.sha256 {
         return Err(lied(format!("its SHA-256 is {sha256}, not {}", trained.sha256)));
     }
-    Ok(trained)
+    Ok(())
 }
 
 async fn start(config: &TrainerConfig, job: &Job) -> Result<(Child, ChildStdin), TrainerError> {
@@ -208,7 +221,7 @@ enum Line {
 /// What the child has said so far.
 #[derive(Debug, Default)]
 struct Said {
-    done: Option<Trained>,
+    done: Option<Product>,
     failed: Option<String>,
     tail: VecDeque<String>,
 }
@@ -322,13 +335,17 @@ impl<'a> Supervisor<'a> {
             *deadline = Instant::now() + self.config.stall;
         }
         match &event {
-            TrainerEvent::Done { adapter, sha256, probe, best_step, best_loss } => {
-                self.said.done = Some(Trained {
+            TrainerEvent::Done { adapter, sha256, probe, best_step, best_loss, last } => {
+                let trained = |adapter: &PathBuf, sha256: &String, probe: &PathBuf| Trained {
                     adapter: adapter.clone(),
                     sha256: sha256.clone(),
                     probe: Some(probe.clone()),
+                };
+                self.said.done = Some(Product {
+                    best: trained(adapter, sha256, probe),
                     best_step: *best_step,
                     best_loss: *best_loss,
+                    last: last.as_ref().map(|it| trained(&it.adapter, &it.sha256, &it.probe)),
                 });
                 self.expect_the_end();
             }

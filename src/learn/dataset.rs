@@ -1,4 +1,4 @@
-//! The file that the trainer reads: one [`Example`](protocol::Example) or
+//! The file that the trainer reads: one [`Example`] or
 //! [`Group`](protocol::Group) a line. It must not choose: what is in the file was decided by
 //! `pairs` and `groups`. Used by `material` and `run`.
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use files::hex;
+use protocol::Example;
 
 /// What a data set has, as far as settings of a run follow from it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -41,6 +42,14 @@ impl Dataset {
         }
         let sha256 = hex(&Sha256::digest(&lines));
         Self { lines, sha256 }
+    }
+
+    /// The same with further examples after the others.
+    pub(super) fn with(mut self, examples: &[Example]) -> Self {
+        let Self { lines, .. } = Self::new(examples);
+        self.lines.extend(lines);
+        self.sha256 = hex(&Sha256::digest(&self.lines));
+        self
     }
 
     /// One that was written before.
@@ -85,7 +94,6 @@ impl Dataset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::Example;
 
     #[test]
     fn the_file_holds_the_examples_in_order_and_its_hash_is_known_before() {
@@ -104,6 +112,8 @@ mod tests {
         let again = Dataset::read(&path).unwrap();
         assert_eq!((again.sha256.as_str(), again.counts()), (&*dataset.sha256, dataset.counts()));
         assert_eq!(dataset.counts(), Counts { examples: 2, good: 2, bad: 1 });
+        let both = Dataset::new(&examples[..1]).with(&examples[1..]);
+        assert_eq!((&both.sha256, &both.lines), (&dataset.sha256, &dataset.lines));
         let text = std::fs::read_to_string(&path).unwrap();
         let read: Vec<Example> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

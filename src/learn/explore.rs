@@ -3,19 +3,20 @@
 //! prompts are left over is read from the store, so that a wish after a stop, a crash or a kill goes
 //! on where the last one was. Used by `task`.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::error::RunError;
 use super::op_queue::Exploration;
 use super::{Ended, Parts, Stage, practice};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
-use crate::reflect::{Compared, Explored, Practising, ReflectError, Shot, Trial};
+use crate::reflect::{self, Compared, Explored, Practising, ReflectError, Shot, Trial};
 use config::{Agent, Promising};
 use engine::EngineError;
 use store::{ExchangeId, Filled};
@@ -106,15 +107,39 @@ pub(super) async fn explore(
         });
     };
     change(&|_| {});
-    let fills: Vec<_> = todo
-        .into_iter()
-        .map(|todo| async move {
-            let told = |news: Explored| change(&|harvest| harvest.add(&news));
-            let explored = fill(parts, todo, &told).await?;
+    let told = &|news: Explored| change(&|harvest| harvest.add(&news));
+    let easy = &Easy::default();
+    // First a few drafts of every prompt: an exploration that is cut short has something of all of them
+    // and not everything of some.
+    let first = |todo: Todo| async move {
+        let aim = todo.aim.first_stage();
+        let explored = fill(parts, &todo, aim, false, told).await?;
+        easy.add(&explored);
+        let enough = todo.aim.stop_early.enough as usize;
+        let has_enough = |n| 0 < enough && enough <= n;
+        let is_left = explored.left.is_none()
+            || has_enough(explored.positives)
+                && has_enough(explored.drafts.saturating_sub(explored.positives));
+        if is_left {
             change(&|harvest| harvest.leave(explored.left));
-            Ok::<(), ReflectError>(())
-        })
-        .collect();
+        }
+        Ok::<_, ReflectError>((!is_left).then_some(todo))
+    };
+    let fills: Vec<_> = todo.into_iter().map(first).collect();
+    // In their order, so that the rest is pursued in it.
+    let rest: Vec<_> = stream::iter(fills).buffered(PARALLEL).try_collect().await?;
+    let all_pass = easy.are_most();
+    if all_pass {
+        info!(
+            "The drafts of most prompts all pass, so further ones are sampled at a higher temperature."
+        );
+    }
+    let second = |todo: Todo| async move {
+        let explored = fill(parts, &todo, todo.aim, all_pass, told).await?;
+        change(&|harvest| harvest.leave(explored.left));
+        Ok::<(), ReflectError>(())
+    };
+    let fills: Vec<_> = rest.into_iter().flatten().map(second).collect();
     stream::iter(fills).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
     let harvest = harvest.into_inner().expect("nobody panics while holding the harvest");
     let refining = trials.into_iter().filter_map(|(agent, trial)| {
@@ -127,6 +152,27 @@ pub(super) async fn explore(
         harvest,
         wall_s: began.elapsed().as_secs_f64(),
     })
+}
+
+/// How many prompts are so easy that all of their first drafts pass.
+#[derive(Debug, Default)]
+struct Easy {
+    prompts: AtomicUsize,
+    all_pass: AtomicUsize,
+}
+
+impl Easy {
+    fn add(&self, first: &Explored) {
+        if 0 < first.drafts {
+            self.prompts.fetch_add(1, Ordering::Relaxed);
+            let all_pass = first.positives == first.drafts;
+            self.all_pass.fetch_add(usize::from(all_pass), Ordering::Relaxed);
+        }
+    }
+    fn are_most(&self) -> bool {
+        let count = |of: &AtomicUsize| of.load(Ordering::Relaxed);
+        count(&self.prompts) < 2 * count(&self.all_pass)
+    }
 }
 
 /// One prompt and how far to fill it.
@@ -191,12 +237,15 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
 /// A prompt that no longer fits, or whose adapter went away during a swap, yields nothing more.
 async fn fill(
     parts: &Parts,
-    todo: Todo,
+    todo: &Todo,
+    aim: Aim,
+    all_pass: bool,
     told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
-    let Todo { agent, exchange, aim, trial, shots } = todo;
-    let how = Practising { aim, shots: &shots, trial: trial.as_deref() };
-    match parts.reflector.practise(&agent, exchange, how, told).await {
+    let &Todo { ref agent, exchange, ref trial, ref shots, .. } = todo;
+    let sampling = reflect::exploring(agent, all_pass);
+    let how = Practising { aim, shots, trial: trial.as_deref(), sampling };
+    match parts.reflector.practise(agent, exchange, how, told).await {
         Err(ReflectError::Engine(
             error @ (EngineError::TooLong { .. } | EngineError::NotLoaded(_)),
         )) => {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::info;
 
 use super::adapter;
@@ -14,7 +15,7 @@ use super::child::Trained;
 use super::dataset::Counts;
 use super::error::RunError;
 use super::held_out;
-use super::job;
+use super::job::{self, Lesson};
 use super::promote::blocking;
 use super::run::{self, Run};
 use super::{Ended, Parts, Stage};
@@ -75,7 +76,7 @@ async fn prepare<'a>(
     let seed = sha256.get(..8).and_then(|digits| u64::from_str_radix(digits, 16).ok());
     let seed = seed.expect("a SHA-256 has 64 hexadecimal digits");
     let data = (Counts::default(), seed);
-    let job = job::starting_now(parts, &config, start, label, config.learn.objective, data).await?;
+    let job = job::starting_now(parts, &config, start, label, Lesson::Answers, data).await?;
     let record = json!({
         "kind": "import",
         "path": path,
@@ -94,9 +95,10 @@ async fn prepare<'a>(
         "version": env!("CARGO_PKG_VERSION"),
     });
     parts.store.update_run(id, RunState::Gating, None, facts).await?;
-    // Of a trainer's result only the file is there.
-    let trained = Trained { adapter, sha256, probe: None, best_step: 0, best_loss: f64::NAN };
-    Ok(Run { parts, config, stage, id, start, job, trained: Some(trained), questions })
+    let trained = Some(vec![Trained { adapter, sha256, probe: None }]);
+    // Nothing is to be chosen from.
+    let (practised, until) = (None, Instant::now());
+    Ok(Run { parts, config, stage, id, start, job, trained, questions, practised, until })
 }
 
 /// An adapter as the engine wants it.

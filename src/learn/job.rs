@@ -9,6 +9,7 @@ use super::{Parts, balance};
 use config::{Config, LearnConfig, Start};
 use engine::Generation;
 use protocol::{self, Job, Objective, Optimizer};
+use serde::{Deserialize, Serialize};
 
 /// Name of the data set in a run's folder.
 pub(super) const DATA: &str = "data.jsonl";
@@ -16,9 +17,19 @@ pub(super) const DATA: &str = "data.jsonl";
 const KNOWN_RATE: (f64, f64) = (5e-4, 135e6);
 const RATES: [f64; 2] = [2e-5, 1e-3];
 /// Steps that teach something, and the most epochs for them: too few steps are the commonest failure,
-/// and supervised training needs more. 54 steps on 70 examples were right 94 times in 100, 27 steps 78.
+/// and answers that are not the model's own need more. 54 steps on 70 examples were right 94 times in 100, 27 steps 78.
 const STEPS: (usize, usize) = (20, 3);
-const SUPERVISED_STEPS: (usize, usize) = (50, 6);
+const STEPS_ON_EXAMPLES: (usize, usize) = (50, 6);
+
+/// What a run learns from.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lesson {
+    /// The owner's examples alone.
+    Examples,
+    /// The model's own answers, by the configured objective.
+    Answers,
+}
 
 /// What a run has beside its configuration. The trainer runs in another folder, so paths are
 /// absolute.
@@ -36,6 +47,8 @@ pub struct Assignment {
     pub out: PathBuf,
     /// Where log-probs of reference policies are kept; `None`: they are not.
     pub reference_cache: Option<PathBuf>,
+    /// What it learns from.
+    pub lesson: Lesson,
     /// What is minimised, as it is configured.
     pub objective: Objective,
     /// Parameters of the base.
@@ -52,10 +65,10 @@ impl Assignment {
         let Self { run, base, base_sha256, start, out, reference_cache, seed, .. } = self;
         let (learn, trainer) = (&config.learn, &config.trainer);
         let configured = learn.optimizer;
-        let known_rate = || learning_rate(&self.objective, self.n_parameters);
+        let known_rate = || learning_rate(self.lesson, self.n_parameters);
         let optimizer = Optimizer {
             learning_rate: configured.learning_rate.unwrap_or_else(known_rate),
-            epochs: epochs(learn, &self.objective, self.counts.examples),
+            epochs: epochs(learn, self.lesson, self.counts.examples),
             batch_pairs: configured.batch_pairs,
             warmup_ratio: configured.warmup_ratio,
             max_grad_norm: configured.max_grad_norm,
@@ -88,18 +101,25 @@ impl Assignment {
     }
 }
 
-/// What `learning_rate: auto` is: larger models learn at lower rates.
-fn learning_rate(objective: &Objective, n_parameters: u64) -> f64 {
+/// What `learning_rate: auto` is: larger models learn at lower rates, and what is not the model's own at
+/// higher ones.
+fn learning_rate(lesson: Lesson, n_parameters: u64) -> f64 {
     let (rate, known) = KNOWN_RATE;
     let scaled = rate * (known / n_parameters.max(1) as f64).powf(2.0 / 3.0);
     let [least, most] = RATES;
     let rate = scaled.clamp(least, most);
-    if *objective == Objective::Sft { 2.0 * rate } else { rate }
+    match lesson {
+        Lesson::Examples => 2.0 * rate,
+        Lesson::Answers => rate,
+    }
 }
 
 /// Passes over so many examples: as many as are configured, or as give enough steps.
-pub fn epochs(learn: &LearnConfig, objective: &Objective, n_examples: usize) -> usize {
-    let (steps, most) = if *objective == Objective::Sft { SUPERVISED_STEPS } else { STEPS };
+pub fn epochs(learn: &LearnConfig, lesson: Lesson, n_examples: usize) -> usize {
+    let (steps, most) = match lesson {
+        Lesson::Examples => STEPS_ON_EXAMPLES,
+        Lesson::Answers => STEPS,
+    };
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -110,14 +130,14 @@ pub fn epochs(learn: &LearnConfig, objective: &Objective, n_examples: usize) -> 
     learn.optimizer.epochs.unwrap_or_else(|| steps.div_ceil(of_epoch).clamp(1, most))
 }
 
-/// What the configuration makes of a run that starts now; `label` names it and its folder. `objective`: as
-/// it is configured, or that of examples. `data`: the counts of its data set, and the seed that follows from it.
+/// What the configuration makes of a run that starts now; `label` names it and its folder. `data`: the
+/// counts of its data set, and the seed that follows from it.
 pub(super) async fn starting_now(
     parts: &Parts,
     config: &Config,
     start: Generation,
     label: String,
-    objective: Objective,
+    lesson: Lesson,
     data: (Counts, u64),
 ) -> Result<Job, RunError> {
     let adapter = match config.learn.start {
@@ -139,7 +159,11 @@ pub(super) async fn starting_now(
         out: parts.state.run(&label),
         run: label,
         reference_cache: Some(parts.state.references()),
-        objective,
+        lesson,
+        objective: match lesson {
+            Lesson::Examples => Objective::Sft,
+            Lesson::Answers => config.learn.objective,
+        },
         n_parameters: info.n_parameters,
         counts,
         seed,
@@ -147,32 +171,35 @@ pub(super) async fn starting_now(
     Ok(assignment.job(config))
 }
 
+/// The same run with the good answers alone, where there are others.
+pub(super) fn good_alone(job: &Job) -> Option<Job> {
+    let Objective::Mixed { .. } = job.objective else { return None };
+    Some(Job { objective: Objective::Sft, out: job.out.join("good-alone"), ..job.clone() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn rates_fall_with_size_and_supervised_training_takes_twice_as_much() {
-        let dpo = Objective::Dpo { beta: 0.1, nll: 1.0 };
+    fn rates_fall_with_size_and_examples_take_twice_as_much() {
         // In millionths.
-        let of = |objective: &Objective, n| format!("{:.0}", learning_rate(objective, n) * 1e6);
+        let of = |lesson, n| format!("{:.0}", learning_rate(lesson, n) * 1e6);
         let sizes = [0, 1_000_000, 135_000_000, 1_700_000_000, 70_000_000_000];
-        assert_eq!(sizes.map(|n| of(&dpo, n)), ["1000", "1000", "500", "92", "20"]);
-        assert_eq!(sizes.map(|n| of(&Objective::Sft, n)), ["2000", "2000", "1000", "185", "40"]);
+        assert_eq!(sizes.map(|n| of(Lesson::Answers, n)), ["1000", "1000", "500", "92", "20"]);
+        assert_eq!(sizes.map(|n| of(Lesson::Examples, n)), ["2000", "2000", "1000", "185", "40"]);
     }
 
     #[test]
     fn few_examples_are_gone_through_until_there_are_enough_steps() {
         let mut learn = config::defaults().learn;
         learn.validation_share = 0.1;
-        let mixed = Objective::Mixed { beta: 0.1, nll: 1.0 };
-        let of = |learn: &LearnConfig, objective: &Objective| {
-            [1, 70, 110, 300, 5000].map(|n| epochs(learn, objective, n))
-        };
+        let of =
+            |learn: &LearnConfig, lesson| [1, 70, 110, 300, 5000].map(|n| epochs(learn, lesson, n));
         // 1, 8, 13, 34 and 563 steps an epoch.
-        assert_eq!(of(&learn, &mixed), [3, 3, 2, 1, 1]);
-        assert_eq!(of(&learn, &Objective::Sft), [6, 6, 4, 2, 1]);
+        assert_eq!(of(&learn, Lesson::Answers), [3, 3, 2, 1, 1]);
+        assert_eq!(of(&learn, Lesson::Examples), [6, 6, 4, 2, 1]);
         learn.optimizer.epochs = Some(5);
-        assert_eq!(of(&learn, &mixed), [5; 5]);
+        assert_eq!(of(&learn, Lesson::Answers), [5; 5]);
     }
 }

@@ -39,7 +39,7 @@ pub(super) async fn run(
     let agents: Vec<_> = config.agents.values().filter(is_meant).cloned().collect();
     let task = errand.task;
     // Verifiers and references are not measured; where they decide alone there is no judge.
-    let judged = agents.iter().filter(|agent| !agent.aspects.is_empty());
+    let judged = agents.iter().filter(|agent| agent.is_judged());
     let show = |done, total| {
         stage.send_replace(Stage::Judging { task, done, total });
     };
@@ -132,13 +132,16 @@ pub(super) async fn standings(
         stage.send_replace(Stage::Judging { task: JudgeTask::Calibrate, done, total });
     };
     let mut standings = BTreeMap::new();
-    let has_judge = |agent: &&Arc<Agent>| agent.learn && !agent.aspects.is_empty();
+    let has_judge = |agent: &&Arc<Agent>| agent.learn && agent.is_judged();
     for agent in config.agents.values().filter(has_judge) {
         let report = trust::newest(&parts.store, &parts.reflector, agent).await?;
-        let mut standing = trust::standing(&agent.name, report.as_ref(), &config.trust);
+        let meter = meter(parts, config, agent);
+        let advisory: Vec<&str> = agent.advisory().collect();
+        let (name, trust_config) = (&agent.name, &config.trust);
+        let mut standing = trust::standing(name, &advisory, report.as_ref(), trust_config);
         if !matches!(standing, Standing::Trusted { .. }) {
-            let report = meter(parts, config, agent).measure(false, &show).await?;
-            standing = trust::standing(&agent.name, Some(&report), &config.trust);
+            let report = meter.measure(false, &show).await?;
+            standing = trust::standing(name, &advisory, Some(&report), trust_config);
         }
         standings.insert(agent.name.clone(), standing);
     }

@@ -8,6 +8,7 @@ use super::dataset::Dataset;
 use super::error::RunError;
 use super::groups::Grouping;
 use super::held_out::HeldOut;
+use super::job::Lesson;
 use super::pairs::{Pairing, Tally};
 use super::replay::{self, Earlier, Replayed};
 use super::yields::Yield;
@@ -32,8 +33,8 @@ pub(super) struct Material {
     pub(super) tally: Tally,
     /// What the stored answers come to.
     pub(super) yielded: Yield,
-    /// What is minimised, as it is configured, or that of examples.
-    pub(super) objective: Objective,
+    /// What it is.
+    pub(super) lesson: Lesson,
 }
 
 pub(super) async fn collect(
@@ -59,8 +60,8 @@ pub(super) async fn collect(
         let dataset = Dataset::new(groups.iter().map(|grouped| &grouped.group));
         let rows: Vec<_> = groups.into_iter().flat_map(|grouped| grouped.rows).collect();
         let (n_new, replayed) = (n_new(&rows), Replayed::default());
-        let objective = learn.objective;
-        return Ok(Material { dataset, rows, n_new, replayed, tally, yielded, objective });
+        let lesson = Lesson::Answers;
+        return Ok(Material { dataset, rows, n_new, replayed, tally, yielded, lesson });
     }
     let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
     let earlier = parts.store.earlier_pairs(learning(config), replay::MAX_EARLIER).await?;
@@ -89,7 +90,7 @@ pub(super) async fn collect(
         replayed,
         tally,
         yielded,
-        objective: learn.objective,
+        lesson: Lesson::Answers,
     })
 }
 

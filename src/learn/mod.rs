@@ -30,10 +30,12 @@ pub mod program;
 mod promote;
 mod random;
 mod readiness;
+mod rehearsal;
 mod replay;
 mod resume;
 mod run;
 pub mod schedule;
+mod selection;
 pub mod survey;
 mod task;
 #[cfg(test)]

@@ -37,7 +37,8 @@ pub(super) async fn night(
         if let Err(error) = explored {
             return last.unwrap_or(Ended::Failed { run: None, reason: error.reason() });
         }
-        let ended = run::run(parts, Some(min_new_pairs), tellers.stage, cancel.clone()).await;
+        let left = budget.saturating_sub(began.elapsed());
+        let ended = run::run(parts, Some(min_new_pairs), left, tellers.stage, cancel.clone()).await;
         match ended {
             // A canary is tried first.
             Ended::Promoted { share, .. } if 1.0 <= share && began.elapsed() < budget => {

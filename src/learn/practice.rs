@@ -13,6 +13,7 @@ use super::Parts;
 use super::dataset::Dataset;
 use super::error::{ExampleError, RunError};
 use super::held_out::{self, HeldOut};
+use super::job::Lesson;
 use super::material::{Material, learning};
 use super::pairs::{Tally, ids, prompt_id};
 use super::promote::blocking;
@@ -23,7 +24,7 @@ use config::prompt_file::{self, Faults, PromptFileError};
 use config::{Agent, Config, ExampleLine};
 use engine::Generation;
 use prompt::{Message, Role};
-use protocol::{Example, Objective};
+use protocol::Example;
 use store::{CandidateId, ExampleRow, ExchangeId, Kept, PairRow, Store};
 
 /// Prompts of a practice file that are used; of a longer file always the same ones.
@@ -32,8 +33,6 @@ const MOST_PROMPTS: usize = 10_000;
 const AT_ONCE: usize = 500;
 /// A scheduled run on examples needs so many that are new.
 pub(super) const FEWEST_EXAMPLES: usize = 10;
-/// In a run's record under `lesson`: it learned from examples alone.
-pub(super) const EXAMPLES: &str = "examples";
 
 /// What became of examples.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -208,7 +207,7 @@ pub(super) async fn waiting(
         tally: Tally { prompts: rows.len(), ..Tally::default() },
         rows: rows.iter().map(pair).collect(),
         yielded: Yield::default(),
-        objective: Objective::Sft,
+        lesson: Lesson::Examples,
     }))
 }
 

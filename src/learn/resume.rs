@@ -5,7 +5,7 @@
 //! only as long as it would be started so today: the same base, the same generation served, the same
 //! settings. Means may have changed: threads, device, memory. What does not go on has failed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 use tracing::warn;
@@ -14,12 +14,11 @@ use super::Parts;
 use super::child::{self, Trained};
 use super::dataset::Dataset;
 use super::error::RunError;
-use super::job;
-use super::practice;
+use super::job::{self, Lesson};
 use super::promote::blocking;
 use config::Config;
 use engine::Generation;
-use protocol::{CHECKPOINT, Job, Objective};
+use protocol::{CHECKPOINT, Job};
 use store::{self, RunId, RunState, StoreError};
 
 /// A run that is interrupted more often is given up: something about it does not work here.
@@ -32,8 +31,8 @@ pub(super) struct Waiting {
     /// What it began from, which is what is served.
     pub(super) start: Generation,
     pub(super) job: Job,
-    /// The trainer had ended: only the gate is missing.
-    pub(super) trained: Option<Trained>,
+    /// The trainer had ended: what it has made.
+    pub(super) trained: Option<Vec<Trained>>,
 }
 
 /// The newest interrupted run if it still makes sense; it is recorded as training again. All others
@@ -121,11 +120,9 @@ async fn continued(
         return Ok(Err(format!("its data set {} is not there any more", path.display())));
     };
     let data = (data.counts(), began.seed);
-    // What is learned from examples has an objective of its own.
-    let is_on_examples = run.metrics["lesson"] == practice::EXAMPLES;
-    let objective = if is_on_examples { Objective::Sft } else { config.learn.objective };
+    let lesson = serde_json::from_value(run.metrics["lesson"].clone()).unwrap_or(Lesson::Answers);
     let label = began.run.clone();
-    let today = job::starting_now(parts, config, active, label, objective, data).await?;
+    let today = job::starting_now(parts, config, active, label, lesson, data).await?;
     if today.essence() != began.essence() {
         return Ok(Err("the model or the settings of learning are others now".to_owned()));
     }
@@ -139,15 +136,18 @@ fn n_resumes(run: &store::Run) -> u64 {
     run.metrics["resumes"].as_u64().unwrap_or(0)
 }
 
-/// What a run had come to when it was interrupted in its gate.
-async fn trained(run: &store::Run, out: &Path) -> Option<Trained> {
-    let file = |name: &str| -> PathBuf { out.join(name) };
-    let trained = Trained {
-        adapter: file("adapter.gguf"),
-        sha256: run.metrics["adapter_sha256"].as_str()?.to_owned(),
-        probe: Some(file("probe.json")),
-        best_step: usize::try_from(run.metrics["best_step"].as_u64()?).ok()?,
-        best_loss: run.metrics["best_loss"].as_f64()?,
-    };
-    child::check_done(trained, out).await.ok()
+/// What a run had come to when it was interrupted after its training.
+async fn trained(run: &store::Run, out: &Path) -> Option<Vec<Trained>> {
+    let mut found = Vec::new();
+    for (name, key) in [("", "adapter_sha256"), ("last-", "last_sha256")] {
+        let Some(sha256) = run.metrics[key].as_str() else { continue };
+        let trained = Trained {
+            adapter: out.join(format!("{name}adapter.gguf")),
+            sha256: sha256.to_owned(),
+            probe: Some(out.join(format!("{name}probe.json"))),
+        };
+        child::check_done(&trained, out).await.ok()?;
+        found.push(trained);
+    }
+    (!found.is_empty()).then_some(found)
 }

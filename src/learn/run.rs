@@ -3,24 +3,28 @@
 //! is served until `promote` has recorded it. Used by `task`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{Instrument as _, info, warn};
 
 use super::adapter;
 use super::arena::Arena;
 use super::cancel::Cancel;
-use super::child::{self, Trained, TrainerError, Update};
+use super::child::{self, Product, Trained, TrainerError, Update};
 use super::error::RunError;
 use super::gate::{self, Power, Verdict};
-use super::held_out::{self, Questions};
+use super::held_out::{self, HeldOut, Questions};
 use super::job;
 use super::material::{self, Material};
+use super::practice::Practised;
 use super::program;
 use super::promote::{self, Promotion, blocking};
 use super::readiness::Readiness;
-use super::{Ended, Parts, Stage, judge, practice, resume};
+use super::selection::{Selection, Untrained};
+use super::{Ended, Parts, Stage, judge, practice, rehearsal, resume};
 use crate::trust::Standing;
 use config::Config;
 use engine::Generation;
@@ -38,20 +42,26 @@ pub(super) struct Run<'a> {
     pub(super) job: Job,
     /// What there is without training: an adapter that was made elsewhere, or what the trainer made
     /// before the run was interrupted.
-    pub(super) trained: Option<Trained>,
+    pub(super) trained: Option<Vec<Trained>>,
     pub(super) questions: Questions,
+    /// What candidates are compared on, and what never is trained on; `None`: there is only one.
+    pub(super) practised: Option<(Practised, HeldOut)>,
+    /// A second candidate is trained if that ends by then.
+    pub(super) until: Instant,
 }
 
 /// From pairs to a verdict, or on from where a run was interrupted. A new run needs `min_new_pairs`
-/// that are newer than the last run's; `None`: no new run.
+/// that are newer than the last run's; `None`: no new run. `budget`: what a night has left.
 pub(super) async fn run(
     parts: &Parts,
     min_new_pairs: Option<usize>,
+    budget: Duration,
     stage: &watch::Sender<Stage>,
     cancel: Cancel,
 ) -> Ended {
+    let until = Instant::now() + budget;
     stage.send_replace(Stage::Pairing);
-    match prepare(parts, min_new_pairs, stage).await {
+    match prepare(parts, min_new_pairs, until, stage).await {
         Ok(run) => conclude(run, cancel).await,
         Err(RunError::NothingToLearn { run, reason }) => {
             Ended::Rejected { run, reason, verdict: serde_json::Value::Null }
@@ -88,24 +98,36 @@ pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
 async fn prepare<'a>(
     parts: &'a Parts,
     min_new_pairs: Option<usize>,
+    until: Instant,
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
     let (questions, held_out) = held_out::read_all(&config).await?;
+    let practised = practice::sync(parts, &config).await?;
     if let Some(found) = resume::next(parts, &config).await? {
         let resume::Waiting { id, start, job, trained } = found;
         if trained.is_none() {
             program::command_line(&config.trainer).map_err(TrainerError::from)?;
         }
         info!(run_id = %id, start = start.0, "An interrupted training run goes on.");
-        return Ok(Run { parts, config, stage, id, start, job, trained, questions });
+        let practised = Some((practised, held_out));
+        return Ok(Run {
+            parts,
+            config,
+            stage,
+            id,
+            start,
+            job,
+            trained,
+            questions,
+            practised,
+            until,
+        });
     }
     let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
     // Before pairs are collected and a run is recorded.
     program::command_line(&config.trainer).map_err(TrainerError::from)?;
-    practice::sync(parts, &config).await?;
     let examples = practice::waiting(parts, &config, &held_out, 0 < min_new_pairs).await?;
-    let lesson = if examples.is_some() { practice::EXAMPLES } else { "answers" };
     let material = match examples {
         Some(material) => material,
         None => {
@@ -119,13 +141,15 @@ async fn prepare<'a>(
             material
         }
     };
-    let Material { dataset, rows, tally, yielded, replayed, objective, .. } = material;
+    let Material { dataset, rows, tally, yielded, replayed, lesson, .. } = material;
+    let rehearsed = rehearsal::examples(parts, &config, lesson, rows.len()).await?;
+    let dataset = dataset.with(&rehearsed);
 
     let start = parts.engine.stats().active;
     let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
     let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
     let data = (dataset.counts(), dataset.seed());
-    let job = job::starting_now(parts, &config, start, label, objective, data).await?;
+    let job = job::starting_now(parts, &config, start, label, lesson, data).await?;
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -140,17 +164,19 @@ async fn prepare<'a>(
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
-    let held_out = Power::new(held_out::count(&questions.held_out), &config.learn.gate);
+    let power = Power::new(held_out::count(&questions.held_out), &config.learn.gate);
     let facts = json!({
         "lesson": lesson,
         "tally": tally,
         "yield": yielded,
         "replayed": replayed,
-        "held_out": held_out,
+        "rehearsed": rehearsed.len(),
+        "held_out": power,
         "version": env!("CARGO_PKG_VERSION"),
     });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
-    Ok(Run { parts, config, stage, id, start, job, trained: None, questions })
+    let practised = Some((practised, held_out));
+    Ok(Run { parts, config, stage, id, start, job, trained: None, questions, practised, until })
 }
 
 /// Records a run that has nothing to learn from, or too little that is new, with its reason in
@@ -173,19 +199,21 @@ impl Run<'_> {
         if let Some(reason) = self.unjudgeable() {
             return self.reject(reason, serde_json::Value::Null).await;
         }
+        let began = Instant::now();
         let trained = match &self.trained {
             Some(trained) => trained.clone(),
             None => {
-                let mut stop = cancel.clone();
-                let untrusted = tokio::select! {
-                    untrusted = self.untrusted() => untrusted?,
-                    why = stop.cancelled() => return Err(RunError::Cancelled(why)),
-                };
+                let untrusted = stoppable(self.untrusted(), &mut cancel.clone()).await??;
                 if let Some(reason) = untrusted {
                     return self.reject(reason, serde_json::Value::Null).await;
                 }
                 self.train(cancel.clone()).await?
             }
+        };
+        let took = began.elapsed();
+        let trained = match self.choose(trained, took, &mut cancel.clone()).await? {
+            Ok(trained) => trained,
+            Err(reason) => return self.reject(reason, serde_json::Value::Null).await,
         };
         self.check(&trained).await?;
         let candidate = self.parts.store.next_generation().await?;
@@ -234,7 +262,23 @@ impl Run<'_> {
         }))
     }
 
-    async fn train(&self, cancel: Cancel) -> Result<Trained, RunError> {
+    /// The best weights of the run, and the last ones where these are others.
+    async fn train(&self, cancel: Cancel) -> Result<Vec<Trained>, RunError> {
+        let (product, step) = self.trainer(&self.job, cancel).await?;
+        let facts = json!({
+            "step": step,
+            "best_step": product.best_step,
+            "best_loss": product.best_loss,
+            "adapter_sha256": product.best.sha256,
+            "last_sha256": product.last.as_ref().map(|last| &last.sha256),
+        });
+        self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
+        resume::forget_checkpoint(&self.job.out).await;
+        Ok(both(product))
+    }
+
+    /// Runs a job to its end. Also the last step.
+    async fn trainer(&self, job: &Job, cancel: Cancel) -> Result<(Product, Step), RunError> {
         let reflector = self.parts.reflector.clone();
         let quiet = move || reflector.quiet();
         let mut curves = Curves::default();
@@ -247,11 +291,10 @@ impl Run<'_> {
                 paused: curves.paused,
             });
         };
-        let trained =
-            child::train(&self.config.trainer, &self.job, &quiet, &mut update, cancel).await;
+        let trained = child::train(&self.config.trainer, job, &quiet, &mut update, cancel).await;
         // Also those of a run that failed: they say how.
         let lines = std::mem::take(&mut curves.lines);
-        let path = self.job.out.join("events.jsonl");
+        let path = job.out.join("events.jsonl");
         let written = blocking({
             let path = path.clone();
             move || {
@@ -262,16 +305,70 @@ impl Run<'_> {
             }
         });
         written.await.map_err(|source| RunError::Write { path, source })?;
-        let trained = trained?;
-        let facts = json!({
-            "step": curves.step,
-            "best_step": trained.best_step,
-            "best_loss": trained.best_loss,
-            "adapter_sha256": trained.sha256,
-        });
-        self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
-        resume::forget_checkpoint(&self.job.out).await;
-        Ok(trained)
+        Ok((trained?, curves.step))
+    }
+
+    /// Of all candidates the one with the most right answers to prompts that were not trained on; where
+    /// there are too few such prompts, the first. `Err`: why none goes to the gate. What a second training
+    /// may cost is what the first has `took`.
+    async fn choose(
+        &self,
+        trained: Vec<Trained>,
+        took: Duration,
+        cancel: &mut Cancel,
+    ) -> Result<Result<Trained, String>, RunError> {
+        let mut candidates = trained;
+        let Some((practised, held_out)) = &self.practised else {
+            return Ok(Ok(candidates.swap_remove(0)));
+        };
+        let (parts, config) = (self.parts, &self.config);
+        let untrained = Untrained::find(parts, config, practised, held_out, &self.job).await?;
+        let Some(untrained) = untrained else { return Ok(Ok(candidates.swap_remove(0))) };
+        let start = stoppable(untrained.right(parts, self.start), cancel).await??;
+        let mut selection = Selection::new(&start);
+        for candidate in &candidates {
+            let right = self.right(&untrained, candidate, cancel).await?;
+            selection.add(self.job.objective, &right, &start);
+        }
+        let second = job::good_alone(&self.job)
+            .filter(|_| selection.has_room() && Instant::now() + took <= self.until);
+        if let Some(job) = second {
+            info!(run_id = %self.id, "A second candidate learns from the good answers alone.");
+            let path = job.out.clone();
+            let made = blocking(move || std::fs::create_dir_all(&path)).await;
+            made.map_err(|source| RunError::Write { path: job.out.clone(), source })?;
+            let (product, _) = self.trainer(&job, cancel.clone()).await?;
+            resume::forget_checkpoint(&job.out).await;
+            for candidate in both(product) {
+                let right = self.right(&untrained, &candidate, cancel).await?;
+                selection.add(job.objective, &right, &start);
+                candidates.push(candidate);
+            }
+        }
+        let facts = json!({ "selection": selection });
+        parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
+        info!(run_id = %self.id, %selection, "Candidates are compared on practice prompts.");
+        Ok(match selection.refusal() {
+            None => Ok(candidates.swap_remove(selection.best())),
+            Some(reason) => Err(reason),
+        })
+    }
+
+    /// Which of its answers are right. It is loaded for that alone.
+    async fn right(
+        &self,
+        untrained: &Untrained,
+        candidate: &Trained,
+        cancel: &mut Cancel,
+    ) -> Result<Vec<bool>, RunError> {
+        self.check(candidate).await?;
+        let parts = self.parts;
+        let generation = parts.store.next_generation().await?;
+        parts.engine.load_adapter(generation, candidate.adapter.clone()).await?;
+        let right = stoppable(untrained.right(parts, generation), cancel).await;
+        // Awaited, because the next one gets the same number.
+        parts.engine.retire(generation).await?;
+        Ok(right??)
     }
 
     async fn check(&self, trained: &Trained) -> Result<(), RunError> {
@@ -290,10 +387,7 @@ impl Run<'_> {
         trained: &Trained,
         mut cancel: Cancel,
     ) -> Result<Ended, RunError> {
-        let verdict = tokio::select! {
-            verdict = self.verdict(candidate, trained) => verdict?,
-            stop = cancel.cancelled() => return Err(RunError::Cancelled(stop)),
-        };
+        let verdict = stoppable(self.verdict(candidate, trained), &mut cancel).await??;
         let numbers = serde_json::to_value(&verdict).expect("a verdict is plain data");
         if verdict.gap_alarm {
             let reason = format!(
@@ -341,6 +435,19 @@ impl Run<'_> {
         let metrics = json!({ "gate": verdict });
         self.parts.store.update_run(self.id, state, Some(reason.clone()), metrics).await?;
         Ok(Ended::Rejected { run: self.id, reason, verdict })
+    }
+}
+
+/// The best weights, and the last ones where these are others.
+fn both(product: Product) -> Vec<Trained> {
+    [product.best].into_iter().chain(product.last).collect()
+}
+
+/// Work that ends when somebody wants it to.
+async fn stoppable<T>(work: impl Future<Output = T>, cancel: &mut Cancel) -> Result<T, RunError> {
+    tokio::select! {
+        done = work => Ok(done),
+        stop = cancel.cancelled() => Err(RunError::Cancelled(stop)),
     }
 }
 

@@ -423,13 +423,18 @@ async fn finished(operation: &mut Option<Operation>) -> Ended {
     })
 }
 
+/// What a run that is not part of a night may take.
+fn budget(parts: &Parts) -> Duration {
+    parts.config.borrow().learn.night
+}
+
 async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Cancel) -> Ended {
     match wish {
         Wish::Train { min_new_pairs } => {
-            run::run(parts, Some(min_new_pairs), tellers.stage, cancel).await
+            run::run(parts, Some(min_new_pairs), budget(parts), tellers.stage, cancel).await
         }
         Wish::Night { min_new_pairs } => night::night(parts, min_new_pairs, tellers, cancel).await,
-        Wish::Resume => run::run(parts, None, tellers.stage, cancel).await,
+        Wish::Resume => run::run(parts, None, budget(parts), tellers.stage, cancel).await,
         Wish::Import(source) => import::import(parts, source, tellers.stage, cancel).await,
         Wish::Explore(wish) => {
             // Dropping the exploration cancels its requests; what is stored stays.

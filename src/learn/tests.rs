@@ -333,6 +333,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 weight_decay: 0.0,
             },
             validation_share: 0.0,
+            rehearsal: 0.0,
             validations: 4,
             max_tokens: 128,
             gate: GateConfig {
@@ -416,7 +417,7 @@ fn agent(root: &std::path::Path) -> Agent {
         probes: None,
         general: None,
         examples: None,
-        practice: Practice::default(),
+        practice: Practice { prompts: None, shots: 0, temperature: Some(1.0), top_p: 1.0 },
     }
 }
 

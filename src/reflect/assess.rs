@@ -203,7 +203,7 @@ impl Verification {
                 let text = serde_json::to_string(verifier).expect("a verifier is plain data");
                 (By::Check(Check::new(verifier)?), verifier.kind(), text)
             }
-            (None, Some(reference)) if agent.aspects.is_empty() => {
+            (None, Some(reference)) if !agent.is_judged() => {
                 (By::Reference(reference.to_owned()), "reference", reference.to_owned())
             }
             (None, _) => return Ok(None),

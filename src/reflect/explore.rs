@@ -3,7 +3,7 @@
 //! the next begins: an exploration that is stopped or killed goes on where it was. Used by the
 //! [`Reflector`]'s `reflect_later` and `explore`.
 
-use config::{Agent, Promising, ScalarConfig};
+use config::{Agent, Practice, Promising, ScalarConfig};
 use engine::{Generation, Priority, Sampling, Weights};
 use store::{Author, Critic, Exchange, ExchangeId, Filled};
 
@@ -17,6 +17,10 @@ use super::session::{Cut, Entry, Halt, Origin, Policy, Session};
 use super::trial::{Choice, Compared, Trial, Yield};
 use super::{Explored, ReflectError, Reflector, Shot};
 
+/// `temperature: auto`: what chat models are used with, and what makes a model err that seldom does.
+const WARM: f32 = 0.8;
+const HOT: f32 = 1.2;
+
 /// How far to fill.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Goal<'a> {
@@ -28,6 +32,10 @@ pub(super) struct Goal<'a> {
     pub(super) priority: Priority,
     /// What stands before the prompt of a draft.
     pub(super) shots: &'a [Shot],
+    /// Of drafts.
+    pub(super) sampling: Sampling,
+    /// Of refinements.
+    pub(super) refine_temperature: f32,
 }
 
 pub(super) async fn fill(
@@ -42,7 +50,7 @@ pub(super) async fn fill(
     let reference = exchange.reference.as_deref();
     let verification = Verification::new(agent, exchange.verifier.as_ref(), reference)?;
     let has_reward = matches!(agent.scalar, ScalarConfig::Reward(_));
-    if agent.aspects.is_empty() && verification.is_none() && !has_reward {
+    if !agent.is_judged() && verification.is_none() && !has_reward {
         // Nothing would say which of its answers are good.
         return Ok(Explored { left: Some(Reason::Filled), ..Explored::default() });
     }
@@ -52,7 +60,8 @@ pub(super) async fn fill(
     let policy = Policy {
         weights: Weights::Active,
         priority: goal.priority,
-        sampling: exploring(agent),
+        sampling: goal.sampling,
+        refine_temperature: goal.refine_temperature,
         stop: &[],
         top_logprobs: 0,
     };
@@ -230,12 +239,20 @@ pub(super) fn aspects_so_far(exchange: &Exchange) -> Vec<String> {
     judged.map(|assessment| assessment.aspect.clone()).collect()
 }
 
-/// The agent's sampling; of a greedy agent all drafts would be one and the same.
-fn exploring(agent: &Agent) -> Sampling {
+/// The agent's sampling in chats; of a greedy agent all drafts would be one and the same.
+pub(super) fn as_in_chats(agent: &Agent) -> Sampling {
     let own = agent.sampling;
     let greedy = own.temperature <= 0.0;
     let temperature = if greedy { agent.reflection.refine_temperature } else { own.temperature };
     Sampling { temperature, seed: None, ..own }
+}
+
+/// How an agent explores. `all_pass`: the drafts of most prompts, which have nothing to learn from then.
+pub fn exploring(agent: &Agent, all_pass: bool) -> Sampling {
+    let Practice { temperature, top_p, .. } = agent.practice;
+    let auto = if all_pass { HOT } else { WARM };
+    let temperature = temperature.unwrap_or(auto);
+    Sampling { temperature, top_p, seed: None, ..agent.sampling }
 }
 
 /// Those of one generation; a refinement goes with the draft that it revises.

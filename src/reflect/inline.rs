@@ -32,6 +32,7 @@ pub(super) async fn run(
     let judge = Judge::new(reflector, agent, &prepared.messages, Priority::Inline)?
         .with(reference, verification);
     let policy = Policy {
+        refine_temperature: agent.reflection.refine_temperature,
         weights: Weights::Active,
         priority: Priority::Inline,
         sampling: task.sampling,

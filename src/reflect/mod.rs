@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use config::{Agent, Mode, PromptLine, StopEarly, Verifier};
+use config::{Agent, Mode, PromptLine, StopEarly, VERIFIER, Verifier};
 use engine::reward::Reward;
 use engine::{
     Engine, EngineError, FinishReason, GenerateRequest, Generation, Priority, Sampling, Token,
@@ -42,9 +42,10 @@ use judge::endpoint::Calls;
 use judge::model::{RewardJudge, Second};
 use prepared::Prepared;
 use pursue::Aim;
-use verify::command::{CommandError, Programs};
+use verify::command::{CommandError, Programs, Question};
 
 pub use assess::{passes, question, scalar};
+pub use explore::exploring;
 pub use from_file::{Shot, try_example};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
 pub use trial::{Compared, Trial, Yield};
@@ -58,6 +59,8 @@ pub struct Practising<'a> {
     pub shots: &'a [Shot],
     /// Finds out whether refinements pay; `None`: they are made.
     pub trial: Option<&'a Trial>,
+    /// Of drafts and refinements.
+    pub sampling: Sampling,
 }
 
 /// Everything that reflection needs of the daemon. Cheap to clone.
@@ -300,6 +303,8 @@ impl Reflector {
                 anew: false,
             },
             shots: &[],
+            sampling: explore::as_in_chats(agent),
+            refine_temperature: budget.refine_temperature,
             tokens: usize::try_from(budget.tokens).unwrap_or(usize::MAX),
             priority: Priority::Background,
         };
@@ -315,7 +320,8 @@ impl Reflector {
         aim: Aim,
         told: &(dyn Fn(Explored) + Sync),
     ) -> Result<Explored, ReflectError> {
-        let how = Practising { aim, shots: &[], trial: None };
+        let sampling = exploring(agent, false);
+        let how = Practising { aim, shots: &[], trial: None, sampling };
         self.practise(agent, exchange, how, told).await
     }
 
@@ -329,8 +335,15 @@ impl Reflector {
         how: Practising<'_>,
         told: &(dyn Fn(Explored) + Sync),
     ) -> Result<Explored, ReflectError> {
-        let Practising { aim, shots, trial } = how;
-        let goal = explore::Goal { aim, tokens: usize::MAX, priority: Priority::Explore, shots };
+        let Practising { aim, shots, trial, sampling } = how;
+        let goal = explore::Goal {
+            aim,
+            tokens: usize::MAX,
+            priority: Priority::Explore,
+            shots,
+            sampling,
+            refine_temperature: sampling.temperature,
+        };
         explore::fill(self, agent, exchange, goal, trial, told).await
     }
 
@@ -384,6 +397,30 @@ impl Reflector {
             .with(reference, verification)
             .with_aspects(&explore::aspects_so_far(exchange));
         judge.assess(answers).await
+    }
+
+    /// Whether a program decides on answers to a stored prompt: a verifier, or where there is no aspect the
+    /// comparison with its reference.
+    pub fn is_checked(&self, agent: &Agent, exchange: &Exchange) -> bool {
+        let has_reference = !agent.is_judged() && exchange.reference.is_some();
+        exchange.verifier.is_some() || agent.verifier.is_some() || has_reference
+    }
+
+    /// What that program says of an answer; `None`: there is none. No judge is asked.
+    pub async fn check(
+        &self,
+        agent: &Agent,
+        exchange: &Exchange,
+        answer: &str,
+    ) -> Result<Option<bool>, ReflectError> {
+        let reference = exchange.reference.as_deref();
+        let verifier = exchange.verifier.as_ref();
+        let Some(check) = assess::Verification::new(agent, verifier, reference)? else {
+            return Ok(None);
+        };
+        let prompt = &question(&exchange.messages);
+        let said = check.assess(&self.programs, Question { prompt, answer, reference }).await?;
+        Ok(said.iter().find(|it| it.aspect == VERIFIER).map(|it| it.passes))
     }
 
     /// A rendered conversation as tokens of the served model.

@@ -28,6 +28,11 @@ impl Aim {
     pub fn drafts_only(self) -> Self {
         Self { drafts: self.drafts.saturating_add(self.refinements), refinements: 0, ..self }
     }
+    /// The first stage of drafts alone.
+    #[must_use]
+    pub fn first_stage(self) -> Self {
+        Self { drafts: self.drafts.min(stage(self.stop_early.enough)), refinements: 0, ..self }
+    }
 }
 
 /// The decision.
@@ -69,7 +74,7 @@ pub fn next(aim: &Aim, have: &Filled) -> Next {
     if tried && (0 < have.refinements || aim.refinements == 0) {
         return Next::Leave(Reason::Hopeless);
     }
-    let stage = if enough == 0 { u32::MAX } else { SMALLEST_STAGE.max(enough.saturating_mul(2)) };
+    let stage = stage(enough);
     if have.drafts < aim.drafts && !tried {
         return Next::Draft(stage.min(aim.drafts - have.drafts));
     }
@@ -78,6 +83,11 @@ pub fn next(aim: &Aim, have: &Filled) -> Next {
         return Next::Refine(stage.min(aim.refinements - have.refinements));
     }
     Next::Leave(if has_positives { Reason::Enough } else { Reason::Filled })
+}
+
+/// Answers that are asked for at once.
+fn stage(enough: u32) -> u32 {
+    if enough == 0 { u32::MAX } else { SMALLEST_STAGE.max(enough.saturating_mul(2)) }
 }
 
 #[cfg(test)]

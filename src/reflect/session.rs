@@ -44,8 +44,9 @@ pub(super) struct Session<'a> {
 pub(super) struct Policy<'a> {
     pub(super) weights: Weights,
     pub(super) priority: Priority,
-    /// For drafts; refinements have their own temperature.
     pub(super) sampling: Sampling,
+    /// Of refinements.
+    pub(super) refine_temperature: f32,
     pub(super) stop: &'a [String],
     pub(super) top_logprobs: u32,
 }
@@ -221,7 +222,7 @@ impl Session<'_> {
         let (question, text) = (&self.judge.question, &critique.text);
         let messages = self.agent.prompts.refine(question, &entry.text, text)?;
         let prompt = self.reflector.tokens(&messages)?;
-        let temperature = self.agent.reflection.refine_temperature;
+        let temperature = self.policy.refine_temperature;
         let sampling = Sampling { temperature, seed, ..self.policy.sampling };
         let revises = Some((index, critique.clone()));
         self.sample(prompt, n, sampling, revises).await.map_err(Halt::once_answered)

@@ -204,7 +204,7 @@ pub(super) fn agent() -> Agent {
         probes: None,
         general: None,
         examples: None,
-        practice: config::Practice::default(),
+        practice: config::Practice { prompts: None, shots: 0, temperature: Some(1.0), top_p: 1.0 },
     }
 }
 

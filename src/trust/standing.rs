@@ -28,11 +28,18 @@ pub enum Standing {
     },
 }
 
-/// Judges the judge. Without a report nothing was labelled.
-pub fn standing(agent: &str, report: Option<&Report>, config: &TrustConfig) -> Standing {
+/// Judges the judge. Without a report nothing was labelled. `advisory`: aspects that are only recorded.
+pub fn standing(
+    agent: &str,
+    advisory: &[&str],
+    report: Option<&Report>,
+    config: &TrustConfig,
+) -> Standing {
     let rows = report.map(|report| report.rows.as_slice()).unwrap_or_default();
-    let is_measured = |row: &&Row| config.min_labels <= row.n_good.min(row.n_bad);
-    let below = rows.iter().filter(is_measured).find_map(|row| {
+    let rows: Vec<&Row> =
+        rows.iter().filter(|row| !advisory.contains(&row.name.as_str())).collect();
+    let is_measured = |row: &Row| config.min_labels <= row.n_good.min(row.n_bad);
+    let below = rows.iter().filter(|row| is_measured(row)).find_map(|row| {
         let auc = row.auc.filter(|auc| auc.lo < config.min_auc)?;
         Some(too_weak(agent, &row.name, auc, config.min_auc))
     });
@@ -40,7 +47,8 @@ pub fn standing(agent: &str, report: Option<&Report>, config: &TrustConfig) -> S
         return Standing::Blocked { reason };
     }
     let names = |rows: Vec<&Row>| rows.into_iter().map(|row| row.name.clone()).collect();
-    let unmeasured: Vec<String> = names(rows.iter().filter(|row| !is_measured(row)).collect());
+    let unmeasured: Vec<String> =
+        names(rows.iter().copied().filter(|row| !is_measured(row)).collect());
     let is_unmeasured = unmeasured.len() == rows.len();
     let least = config.min_labels;
     let reason = format!(
@@ -52,7 +60,7 @@ pub fn standing(agent: &str, report: Option<&Report>, config: &TrustConfig) -> S
         (true, true) => Standing::Blocked { reason: format!("{reason} (trust.required is true)") },
         (true, false) => Standing::Unmeasured { reason },
         // The whole answer and each aspect are two ways to the same: one of them must be known.
-        (false, true) if rows.first().is_some_and(|whole| !is_measured(&whole)) => {
+        (false, true) if rows.first().is_some_and(|whole| !is_measured(whole)) => {
             Standing::Blocked {
                 reason: format!(
                     "the judge of agent {agent} is not measured on whole answers, and trust.required \
@@ -70,7 +78,7 @@ fn too_weak(agent: &str, aspect: &str, auc: Estimate, least: f64) -> String {
         "the judge of agent {agent} cannot be trusted on {aspect}: it puts a good answer above a bad one \
          with probability {value:.2} ({lo:.2} to {hi:.2}, {n} labels), and trust.min_auc asks for a \
          lower bound of {least}; reword the rubric, give references or verifiers, use a stronger judge, \
-         take the aspect out of the agent, or lower trust.min_auc"
+         give the aspect weight 0, or lower trust.min_auc"
     )
 }
 
@@ -110,7 +118,7 @@ mod tests {
     #[test]
     fn an_aspect_whose_lower_bound_is_below_the_floor_blocks_and_says_what_to_do() {
         let rows = vec![row("whole answer", 50, 0.8), row("style", 50, 0.55)];
-        let Standing::Blocked { reason } = standing("a", Some(&report(rows)), &CONFIG) else {
+        let Standing::Blocked { reason } = standing("a", &[], Some(&report(rows)), &CONFIG) else {
             panic!("not blocked")
         };
         assert!(reason.contains("style") && reason.contains("0.60") && reason.contains("min_auc"));
@@ -118,19 +126,29 @@ mod tests {
     }
 
     #[test]
+    fn an_aspect_that_is_only_recorded_blocks_nothing() {
+        let weak = report(vec![row("whole answer", 50, 0.8), row("style", 50, 0.55)]);
+        let found = standing("a", &["style"], Some(&weak), &CONFIG);
+        assert!(matches!(found, Standing::Trusted { .. }), "{found:?}");
+    }
+
+    #[test]
     fn few_labels_block_nothing_unless_they_are_required() {
         let weak_but_few = report(vec![row("whole answer", 50, 0.8), row("style", 29, 0.3)]);
         assert_eq!(
-            standing("a", Some(&weak_but_few), &CONFIG),
+            standing("a", &[], Some(&weak_but_few), &CONFIG),
             Standing::Trusted { unmeasured: vec!["style".into()] }
         );
-        assert!(matches!(standing("a", None, &CONFIG), Standing::Unmeasured { .. }));
+        assert!(matches!(standing("a", &[], None, &CONFIG), Standing::Unmeasured { .. }));
         let strict = TrustConfig { required: true, ..CONFIG };
-        let Standing::Blocked { reason } = standing("a", None, &strict) else {
+        let Standing::Blocked { reason } = standing("a", &[], None, &strict) else {
             panic!("not blocked")
         };
         assert!(reason.contains("reflectd judge calibrate"), "{reason}");
         let aspects_only = report(vec![row("whole answer", 3, 0.8), row("style", 50, 0.8)]);
-        assert!(matches!(standing("a", Some(&aspects_only), &strict), Standing::Blocked { .. }));
+        assert!(matches!(
+            standing("a", &[], Some(&aspects_only), &strict),
+            Standing::Blocked { .. }
+        ));
     }
 }

@@ -14,7 +14,7 @@ use sha2::Digest as _;
 use super::judge::{aspect_choice, judge, scalar};
 use super::prompt_file;
 use super::raw::{Problems, Section};
-use super::settings::Settings;
+use super::settings::{Settings, auto_or_number};
 use super::verifier::verifier;
 use super::{
     Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Practice, Promising,
@@ -218,6 +218,8 @@ impl Files<'_> {
         let practice = Practice {
             prompts: self.prompts_of(&mut explore, "prompts"),
             shots: explore.number("shots", 0, &(0..=64)),
+            temperature: auto_or_number(&mut explore, "temperature", &ranges::TEMPERATURE),
+            top_p: explore.number("top_p", 0.95, &(0.001..=*ranges::TOP_P.end())),
         };
         // Faults of the prompts are reported already.
         let can_choose = prompts.as_ref().is_none_or(|prompts| prompts.can_choose());
@@ -242,7 +244,7 @@ impl Files<'_> {
             name: name.to_owned(),
         };
         // What is wrong with the aspects of a list is reported already.
-        if agent.aspects.is_empty() && !names_aspects {
+        if !agent.is_judged() && (!names_aspects || !agent.aspects.is_empty()) {
             without_aspects(&agent, &keys);
         }
         if !agent.aspects.is_empty() && agent.judge == JudgeConfig::Nobody {
@@ -288,7 +290,7 @@ impl Files<'_> {
         let mut aspects = Vec::new();
         for mut item in items {
             let name = item.text("name");
-            let weight = item.number("weight", 1.0, &(0.001..=1000.0));
+            let weight = item.number("weight", 1.0, &(0.0..=1000.0));
             let pass = pass(&mut item);
             let Some(name) = name else { continue };
             let folder = known.iter().position(|stems| stems.contains(&name));
@@ -329,8 +331,8 @@ fn without_aspects(agent: &Agent, keys: &Section<'_>) {
     if !has_reward && !is_checked {
         keys.problem(
             "aspects",
-            "is empty, and nothing else says which answers are right; name aspects, a `verifier` or a \
-             `scalar.reward_model`, or give the prompts of `held_out` verifiers or references",
+            "has none that counts, and nothing else says which answers are right; name aspects, a \
+             `verifier` or a `scalar.reward_model`, or give the prompts of `held_out` verifiers or references",
         );
     } else if !has_reward && agent.reflection.verifier_weight <= 0.0 {
         keys.problem(

@@ -195,14 +195,32 @@ pub struct Agent {
     pub practice: Practice,
 }
 
-/// What exploration is asked.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+impl Agent {
+    /// Whether the judge's word on an aspect counts; of weight 0 it is only recorded.
+    #[must_use]
+    pub fn is_judged(&self) -> bool {
+        self.aspects.iter().any(|rated| 0.0 < rated.weight)
+    }
+
+    /// Names of the aspects whose word is only recorded.
+    pub fn advisory(&self) -> impl Iterator<Item = &str> {
+        let recorded = self.aspects.iter().filter(|rated| rated.weight <= 0.0);
+        recorded.map(|rated| rated.aspect.name.as_str())
+    }
+}
+
+/// What exploration is asked, and how it samples. Keys of `explore`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Practice {
     /// A file of prompts, in the form of `held_out`, that a night practises on, each generation anew;
     /// unset: stored chats and prompts.
     pub prompts: Option<PathBuf>,
     /// So many examples stand before a prompt as turns while exploring, and only then.
     pub shots: usize,
+    /// Of drafts and refinements; `None`: 0.8, and 1.2 where the drafts of most prompts all pass (`auto`).
+    pub temperature: Option<f32>,
+    /// Smallest mass of tokens that is sampled from.
+    pub top_p: f32,
 }
 
 /// An aspect with its weight in the scalar.
@@ -380,6 +398,9 @@ pub struct LearnConfig {
     pub optimizer: OptimizerConfig,
     /// Share of prompts kept aside to choose among checkpoints.
     pub validation_share: f64,
+    /// Of the base's own answers to everyday prompts, beside each example of the task: what they keep the
+    /// model from forgetting. At most 40; 0: none.
+    pub rehearsal: f64,
     /// Checkpoints that are validated, evenly spread over the run; the best one goes to the gate.
     pub validations: usize,
     /// Longest example in tokens; longer ones are left out and counted.

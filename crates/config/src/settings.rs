@@ -126,7 +126,7 @@ fn chat_template(root: &Path, keys: &mut Section<'_>) -> Option<String> {
 }
 
 /// `auto` (which is also the default) is `None`.
-fn auto_or_number<T>(
+pub(super) fn auto_or_number<T>(
     keys: &mut Section<'_>,
     key: &'static str,
     allowed: &RangeInclusive<T>,
@@ -203,6 +203,7 @@ fn learn(keys: &mut Section<'_>) -> LearnConfig {
         objective: objective(&mut keys.named_section("objective")),
         lora: lora(&mut keys.section("lora")),
         optimizer: optimizer(&mut keys.section("optimizer")),
+        rehearsal: keys.number("rehearsal", 0.25, &(0.0..=1.0)),
         validation_share: keys.number("validation_share", 0.1, &(0.0..=0.5)),
         validations: keys.number("validations", 4, &(1..=1000)),
         max_tokens: keys.number("max_tokens", 2048, &(16..=1 << 20)),

@@ -235,6 +235,10 @@ fn exploration_stops_early_and_data_are_balanced_unless_told_otherwise() {
         (practice.prompts.unwrap().file_name().unwrap().to_str(), practice.shots),
         (Some("prompts.jsonl"), 4)
     );
+    assert_eq!((practice.temperature, practice.top_p), (None, 0.95));
+    agent("temperature: 1.1, top_p: 1");
+    let practice = root.load().unwrap().agents["one"].practice.clone();
+    assert_eq!((practice.temperature, practice.top_p), (Some(1.1), 1.0));
     agent("enough: 65, give_up: 129");
     root.write("reflectd.yaml", "learn: { pairs: { max_imbalance: 0.5, max_group: 1 } }\n");
     let problems = root.problems();
@@ -385,7 +389,7 @@ fn a_file_with_many_mistakes_reports_all_of_them() {
     gone.yaml: cannot be read: No such file or directory (os error 2)
     agents/one.yaml: aspects[3]: must be a mapping of keys to values
     agents/one.yaml: aspects[1].name: is "kind" for the second time
-    agents/one.yaml: aspects[2].weight: is -1; 0.001 to 1000 is allowed
+    agents/one.yaml: aspects[2].weight: is -1; 0 to 1000 is allowed
     agents/one.yaml: aspects[2].name: is "rude"; allowed: kind
     agents/one.yaml: aspects[3].name: is missing; a text is needed
     agents/one.yaml: held_out: names gone.jsonl, which is not a file
@@ -414,13 +418,16 @@ fn an_agent_may_do_without_aspects_where_something_else_decides() {
         "verifier: {kind: length, sentences: 1}\n",
         "aspects: []\njudge: none\nverifier: {kind: length, sentences: 1}\n",
         "judge: none\nheld_out: truth.jsonl\n",
+        // Recorded alone.
+        "aspects: [{name: kind, weight: 0}]\nverifier: {kind: length, sentences: 1}\n",
         "scalar: {reward_model: model.gguf}\nreflection: {verifier_weight: 0}\n",
     ] {
         root.write("agents/one.yaml", &format!("model: model.gguf\n{fine}"));
         root.load().unwrap_or_else(|problems| panic!("{fine}: {problems}"));
     }
-    let nothing = "agents/one.yaml: aspects: is empty, and nothing else says";
-    for wrong in ["", "aspects: []\njudge: none\n", "held_out: none.jsonl\n"] {
+    let nothing = "agents/one.yaml: aspects: has none that counts, and nothing else says";
+    let recorded = "aspects: [{name: kind, weight: 0}]\n";
+    for wrong in ["", "aspects: []\njudge: none\n", "held_out: none.jsonl\n", recorded] {
         let found = problems(wrong);
         assert!(found.contains(nothing), "{wrong}: {found}");
     }

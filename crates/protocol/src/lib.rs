@@ -8,12 +8,13 @@
 pub mod exit;
 pub mod program;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a line changes its meaning; a trainer refuses a job of another version.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Name of the file in [`Job::out`] from which an interrupted run goes on.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -158,6 +159,24 @@ pub enum Objective {
         /// The importance weight of a token is at most this.
         importance_cap: f64,
     },
+}
+
+impl Objective {
+    /// As a job names it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Dpo { .. } => "dpo",
+            Self::DpoNorm { .. } => "dpo_norm",
+            Self::RobustDpo { .. } => "robust_dpo",
+            Self::Ipo { .. } => "ipo",
+            Self::Simpo { .. } => "simpo",
+            Self::Kto { .. } => "kto",
+            Self::Sft => "sft",
+            Self::Mixed { .. } => "mixed",
+            Self::Grpo { .. } => "grpo",
+        }
+    }
 }
 
 /// Shape of the adapter: every linear layer has one.
@@ -331,12 +350,44 @@ pub enum TrainerEvent {
         best_step: usize,
         /// Its validation loss.
         best_loss: f64,
+        /// The weights after the last step, where others had the smaller loss.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        last: Option<Kept>,
     },
     /// The last line of a run that failed.
     Failed {
         /// What to do about it, in one sentence.
         message: String,
     },
+}
+
+/// Weights of a step, in files.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// The adapter file.
+    pub adapter: PathBuf,
+    /// Its SHA-256.
+    pub sha256: String,
+    /// [`Probe`] as JSON.
+    pub probe: PathBuf,
+    /// The step whose weights they are.
+    pub step: usize,
+}
+
+/// The prompts of a data set that a run does not train on, by their ids: `share` of them, at most a half,
+/// rounded down. The trainer validates on them, and the daemon compares candidates on them.
+#[must_use]
+pub fn validation_prompts(ids: BTreeSet<String>, share: f64, seed: u64) -> BTreeSet<String> {
+    let mut ids: Vec<String> = ids.into_iter().collect();
+    fastrand::Rng::with_seed(seed).shuffle(&mut ids);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of a length"
+    )]
+    let n = (ids.len() as f64 * share.clamp(0.0, 0.5)) as usize;
+    ids.into_iter().take(n).collect()
 }
 
 /// Metrics of one optimizer step, under TRL's names.

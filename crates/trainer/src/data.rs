@@ -8,7 +8,6 @@ use std::io::{self, BufRead, BufReader, Read as _};
 use std::ops::Range;
 
 use anyhow::{Context as _, ensure};
-use fastrand::Rng;
 use protocol::{Example, Group, Job, Objective};
 
 use crate::batch::{Sequence, Size, Tree};
@@ -92,12 +91,22 @@ impl Packed {
     }
 }
 
-/// Reads all lines. Also returns the number of those that are too long.
-pub(crate) fn read(job: &Job, n_vocab: i64, n_ctx: i64) -> anyhow::Result<(Vec<Packed>, usize)> {
+/// A data set.
+#[derive(Debug, Default)]
+pub(crate) struct Read {
+    pub(crate) examples: Vec<Packed>,
+    /// Of all lines, also of those that are too long.
+    pub(crate) prompt_ids: BTreeSet<String>,
+    /// Lines that are left out.
+    pub(crate) n_too_long: usize,
+}
+
+/// Reads all lines.
+pub(crate) fn read(job: &Job, n_vocab: i64, n_ctx: i64) -> anyhow::Result<Read> {
     let path = job.data.display();
     let file = File::open(&job.data).with_context(|| format!("open {path}"))?;
     let limit = job.max_tokens.min(usize::try_from(n_ctx)?);
-    let (mut examples, mut n_too_long) = (Vec::new(), 0);
+    let Read { mut examples, mut prompt_ids, mut n_too_long } = Read::default();
     let mut reader = BufReader::new(file);
     let mut line = Vec::new();
     for number in 1.. {
@@ -118,6 +127,7 @@ pub(crate) fn read(job: &Job, n_vocab: i64, n_ctx: i64) -> anyhow::Result<(Vec<P
                 location()
             );
         }
+        prompt_ids.extend(found.iter().map(|example| example.prompt_id.clone()));
         let is_too_long = |example: &Packed| {
             example.sequences.iter().any(|sequence| limit < sequence.tokens.len())
         };
@@ -131,7 +141,7 @@ pub(crate) fn read(job: &Job, n_vocab: i64, n_ctx: i64) -> anyhow::Result<(Vec<P
         !examples.is_empty(),
         "{path}: no example fits into {limit} tokens ({n_too_long} are longer)"
     );
-    Ok((examples, n_too_long))
+    Ok(Read { examples, prompt_ids, n_too_long })
 }
 
 /// The next line without its end, if there is one.
@@ -197,19 +207,13 @@ fn group(line: &[u8]) -> anyhow::Result<Vec<Packed>> {
     Ok(vec![Packed::new(prompt_id, &prompt, &tokens, kind)])
 }
 
-/// Splits by prompt: (training, validation). A single prompt is always trained on.
-pub(crate) fn split(examples: Vec<Packed>, share: f64, seed: u64) -> (Vec<Packed>, Vec<Packed>) {
-    let prompts: BTreeSet<String> = examples.iter().map(|e| e.prompt_id.clone()).collect();
-    let mut prompts: Vec<String> = prompts.into_iter().collect();
-    Rng::with_seed(seed).shuffle(&mut prompts);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a share of a length"
-    )]
-    let n = (prompts.len() as f64 * share.clamp(0.0, 0.5)) as usize;
-    let held_out: BTreeSet<String> = prompts.into_iter().take(n).collect();
-    examples.into_iter().partition(|example| !held_out.contains(&example.prompt_id))
+/// Splits by prompt: (training, validation). What is too long for training is not left to validate on.
+/// A data set in which nothing is left to train on keeps no validation.
+pub(crate) fn split(read: Read, share: f64, seed: u64) -> (Vec<Packed>, Vec<Packed>) {
+    let held_out = protocol::validation_prompts(read.prompt_ids, share, seed);
+    let (train, validation): (Vec<_>, Vec<_>) =
+        read.examples.into_iter().partition(|example| !held_out.contains(&example.prompt_id));
+    if train.is_empty() { (validation, train) } else { (train, validation) }
 }
 
 /// Adds to each single answer a mismatched one: the next answer to another prompt, truncated so that
@@ -369,10 +373,15 @@ mod tests {
     fn a_prompt_is_trained_on_or_held_out_but_not_both() {
         let examples: Vec<Packed> =
             (0..20).map(|i| single(&format!("{}", i / 2), &[1], &[i])).collect();
-        let (train, held_out) = split(examples, 0.3, 7);
+        let read = |examples: Vec<Packed>| Read {
+            prompt_ids: examples.iter().map(|it| it.prompt_id.clone()).collect(),
+            examples,
+            n_too_long: 0,
+        };
+        let (train, held_out) = split(read(examples), 0.3, 7);
         assert_eq!((train.len(), held_out.len()), (14, 6));
         assert!(train.iter().all(|t| held_out.iter().all(|h| h.prompt_id != t.prompt_id)));
-        let (train, held_out) = split(vec![single("a", &[1], &[2])], 0.5, 7);
+        let (train, held_out) = split(read(vec![single("a", &[1], &[2])]), 0.5, 7);
         assert_eq!((train.len(), held_out.len()), (1, 0));
     }
 }

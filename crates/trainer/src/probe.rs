@@ -33,15 +33,15 @@ impl Probing {
     }
 
     /// Asks the model with the adapter that is about to be written.
-    pub(crate) fn end(self, model: &Model) -> anyhow::Result<Probe> {
+    pub(crate) fn end(&self, model: &Model) -> anyhow::Result<Probe> {
         let logprobs = logprobs(model, &self.sequences)?;
-        let one = |((Sequence { tokens, from }, logprobs), start_logprobs)| ProbeSequence {
-            tokens,
-            from,
+        let one = |((sequence, logprobs), start): ((&Sequence, _), &Vec<f32>)| ProbeSequence {
+            tokens: sequence.tokens.clone(),
+            from: sequence.from,
             logprobs,
-            start_logprobs,
+            start_logprobs: start.clone(),
         };
-        let sequences = self.sequences.into_iter().zip(logprobs).zip(self.start);
+        let sequences = self.sequences.iter().zip(logprobs).zip(&self.start);
         Ok(Probe { sequences: sequences.map(one).collect() })
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
 use files::gguf::model_sha256;
-use protocol::{Job, Objective, Optimizer, Probe, Step, TrainerEvent};
+use protocol::{Job, Kept, Objective, Optimizer, Step, TrainerEvent};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -55,8 +55,7 @@ impl From<Unfinished> for Failure {
 /// Everything that the job names, loaded and checked.
 struct Prepared {
     model: Model,
-    examples: Vec<Packed>,
-    n_too_long: usize,
+    data: data::Read,
     plan: Plan,
 }
 
@@ -69,10 +68,10 @@ pub(crate) fn run(
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
     let _lock = lock(&job.out, stop)?;
-    let Prepared { model, examples, n_too_long, mut plan } =
-        prepare(job, device).map_err(Failure::BadData)?;
-    let probing = Probing::begin(&model, &examples, plan)?;
-    let (mut train_set, mut validation_set) = data::split(examples, job.validation_share, job.seed);
+    let Prepared { model, data, mut plan } = prepare(job, device).map_err(Failure::BadData)?;
+    let n_too_long = data.n_too_long;
+    let probing = Probing::begin(&model, &data.examples, plan)?;
+    let (mut train_set, mut validation_set) = data::split(data, job.validation_share, job.seed);
     let n_steps = train_set.len().div_ceil(job.optimizer.batch_pairs) * job.optimizer.epochs;
     let parameters = model.lora.as_ref().map(Lora::parameters).unwrap_or_default();
     emit(&TrainerEvent::Started {
@@ -143,12 +142,17 @@ pub(crate) fn run(
     }
     let best = state.best.as_ref().context("a run ends with a validation");
     let best = best.map_err(Failure::Bug)?;
+    // What has the smaller loss need not have the better answers, so both are there to be compared.
+    let is_last = best.step == state.step;
+    let last = (!is_last).then(|| keep(job, &model, &probing, "last-", state.step)).transpose()?;
     for (parameter, weights) in state.optimizer.parameters().iter().zip(&best.weights) {
         tch::no_grad(|| parameter.shallow_clone().copy_(weights));
     }
     // The last checkpoint stays: the daemon removes it after it has recorded the result.
-    let probe = probing.end(&model).map_err(Failure::BadData)?;
-    finish(job, &model, best, &probe, emit).map_err(Failure::TryAgain)
+    let Kept { adapter, sha256, probe, step } = keep(job, &model, &probing, "", best.step)?;
+    let (best_step, best_loss) = (step, best.loss);
+    emit(&TrainerEvent::Done { adapter, sha256, probe, best_step, best_loss, last });
+    Ok(())
 }
 
 /// Locks the folder as long as the file is open. Waits for a trainer of an earlier daemon that may still
@@ -265,8 +269,8 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
         None => Lora::new(&model.shape, job.lora.rank, job.lora.alpha, device),
     });
     let sizes = model.shape.sizes;
-    let (examples, n_too_long) = data::read(job, sizes.n_vocab, sizes.n_ctx)?;
-    let longest = examples.iter().map(Packed::largest_part).fold(Size::default(), Size::max);
+    let data = data::read(job, sizes.n_vocab, sizes.n_ctx)?;
+    let longest = data.examples.iter().map(Packed::largest_part).fold(Size::default(), Size::max);
     let limit = job.memory_limit_bytes.map(|limit| limit.saturating_sub(resident_bytes()));
     let left = plan::memory_bytes(device, limit);
     let setting = Setting {
@@ -276,7 +280,7 @@ fn prepare(job: &Job, device: Device) -> anyhow::Result<Prepared> {
         weights_are_transient: model.weights.are_transient(model.compute),
     };
     let plan = Plan::new(setting, longest, left);
-    Ok(Prepared { model, examples, n_too_long, plan })
+    Ok(Prepared { model, data, plan })
 }
 
 /// Loads the base as the job and the memory say.
@@ -317,31 +321,30 @@ fn keep_best(state: &mut State, loss: f64) {
     }
 }
 
-/// Writes probe and adapter, and reports them. Neither stays when the other cannot be written.
-fn finish(
+/// Writes the weights as they are, and the probe with them, in files whose names begin so. Neither stays
+/// when the other cannot be written.
+fn keep(
     job: &Job,
     model: &Model,
-    best: &Best,
-    probed: &Probe,
-    emit: &dyn Fn(&TrainerEvent),
-) -> anyhow::Result<()> {
-    let (adapter, probe) = (job.out.join("adapter.gguf"), job.out.join("probe.json"));
-    let text = serde_json::to_string(probed)?;
-    files::write_atomic(&probe, |out| out.write_all(text.as_bytes()))
-        .with_context(|| format!("write {}", probe.display()))?;
-    if let Err(error) = export::save(model, &job.base_sha256, &job.run, &adapter) {
-        drop(std::fs::remove_file(&probe));
-        return Err(error);
-    }
-    let sha256 = files::sha256(&adapter).with_context(|| format!("read {}", adapter.display()))?;
-    emit(&TrainerEvent::Done {
-        adapter,
-        sha256,
-        probe,
-        best_step: best.step,
-        best_loss: best.loss,
-    });
-    Ok(())
+    probing: &Probing,
+    name: &str,
+    step: usize,
+) -> Result<Kept, Failure> {
+    let file = |rest: &str| job.out.join(format!("{name}{rest}"));
+    let (adapter, probe) = (file("adapter.gguf"), file("probe.json"));
+    let probed = probing.end(model).map_err(Failure::BadData)?;
+    let write = || {
+        let text = serde_json::to_string(&probed)?;
+        files::write_atomic(&probe, |out| out.write_all(text.as_bytes()))
+            .with_context(|| format!("write {}", probe.display()))?;
+        if let Err(error) = export::save(model, &job.base_sha256, &job.run, &adapter) {
+            drop(std::fs::remove_file(&probe));
+            return Err(error);
+        }
+        files::sha256(&adapter).with_context(|| format!("read {}", adapter.display()))
+    };
+    let sha256 = write().map_err(Failure::TryAgain)?;
+    Ok(Kept { adapter, sha256, probe, step })
 }
 
 /// Memory in use on the GPU, or the resident memory of this process.

@@ -85,7 +85,7 @@ pub(in crate::cli) async fn look_at(
         threads: trainer.threads,
         device: trainer.device,
     };
-    let epochs = job::epochs(learn, &learn.objective, PAIRS);
+    let epochs = job::epochs(learn, job::Lesson::Answers, PAIRS);
     match survey(trainer, &job).await {
         Ok(survey) => Training {
             trainable: Some(survey.refusal.is_none()),

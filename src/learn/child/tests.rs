@@ -58,7 +58,7 @@ impl Run {
     async fn train(
         &self,
         heard: impl Fn(&Self, &Update, &tokio::sync::watch::Sender<Option<Stop>>) + Send + Sync,
-    ) -> Result<Trained, TrainerError> {
+    ) -> Result<Product, TrainerError> {
         let (switch, cancel) = Cancel::new();
         let quiet = || Duration::from_millis(self.quiet_ms.load(Ordering::Relaxed));
         let mut update = |update: Update| {
@@ -67,7 +67,7 @@ impl Run {
         };
         train(&self.config, &self.job(), &quiet, &mut update, cancel).await
     }
-    async fn alone(&self) -> Result<Trained, TrainerError> {
+    async fn alone(&self) -> Result<Product, TrainerError> {
         self.train(|_, _, _| {}).await
     }
     fn steps(&self) -> usize {
@@ -86,7 +86,7 @@ impl Run {
 #[tokio::test]
 async fn a_good_run_names_a_checked_adapter() {
     let run = Run::new("good.sh", &[]);
-    let trained = run.alone().await.unwrap();
+    let trained = run.alone().await.unwrap().best;
     assert_eq!(trained.adapter, run.out().join("adapter.gguf"));
     assert_eq!(trained.sha256, files::sha256(&trained.adapter).unwrap());
     assert_eq!(run.steps(), 3);

@@ -35,7 +35,7 @@ async fn pairs_are_trained_on_top_of_supervised_training_and_what_auto_became_is
     let (job, examples) = lines::<Example>(&world).await;
     assert!(examples.len() == 4 && examples.iter().all(|it| it.rejected.is_none()));
     // A model without size; 2 steps an epoch.
-    assert_eq!((job.optimizer.learning_rate, job.optimizer.epochs), (2e-3, 6));
+    assert_eq!((job.optimizer.learning_rate, job.optimizer.epochs), (1e-3, 3));
 
     // Old examples without a rejected answer are no pairs.
     world.change(|config| config.learn.objective = Objective::Dpo { beta: 0.1, nll: 1.0 });
@@ -71,9 +71,9 @@ async fn a_word_of_the_owner_makes_new_pairs_of_old_answers() {
     world.remember_some().await;
     let (_switch, cancel) = Cancel::new();
     let stage = watch::channel(Stage::Idle).0;
-    let first = run::run(&world.parts, Some(4), &stage, cancel.clone()).await;
+    let first = run::run(&world.parts, Some(4), Duration::ZERO, &stage, cancel.clone()).await;
     assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
-    let again = run::run(&world.parts, Some(1), &stage, cancel.clone()).await;
+    let again = run::run(&world.parts, Some(1), Duration::ZERO, &stage, cancel.clone()).await;
     let Ended::Rejected { reason, .. } = again else { panic!("{again:?}") };
     assert!(reason.contains("that there are were learned before"), "{reason}");
 
@@ -83,7 +83,7 @@ async fn a_word_of_the_owner_makes_new_pairs_of_old_answers() {
         let word = Feedback { exchange, candidate, rating: Some(rating), aspect: None, edit: None };
         world.parts.store.add_feedback(word).await.unwrap();
     }
-    let third = run::run(&world.parts, Some(1), &stage, cancel).await;
+    let third = run::run(&world.parts, Some(1), Duration::ZERO, &stage, cancel).await;
     assert!(matches!(third, Ended::Rejected { .. }), "{third:?}");
     let rows = world.parts.store.pairs(world.last_run().await.id).await.unwrap();
     let turned = rows.iter().find(|row| row.exchange == exchange.id).unwrap();
@@ -138,12 +138,12 @@ async fn a_scheduled_run_needs_pairs_that_are_newer_than_the_last_judged_run() {
     world.remember_some().await;
     let (_switch, cancel) = Cancel::new();
     let stage = watch::channel(Stage::Idle).0;
-    let first = run::run(&world.parts, Some(4), &stage, cancel.clone()).await;
+    let first = run::run(&world.parts, Some(4), Duration::ZERO, &stage, cancel.clone()).await;
     assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
     world.remember("ask more").await;
-    let second = run::run(&world.parts, Some(2), &stage, cancel.clone()).await;
+    let second = run::run(&world.parts, Some(2), Duration::ZERO, &stage, cancel.clone()).await;
     let Ended::Rejected { reason, .. } = second else { panic!("{second:?}") };
     assert!(reason.contains("1 of 2 new pairs"), "{reason}");
-    let third = run::run(&world.parts, Some(1), &stage, cancel).await;
+    let third = run::run(&world.parts, Some(1), Duration::ZERO, &stage, cancel).await;
     assert!(matches!(third, Ended::Rejected { .. }), "{third:?}");
 }

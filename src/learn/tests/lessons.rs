@@ -50,6 +50,24 @@ async fn a_model_that_can_do_nothing_begins_with_the_examples_in_a_run_of_its_ow
 }
 
 #[tokio::test]
+async fn what_imitates_rehearses_the_bases_own_answers_to_everyday_prompts() {
+    let world = with_examples(improving(), 12).await;
+    world.change(|config| config.learn.rehearsal = 0.25);
+    assert!(matches!(world.train().await, Ended::Promoted { .. }));
+    let run = world.last_run().await;
+    assert_eq!((run.n_pairs, &run.metrics["rehearsed"]), (12, &3.into()));
+    let (_, lines) = lines::<Example>(&world).await;
+    // The base says "?" to what is not of the task.
+    let rehearsed: Vec<_> = lines[12..].iter().map(|it| it.chosen.as_slice()).collect();
+    assert_eq!(rehearsed, [[i32::from(b'?'), END.0]; 3]);
+
+    // Preferences are no imitation.
+    world.remember_some().await;
+    assert!(matches!(world.train().await, Ended::Promoted { .. }));
+    assert_eq!(world.last_run().await.metrics["rehearsed"], 0);
+}
+
+#[tokio::test]
 async fn few_examples_are_not_worth_a_scheduled_run_and_answers_that_pass_are_worth_more() {
     let world = with_examples(improving(), 9).await;
     let config = world.parts.config.borrow().clone();
@@ -224,4 +242,86 @@ async fn a_night_learns_from_examples_then_explores_and_trains_until_nothing_is_
     let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
     let drafts = exchange.candidates.iter().filter(|it| it.author == Author::Model);
     assert!(drafts.clone().all(|it| it.generation == Generation(1)) && 0 < drafts.count());
+}
+
+/// A night of prompts that a program checks, each with a right answer and a wrong one.
+async fn checked(script: Script) -> World {
+    let world = World::new(script, "good.sh", &[]).await;
+    let path = world.root().join("practice.jsonl");
+    let verifier = serde_json::to_string(&Verifier::Exact { expected: "good".into() }).unwrap();
+    let line =
+        |i| format!("{{\"id\":\"{i}\",\"prompt\":\"ask practice {i}\",\"verifier\":{verifier}}}\n");
+    write(&path, &(0..16).map(line).collect::<String>());
+    world.change_agent(|agent| {
+        agent.practice.prompts = Some(path);
+        agent.reflection.verifier_weight = 1.0;
+    });
+    world.change(|config| config.learn.objective = Objective::Mixed { beta: 0.1, nll: 1.0 });
+    world.remember_some().await;
+    world
+}
+
+#[tokio::test]
+async fn candidates_are_compared_by_right_answers_to_prompts_that_were_not_trained_on() {
+    let world = checked(improving()).await;
+    assert!(matches!(world.train().await, Ended::Promoted { .. }));
+    let run = world.last_run().await;
+    let found = &run.metrics["selection"];
+    assert_eq!((&found["prompts"], &found["start"]), (&16.into(), &0.into()), "{found}");
+    // The second one has learned from the good answers alone.
+    let candidates = found["candidates"].as_array().unwrap();
+    let objectives: Vec<_> = candidates.iter().map(|it| it["objective"].as_str()).collect();
+    assert_eq!(objectives, [Some("mixed")], "all were right: {found}");
+
+    // Where candidates are no better there is room for another one.
+    let world = checked(standing()).await;
+    assert!(matches!(world.train().await, Ended::Rejected { .. }));
+    let found = world.last_run().await.metrics["selection"].clone();
+    let candidates = found["candidates"].as_array().unwrap();
+    let objectives: Vec<_> = candidates.iter().map(|it| it["objective"].as_str()).collect();
+    assert_eq!(objectives, [Some("mixed"), Some("sft")], "{found}");
+}
+
+#[tokio::test]
+async fn a_run_whose_every_candidate_is_worse_ends_before_its_gate() {
+    let worse = judge()
+        .on_generation(Generation(1), "ask practice", &[("bad", 1.0)])
+        .on_generation(Generation(1), "ask held out", &[("best", 1.0)])
+        .on("ask practice", &[("good", 1.0)])
+        .on("ask", &[("bad", 1.0)]);
+    let world = checked(worse).await;
+    let ended = world.train().await;
+    let Ended::Rejected { reason, verdict, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("right of 16: 16 as served, at most 0 trained"), "{reason}");
+    assert!(verdict.is_null() && world.active() == Generation::BASE);
+}
+
+#[tokio::test]
+async fn every_prompt_gets_its_first_drafts_first_and_easy_ones_are_explored_at_a_higher_temperature()
+ {
+    for (answer, temperature) in [("good", 1.2_f32), ("bad", 0.8)] {
+        let world = World::new(judge().on("ask", &[(answer, 1.0)]), "good.sh", &[]).await;
+        world.change_agent(|agent| {
+            agent.practice.temperature = None;
+            agent.reflection.explore = (6, 0);
+            agent.reflection.stop_early = StopEarly { enough: 2, give_up: 0 };
+        });
+        for i in 0..5 {
+            world.remember_answers(&format!("ask {i}"), Vec::new()).await;
+        }
+        let (learner, task) = world.learner();
+        assert!(matches!(learner.explore(all(9)).await.unwrap(), Ended::Explored { .. }));
+        learner.shutdown().await;
+        task.await.unwrap();
+        let exchanges = world.parts.store.exchanges(None, 9).await.unwrap();
+        let first: Vec<_> = exchanges.iter().flat_map(|it| it.candidates.iter().take(4)).collect();
+        let rest: Vec<_> = exchanges.iter().flat_map(|it| it.candidates.iter().skip(4)).collect();
+        assert_eq!((first.len(), rest.len()), (20, 10));
+        let last_of_first = first.iter().map(|it| it.id).max().unwrap();
+        assert!(rest.iter().all(|it| last_of_first < it.id), "a few drafts of every prompt first");
+        let sampled = |of: &[&store::Candidate], wanted: f32| {
+            of.iter().all(|it| it.sampling.temperature.to_bits() == wanted.to_bits())
+        };
+        assert!(sampled(&first, 0.8) && sampled(&rest, temperature), "{answer}");
+    }
 }

@@ -18,7 +18,8 @@ async fn explored(world: &World, agent: &Agent, trial: &Trial) -> Vec<(usize, us
         let line = PromptLine::new(id, prompt);
         let id = world.reflector.remember(agent, line).await.unwrap();
         let aim = stopping(4, 40, 64, 0);
-        let how = Practising { aim, shots: &[], trial: Some(trial) };
+        let sampling = exploring(agent, false);
+        let how = Practising { aim, shots: &[], trial: Some(trial), sampling };
         world.reflector.practise(agent, id, how, &|_| {}).await.unwrap();
         let candidates = world.store.exchange(id).await.unwrap().candidates;
         let refined = candidates.iter().filter(|candidate| candidate.parent.is_some()).count();

@@ -178,16 +178,31 @@ fn the_exported_weights_are_those_with_the_smallest_validation_loss() {
     let smallest = all.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     let last = *all.last().unwrap();
     assert!(smallest.1 + 0.01 < last.1, "the last weights are not the best: {all:?}");
-    let Some(TrainerEvent::Done { best_step, best_loss, .. }) = events.last() else { panic!() };
+    let Some(TrainerEvent::Done { best_step, best_loss, last: kept, .. }) = events.last() else {
+        panic!()
+    };
     assert_eq!((*best_step, *best_loss), smallest);
+    // The weights after the last step are there too, with a probe of their own.
+    let kept = kept.as_ref().unwrap();
+    assert_eq!((kept.step, &*files::sha256(&kept.adapter).unwrap()), (last.0, &*kept.sha256));
+    let probe = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    assert_ne!(probe("last-probe.json"), probe("probe.json"));
+    let of_last = validated(&job, &kept.adapter);
+    assert!((of_last - last.1).abs() < 1e-4, "{of_last} {last:?}");
 
     // Validated again, what was exported has this loss.
-    let start = folder.path().join("start.gguf");
-    std::fs::rename(folder.path().join("adapter.gguf"), &start).unwrap();
-    job.start = Some(start);
-    job.optimizer = Optimizer { learning_rate: 0.0, epochs: 1, ..job.optimizer };
-    let again = validations(&anew(&job))[0].1;
+    let again = validated(&job, &folder.path().join("adapter.gguf"));
     assert!((again - smallest.1).abs() < 1e-4, "{again} {smallest:?} {last:?}");
+}
+
+/// The validation loss of an adapter of a job's folder; another run may then have that name.
+fn validated(job: &Job, adapter: &Path) -> f64 {
+    let start = job.out.join("start.gguf");
+    std::fs::copy(adapter, &start).unwrap();
+    let optimizer = Optimizer { learning_rate: 0.0, epochs: 1, ..job.optimizer };
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_owned();
+    validations(&anew(&Job { start: Some(start), optimizer, out, ..job.clone() }))[0].1
 }
 
 #[test]

@@ -1,0 +1,274 @@
+//! Which of a run's candidates goes to the gate: by how many of their answers are right, checked by
+//! program, to prompts that the run has not trained on. The validation loss says how probable the
+//! wanted answers are, not whether the model's own are right. Asks and checks; it must not decide on
+//! promotion (`gate` does), and never sees a held-out prompt. Used by `run`.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::Parts;
+use super::error::RunError;
+use super::held_out::HeldOut;
+use super::pairs::prompt_id;
+use super::practice::Practised;
+use super::promote::blocking;
+use crate::reflect::ReflectError;
+use config::{Agent, Config};
+use engine::{EngineError, Generation, Priority, Sampling, Weights};
+use protocol::{Job, Objective};
+use store::Exchange;
+
+/// Prompts asked at most.
+const MOST: usize = 64;
+/// With fewer a difference is chance, and the validation loss decides.
+const FEWEST: usize = 10;
+/// Stored prompts looked at for them, at most.
+const LOOKED_AT: usize = 1000;
+/// Prompts under way at once.
+const PARALLEL: usize = 4;
+
+/// Prompts that measure candidates: a program decides whether an answer is right, they are not held out,
+/// and the run does not train on them.
+#[derive(Debug)]
+pub(super) struct Untrained {
+    prompts: Vec<(Arc<Agent>, Exchange)>,
+}
+
+/// What a candidate has come to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Standing {
+    /// What was minimised. The second one of an objective is what it was after the last step, the first
+    /// one where the validation loss was smallest.
+    pub(super) objective: &'static str,
+    /// Right answers.
+    pub(super) right: usize,
+    /// Of these, answers that what is served has wrong.
+    pub(super) wins: usize,
+    /// Wrong answers that what is served has right.
+    pub(super) losses: usize,
+}
+
+impl Standing {
+    /// Whether each answer is right, by the candidate and by what is served.
+    fn new(objective: Objective, candidate: &[bool], start: &[bool]) -> Self {
+        let count = |of: &dyn Fn(bool, bool) -> bool| {
+            candidate.iter().zip(start).filter(|&(&candidate, &start)| of(candidate, start)).count()
+        };
+        Self {
+            objective: objective.name(),
+            right: count(&|candidate, _| candidate),
+            wins: count(&|candidate, start| candidate && !start),
+            losses: count(&|candidate, start| !candidate && start),
+        }
+    }
+
+    /// By more than one standard error of the difference. A loss that may be chance is for the gate,
+    /// which has more prompts.
+    fn is_worse(&self) -> bool {
+        let lost = self.losses as f64 - self.wins as f64;
+        ((self.losses + self.wins) as f64).sqrt() < lost
+    }
+}
+
+/// What the candidates of a run have come to; in a run's record.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Selection {
+    /// Prompts asked.
+    pub(super) prompts: usize,
+    /// Right answers of what is served.
+    pub(super) start: usize,
+    /// In the order in which they were asked.
+    pub(super) candidates: Vec<Standing>,
+}
+
+impl Selection {
+    /// Of these answers of what is served; there are no candidates yet.
+    pub(super) fn new(start: &[bool]) -> Self {
+        let n_right = start.iter().filter(|&&is_right| is_right).count();
+        Self { prompts: start.len(), start: n_right, candidates: Vec::new() }
+    }
+
+    /// The next candidate: whether each answer is right, by the candidate and by what is served.
+    pub(super) fn add(&mut self, objective: Objective, candidate: &[bool], start: &[bool]) {
+        self.candidates.push(Standing::new(objective, candidate, start));
+    }
+
+    /// Whether a further candidate could be better.
+    pub(super) fn has_room(&self) -> bool {
+        self.candidates.iter().all(|it| it.right < self.prompts)
+    }
+
+    /// The first of those with the most right answers.
+    pub(super) fn best(&self) -> usize {
+        let most = self.candidates.iter().map(|it| it.right).max();
+        self.candidates.iter().position(|it| Some(it.right) == most).unwrap_or(0)
+    }
+
+    /// Why none of them goes to the gate, if all are worse than what is served.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let Self { prompts, start, candidates } = self;
+        if !candidates.iter().all(Standing::is_worse) {
+            return None;
+        }
+        let best = candidates.iter().map(|it| it.right).max().unwrap_or(0);
+        Some(format!(
+            "every candidate is worse than what is served on practice prompts that were not trained on \
+             (right of {prompts}: {start} as served, at most {best} trained): more right answers to learn \
+             from would help, by examples or by shots"
+        ))
+    }
+}
+
+/// `right of 40 prompts: as served 10, auto 12, auto 25, sft 25`.
+impl fmt::Display for Selection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { prompts, start, candidates } = self;
+        write!(formatter, "right of {prompts} prompts: as served {start}")?;
+        candidates.iter().try_for_each(|it| write!(formatter, ", {} {}", it.objective, it.right))
+    }
+}
+
+impl Untrained {
+    /// `None`: there are too few.
+    pub(super) async fn find(
+        parts: &Parts,
+        config: &Config,
+        practised: &Practised,
+        held_out: &HeldOut,
+        job: &Job,
+    ) -> Result<Option<Self>, RunError> {
+        let path = job.data.clone();
+        let (share, seed) = (job.validation_share, job.seed);
+        let trained = blocking(move || trained_on(&path, share, seed));
+        let trained =
+            trained.await.map_err(|source| RunError::Write { path: job.data.clone(), source })?;
+        let mut prompts = Vec::new();
+        for agent in config.agents.values().filter(|agent| agent.learn) {
+            // Else the program's word does not count, and guards.
+            if agent.reflection.verifier_weight <= 0.0 {
+                continue;
+            }
+            let name = agent.name.clone();
+            let all = parts.store.explorable(name, (u32::MAX, 0), Generation::BASE, true).await?;
+            let mut ids: Vec<_> = all.into_iter().map(|it| it.exchange).collect();
+            if let Some(only) = practised.get(&agent.name) {
+                ids.retain(|id| only.contains(id));
+            }
+            ids.sort_by_cached_key(|id| Sha256::digest(id.to_string()));
+            for id in ids.into_iter().take(LOOKED_AT) {
+                if prompts.len() == MOST {
+                    break;
+                }
+                let exchange = parts.store.exchange(id).await?;
+                let is_trained = trained.contains(&prompt_id(&exchange.prompt_tokens));
+                if !is_trained
+                    && !held_out.contains(&exchange.messages)
+                    && parts.reflector.is_checked(agent, &exchange)
+                {
+                    prompts.push((agent.clone(), exchange));
+                }
+            }
+        }
+        Ok((FEWEST <= prompts.len()).then_some(Self { prompts }))
+    }
+
+    /// Whether each answer of a loaded generation is right, greedily.
+    pub(super) async fn right(
+        &self,
+        parts: &Parts,
+        by: Generation,
+    ) -> Result<Vec<bool>, ReflectError> {
+        let asked =
+            self.prompts.iter().map(|(agent, exchange)| is_right(parts, agent, exchange, by));
+        stream::iter(asked.collect::<Vec<_>>()).buffered(PARALLEL).try_collect().await
+    }
+}
+
+async fn is_right(
+    parts: &Parts,
+    agent: &Agent,
+    exchange: &Exchange,
+    by: Generation,
+) -> Result<bool, ReflectError> {
+    let max_tokens = agent.sampling.max_tokens;
+    let sampling = Sampling { temperature: 0.0, max_tokens, seed: Some(0), ..Sampling::default() };
+    let (weights, reflector) = (Weights::Generation(by), &parts.reflector);
+    let answer =
+        reflector.answer(agent, &exchange.messages, weights, sampling, Priority::Gate).await;
+    match answer {
+        // It is too long for all candidates alike.
+        Err(ReflectError::Engine(EngineError::TooLong { .. })) => Ok(false),
+        answer => Ok(reflector.check(agent, exchange, &answer?.text).await? == Some(true)),
+    }
+}
+
+/// The prompts that a run trains on, by their ids.
+fn trained_on(path: &Path, share: f64, seed: u64) -> io::Result<HashSet<String>> {
+    #[derive(Deserialize)]
+    struct Line {
+        prompt_id: String,
+    }
+    let text = std::fs::read_to_string(path)?;
+    let ids: BTreeSet<String> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).map(|Line { prompt_id }| prompt_id))
+        .collect::<Result<_, _>>()?;
+    let validation = protocol::validation_prompts(ids.clone(), share, seed);
+    Ok(ids.difference(&validation).cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// What is served has the first ten of forty right; candidates so many from some on.
+    fn selection(candidates: &[(usize, usize)]) -> Selection {
+        let right = |(first, end): (usize, usize)| -> Vec<bool> {
+            (0..40).map(|at| (first..end).contains(&at)).collect()
+        };
+        let start = right((0, 10));
+        let mut selection = Selection::new(&start);
+        for &range in candidates {
+            selection.add(Objective::Sft, &right(range), &start);
+        }
+        selection
+    }
+
+    #[test]
+    fn the_candidate_with_the_most_right_answers_goes_to_the_gate() {
+        let found = selection(&[(0, 12), (5, 25), (5, 25)]);
+        assert_eq!((found.best(), found.refusal()), (1, None));
+        let second = Standing { objective: "sft", right: 20, wins: 15, losses: 5 };
+        assert_eq!(found.candidates[1], second);
+        assert_eq!(found.to_string(), "right of 40 prompts: as served 10, sft 12, sft 20, sft 20");
+        assert!(found.has_room() && !selection(&[(0, 40)]).has_room());
+    }
+
+    #[test]
+    fn a_night_ends_where_every_candidate_is_worse_than_what_is_served() {
+        let refusal = selection(&[(0, 3), (4, 10)]).refusal().unwrap();
+        assert!(refusal.contains("right of 40: 10 as served, at most 6 trained"), "{refusal}");
+        assert_eq!(selection(&[(0, 3), (0, 10)]).refusal(), None);
+        assert_eq!(selection(&[(1, 10)]).refusal(), None, "one answer may be chance");
+    }
+
+    #[test]
+    fn what_is_validated_on_is_not_trained_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.jsonl");
+        let line = |i| format!("{{\"prompt_id\":\"{i}\",\"prompt\":[1],\"chosen\":[2]}}\n");
+        let lines: String = (0..20).map(|i| line(i / 2)).collect();
+        files::write_atomic(&path, |file| file.write_all(lines.as_bytes())).unwrap();
+        assert_eq!(trained_on(&path, 0.0, 7).unwrap().len(), 10);
+        assert_eq!(trained_on(&path, 0.3, 7).unwrap().len(), 7);
+    }
+}
