@@ -12,7 +12,7 @@ use engine::{Engine, GenerateRequest, Generation, Priority, Sampling, Token, Wei
 use store::{Assessment, CandidateId, NewCandidate, Parent};
 
 use super::assess::refusal;
-use super::batch::{Batch, Critique, Sample};
+use super::batch::{Batch, Critique, Sample, Waiting};
 use super::budget::Stop;
 use super::choose::{Judged, Verdict};
 use super::judge::{Critic, Judge, is_spent};
@@ -148,7 +148,12 @@ impl Session<'_> {
     ) -> Result<Batch, Halt> {
         let n = n.min(AT_ONCE).max(needed);
         let request = self.request(prompt, n, self.policy.sampling);
-        self.start(&self.reflector.engine, request, needed).await
+        let waiting = self.queue(&self.reflector.engine, request, needed).await?;
+        if let Some(client) = self.cut.client {
+            let told = client.send(Progress::Queued).await;
+            told.map_err(|_| Halt::Stop(Stop::ClientLeft))?;
+        }
+        self.cut_when(needed == 0).or(waiting.started()).await
     }
 
     /// Takes started drafts in. Those that the budget has cut off are lost, the others count.
@@ -190,7 +195,7 @@ impl Session<'_> {
         let critic = self.judge.critique(&entry.text, &entry.assessments, max_tokens)?;
         let text = match critic.ok_or(Halt::Stop(Stop::NoGain))? {
             Critic::Model(engine, request) => {
-                let batch = self.start(engine, request, 0).await.map_err(Halt::once_answered)?;
+                let batch = self.start(engine, request).await.map_err(Halt::once_answered)?;
                 let (samples, end) = self.finish(batch, 0).await?;
                 let Some(critique) = samples.first() else {
                     return Err(Halt::Stop(end.unwrap_or(Stop::Budget)));
@@ -293,7 +298,7 @@ impl Session<'_> {
             let now = left.min(AT_ONCE);
             let request = self.request(prompt.clone(), now, sampling);
             let request = GenerateRequest { copies: copies.clone(), ..request };
-            let batch = self.start(&self.reflector.engine, request, 0).await?;
+            let batch = self.start(&self.reflector.engine, request).await?;
             let (samples, end) = self.finish(batch, 0).await?;
             self.add(samples, revises.as_ref());
             if end.is_some() {
@@ -334,16 +339,21 @@ impl Session<'_> {
         }
     }
 
-    async fn start(
+    async fn start(&self, engine: &Engine, request: GenerateRequest) -> Result<Batch, Halt> {
+        let waiting = self.queue(engine, request, 0).await?;
+        self.cut.or(waiting.started()).await
+    }
+
+    async fn queue(
         &self,
         engine: &Engine,
         request: GenerateRequest,
         needed: u32,
-    ) -> Result<Batch, Halt> {
+    ) -> Result<Waiting, Halt> {
         if needed == 0 && self.tokens_left() == 0 {
             return Err(Halt::Stop(Stop::Budget));
         }
-        self.cut_when(needed == 0).or(Batch::start(engine, request)).await
+        self.cut_when(needed == 0).or(Waiting::queue(engine, request)).await
     }
 
     /// Waits for all answers of a batch; once `needed` are complete, only inside the budget.

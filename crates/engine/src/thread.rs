@@ -165,21 +165,24 @@ impl<B: Backend> Loop<B> {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Generate(request, reply, span) => {
+            Command::Generate(request, checked, reply, span) => {
                 let weights = self.generations.choose(request.weights, request.priority);
                 let generation = self.generations.resolve(weights);
-                let checked = generation.and_then(|g| self.validator.generate(request, g));
-                self.enqueue(checked, Caller::Generate(Stream::new(reply)), span);
+                let sound = generation.and_then(|g| self.validator.generate(request, g));
+                let told = sound.map(|request| {
+                    self.enqueue(request, Caller::Generate(Stream::new(reply)), span);
+                });
+                drop(checked.send(told));
             }
             Command::Score(request, reply, span) => {
                 let generation = self.generations.resolve(request.weights);
                 let checked = generation.and_then(|g| self.validator.score(request, g));
-                self.enqueue(checked, Caller::Score(reply), span);
+                self.take(checked, Caller::Score(reply), span);
             }
             Command::Logprobs(request, reply, span) => {
                 let generation = self.generations.resolve(request.weights);
                 let checked = generation.and_then(|g| self.validator.logprobs(request, g));
-                self.enqueue(checked, Caller::Logprobs(reply), span);
+                self.take(checked, Caller::Logprobs(reply), span);
             }
             Command::LoadAdapter(generation, path, reply) => {
                 let loaded = self.generations.check_new(generation).and_then(|()| {
@@ -207,19 +210,21 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Lets a request wait for room, or tells its caller what is wrong with it.
-    fn enqueue(
+    fn take(
         &mut self,
         checked: Result<Request, EngineError>,
         caller: Caller,
         span: tracing::Span,
     ) {
         match checked {
-            Ok(request) => {
-                let id = self.core.submit(request);
-                self.callers.insert(id, (caller, span));
-            }
+            Ok(request) => self.enqueue(request, caller, span),
             Err(error) => caller.fail(error),
         }
+    }
+
+    fn enqueue(&mut self, request: Request, caller: Caller, span: tracing::Span) {
+        let id = self.core.submit(request);
+        self.callers.insert(id, (caller, span));
     }
 
     /// Drops the requests of callers that have left, and pauses those whose readers are behind.
