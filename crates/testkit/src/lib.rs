@@ -9,6 +9,7 @@ mod job;
 pub mod mutation;
 pub mod random_model;
 mod skipped;
+pub mod split;
 pub mod tiny;
 pub mod tree;
 pub mod vocabulary;
