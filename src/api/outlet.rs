@@ -26,7 +26,7 @@ pub(super) struct Patience {
 impl Default for Patience {
     /// Somebody who looks at the first page of an answer in a pager may come back.
     fn default() -> Self {
-        Self { counted: Duration::from_secs(1), open: Duration::from_secs(600) }
+        Self { counted: Duration::from_secs(1), open: Duration::from_mins(10) }
     }
 }
 
@@ -90,7 +90,7 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
     const SHORT: Duration = Duration::from_millis(1);
 
     fn permit() -> (Permit, Arc<AtomicUsize>) {

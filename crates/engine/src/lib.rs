@@ -72,6 +72,13 @@ pub enum Priority {
     Explore,
 }
 
+impl Priority {
+    /// Whether somebody waits for the words.
+    fn is_urgent(self) -> bool {
+        matches!(self, Self::Chat | Self::Inline)
+    }
+}
+
 /// Sample `n` continuations of one prompt; they share its KV.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
@@ -254,6 +261,7 @@ pub struct Engine {
 struct Shared {
     info: ModelInfo,
     vocabulary: Arc<dyn Vocabulary>,
+    most_copies: u64,
     pulse: std::sync::Mutex<Pulse>,
 }
 
@@ -314,6 +322,10 @@ impl Engine {
     /// Text to tokens and back.
     pub fn vocabulary(&self) -> &Arc<dyn Vocabulary> {
         &self.shared.vocabulary
+    }
+    /// Bytes of host memory that copies of cells may take.
+    pub fn most_copies(&self) -> u64 {
+        self.shared.most_copies
     }
     /// Live numbers.
     pub fn stats(&self) -> EngineStats {
@@ -396,15 +408,11 @@ impl Engine {
 
     /// A place among the requests that wait.
     async fn place(&self, priority: Priority) -> Result<OwnedSemaphorePermit, EngineError> {
-        match priority {
-            Priority::Chat | Priority::Inline => {
-                Arc::clone(&self.urgent).try_acquire_owned().map_err(|_| overloaded())
-            }
-            Priority::Gate | Priority::Background | Priority::Explore => {
-                let place = Arc::clone(&self.patient).acquire_owned().await;
-                place.map_err(|_| EngineError::Stopped)
-            }
+        if priority.is_urgent() {
+            return Arc::clone(&self.urgent).try_acquire_owned().map_err(|_| overloaded());
         }
+        let place = Arc::clone(&self.patient).acquire_owned().await;
+        place.map_err(|_| EngineError::Stopped)
     }
 
     /// Tells the thread something and waits for its answer.
@@ -415,7 +423,7 @@ impl Engine {
     ) -> Result<T, EngineError> {
         let (reply, answer) = oneshot::channel();
         let command = command(reply);
-        if matches!(priority, Some(Priority::Chat | Priority::Inline)) {
+        if priority.is_some_and(Priority::is_urgent) {
             self.commands.try_send(command).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => overloaded(),
                 mpsc::error::TrySendError::Closed(_) => EngineError::Stopped,

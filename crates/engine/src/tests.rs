@@ -7,6 +7,7 @@ mod deterministic;
 mod generations;
 mod limits;
 mod llama;
+mod reward;
 mod sharing;
 mod vocabulary;
 
@@ -290,7 +291,10 @@ async fn a_step_of_idle_work_ends_when_a_chat_comes_and_is_done_again_unharmed()
     let idle = prompt(&engine, &format!("{} long", "y".repeat(LONG)));
     let explore = GenerateRequest { priority: Priority::Explore, ..request(idle) };
     let explore = engine.generate(explore).await.unwrap();
+    let mut n_chats = 0;
     while engine.stats().interrupted_steps < 3 {
+        n_chats += 1;
+        assert!(n_chats < 200, "its steps go on to their end");
         assert_eq!(ask(&engine, "chat").await, "now");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::adapters::Adapters;
 use super::core::{Core, Event, Request, RequestId, Validator, execute};
+use super::llama::OtherModels;
 use super::owner::{EngineThread, own};
 use super::step_lock::{StepLock, Ticket};
 use super::stream::{Caller, Stream};
@@ -25,17 +26,17 @@ const READER_PAUSE: Duration = Duration::from_millis(2);
 
 /// Loads the model with llama.cpp. Resolves when it is ready or has failed.
 pub async fn spawn(config: &EngineConfig) -> Result<(Engine, EngineThread), EngineError> {
-    spawn_beside(&StepLock::default(), config, 0).await
+    spawn_beside(&StepLock::default(), config, OtherModels::default()).await
 }
 
-/// The same for a process that has other engines, whose files take `mapped` bytes of memory.
+/// The same for a process that has other models.
 pub async fn spawn_beside(
     lock: &StepLock,
     config: &EngineConfig,
-    mapped: u64,
+    others: OtherModels,
 ) -> Result<(Engine, EngineThread), EngineError> {
     let config = config.clone();
-    spawn_on(lock, config.queue, move || llama::Llama::load_beside(&config, mapped)).await
+    spawn_on(lock, config.queue, move || llama::Llama::load_beside(&config, others)).await
 }
 
 /// The same with any backend. `load` runs inside the thread, because a context must not leave it.
@@ -103,14 +104,15 @@ impl<B: Backend> Loop<B> {
             ..EngineStats::default()
         };
         let pulse = Mutex::new(Pulse::new(stats.clone()));
+        let copies = backend.host_cache_bytes();
         Self {
             validator: Validator::new(&info),
             core: if backend.is_deterministic() {
                 Core::deterministic(limits, Arc::clone(&vocabulary))
             } else {
-                Core::new(limits, backend.host_cache_bytes(), Arc::clone(&vocabulary))
+                Core::new(limits, copies, Arc::clone(&vocabulary))
             },
-            shared: Arc::new(Shared { info, vocabulary, pulse }),
+            shared: Arc::new(Shared { info, vocabulary, most_copies: copies as u64, pulse }),
             generations: Adapters::new(),
             callers: BTreeMap::new(),
             freed: Vec::new(),
@@ -210,12 +212,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Lets a request wait for room, or tells its caller what is wrong with it.
-    fn take(
-        &mut self,
-        checked: Result<Request, EngineError>,
-        caller: Caller,
-        span: tracing::Span,
-    ) {
+    fn take(&mut self, checked: Result<Request, EngineError>, caller: Caller, span: tracing::Span) {
         match checked {
             Ok(request) => self.enqueue(request, caller, span),
             Err(error) => caller.fail(error),

@@ -8,6 +8,7 @@ pub mod fake;
 mod job;
 pub mod mutation;
 pub mod random_model;
+pub mod reward;
 mod skipped;
 pub mod split;
 pub mod tiny;

@@ -321,7 +321,7 @@ impl Core {
             };
         }
         self.alone = suspect.map(|(id, _)| id);
-        let may_be_interrupted = !super::request::is_urgent(priority);
+        let may_be_interrupted = !priority.is_urgent();
         Built::Batch(Step { ops: Vec::new(), generation, spans, may_be_interrupted })
     }
 
