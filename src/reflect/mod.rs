@@ -409,7 +409,7 @@ impl Reflector {
             sampling,
             stop: Vec::new(),
             top_logprobs: 0,
-            copies: Vec::new(),
+            prediction: Vec::new(),
             weights,
             priority,
         };

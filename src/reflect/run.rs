@@ -64,7 +64,7 @@ async fn stream(
         sampling: task.sampling,
         stop: task.stop.clone(),
         top_logprobs: task.top_logprobs,
-        copies: Vec::new(),
+        prediction: Vec::new(),
         weights: Weights::Active,
         priority: Priority::Chat,
     };

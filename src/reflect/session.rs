@@ -292,12 +292,12 @@ impl Session<'_> {
     ) -> Result<(), Halt> {
         // A refinement mostly keeps what was right in its parent.
         let parent = revises.as_ref().and_then(|(parent, _)| self.entries.get(*parent));
-        let copies = parent.map(|parent| parent.tokens.clone()).unwrap_or_default();
+        let prediction = parent.map(|parent| parent.tokens.clone()).unwrap_or_default();
         let mut left = n;
         while 0 < left {
             let now = left.min(AT_ONCE);
             let request = self.request(prompt.clone(), now, sampling);
-            let request = GenerateRequest { copies: copies.clone(), ..request };
+            let request = GenerateRequest { prediction: prediction.clone(), ..request };
             let batch = self.start(&self.reflector.engine, request).await?;
             let (samples, end) = self.finish(batch, 0).await?;
             self.add(samples, revises.as_ref());
@@ -333,7 +333,7 @@ impl Session<'_> {
             sampling,
             stop: self.policy.stop.to_vec(),
             top_logprobs,
-            copies: Vec::new(),
+            prediction: Vec::new(),
             weights,
             priority,
         }

@@ -94,7 +94,7 @@ pub struct GenerateRequest {
     pub top_logprobs: u32,
     /// Text of which the answer may copy much, as a refinement does of its parent; empty: none. It
     /// changes how fast the answer comes, not what it says.
-    pub copies: Vec<Token>,
+    pub prediction: Vec<Token>,
     /// Which weights.
     pub weights: Weights,
     /// How urgent.

@@ -2,11 +2,11 @@
 //! mixed generations and too many cells, so every test here checks those too.
 
 mod beside;
-mod copies;
 mod deterministic;
 mod generations;
 mod limits;
 mod llama;
+mod prediction;
 mod reward;
 mod sharing;
 mod vocabulary;
@@ -41,7 +41,7 @@ fn request(prompt: Vec<Token>) -> GenerateRequest {
         sampling: Sampling { max_tokens: 1000, ..Sampling::default() },
         stop: Vec::new(),
         top_logprobs: 0,
-        copies: Vec::new(),
+        prediction: Vec::new(),
         weights: Weights::Active,
         priority: Priority::Chat,
     }
@@ -343,7 +343,7 @@ async fn what_can_never_work_is_refused_at_admission() {
         GenerateRequest { prompt: vec![Token(261)], ..good.clone() },
         GenerateRequest { n: 0, ..good.clone() },
         GenerateRequest { n: 65, ..good.clone() },
-        GenerateRequest { copies: vec![Token(261)], ..good.clone() },
+        GenerateRequest { prediction: vec![Token(261)], ..good.clone() },
         GenerateRequest { stop: vec![String::new()], ..good.clone() },
         GenerateRequest { stop: vec!["x".to_owned(); 17], ..good.clone() },
         GenerateRequest { top_logprobs: 21, ..good.clone() },
