@@ -28,6 +28,7 @@ use crate::paths::StateDir;
 use crate::reflect::Reflector;
 use crate::socket_path::SocketPath;
 use config::{self, Config, ConfigError};
+use engine::llama::{self, OtherModels};
 use engine::probe::Prober;
 use engine::step_lock::StepLock;
 use engine::{self, Engine, EngineConfig, EngineError, EngineThread, ModelInfo, reward};
@@ -208,11 +209,13 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
 
     let (store, store_thread) = store::spawn(state_dir.database()).await?;
     let step_lock = StepLock::default();
+    let later = need(config.judge_engine.as_ref()) + need(config.reward_engine.as_ref());
+    let others = OtherModels { later, ..OtherModels::default() };
     let models = Models { source: engine, step_lock: &step_lock, state: &state_dir };
-    let (engine, engine_thread) = models.engine(&config.engine, 0).await?;
+    let (engine, engine_thread) = models.engine(&config.engine, others).await?;
     let template = Arc::new(chat_template(engine.info()));
     let reflector = Reflector::new(engine.clone(), store.clone(), template);
-    let (reflector, beside) = models.beside(reflector, &config).await?;
+    let (reflector, beside) = models.beside(&engine, reflector, &config).await?;
     let problems = reload::check_agents(&config, &reflector)?;
 
     let path = socket.of_daemon(config.server.socket.as_deref(), state_dir.root());
@@ -281,17 +284,16 @@ struct Models<'a> {
 }
 
 impl Models<'_> {
-    /// `mapped`: bytes of the files of models that are loaded.
     async fn engine(
         &self,
         config: &EngineConfig,
-        mapped: u64,
+        others: OtherModels,
     ) -> Result<(Engine, EngineThread), EngineError> {
         match &self.source {
             EngineSource::Llama => {
                 let prober = self.prober();
                 prober.model(&config.model).await?;
-                let (engine, thread) = engine::spawn_beside(self.step_lock, config, mapped).await?;
+                let (engine, thread) = engine::spawn_beside(self.step_lock, config, others).await?;
                 Ok((engine.with_prober(prober), thread))
             }
             EngineSource::Custom(spawn) => spawn(self.step_lock, config.queue).await,
@@ -301,16 +303,19 @@ impl Models<'_> {
     /// A second model that judges and a reward model, as far as agents name them.
     async fn beside(
         &self,
+        engine: &Engine,
         mut reflector: Reflector,
         config: &Config,
     ) -> Result<(Reflector, Vec<Beside>), StartError> {
         let mut threads = Vec::new();
         // Of a model in several files all count.
         let file_size = |path: &Path| files::gguf::model_size(path).unwrap_or(0);
-        let mut mapped = file_size(&config.engine.model);
+        let (mapped, copies) = (file_size(&config.engine.model), engine.most_copies());
+        let mut others = OtherModels { mapped, copies, later: need(config.reward_engine.as_ref()) };
         if let Some(judge) = &config.judge_engine {
-            let (engine, thread) = self.engine(judge, mapped).await?;
-            mapped += file_size(&judge.model);
+            let (engine, thread) = self.engine(judge, others).await?;
+            others.mapped += file_size(&judge.model);
+            others.copies += engine.most_copies();
             let template = Arc::new(chat_template(engine.info()));
             info!(model = engine.info().name, "A second model judges.");
             reflector = reflector.with_judge(engine, template);
@@ -318,7 +323,7 @@ impl Models<'_> {
         }
         if let Some(config) = &config.reward_engine {
             self.prober().model(&config.model).await?;
-            let (reward, thread) = reward::spawn(self.step_lock, config, mapped).await?;
+            let (reward, thread) = reward::spawn(self.step_lock, config, others).await?;
             let template = Arc::new(chat_template(reward.info()));
             info!(model = reward.info().name, "A reward model scores.");
             reflector = reflector.with_reward(reward, template);
@@ -331,6 +336,12 @@ impl Models<'_> {
         // Under this name the program is there even after an upgrade has replaced its file.
         Prober::new("/proc/self/exe".into(), self.state.probes())
     }
+}
+
+/// Bytes of main memory that a model takes that is loaded later. One that cannot be read is refused then.
+fn need(config: Option<&EngineConfig>) -> u64 {
+    let memory = config.and_then(|config| llama::survey(config).ok()?.memory);
+    memory.map_or(0, |plan| plan.host.total() - plan.host.prefix_cache)
 }
 
 fn chat_template(info: &ModelInfo) -> ChatTemplate {

@@ -26,7 +26,7 @@ pub(crate) fn request(prompt: Vec<Token>, n: u32, max_tokens: u32) -> GenerateRe
         sampling: Sampling { max_tokens, ..Sampling::default() },
         stop: Vec::new(),
         top_logprobs: 0,
-        copies: Vec::new(),
+        prediction: Vec::new(),
         weights: Weights::Active,
         priority: Priority::Chat,
     }

@@ -88,9 +88,9 @@ async fn make(engine: &Engine, texts: &mut Texts, percent: usize) -> anyhow::Res
     Ok(Refinement { prompt, parent })
 }
 
-fn greedy(prompt: Vec<Token>, copies: Vec<Token>) -> GenerateRequest {
+fn greedy(prompt: Vec<Token>, prediction: Vec<Token>) -> GenerateRequest {
     let sampling = Sampling { temperature: 0.0, max_tokens: NEW, ..Sampling::default() };
-    GenerateRequest { sampling, copies, ..request(prompt, 1, NEW) }
+    GenerateRequest { sampling, prediction, ..request(prompt, 1, NEW) }
 }
 
 /// Tokens a second from the first token on: the prompt is cached, and would be evaluated alike.
@@ -100,8 +100,8 @@ async fn speed(
     with_parent: bool,
 ) -> anyhow::Result<(f64, Vec<Answer>)> {
     let asked = refinements.iter().map(|it| {
-        let copies = if with_parent { it.parent.clone() } else { Vec::new() };
-        generate(engine, greedy(it.prompt.clone(), copies))
+        let prediction = if with_parent { it.parent.clone() } else { Vec::new() };
+        generate(engine, greedy(it.prompt.clone(), prediction))
     });
     let answers = try_join_all(asked).await?;
     let times = || answers.iter().flat_map(|answer| answer.pieces.iter().map(|(at, _)| *at));

@@ -2,22 +2,22 @@
 //! leaving drops the progress receiver, which is how `reflect` and the engine learn of it.
 //! Values are checked here and named by field; `reply.rs` has the replies' shape.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::ops::RangeInclusive;
-use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use super::error::ApiError;
+use super::outlet::{Gone, Outlet, Patience};
 use super::read::Body;
 use super::reply::{Reply, Shape};
 use super::wire::{ChatBody, ChatExtra, ChatMessage, Content, Stop};
@@ -31,6 +31,8 @@ use prompt::{Message, Role};
 /// Tokens under way from `reflect` to one client. A client that reads slower than this holds its
 /// own request back and nobody else's.
 const PROGRESS: usize = 64;
+/// After so long without an event a stream says that it is there. Proxies give up after 30 s or more.
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 pub(super) async fn complete(
     State(api): State<Api>,
@@ -57,17 +59,21 @@ pub(super) async fn complete(
         progress,
         api: api.clone(),
         started: std::time::Instant::now(),
-        _permit: permit,
     };
     let reflector = api.parts.reflector.clone();
     // A task of its own: the handler may be dropped at any await, and the store's transaction of an
     // answer that is complete should not be lost with it.
     tokio::spawn(async move { reflector.run(task, sender).await }.in_current_span());
-    let stop = Box::pin(api.ending());
-    if streamed {
-        stream_reply(live, shape, stop).await
-    } else {
-        whole_reply(live, shape, stop).await
+    let reply = async {
+        if streamed {
+            stream_reply(live, shape, permit).await
+        } else {
+            whole_reply(live, shape, permit).await
+        }
+    };
+    tokio::select! {
+        reply = reply => reply,
+        () = api.ending() => Err(ApiError::Draining),
     }
 }
 
@@ -78,19 +84,12 @@ struct Live {
     progress: mpsc::Receiver<Progress>,
     api: Api,
     started: std::time::Instant,
-    _permit: Permit,
 }
-
-type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Live {
     /// The next step, or why there is none.
-    async fn next(&mut self, ending: &mut Ending) -> Result<Progress, ApiError> {
-        let progress = tokio::select! {
-            progress = self.progress.recv() => progress,
-            () = ending => return Err(ApiError::Draining),
-        };
-        match progress {
+    async fn next(&mut self) -> Result<Progress, ApiError> {
+        match self.progress.recv().await {
             Some(Progress::Failed(error)) => Err(error.into()),
             Some(progress) => {
                 self.note(&progress);
@@ -118,14 +117,10 @@ impl Live {
     }
 }
 
-async fn whole_reply(
-    mut live: Live,
-    shape: Shape,
-    mut ending: Ending,
-) -> Result<Response, ApiError> {
+async fn whole_reply(mut live: Live, shape: Shape, _permit: Permit) -> Result<Response, ApiError> {
     let mut reply = Reply::new(shape);
     loop {
-        let progress = live.next(&mut ending).await?;
+        let progress = live.next().await?;
         let done = matches!(progress, Progress::Done(_));
         reply.take(progress);
         if done {
@@ -134,42 +129,47 @@ async fn whole_reply(
     }
 }
 
-async fn stream_reply(
-    mut live: Live,
-    shape: Shape,
-    mut ending: Ending,
-) -> Result<Response, ApiError> {
-    let mut reply = Reply::new(shape);
+/// Answers as soon as the request is found to be sound; until it is admitted, comments keep the
+/// connection alive.
+async fn stream_reply(mut live: Live, shape: Shape, permit: Permit) -> Result<Response, ApiError> {
     // A refusal that comes before anything else still gets its status.
-    let first = live.next(&mut ending).await?;
-    let ready = events(&mut reply, first);
-    let state = Some((live, reply, ending));
-    let events = stream::unfold((ready, state), |(mut ready, mut state)| async move {
-        while ready.is_empty() {
-            let (live, reply, ending) = state.as_mut()?;
-            match live.next(ending).await {
-                Ok(progress) => {
-                    let done = matches!(progress, Progress::Done(_));
-                    ready = events(reply, progress);
-                    if done {
-                        ready.push_back(Event::default().data("[DONE]"));
-                        // Frees the permit before the client has read the last bytes.
-                        state = None;
-                    }
-                }
-                Err(error) => {
-                    ready.push_back(json_event(&error.into_reply()));
-                    state = None;
-                }
-            }
+    let first = live.next().await?;
+    let (mut outlet, events) = Outlet::new(permit, Patience::default());
+    let (client, ending) = (outlet.sender(), live.api.ending());
+    let streamed = async move {
+        tokio::select! {
+            // An error: the client has left.
+            _ = tell(&mut live, Reply::new(shape), first, &mut outlet) => {}
+            () = client.closed() => {}
+            // A client that reads nothing does not hold up the end.
+            () = ending => drop(client.try_send(json_event(&ApiError::Draining.into_reply()))),
         }
-        ready.pop_front().map(|event| (event, (ready, state)))
-    });
-    Ok(sse(events))
+    };
+    // A task of its own: while a client reads nothing, nobody asks the response for more.
+    tokio::spawn(streamed.in_current_span());
+    Ok(sse(events, KEEP_ALIVE))
 }
 
-fn events(reply: &mut Reply, progress: Progress) -> VecDeque<Event> {
-    reply.chunks(progress).iter().map(json_event).collect()
+/// Tells a client everything from `progress` on.
+async fn tell(
+    live: &mut Live,
+    mut reply: Reply,
+    mut progress: Progress,
+    outlet: &mut Outlet,
+) -> Result<(), Gone> {
+    loop {
+        let done = matches!(progress, Progress::Done(_));
+        for chunk in reply.chunks(progress) {
+            outlet.send(json_event(&chunk)).await?;
+        }
+        if done {
+            return outlet.send(Event::default().data("[DONE]")).await;
+        }
+        progress = match live.next().await {
+            Ok(progress) => progress,
+            Err(error) => return outlet.send(json_event(&error.into_reply())).await,
+        };
+    }
 }
 
 pub(super) fn json_event(value: &impl serde::Serialize) -> Event {
@@ -177,8 +177,13 @@ pub(super) fn json_event(value: &impl serde::Serialize) -> Event {
     Event::default().data(text)
 }
 
-pub(super) fn sse(events: impl Stream<Item = Event> + Send + 'static) -> Response {
-    Sse::new(events.map(Ok::<_, Infallible>)).keep_alive(KeepAlive::default()).into_response()
+/// A stream of events, with a comment whenever there has been none for so long.
+pub(super) fn sse(
+    events: impl Stream<Item = Event> + Send + 'static,
+    keep_alive: Duration,
+) -> Response {
+    let keep_alive = KeepAlive::new().interval(keep_alive);
+    Sse::new(events.map(Ok::<_, Infallible>)).keep_alive(keep_alive).into_response()
 }
 
 /// A checked task.
@@ -301,6 +306,7 @@ fn text(content: Option<&Content>, index: usize) -> Result<String, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
     use serde_json::json;
 
     use super::*;
@@ -314,6 +320,17 @@ mod tests {
 
     fn body(value: Value) -> ChatBody {
         serde_json::from_value(value).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_an_event_says_now_and_then_that_it_is_there() {
+        let waiting = sse(futures_util::stream::pending(), Duration::from_millis(1));
+        let mut body = waiting.into_body();
+        for _ in 0..3 {
+            let frame = tokio::time::timeout(KEEP_ALIVE, body.frame()).await;
+            let frame = frame.expect("it says nothing").unwrap().unwrap();
+            assert_eq!(frame.data_ref().unwrap(), ":\n\n");
+        }
     }
 
     #[test]

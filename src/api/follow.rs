@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::Api;
-use super::chat::{json_event, sse};
+use super::chat::{KEEP_ALIVE, json_event, sse};
 use super::error::ApiError;
 use crate::learn::{Ended, LearnError, Stage};
 
@@ -46,7 +46,7 @@ pub(super) async fn follow(
             Seen::Ended(Err(error)) => (vec![json_event(&error.into_reply())], (None, None)),
         })
     });
-    Ok(sse(events.flat_map(stream::iter)))
+    Ok(sse(events.flat_map(stream::iter), KEEP_ALIVE))
 }
 
 struct Follower {

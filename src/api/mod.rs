@@ -14,6 +14,7 @@ mod judge;
 mod later;
 mod metrics;
 mod models;
+mod outlet;
 mod peer;
 mod read;
 mod reflections;
@@ -206,13 +207,8 @@ impl Api {
 
     /// Room for one more chat. Counted against the limit in force, so that a reload can change it.
     fn permit(&self) -> Result<Permit, ApiError> {
-        let limit = self.config().server.max_requests;
-        self.chats
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |running| {
-                (running < limit).then_some(running + 1)
-            })
-            .map_err(|_| ApiError::Overloaded { retry_after: Duration::from_secs(1) })?;
-        Ok(Permit { chats: Arc::clone(&self.chats) })
+        let permit = Permit::new(&self.chats, self.config().server.max_requests);
+        permit.ok_or(ApiError::Overloaded { retry_after: Duration::from_secs(1) })
     }
 
     /// Resolves when requests that still run must end.
@@ -228,11 +224,35 @@ impl Api {
 #[derive(Debug)]
 struct Permit {
     chats: Arc<AtomicUsize>,
+    is_counted: bool,
+}
+
+impl Permit {
+    /// One of `limit`, unless all are taken.
+    fn new(chats: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
+        let more = |running| (running < limit).then_some(running + 1);
+        chats.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Self { chats: Arc::clone(chats), is_counted: true })
+    }
+
+    /// Makes room for another chat while this one waits for its client.
+    fn give_back(&mut self) {
+        if std::mem::take(&mut self.is_counted) {
+            self.chats.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Counts again, also beyond the limit: a chat that is under way is not refused.
+    fn take_again(&mut self) {
+        if !std::mem::replace(&mut self.is_counted, true) {
+            self.chats.fetch_add(1, Ordering::AcqRel);
+        }
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.chats.fetch_sub(1, Ordering::AcqRel);
+        self.give_back();
     }
 }
 

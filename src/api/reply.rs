@@ -77,8 +77,8 @@ impl Reply {
             }
             Progress::Reasoning(text) => self.reasoning.push_str(&text),
             Progress::Done(outcome) => self.done(&outcome),
-            // The handler has turned it into an error.
-            Progress::Failed(_) => {}
+            // The handler has turned the second one into an error.
+            Progress::Queued | Progress::Failed(_) => {}
         }
     }
 
@@ -144,8 +144,8 @@ impl Reply {
                 last.reflectd = self.receipt.take();
                 vec![last]
             }
-            // The handler has turned it into an error.
-            Progress::Failed(_) => Vec::new(),
+            // The handler has turned the second one into an error.
+            Progress::Queued | Progress::Failed(_) => Vec::new(),
         }
     }
 

@@ -278,7 +278,7 @@ impl Subject {
             sampling,
             stop: Vec::new(),
             top_logprobs: 0,
-            copies: Vec::new(),
+            prediction: Vec::new(),
             weights: Weights::Generation(Generation::BASE),
             priority: Priority::Gate,
         };

@@ -4,7 +4,7 @@
 use tokio::sync::mpsc;
 
 use engine::{
-    Engine, EngineError, FinishReason, GenerateRequest, Generation, Piece, Sampling, Token,
+    Engine, EngineError, FinishReason, GenerateRequest, Generation, Piece, Queued, Sampling, Token,
     TokenPiece,
 };
 use store::{Assessment, Author, Critic, NewCandidate, Parent};
@@ -53,15 +53,29 @@ pub(super) struct Sample {
     pub(super) finish: FinishReason,
 }
 
-impl Batch {
-    /// Resolves when the engine has admitted the request.
-    pub(super) async fn start(
+/// A generation that waits to be admitted. Dropping it cancels it.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    n: u32,
+    sampling: Sampling,
+    queued: Queued,
+}
+
+impl Waiting {
+    /// Resolves when the engine has found the request to be sound.
+    pub(super) async fn queue(
         engine: &Engine,
         request: GenerateRequest,
     ) -> Result<Self, EngineError> {
         let (n, sampling) = (request.n, request.sampling);
-        let started = engine.generate(request).await?;
-        Ok(Self {
+        Ok(Self { n, sampling, queued: engine.queue(request).await? })
+    }
+
+    /// Resolves when the engine has admitted the request.
+    pub(super) async fn started(self) -> Result<Batch, EngineError> {
+        let Self { n, sampling, queued } = self;
+        let started = queued.started().await?;
+        Ok(Batch {
             generation: started.generation,
             seed: started.seed,
             n,
@@ -71,7 +85,9 @@ impl Batch {
             answers: (0..n).map(|_| Partial::default()).collect(),
         })
     }
+}
 
+impl Batch {
     /// The next piece, which is recorded here too; `None` when all answers are complete.
     /// Cancel-safe: a dropped call loses nothing.
     pub(super) async fn next(&mut self) -> Result<Option<Piece>, EngineError> {

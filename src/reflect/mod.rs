@@ -108,6 +108,8 @@ pub struct Task {
 /// What happens while a task runs, in order; ends with `Done` or `Failed`.
 #[derive(Debug)]
 pub enum Progress {
+    /// Sound, and waiting for the engine to admit it. What fails before that was wrong with the task.
+    Queued,
     /// Admitted: the reply comes from this generation.
     Started {
         /// The weights that answer.
@@ -444,11 +446,11 @@ impl Reflector {
             sampling,
             stop: Vec::new(),
             top_logprobs: 0,
-            copies: Vec::new(),
+            prediction: Vec::new(),
             weights,
             priority,
         };
-        let mut batch = batch::Batch::start(&self.engine, request).await?;
+        let mut batch = batch::Waiting::queue(&self.engine, request).await?.started().await?;
         while batch.next().await?.is_some() {}
         let samples = batch.into_samples();
         let sample = samples.first().ok_or(EngineError::Stopped)?;

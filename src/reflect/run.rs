@@ -7,7 +7,7 @@ use config::Mode;
 use engine::{GenerateRequest, Piece, Priority, Token, Weights};
 use store::NewCandidate;
 
-use super::batch::{Batch, Sample};
+use super::batch::{Sample, Waiting};
 use super::budget::Stop;
 use super::prepared::{Prepared, record};
 use super::{Outcome, Progress, ReflectError, Reflector, Task, inline};
@@ -64,12 +64,18 @@ async fn stream(
         sampling: task.sampling,
         stop: task.stop.clone(),
         top_logprobs: task.top_logprobs,
-        copies: Vec::new(),
+        prediction: Vec::new(),
         weights: Weights::Active,
         priority: Priority::Chat,
     };
+    let start = async {
+        let waiting = Waiting::queue(&reflector.engine, request).await?;
+        // A client that has left ends this.
+        drop(progress.send(Progress::Queued).await);
+        waiting.started().await
+    };
     let mut batch = tokio::select! {
-        batch = Batch::start(&reflector.engine, request) => batch?,
+        batch = start => batch?,
         () = progress.closed() => {
             return Ok(Streamed { samples: Vec::new(), generated_tokens: 0, client_left: true });
         }

@@ -12,7 +12,7 @@ use engine::{Engine, GenerateRequest, Generation, Priority, Sampling, Token, Wei
 use store::{Assessment, CandidateId, NewCandidate, Parent};
 
 use super::assess::refusal;
-use super::batch::{Batch, Critique, Sample};
+use super::batch::{Batch, Critique, Sample, Waiting};
 use super::budget::Stop;
 use super::choose::{Judged, Verdict};
 use super::judge::{Critic, Judge, is_spent};
@@ -149,7 +149,12 @@ impl Session<'_> {
     ) -> Result<Batch, Halt> {
         let n = n.min(AT_ONCE).max(needed);
         let request = self.request(prompt, n, self.policy.sampling);
-        self.start(&self.reflector.engine, request, needed).await
+        let waiting = self.queue(&self.reflector.engine, request, needed).await?;
+        if let Some(client) = self.cut.client {
+            let told = client.send(Progress::Queued).await;
+            told.map_err(|_| Halt::Stop(Stop::ClientLeft))?;
+        }
+        self.cut_when(needed == 0).or(waiting.started()).await
     }
 
     /// Takes started drafts in. Those that the budget has cut off are lost, the others count.
@@ -191,7 +196,7 @@ impl Session<'_> {
         let critic = self.judge.critique(&entry.text, &entry.assessments, max_tokens)?;
         let text = match critic.ok_or(Halt::Stop(Stop::NoGain))? {
             Critic::Model(engine, request) => {
-                let batch = self.start(engine, request, 0).await.map_err(Halt::once_answered)?;
+                let batch = self.start(engine, request).await.map_err(Halt::once_answered)?;
                 let (samples, end) = self.finish(batch, 0).await?;
                 let Some(critique) = samples.first() else {
                     return Err(Halt::Stop(end.unwrap_or(Stop::Budget)));
@@ -288,13 +293,13 @@ impl Session<'_> {
     ) -> Result<(), Halt> {
         // A refinement mostly keeps what was right in its parent.
         let parent = revises.as_ref().and_then(|(parent, _)| self.entries.get(*parent));
-        let copies = parent.map(|parent| parent.tokens.clone()).unwrap_or_default();
+        let prediction = parent.map(|parent| parent.tokens.clone()).unwrap_or_default();
         let mut left = n;
         while 0 < left {
             let now = left.min(AT_ONCE);
             let request = self.request(prompt.clone(), now, sampling);
-            let request = GenerateRequest { copies: copies.clone(), ..request };
-            let batch = self.start(&self.reflector.engine, request, 0).await?;
+            let request = GenerateRequest { prediction: prediction.clone(), ..request };
+            let batch = self.start(&self.reflector.engine, request).await?;
             let (samples, end) = self.finish(batch, 0).await?;
             self.add(samples, revises.as_ref());
             if end.is_some() {
@@ -329,22 +334,27 @@ impl Session<'_> {
             sampling,
             stop: self.policy.stop.to_vec(),
             top_logprobs,
-            copies: Vec::new(),
+            prediction: Vec::new(),
             weights,
             priority,
         }
     }
 
-    async fn start(
+    async fn start(&self, engine: &Engine, request: GenerateRequest) -> Result<Batch, Halt> {
+        let waiting = self.queue(engine, request, 0).await?;
+        self.cut.or(waiting.started()).await
+    }
+
+    async fn queue(
         &self,
         engine: &Engine,
         request: GenerateRequest,
         needed: u32,
-    ) -> Result<Batch, Halt> {
+    ) -> Result<Waiting, Halt> {
         if needed == 0 && self.tokens_left() == 0 {
             return Err(Halt::Stop(Stop::Budget));
         }
-        self.cut_when(needed == 0).or(Batch::start(engine, request)).await
+        self.cut_when(needed == 0).or(Waiting::queue(engine, request)).await
     }
 
     /// Waits for all answers of a batch; once `needed` are complete, only inside the budget.

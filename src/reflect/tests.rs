@@ -230,7 +230,7 @@ fn exact(expected: &str) -> Verifier {
 async fn mode_off_streams_and_stores_nothing() {
     let world = World::new(script()).await;
     let seen = world.run(task(agent(), Mode::Off, "ask bad")).await;
-    assert!(matches!(seen.first(), Some(Progress::Started { seed: 7, .. })));
+    assert!(matches!(seen[..2], [Progress::Queued, Progress::Started { seed: 7, .. }]));
     assert_eq!(text_of(&seen, 0), "bad");
     assert_eq!((outcome(&seen).exchange, outcome(&seen).stopped), (None, "off"));
     assert_eq!(world.store.counts().await.unwrap().exchanges, 0);
@@ -392,6 +392,7 @@ async fn a_client_that_leaves_keeps_nothing_unfinished() {
         let (sender, mut receiver) = mpsc::channel(1);
         let reflector = world.reflector.clone();
         let running = tokio::spawn(async move { reflector.run(task, sender).await });
+        assert!(matches!(receiver.recv().await, Some(Progress::Queued)));
         assert!(matches!(receiver.recv().await, Some(Progress::Started { .. })));
         drop(receiver);
         running.await.unwrap();

@@ -13,8 +13,8 @@ use protocol::{BaseKind, Example, TrainerEvent};
 use reflectd::learn::adapter;
 
 use super::parity::{gap, job, load, run, untrained};
-use super::split::split;
 use testkit::random_model::{ARCHITECTURES, Linear, N_VOCAB, write, write_adapter};
+use testkit::split::split;
 
 /// Name, number in llama.cpp, and what may lie between trainer and server at most: its products
 /// round what goes into them to 8 bits too, the trainer's do not.

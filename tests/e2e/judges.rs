@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use engine::llama::RewardModel;
+use engine::llama::{OtherModels, RewardModel};
 use engine::{EngineConfig, FlashAttention, KvCache, TextPart, Token};
 use files::gguf::{Gguf, Value as Metadata, Writer};
 use files::write_atomic;
@@ -178,7 +179,7 @@ async fn another_daemon_judges_as_the_model_itself_would_and_its_end_breaks_no_c
     daemon.stop().await;
 }
 
-/// Tokens that a reward model reads before it pauses.
+/// Tokens of a step of a reward model.
 const BATCH_TOKENS: u32 = 32;
 
 fn config(model: &Path) -> EngineConfig {
@@ -199,11 +200,26 @@ fn config(model: &Path) -> EngineConfig {
     }
 }
 
+/// The tokens of the next step.
+fn step(tokens: &[Token], position: usize) -> &[Token] {
+    let rest = &tokens[position..];
+    &rest[..rest.len().min(usize::try_from(BATCH_TOKENS).unwrap())]
+}
+
+fn reward(model: &mut RewardModel, tokens: &[Token]) -> f64 {
+    let mut n_read = 0;
+    while n_read < tokens.len() {
+        n_read += model.read(step(tokens, n_read), n_read, None).unwrap();
+    }
+    model.reward().unwrap()
+}
+
 #[test]
 fn two_classes_give_the_difference_of_what_each_gives_as_a_reward_alone() {
     let folder = tempfile::tempdir().unwrap();
     let load = |name: &str, head: &[Vec<f32>]| {
-        RewardModel::load(&config(&write_model(folder.path(), name, head)), 0).unwrap()
+        RewardModel::load(&config(&write_model(folder.path(), name, head)), OtherModels::default())
+            .unwrap()
     };
     let mut first = load("first.gguf", &[row(1)]);
     let mut second = load("second.gguf", &[row(2)]);
@@ -212,17 +228,19 @@ fn two_classes_give_the_difference_of_what_each_gives_as_a_reward_alone() {
     for text in ["A question. An answer.", &"Another question, longer. ".repeat(9)] {
         let part = TextPart { text: text.to_owned(), control: false };
         let tokens: Vec<Token> = both.vocabulary().tokenize(&[part]);
-        let expected = first.reward(&tokens, &mut || ()).unwrap()
-            - second.reward(&tokens, &mut || ()).unwrap();
-        let mut n_pauses = 0;
-        let found = both.reward(&tokens, &mut || n_pauses += 1).unwrap();
-        let n_parts = tokens.len().div_ceil(usize::try_from(BATCH_TOKENS).unwrap());
-        assert_eq!(n_pauses, n_parts - 1, "a chat need not wait for the whole text");
+        let expected = reward(&mut first, &tokens) - reward(&mut second, &tokens);
+        let found = reward(&mut both, &tokens);
         assert!((found - expected).abs() < 1e-3, "{found} instead of {expected}");
-        assert!(
-            (both.reward(&tokens, &mut || ()).unwrap() - found).abs() < 1e-6,
-            "nothing is left behind"
-        );
+        assert!((reward(&mut both, &tokens) - found).abs() < 1e-6, "nothing is left behind");
+        // A chat breaks off each step before it is done again.
+        let mut n_read = 0;
+        while n_read < tokens.len() {
+            let step = step(&tokens, n_read);
+            let broken_off = both.read(step, n_read, Some(&AtomicBool::new(true))).unwrap();
+            assert!(broken_off < step.len(), "{broken_off} of {} are read", step.len());
+            n_read += both.read(step, n_read, None).unwrap();
+        }
+        assert!((both.reward().unwrap() - found).abs() < 1e-6, "what was read twice counts once");
         seen.push(found);
     }
     assert!((seen[0] - seen[1]).abs() > 1e-3, "the text decides: {seen:?}");
@@ -233,13 +251,13 @@ fn a_file_that_is_no_reward_model_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let reason = |name: &str, head: &[Vec<f32>]| {
         let path = write_model(folder.path(), name, head);
-        RewardModel::load(&config(&path), 0).unwrap_err().to_string()
+        RewardModel::load(&config(&path), OtherModels::default()).unwrap_err().to_string()
     };
     assert!(reason("none.gguf", &[]).contains("has no classification head (cls.output.weight)"));
     let three = [row(1), row(2), row(3)];
     assert!(reason("three.gguf", &three).contains("its head has 3 classes"));
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("agents/nano/model.gguf");
-    let error = RewardModel::load(&config(&own), 0).unwrap_err().to_string();
+    let error = RewardModel::load(&config(&own), OtherModels::default()).unwrap_err().to_string();
     assert!(error.contains("no classification head"), "{error}");
 }
 

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use crate::chats::{chat, questions};
 use crate::daemon::Daemon;
 use crate::scratch::Scratch;
-use crate::split::split;
+use testkit::split::split;
 
 #[tokio::test]
 async fn the_loop_once() {

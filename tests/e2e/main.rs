@@ -19,7 +19,6 @@ mod programs;
 mod rounds;
 mod scratch;
 mod signals;
-mod split;
 mod templates;
 mod trust;
 mod without_trainer;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use inference::backend::Limits;
 use serde_json::{Value, json};
 use testkit::fake::Script;
 
-use crate::harness::TestDaemon;
+use crate::harness::{PATIENCE, TestDaemon};
 
 fn contents(chunks: &[Value], index: u64) -> String {
     let choices = chunks.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap());
@@ -184,6 +185,53 @@ async fn two_chats_share_the_steps() {
     let generated = engine["generated_tokens"].as_u64().unwrap();
     assert_eq!(generated, 300);
     assert!(steps < 290, "{steps} steps for {generated} tokens: the chats were not batched");
+}
+
+/// The model has one sequence, and it is taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_waits_for_the_model_is_answered_at_once() {
+    let limits = Limits { cells: 4096, sequences: 1, batch_tokens: 64, outputs: 64 };
+    let script = Script::new(&"x".repeat(3000)).step_delay(Duration::from_millis(5));
+    let daemon = TestDaemon::start(script.limits(limits)).await;
+    let mut running = daemon.chat_stream(json!({"max_tokens": 2900})).await;
+    assert!(running.event().await.is_some());
+    for mode in ["off", "inline"] {
+        let fields = json!({"max_tokens": 2, "reflectd": {"mode": mode}});
+        let mut waiting = daemon.chat_stream(fields).await;
+        assert_eq!(waiting.status(), 200);
+        daemon.until("/v1/status", |status| status["engine"]["queued"] == 1).await;
+        // What is wrong with a request is known before it waits, and is a status.
+        let messages = json!([{"role": "user", "content": "x".repeat(9000)}]);
+        let refused = daemon.chat_stream(json!({ "messages": messages })).await.whole().await;
+        assert_eq!(refused.error(), (400, "context_length_exceeded".to_owned()));
+        tokio::select! {
+            _ = waiting.event() => panic!("{mode}: it is not admitted"),
+            event = running.event() => assert!(event.is_some(), "the other one has ended"),
+        }
+        drop(waiting);
+        daemon.until("/v1/status", |status| status["engine"]["queued"] == 0).await;
+    }
+    let waiting = daemon.chat_stream(json!({"max_tokens": 2})).await;
+    drop(running);
+    let (chunks, is_done) = waiting.events().await;
+    assert_eq!((contents(&chunks, 0).as_str(), is_done), ("xx", true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_reading_keeps_nobody_out_and_loses_nothing() {
+    let script = Script::new(&"x".repeat(3000));
+    let daemon = TestDaemon::start_with(script, "server: { max_requests: 1 }").await;
+    // More than sockets and buffers hold.
+    let fields = json!({"max_tokens": 2900, "logprobs": true, "top_logprobs": 20});
+    let stalled = daemon.chat_stream(fields).await;
+    let admitted = async {
+        while daemon.chat(json!({"max_tokens": 1})).await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, admitted).await.expect("it keeps its place");
+    let (chunks, is_done) = stalled.events().await;
+    assert_eq!((contents(&chunks, 0).len(), is_done), (2900, true));
 }
 
 #[tokio::test(flavor = "multi_thread")]

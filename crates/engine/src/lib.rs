@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 pub use inference::{
     EngineConfig, EngineError, FinishReason, FlashAttention, Generation, KvCache, ModelInfo,
@@ -34,6 +34,7 @@ pub use inference::{
 pub use owner::EngineThread;
 use probe::Prober;
 use step_lock::StepLock;
+use stream::Reply;
 pub use thread::{spawn, spawn_beside, spawn_on, spawn_with};
 
 /// Which weights a request wants.
@@ -71,6 +72,13 @@ pub enum Priority {
     Explore,
 }
 
+impl Priority {
+    /// Whether somebody waits for the words.
+    fn is_urgent(self) -> bool {
+        matches!(self, Self::Chat | Self::Inline)
+    }
+}
+
 /// Sample `n` continuations of one prompt; they share its KV.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
@@ -86,7 +94,7 @@ pub struct GenerateRequest {
     pub top_logprobs: u32,
     /// Text of which the answer may copy much, as a refinement does of its parent; empty: none. It
     /// changes how fast the answer comes, not what it says.
-    pub copies: Vec<Token>,
+    pub prediction: Vec<Token>,
     /// Which weights.
     pub weights: Weights,
     /// How urgent.
@@ -104,6 +112,21 @@ pub struct Started {
     pub n_cached: usize,
     /// Ends after one [`Piece::Finished`] per continuation, or early with [`Piece::Failed`].
     pub pieces: mpsc::Receiver<Piece>,
+}
+
+/// A generation that is sound and waits to be admitted. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct Queued {
+    started: oneshot::Receiver<Result<Started, EngineError>>,
+    /// Among the requests that wait.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Queued {
+    /// Resolves when it is admitted, or has failed.
+    pub async fn started(self) -> Result<Started, EngineError> {
+        self.started.await.map_err(|_| EngineError::Stopped)?
+    }
 }
 
 /// One event of a generation.
@@ -238,6 +261,7 @@ pub struct Engine {
 struct Shared {
     info: ModelInfo,
     vocabulary: Arc<dyn Vocabulary>,
+    most_copies: u64,
     pulse: std::sync::Mutex<Pulse>,
 }
 
@@ -272,16 +296,22 @@ impl Pulse {
     }
 }
 
+/// Too many requests wait.
+fn overloaded() -> EngineError {
+    EngineError::Overloaded { retry_after: Duration::from_secs(1) }
+}
+
 /// One message to the engine thread.
 #[derive(Debug)]
 enum Command {
-    Generate(GenerateRequest, oneshot::Sender<Result<Started, EngineError>>, tracing::Span),
-    Score(ScoreRequest, oneshot::Sender<Result<Vec<LabelScores>, EngineError>>, tracing::Span),
-    Logprobs(LogprobRequest, oneshot::Sender<Result<Vec<Vec<f32>>, EngineError>>, tracing::Span),
-    LoadAdapter(Generation, PathBuf, oneshot::Sender<Result<(), EngineError>>),
-    Activate(Generation, oneshot::Sender<Result<(), EngineError>>),
-    SetCanary(Option<Canary>, oneshot::Sender<Result<(), EngineError>>),
-    Retire(Generation, oneshot::Sender<Result<(), EngineError>>),
+    /// It is told first that the request is sound, and later that it is admitted.
+    Generate(GenerateRequest, Reply<()>, Reply<Started>, tracing::Span),
+    Score(ScoreRequest, Reply<Vec<LabelScores>>, tracing::Span),
+    Logprobs(LogprobRequest, Reply<Vec<Vec<f32>>>, tracing::Span),
+    LoadAdapter(Generation, PathBuf, Reply<()>),
+    Activate(Generation, Reply<()>),
+    SetCanary(Option<Canary>, Reply<()>),
+    Retire(Generation, Reply<()>),
 }
 
 impl Engine {
@@ -293,6 +323,10 @@ impl Engine {
     pub fn vocabulary(&self) -> &Arc<dyn Vocabulary> {
         &self.shared.vocabulary
     }
+    /// Bytes of host memory that copies of cells may take.
+    pub fn most_copies(&self) -> u64 {
+        self.shared.most_copies
+    }
     /// Live numbers.
     pub fn stats(&self) -> EngineStats {
         let pulse = self.shared.pulse.lock().expect("nobody panics while holding the pulse");
@@ -301,11 +335,19 @@ impl Engine {
     /// Starts a generation; resolves when it is admitted. Full queue: `Overloaded` at once for
     /// `Chat` and `Inline`; other priorities wait for room.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Started, EngineError> {
+        self.queue(request).await?.started().await
+    }
+    /// The same, but resolves when the request is found to be sound, or to be wrong, which is at the
+    /// end of the step that is under way.
+    pub async fn queue(&self, request: GenerateRequest) -> Result<Queued, EngineError> {
         let priority = request.priority;
-        self.ask(Some(priority), |reply| {
-            Command::Generate(request, reply, tracing::Span::current())
+        let place = self.place(priority).await?;
+        let (reply, started) = oneshot::channel();
+        self.send(Some(priority), |checked| {
+            Command::Generate(request, checked, reply, tracing::Span::current())
         })
-        .await
+        .await?;
+        Ok(Queued { started, _place: place })
     }
     /// Reads label distributions.
     pub async fn score(&self, request: ScoreRequest) -> Result<Vec<LabelScores>, EngineError> {
@@ -354,22 +396,34 @@ impl Engine {
     async fn ask<T>(
         &self,
         priority: Option<Priority>,
-        command: impl FnOnce(oneshot::Sender<Result<T, EngineError>>) -> Command,
+        command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T, EngineError> {
-        let overloaded = || EngineError::Overloaded { retry_after: Duration::from_secs(1) };
-        let (reply, answer) = oneshot::channel();
-        let command = command(reply);
         // Held until the answer, that is while the request waits in the thread's queue.
-        let _permit = match priority {
-            Some(Priority::Chat | Priority::Inline) => {
-                Some(self.urgent.try_acquire().map_err(|_| overloaded())?)
-            }
-            Some(Priority::Gate | Priority::Background | Priority::Explore) => {
-                Some(self.patient.acquire().await.map_err(|_| EngineError::Stopped)?)
-            }
+        let _place = match priority {
+            Some(priority) => Some(self.place(priority).await?),
             None => None,
         };
-        if matches!(priority, Some(Priority::Chat | Priority::Inline)) {
+        self.send(priority, command).await
+    }
+
+    /// A place among the requests that wait.
+    async fn place(&self, priority: Priority) -> Result<OwnedSemaphorePermit, EngineError> {
+        if priority.is_urgent() {
+            return Arc::clone(&self.urgent).try_acquire_owned().map_err(|_| overloaded());
+        }
+        let place = Arc::clone(&self.patient).acquire_owned().await;
+        place.map_err(|_| EngineError::Stopped)
+    }
+
+    /// Tells the thread something and waits for its answer.
+    async fn send<T>(
+        &self,
+        priority: Option<Priority>,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        let command = command(reply);
+        if priority.is_some_and(Priority::is_urgent) {
             self.commands.try_send(command).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => overloaded(),
                 mpsc::error::TrySendError::Closed(_) => EngineError::Stopped,

@@ -43,14 +43,14 @@ use files::gguf::{Gguf, Parts, model_sha256, model_size};
 use inference::backend::{Backend, Entry, Limits, SequenceId};
 use memory::Demand;
 use open::{c_path, load_error, open_model};
-use process::{Device, devices, forget_errors, init, last_error, physical_cores, system};
+use process::{Device, devices, init, last_error, physical_cores, system};
 use shape::Shape;
 use vocabulary::LlamaVocabulary;
 #[cfg(test)]
 pub(crate) use vocabulary::reference;
 
 pub use inspect::{Machine, Stored, Survey, machine, survey, version};
-pub use memory::{MemoryPlan, MemoryShare};
+pub use memory::{MemoryPlan, MemoryShare, OtherModels};
 pub(super) use open::unreadable;
 pub use open::{Quantization, quantize};
 pub use reward::RewardModel;
@@ -81,27 +81,30 @@ pub struct Llama {
 impl Llama {
     /// Loads the model and makes its context.
     pub fn load(config: &EngineConfig) -> Result<Self, EngineError> {
-        Self::load_beside(config, 0)
+        Self::load_beside(config, OtherModels::default())
     }
 
-    /// The same beside other models, whose files take `mapped` bytes of memory.
-    pub(crate) fn load_beside(config: &EngineConfig, mapped: u64) -> Result<Self, EngineError> {
+    /// The same beside other models.
+    pub(crate) fn load_beside(
+        config: &EngineConfig,
+        others: OtherModels,
+    ) -> Result<Self, EngineError> {
         let sha256 = hash(&config.model)?;
-        Self::open(config, sha256, mapped)
+        Self::open(config, sha256, others)
     }
 
     /// The same for a file whose hash is known, or that nobody will ask it of.
     pub(super) fn open(
         config: &EngineConfig,
         sha256: String,
-        mapped: u64,
+        others: OtherModels,
     ) -> Result<Self, EngineError> {
         init()?;
         let path = config.model.as_path();
         let parts = open_model(path)?;
         let header = parts.header();
         let Loaded { model, limits, host_cache_bytes, computing } =
-            load(config, &parts, mapped, |limits| limits)?;
+            load(config, &parts, others, |limits| limits)?;
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
         let template = chat_template(config, header).unwrap_or_default();
@@ -140,7 +143,7 @@ struct Loaded {
 fn load(
     config: &EngineConfig,
     parts: &Parts,
-    mapped: u64,
+    others: OtherModels,
     lower: impl FnOnce(Limits) -> Limits,
 ) -> Result<Loaded, EngineError> {
     let path = config.model.as_path();
@@ -151,11 +154,8 @@ fn load(
     let mut demand = demand(config, parts, &shape, &devices).map_err(refused)?;
     demand.limits = lower(demand.limits);
     let limits = demand.limits;
-    let mut plan = demand.plan(config.gpu_layers, &devices).map_err(refused)?;
-    if plan.gpu.is_none() {
-        // The kernel calls mapped pages available, but they are read at every step.
-        plan.host.available = plan.host.available.saturating_sub(mapped);
-    }
+    demand.others = others;
+    let plan = demand.plan(config.gpu_layers, &devices).map_err(refused)?;
     demand.check(&plan).map_err(refused)?;
 
     let model = Arc::new(Model::load(path, plan.gpu_layers)?);
@@ -200,6 +200,7 @@ fn demand<'a>(
         kv_cache: config.kv_cache,
         keeps_copies: !config.deterministic,
         has_flash_attention: attention != sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        others: OtherModels::default(),
     })
 }
 
@@ -237,16 +238,6 @@ fn flash_attention(config: &EngineConfig, devices: &[Device]) -> sys::llama_flas
 }
 
 impl Llama {
-    /// Whether the cell of a batch's entry is there.
-    fn has_cell(&self, entry: &Entry<'_>) -> bool {
-        entry.sequences.iter().all(|&id| {
-            let id = checked_id(id, &self.limits);
-            // SAFETY: the context lives and the id is below its `n_seq_max`.
-            let last = unsafe { sys::llama_memory_seq_pos_max(self.context.memory(), id) };
-            position(entry.position) <= last
-        })
-    }
-
     /// Lets `to` share the cells of `from` at these positions.
     fn share(&mut self, from: i32, to: i32, positions: &Range<usize>) {
         let [start, end] = [positions.start, positions.end].map(position);
@@ -279,27 +270,11 @@ impl Backend for Llama {
         interrupt: Option<&AtomicBool>,
     ) -> Result<usize, EngineError> {
         self.batch.fill(batch, &self.limits, self.info.n_vocab)?;
-        // What an interrupted call reported is not the reason of this one's failure.
-        forget_errors();
-        let interruption = interrupt.map(|signal| self.context.interrupted_by(signal));
-        // SAFETY: the context lives, and `fill` has checked sizes, tokens and sequence ids.
-        let code = unsafe { sys::llama_decode(self.context.0.as_ptr(), self.batch.raw) };
-        // A GPU computes on after that; only then is it known how long the step took.
-        // SAFETY: the context lives.
-        unsafe { sys::llama_synchronize(self.context.0.as_ptr()) };
-        drop(interruption);
-        if code == 2 {
-            forget_errors();
-        }
-        match code {
-            0 => Ok(batch.len()),
-            2 => Ok(batch.iter().take_while(|entry| self.has_cell(entry)).count()),
-            1 => Err(EngineError::Failed("the KV cache has no room for a batch".to_owned())),
-            code => {
-                let reason = last_error("no reason given");
-                Err(EngineError::Failed(format!("llama_decode returned {code}: {reason}")))
-            }
-        }
+        Ok(if self.context.decode(&self.batch, interrupt)? {
+            batch.len()
+        } else {
+            batch.iter().take_while(|entry| self.context.has_cell(entry)).count()
+        })
     }
 
     fn logits(&self, index: usize) -> Result<&[f32], EngineError> {
@@ -322,11 +297,7 @@ impl Backend for Llama {
     }
 
     fn truncate(&mut self, sequence: SequenceId, n: usize) {
-        let id = checked_id(sequence, &self.limits);
-        // SAFETY: the id is below the context's `n_seq_max`.
-        let removed =
-            unsafe { sys::llama_memory_seq_rm(self.context.memory(), id, position(n), -1) };
-        assert!(removed, "an attention cache can always drop the end of a sequence");
+        self.context.truncate(checked_id(sequence, &self.limits), n);
     }
 
     fn save(&mut self, sequence: SequenceId, positions: Range<usize>) -> Option<Vec<u8>> {

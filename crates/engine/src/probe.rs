@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use sha2::Digest as _;
 use tokio::process::Command;
 
-use super::llama::{self, Llama};
+use super::llama::{self, Llama, OtherModels};
 use super::{
     EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, TextPart, Token,
 };
@@ -176,7 +176,7 @@ pub fn run(model: &Path, adapter: Option<&Path>) -> Result<(), EngineError> {
         deterministic: false,
         queue: 1,
     };
-    let mut llama = Llama::open(&config, String::new(), 0)?;
+    let mut llama = Llama::open(&config, String::new(), OtherModels::default())?;
     speak(&llama);
     compute(&mut llama, model)?;
     if let Some(adapter) = adapter {

@@ -1,16 +1,20 @@
 //! The thread of a reward model, and the handle to it: sequences of tokens in, one number each out.
 //! It owns its model as the engine's thread owns the served one, and takes its steps among the
-//! others of the process (`step_lock`). Started by `daemon`; used by `reflect`.
+//! others of the process (`step_lock`), each as long as the model's measured speed allows (`pace`).
+//! Started by `daemon`; used by `reflect`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::llama::RewardModel;
+use super::core::Pace;
+use super::llama::{OtherModels, RewardModel};
 use super::owner::own;
 use super::step_lock::{StepLock, Ticket};
+use super::stream::Reply;
 use super::{EngineConfig, EngineError, EngineThread, ModelInfo, Priority, Token, Vocabulary};
-use inference::backend::RewardBackend;
+use inference::backend::{Limits, RewardBackend};
 
 /// Requests that wait for the thread; their callers wait with them, so a few are enough.
 const QUEUE: usize = 16;
@@ -32,17 +36,17 @@ struct Shared {
 struct Request {
     sequences: Vec<Vec<Token>>,
     priority: Priority,
-    reply: oneshot::Sender<Result<Vec<f64>, EngineError>>,
+    reply: Reply<Vec<f64>>,
 }
 
-/// Loads a reward model with llama.cpp, beside models whose files take `mapped` bytes of memory.
+/// Loads a reward model with llama.cpp, beside other models.
 pub async fn spawn(
     lock: &StepLock,
     config: &EngineConfig,
-    mapped: u64,
+    others: OtherModels,
 ) -> Result<(Reward, EngineThread), EngineError> {
     let config = config.clone();
-    spawn_on(lock, move || RewardModel::load(&config, mapped)).await
+    spawn_on(lock, move || RewardModel::load(&config, others)).await
 }
 
 /// The same with any backend, which is made inside the thread.
@@ -57,7 +61,7 @@ where
         Ok(backend) => {
             let shared = Shared { info: backend.info(), vocabulary: backend.vocabulary() };
             if ready.send(Ok(Arc::new(shared))).is_ok() {
-                run(backend, inbox, &ticket);
+                Loop::new(backend, ticket).run(inbox);
             }
         }
         Err(error) => drop(ready.send(Err(error))),
@@ -98,25 +102,63 @@ impl Reward {
     }
 }
 
-/// Ends when the last handle is gone.
-fn run(mut backend: impl RewardBackend, mut inbox: mpsc::Receiver<Request>, ticket: &Ticket) {
-    while let Some(Request { sequences, priority, reply }) = inbox.blocking_recv() {
-        let rewards = sequences.iter().map(|tokens| {
-            while !ticket.take(priority) {
-                // A caller that has left wants nothing more.
-                if reply.is_closed() {
-                    return Err(EngineError::Stopped);
-                }
+struct Loop<B> {
+    backend: B,
+    limits: Limits,
+    pace: Pace,
+    ticket: Ticket,
+}
+
+impl<B: RewardBackend> Loop<B> {
+    fn new(backend: B, ticket: Ticket) -> Self {
+        Self { limits: backend.limits(), backend, pace: Pace::default(), ticket }
+    }
+
+    /// Ends when the last handle is gone.
+    fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+        while let Some(request) = inbox.blocking_recv() {
+            let rewards = request.sequences.iter().map(|tokens| self.reward(tokens, &request));
+            let rewards = rewards.collect();
+            self.ticket.rest();
+            drop(request.reply.send(rewards));
+        }
+    }
+
+    /// Reads one sequence, step by step: other models of the process compute meanwhile.
+    fn reward(&mut self, tokens: &[Token], request: &Request) -> Result<f64, EngineError> {
+        let mut n_read = 0;
+        while n_read < tokens.len() {
+            // A caller that has left wants nothing more.
+            if request.reply.is_closed() {
+                return Err(EngineError::Stopped);
             }
-            let reward = backend.reward(tokens, &mut || {
-                ticket.leave();
-                while !ticket.take(priority) {}
-            });
-            ticket.leave();
-            reward
-        });
-        let rewards = rewards.collect();
-        ticket.rest();
-        drop(reply.send(rewards));
+            if self.ticket.take(request.priority) {
+                n_read += self.step(&tokens[n_read..], n_read, request.priority)?;
+            }
+        }
+        self.backend.reward()
+    }
+
+    /// Reads as many of the next tokens as a step may hold. How many of them are read.
+    fn step(
+        &mut self,
+        tokens: &[Token],
+        position: usize,
+        priority: Priority,
+    ) -> Result<usize, EngineError> {
+        // Answers of another model may be written meanwhile.
+        let n = self.pace.tokens(priority, true, &self.limits).min(tokens.len());
+        // Whoever came before waits for the lock, and breaks the step off from there.
+        self.ticket.expect_nobody();
+        let interrupt = (!priority.is_urgent()).then(|| self.ticket.interruption());
+        let begun = Instant::now();
+        let read = self.backend.read(&tokens[..n], position, interrupt);
+        let took = begun.elapsed();
+        self.ticket.leave();
+        let read = read?;
+        if read == n {
+            self.pace.learn(n, took);
+        }
+        Ok(read)
     }
 }

@@ -2,11 +2,12 @@
 //! mixed generations and too many cells, so every test here checks those too.
 
 mod beside;
-mod copies;
 mod deterministic;
 mod generations;
 mod limits;
 mod llama;
+mod prediction;
+mod reward;
 mod sharing;
 mod vocabulary;
 
@@ -40,7 +41,7 @@ fn request(prompt: Vec<Token>) -> GenerateRequest {
         sampling: Sampling { max_tokens: 1000, ..Sampling::default() },
         stop: Vec::new(),
         top_logprobs: 0,
-        copies: Vec::new(),
+        prediction: Vec::new(),
         weights: Weights::Active,
         priority: Priority::Chat,
     }
@@ -290,7 +291,10 @@ async fn a_step_of_idle_work_ends_when_a_chat_comes_and_is_done_again_unharmed()
     let idle = prompt(&engine, &format!("{} long", "y".repeat(LONG)));
     let explore = GenerateRequest { priority: Priority::Explore, ..request(idle) };
     let explore = engine.generate(explore).await.unwrap();
+    let mut n_chats = 0;
     while engine.stats().interrupted_steps < 3 {
+        n_chats += 1;
+        assert!(n_chats < 200, "its steps go on to their end");
         assert_eq!(ask(&engine, "chat").await, "now");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -339,7 +343,7 @@ async fn what_can_never_work_is_refused_at_admission() {
         GenerateRequest { prompt: vec![Token(261)], ..good.clone() },
         GenerateRequest { n: 0, ..good.clone() },
         GenerateRequest { n: 65, ..good.clone() },
-        GenerateRequest { copies: vec![Token(261)], ..good.clone() },
+        GenerateRequest { prediction: vec![Token(261)], ..good.clone() },
         GenerateRequest { stop: vec![String::new()], ..good.clone() },
         GenerateRequest { stop: vec!["x".to_owned(); 17], ..good.clone() },
         GenerateRequest { top_logprobs: 21, ..good.clone() },

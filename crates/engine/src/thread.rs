@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::adapters::Adapters;
 use super::core::{Core, Event, Request, RequestId, Validator, execute};
+use super::llama::OtherModels;
 use super::owner::{EngineThread, own};
 use super::step_lock::{StepLock, Ticket};
 use super::stream::{Caller, Stream};
@@ -25,17 +26,17 @@ const READER_PAUSE: Duration = Duration::from_millis(2);
 
 /// Loads the model with llama.cpp. Resolves when it is ready or has failed.
 pub async fn spawn(config: &EngineConfig) -> Result<(Engine, EngineThread), EngineError> {
-    spawn_beside(&StepLock::default(), config, 0).await
+    spawn_beside(&StepLock::default(), config, OtherModels::default()).await
 }
 
-/// The same for a process that has other engines, whose files take `mapped` bytes of memory.
+/// The same for a process that has other models.
 pub async fn spawn_beside(
     lock: &StepLock,
     config: &EngineConfig,
-    mapped: u64,
+    others: OtherModels,
 ) -> Result<(Engine, EngineThread), EngineError> {
     let config = config.clone();
-    spawn_on(lock, config.queue, move || llama::Llama::load_beside(&config, mapped)).await
+    spawn_on(lock, config.queue, move || llama::Llama::load_beside(&config, others)).await
 }
 
 /// The same with any backend. `load` runs inside the thread, because a context must not leave it.
@@ -103,14 +104,15 @@ impl<B: Backend> Loop<B> {
             ..EngineStats::default()
         };
         let pulse = Mutex::new(Pulse::new(stats.clone()));
+        let copies = backend.host_cache_bytes();
         Self {
             validator: Validator::new(&info),
             core: if backend.is_deterministic() {
                 Core::deterministic(limits, Arc::clone(&vocabulary))
             } else {
-                Core::new(limits, backend.host_cache_bytes(), Arc::clone(&vocabulary))
+                Core::new(limits, copies, Arc::clone(&vocabulary))
             },
-            shared: Arc::new(Shared { info, vocabulary, pulse }),
+            shared: Arc::new(Shared { info, vocabulary, most_copies: copies as u64, pulse }),
             generations: Adapters::new(),
             callers: BTreeMap::new(),
             freed: Vec::new(),
@@ -165,21 +167,24 @@ impl<B: Backend> Loop<B> {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Generate(request, reply, span) => {
+            Command::Generate(request, checked, reply, span) => {
                 let weights = self.generations.choose(request.weights, request.priority);
                 let generation = self.generations.resolve(weights);
-                let checked = generation.and_then(|g| self.validator.generate(request, g));
-                self.enqueue(checked, Caller::Generate(Stream::new(reply)), span);
+                let sound = generation.and_then(|g| self.validator.generate(request, g));
+                let told = sound.map(|request| {
+                    self.enqueue(request, Caller::Generate(Stream::new(reply)), span);
+                });
+                drop(checked.send(told));
             }
             Command::Score(request, reply, span) => {
                 let generation = self.generations.resolve(request.weights);
                 let checked = generation.and_then(|g| self.validator.score(request, g));
-                self.enqueue(checked, Caller::Score(reply), span);
+                self.take(checked, Caller::Score(reply), span);
             }
             Command::Logprobs(request, reply, span) => {
                 let generation = self.generations.resolve(request.weights);
                 let checked = generation.and_then(|g| self.validator.logprobs(request, g));
-                self.enqueue(checked, Caller::Logprobs(reply), span);
+                self.take(checked, Caller::Logprobs(reply), span);
             }
             Command::LoadAdapter(generation, path, reply) => {
                 let loaded = self.generations.check_new(generation).and_then(|()| {
@@ -207,19 +212,16 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Lets a request wait for room, or tells its caller what is wrong with it.
-    fn enqueue(
-        &mut self,
-        checked: Result<Request, EngineError>,
-        caller: Caller,
-        span: tracing::Span,
-    ) {
+    fn take(&mut self, checked: Result<Request, EngineError>, caller: Caller, span: tracing::Span) {
         match checked {
-            Ok(request) => {
-                let id = self.core.submit(request);
-                self.callers.insert(id, (caller, span));
-            }
+            Ok(request) => self.enqueue(request, caller, span),
             Err(error) => caller.fail(error),
         }
+    }
+
+    fn enqueue(&mut self, request: Request, caller: Caller, span: tracing::Span) {
+        let id = self.core.submit(request);
+        self.callers.insert(id, (caller, span));
     }
 
     /// Drops the requests of callers that have left, and pauses those whose readers are behind.

@@ -81,13 +81,23 @@ pub trait Backend {
     fn free(&mut self, generation: Generation);
 }
 
-/// A model that says how good a conversation's end is.
+/// A model that says how good a conversation's end is. It has one sequence at a time.
 pub trait RewardBackend {
     /// Facts about the model.
     fn info(&self) -> ModelInfo;
     /// Text to tokens and back.
     fn vocabulary(&self) -> Arc<dyn Vocabulary>;
-    /// Reads one sequence, which fits, from the beginning. `pause` is called between two parts of
-    /// it: another model may compute meanwhile.
-    fn reward(&mut self, tokens: &[Token], pause: &mut dyn FnMut()) -> Result<f64, EngineError>;
+    /// What fits; the tokens of one step too.
+    fn limits(&self) -> Limits;
+    /// Reads tokens behind the first `position` ones that it has read; what was behind them is
+    /// forgotten, all of it at 0. The number of tokens that are read, from the first one: all, or
+    /// fewer when `interrupt` is or becomes true. A backend that cannot be interrupted does its work.
+    fn read(
+        &mut self,
+        tokens: &[Token],
+        position: usize,
+        interrupt: Option<&AtomicBool>,
+    ) -> Result<usize, EngineError>;
+    /// What it has read is worth. The last step was whole.
+    fn reward(&mut self) -> Result<f64, EngineError>;
 }

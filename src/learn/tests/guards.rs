@@ -289,7 +289,7 @@ async fn a_canary_answers_its_share_and_takes_all_chats_when_it_holds_up() {
             sampling: Sampling { max_tokens: 1, ..Sampling::default() },
             stop: Vec::new(),
             top_logprobs: 0,
-            copies: Vec::new(),
+            prediction: Vec::new(),
             weights: engine::Weights::Active,
             priority: engine::Priority::Chat,
         };

@@ -107,7 +107,7 @@ impl<'a> ModelJudge<'a> {
             sampling: Sampling { temperature: 0.0, max_tokens, ..Sampling::default() },
             stop: Vec::new(),
             top_logprobs: 0,
-            copies: Vec::new(),
+            prediction: Vec::new(),
             weights: BASE,
             priority,
         })

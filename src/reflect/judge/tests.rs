@@ -18,14 +18,13 @@ use config::{
     Address, AspectChoice, EndpointConfig, JudgeConfig, Mode, Promising, PromptLine, RewardConfig,
     ScalarConfig,
 };
-use engine::backend::Backend as _;
 use engine::reward;
 use engine::step_lock::StepLock;
-use engine::{self, EngineError, EngineThread, ModelInfo, Priority, Token, Vocabulary};
-use inference::backend::RewardBackend;
+use engine::{self, EngineThread, Priority};
 use prompt::ChatTemplate;
 use store::Assessment;
 use testkit::fake::{CHAT_TEMPLATE, Fake, Script};
+use testkit::reward::FakeReward;
 
 fn template() -> Arc<ChatTemplate> {
     Arc::new(ChatTemplate::new(Some(CHAT_TEMPLATE), "<|begin|>", "<|end|>"))
@@ -146,26 +145,14 @@ async fn two_answers_of_one_prompt_are_judged_by_the_same_choice_without_a_store
     assert!(evaluated[1] < 2 * evaluated[0], "the second one asks for no choice: {evaluated:?}");
 }
 
-/// A reward model that counts letters.
-struct Letters(Fake);
-
-impl RewardBackend for Letters {
-    fn info(&self) -> ModelInfo {
-        self.0.info()
-    }
-    fn vocabulary(&self) -> Arc<dyn Vocabulary> {
-        self.0.vocabulary()
-    }
-    fn reward(&mut self, tokens: &[Token], _: &mut dyn FnMut()) -> Result<f64, EngineError> {
-        let bytes: Vec<u8> = tokens.iter().filter_map(|token| u8::try_from(token.0).ok()).collect();
-        let text = String::from_utf8(bytes).unwrap();
-        assert!(text.contains("ask"), "it reads the whole conversation: {text}");
-        Ok(if text.ends_with("good") { -2.0 } else { 4.0 })
-    }
-}
-
 async fn with_reward(world: World) -> (World, EngineThread) {
-    let load = || Ok(Letters(Fake::new(Script::new("?"))));
+    // It reads the whole conversation.
+    let value = |text: &str| match text {
+        text if !text.contains("ask") => f64::NAN,
+        text if text.ends_with("good") => -2.0,
+        _ => 4.0,
+    };
+    let load = move || Ok(FakeReward::new(value));
     let (reward, thread) = reward::spawn_on(&StepLock::default(), load).await.unwrap();
     (world.with(|reflector| reflector.with_reward(reward, template())), thread)
 }

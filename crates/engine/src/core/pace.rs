@@ -1,5 +1,5 @@
 //! How many tokens a step may hold, so that nobody waits long for its end, and whose adapter is
-//! next. Pure; used by `core.rs`.
+//! next. Pure; used by `core.rs`, and by `reward.rs` for the steps of a reward model.
 
 use std::time::Duration;
 
@@ -7,7 +7,6 @@ use inference::Generation;
 use inference::backend::Limits;
 
 use super::super::Priority;
-use super::request::is_urgent;
 
 /// A chat that arrives waits for the step of idle work that is under way.
 const IDLE_STEP: Duration = Duration::from_millis(100);
@@ -25,7 +24,7 @@ const STEPS_PER_TURN: u32 = 8;
 
 /// Speed of the model as it was measured.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// Zero until a step has told it.
     nanos_per_token: u64,
     /// Whether it comes from a batch large enough to tell of large ones.
@@ -34,7 +33,7 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Notes how long a step took.
-    pub(super) fn learn(&mut self, tokens: usize, took: Duration) {
+    pub(crate) fn learn(&mut self, tokens: usize, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let Some(now) = nanos.checked_div(tokens as u64) else { return };
         let is_large = EFFICIENT <= tokens;
@@ -52,8 +51,8 @@ impl Pace {
     }
 
     /// Tokens of a step of a priority, at most. `others_wait`: answers are being written meanwhile.
-    pub(super) fn tokens(self, priority: Priority, others_wait: bool, limits: &Limits) -> usize {
-        let longest = if !is_urgent(priority) {
+    pub(crate) fn tokens(self, priority: Priority, others_wait: bool, limits: &Limits) -> usize {
+        let longest = if !priority.is_urgent() {
             IDLE_STEP
         } else if others_wait {
             SHARED_STEP

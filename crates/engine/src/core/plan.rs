@@ -48,7 +48,8 @@ impl Core {
             return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
         }
         let has_others = self.blocks.is_none() && 0 < self.tree.cached_ids();
-        if has_others && CACHED_CELLS < self.tree.evictable() {
+        let may_copy = self.tree.n_saves() < COPIES_AT_ONCE;
+        if has_others && may_copy && CACHED_CELLS < self.tree.evictable() {
             self.tree.evict(None);
         }
         loop {
@@ -321,7 +322,7 @@ impl Core {
             };
         }
         self.alone = suspect.map(|(id, _)| id);
-        let may_be_interrupted = !super::request::is_urgent(priority);
+        let may_be_interrupted = !priority.is_urgent();
         Built::Batch(Step { ops: Vec::new(), generation, spans, may_be_interrupted })
     }
 

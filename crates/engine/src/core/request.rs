@@ -151,7 +151,7 @@ impl Request {
 
     /// Whether somebody waits for the words.
     pub(super) fn is_urgent(&self) -> bool {
-        is_urgent(self.priority)
+        self.priority.is_urgent()
     }
 
     /// Cells that a sequence may need beyond its tokens.
@@ -315,9 +315,4 @@ impl Sequence {
             draft.learn(drafted, right);
         }
     }
-}
-
-/// Whether somebody waits for the words.
-pub(super) fn is_urgent(priority: Priority) -> bool {
-    matches!(priority, Priority::Chat | Priority::Inline)
 }

@@ -36,7 +36,7 @@ impl Validator {
     ) -> Result<Request, EngineError> {
         let max_tokens = self.check_generate(&request)?;
         let seed = request.sampling.seed.unwrap_or_else(fresh_seed);
-        let text: Arc<[Token]> = request.copies.into();
+        let text: Arc<[Token]> = request.prediction.into();
         let draft = (!text.is_empty()).then(|| Draft::new(text));
         let purpose =
             Purpose::Generate { seed, max_tokens, top_logprobs: widen(request.top_logprobs) };
@@ -78,11 +78,11 @@ impl Validator {
     }
 
     fn check_generate(self, request: &GenerateRequest) -> Result<usize, EngineError> {
-        let GenerateRequest { prompt, n, sampling, stop, top_logprobs, copies, .. } = request;
+        let GenerateRequest { prompt, n, sampling, stop, top_logprobs, prediction, .. } = request;
         self.check_tokens(prompt, "the prompt")?;
-        if !copies.is_empty() {
-            self.check_tokens(copies, "the text to copy")?;
-            self.check_length(copies.len())?;
+        if !prediction.is_empty() {
+            self.check_tokens(prediction, "the prediction")?;
+            self.check_length(prediction.len())?;
         }
         check_sampling(sampling)?;
         within("n", n, &ranges::CONTINUATIONS)?;

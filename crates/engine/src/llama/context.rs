@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
-use super::process::note_abort;
+use super::process::{forget_errors, last_error, note_abort};
 use super::{Model, position};
 use crate::{EngineError, KvCache};
 use inference::backend::{Entry, Limits};
@@ -60,9 +60,55 @@ impl Context {
         NonNull::new(raw).map(Self)
     }
 
+    /// Computes a batch, and returns when that is done. False: `interrupt` was or became true, and
+    /// only a part from the beginning is done. After an error the cells of the batch are in doubt.
+    pub(super) fn decode(
+        &mut self,
+        batch: &Batch,
+        interrupt: Option<&AtomicBool>,
+    ) -> Result<bool, EngineError> {
+        // What an interrupted call reported is not the reason of this one's failure.
+        forget_errors();
+        let interruption = interrupt.map(|signal| self.interrupted_by(signal));
+        // SAFETY: the context lives, and `fill` has checked sizes, tokens and sequence ids.
+        let code = unsafe { sys::llama_decode(self.0.as_ptr(), batch.raw) };
+        // A GPU computes on after that; only then is it known how long the step took.
+        // SAFETY: the context lives.
+        unsafe { sys::llama_synchronize(self.0.as_ptr()) };
+        drop(interruption);
+        if code == 2 {
+            forget_errors();
+        }
+        match code {
+            0 => Ok(true),
+            2 => Ok(false),
+            1 => Err(EngineError::Failed("the KV cache has no room for a batch".to_owned())),
+            code => {
+                let reason = last_error("no reason given");
+                Err(EngineError::Failed(format!("llama_decode returned {code}: {reason}")))
+            }
+        }
+    }
+
+    /// Whether the cell of a batch's entry is there.
+    pub(super) fn has_cell(&self, entry: &Entry<'_>) -> bool {
+        entry.sequences.iter().all(|&id| {
+            // SAFETY: the context lives and the id is below its `n_seq_max`, as `fill` has checked.
+            let last = unsafe { sys::llama_memory_seq_pos_max(self.memory(), position(id.0)) };
+            position(entry.position) <= last
+        })
+    }
+
+    /// Keeps the first `n` cells of a sequence, whose id is below `n_seq_max`.
+    pub(super) fn truncate(&mut self, id: i32, n: usize) {
+        // SAFETY: the context lives, and the caller has checked the id.
+        let removed = unsafe { sys::llama_memory_seq_rm(self.memory(), id, position(n), -1) };
+        assert!(removed, "an attention cache can always drop the end of a sequence");
+    }
+
     /// Until the result is dropped, a decode ends early when the signal is true. Only the
     /// processor's backend asks, after every node of the graph.
-    pub(super) fn interrupted_by<'a>(&self, signal: &'a AtomicBool) -> Interruption<'a> {
+    fn interrupted_by<'a>(&self, signal: &'a AtomicBool) -> Interruption<'a> {
         let data = std::ptr::from_ref(signal).cast_mut().cast();
         // SAFETY: the context lives, and the signal lives until the callback is taken back.
         unsafe { sys::llama_set_abort_callback(self.0.as_ptr(), Some(is_set), data) };

@@ -58,6 +58,18 @@ impl MemoryShare {
     }
 }
 
+/// What else takes memory in this process, though the kernel calls it available.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct OtherModels {
+    /// Bytes of the files of loaded models: mapped pages are given back when needed, but are read at
+    /// every step.
+    pub mapped: u64,
+    /// Bytes of copies of cells that loaded engines may still make.
+    pub copies: u64,
+    /// Bytes that models take which are loaded later: no copies are made at their cost.
+    pub later: u64,
+}
+
 /// What a plan is made of.
 #[derive(Debug)]
 pub(super) struct Demand<'a> {
@@ -69,6 +81,7 @@ pub(super) struct Demand<'a> {
     /// Whether what is evicted is copied to host memory.
     pub(super) keeps_copies: bool,
     pub(super) has_flash_attention: bool,
+    pub(super) others: OtherModels,
 }
 
 impl Demand<'_> {
@@ -146,8 +159,12 @@ impl Demand<'_> {
         let all = self.shape.layers.len() as u64 + 1;
         let finish = |layers: u64| -> Result<MemoryPlan, String> {
             let (mut host, mut gpu) = self.shares(layers)?;
-            (host.available, host.source) = (available, source.clone());
-            let left = available.saturating_sub(host.total());
+            let OtherModels { mapped, copies, later } = self.others;
+            // What is on a GPU is not read from the file again.
+            let mapped = if layers == 0 { mapped } else { 0 };
+            host.available = available.saturating_sub(mapped).saturating_sub(copies);
+            host.source.clone_from(&source);
+            let left = host.available.saturating_sub(host.total()).saturating_sub(later);
             if self.keeps_copies {
                 host.prefix_cache = left.min(host.kv_cache.midpoint(gpu.kv_cache));
             }

@@ -1,10 +1,10 @@
 //! What llama.cpp has once a process: its start, its log, and what machine it sees. Used by all of
 //! `llama.rs` and its folder.
 
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use serde::Serialize;
 
@@ -16,11 +16,18 @@ use super::modules;
 use super::{allocator, processor};
 use crate::EngineError;
 
-/// The last line that llama.cpp logged as an error: the reason behind a null pointer.
-static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
+/// Reasons longer than this are cut off: a file may have thousands of faults.
+const LONGEST_REASON: usize = 1000;
 
-/// The abort callback has ended the decode that is under way, which llama.cpp reports as an error.
-static IS_ABORTED: AtomicBool = AtomicBool::new(false);
+// llama.cpp logs in the thread that calls it, and each model has a thread of its own.
+thread_local! {
+    /// The lines that llama.cpp has logged as errors: the reason behind a null pointer or a code. The
+    /// first one says what is wrong, the last one only that something is.
+    static ERRORS: RefCell<String> = const { RefCell::new(String::new()) };
+
+    /// The abort callback has ended the decode that is under way, which llama.cpp reports as an error.
+    static IS_ABORTED: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Starts llama.cpp, once, and takes over its log. Without a kernel module nothing can be
 /// computed, and llama.cpp would only say so by ending the process.
@@ -80,20 +87,30 @@ pub(super) fn version() -> String {
 
 /// Notes that the abort callback ends the decode that is under way.
 pub(super) fn note_abort() {
-    IS_ABORTED.store(true, Ordering::Relaxed);
+    IS_ABORTED.set(true);
 }
 
 /// Forgets what was reported of calls before.
 pub(super) fn forget_errors() {
-    IS_ABORTED.store(false, Ordering::Relaxed);
-    LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    IS_ABORTED.set(false);
+    ERRORS.take();
 }
 
 /// What llama.cpp has reported since [`forget_errors`].
 pub(super) fn last_error(otherwise: &str) -> String {
-    let mut last = LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
-    let reason = std::mem::take(&mut *last);
+    let reason = ERRORS.take();
     if reason.is_empty() { otherwise.to_owned() } else { reason }
+}
+
+fn note_error(text: &str) {
+    ERRORS.with_borrow_mut(|errors| {
+        if errors.len() < LONGEST_REASON {
+            if !errors.is_empty() {
+                errors.push_str("; ");
+            }
+            errors.extend(text.chars().take(LONGEST_REASON));
+        }
+    });
 }
 
 /// Kernels and devices in use.
@@ -175,11 +192,11 @@ unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _: *mu
     }
     match level {
         // A step of idle work that was broken off; it is done again.
-        sys::GGML_LOG_LEVEL_ERROR if IS_ABORTED.load(Ordering::Relaxed) => {
+        sys::GGML_LOG_LEVEL_ERROR if IS_ABORTED.get() => {
             tracing::debug!(target: "reflectd::llama", "{text}");
         }
         sys::GGML_LOG_LEVEL_ERROR => {
-            text.clone_into(&mut LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner));
+            note_error(text);
             tracing::warn!(error = text, "llama.cpp reports an error.");
         }
         sys::GGML_LOG_LEVEL_WARN | sys::GGML_LOG_LEVEL_INFO => {

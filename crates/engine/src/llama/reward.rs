@@ -8,6 +8,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use llama_cpp_sys_2 as sys;
 
@@ -16,7 +17,7 @@ use super::context::{Batch, Computing, Context};
 use super::open::{load_error, open, open_model};
 use super::process::{init, last_error};
 use super::vocabulary::LlamaVocabulary;
-use super::{Loaded, Model, chat_template, hash, info, load, position};
+use super::{Loaded, Model, OtherModels, chat_template, hash, info, load, position};
 use crate::{EngineConfig, EngineError, ModelInfo, Token, Vocabulary};
 use files::gguf::Gguf;
 use inference::backend::{Entry, Limits, RewardBackend, SequenceId};
@@ -24,8 +25,6 @@ use inference::backend::{Entry, Limits, RewardBackend, SequenceId};
 /// Decoders whose head llama.cpp reads; it refuses the file of any other as having a tensor too
 /// many. Encoders have heads too, but no chat template.
 const ARCHITECTURES: [&str; 1] = ["qwen3"];
-/// Tokens that are read while a chat of another model waits.
-const AT_ONCE: usize = 128;
 const HEAD: &str = "cls.output.weight";
 const SEQUENCE: SequenceId = SequenceId(0);
 
@@ -51,8 +50,8 @@ enum Head {
 }
 
 impl RewardModel {
-    /// Loads it beside other models, whose files take `mapped` bytes of memory.
-    pub fn load(config: &EngineConfig, mapped: u64) -> Result<Self, EngineError> {
+    /// Loads it beside other models.
+    pub fn load(config: &EngineConfig, others: OtherModels) -> Result<Self, EngineError> {
         init()?;
         let path = config.model.as_path();
         let sha256 = hash(path)?;
@@ -66,7 +65,7 @@ impl RewardModel {
             outputs: limits.batch_tokens.min(limits.outputs),
             ..limits
         };
-        let Loaded { model, limits, computing, .. } = load(config, &parts, mapped, lower)?;
+        let Loaded { model, limits, computing, .. } = load(config, &parts, others, lower)?;
         let pooling = match head {
             Head::TwoClasses => sys::LLAMA_POOLING_TYPE_RANK,
             Head::Row(_) => sys::LLAMA_POOLING_TYPE_LAST,
@@ -111,31 +110,34 @@ impl RewardBackend for RewardModel {
         Arc::<LlamaVocabulary>::clone(&self.vocabulary)
     }
 
-    fn reward(&mut self, tokens: &[Token], pause: &mut dyn FnMut()) -> Result<f64, EngineError> {
-        // SAFETY: the context lives and the sequence is below its `n_seq_max`.
-        unsafe {
-            sys::llama_memory_seq_rm(self.context.memory(), position(SEQUENCE.0), -1, -1);
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn read(
+        &mut self,
+        tokens: &[Token],
+        position: usize,
+        interrupt: Option<&AtomicBool>,
+    ) -> Result<usize, EngineError> {
+        self.context.truncate(super::position(SEQUENCE.0), position);
+        let entry = |(i, &token): (usize, &Token)| Entry {
+            token,
+            position: position + i,
+            sequences: &[SEQUENCE],
+            logits: true,
+        };
+        let entries: Vec<Entry<'_>> = tokens.iter().enumerate().map(entry).collect();
+        self.batch.fill(&entries, &self.limits, self.info.n_vocab)?;
+        if self.context.decode(&self.batch, interrupt)? {
+            return Ok(tokens.len());
         }
-        let at_once = self.limits.batch_tokens.min(AT_ONCE);
-        for (chunk, first) in tokens.chunks(at_once).zip((0..).step_by(at_once)) {
-            if 0 < first {
-                pause();
-            }
-            let entry = |(i, &token): (usize, &Token)| Entry {
-                token,
-                position: first + i,
-                sequences: &[SEQUENCE],
-                logits: true,
-            };
-            let entries: Vec<Entry<'_>> = chunk.iter().enumerate().map(entry).collect();
-            self.batch.fill(&entries, &self.limits, self.info.n_vocab)?;
-            // SAFETY: the context lives, and `fill` has checked sizes, tokens and sequence ids.
-            let code = unsafe { sys::llama_decode(self.context.0.as_ptr(), self.batch.raw) };
-            if code != 0 {
-                let reason = last_error("no reason given");
-                return Err(EngineError::Failed(format!("llama_decode returned {code}: {reason}")));
-            }
-        }
+        let n = entries.iter().take_while(|entry| self.context.has_cell(entry)).count();
+        // Of a batch that was broken off nothing is pooled, so that its last token is read again.
+        Ok(n.min(tokens.len() - 1))
+    }
+
+    fn reward(&mut self) -> Result<f64, EngineError> {
         let reward = match &self.head {
             Head::TwoClasses => log_odds(self.pooled(2)?),
             Head::Row(row) => {

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::llama::Llama;
+use super::super::llama::{Llama, OtherModels};
 use super::super::step_lock::StepLock;
 use super::llama::config;
 use super::*;
+use inference::backend::Backend as _;
 
 const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../agents/nano/model.gguf");
 
@@ -52,7 +53,10 @@ async fn a_chat_breaks_off_a_step_of_another_engine() {
         ..request(prompt(&judge, &"a long text to judge ".repeat(40)))
     };
     let idle = judge.generate(idle).await.unwrap();
+    let mut n_chats = 0;
     while judge.stats().interrupted_steps < 3 {
+        n_chats += 1;
+        assert!(n_chats < 500, "its steps go on to their end");
         assert_eq!(ask(&chats, "chat").await, "word ".repeat(4));
         tokio::time::sleep(Duration::from_millis(7)).await;
     }
@@ -61,6 +65,17 @@ async fn a_chat_breaks_off_a_step_of_another_engine() {
 
 #[test]
 fn memory_of_models_that_are_loaded_counts_for_the_next_one() {
-    let error = Llama::load_beside(&config(Path::new(NANO).to_owned()), u64::MAX).unwrap_err();
-    assert!(error.to_string().contains("and 0 MiB are there"), "{error}");
+    let config = config(Path::new(NANO).to_owned());
+    let load = |others| Llama::load_beside(&config, others);
+    for others in [
+        OtherModels { mapped: u64::MAX, ..OtherModels::default() },
+        OtherModels { copies: u64::MAX, ..OtherModels::default() },
+    ] {
+        let error = load(others).unwrap_err();
+        assert!(error.to_string().contains("and 0 MiB are there"), "{error}");
+    }
+    // Copies need not be made: a model that comes later is loaded nevertheless.
+    assert!(0 < load(OtherModels::default()).unwrap().host_cache_bytes());
+    let others = OtherModels { later: u64::MAX, ..OtherModels::default() };
+    assert_eq!(load(others).unwrap().host_cache_bytes(), 0);
 }

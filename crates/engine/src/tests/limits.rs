@@ -2,11 +2,13 @@
 //! asked, on copies of the embedded model in which one thing is wrong.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use super::super::llama::{Llama, survey};
 use super::*;
 use files::gguf::{Gguf, Value, Writer};
 use inference::backend::{Backend as _, Entry, SequenceId};
+use testkit::split::split;
 
 const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../agents/nano/model.gguf");
 
@@ -257,6 +259,47 @@ fn every_kind_of_kv_cache_computes_nearly_the_same() {
         assert!(largest <= tolerance, "{kv_cache:?}: {largest}");
         assert_eq!(largest > 0.0, kv_cache != KvCache::F32, "{kv_cache:?} is not in use");
     }
+}
+
+/// What llama.cpp said of a copy that it could not read is not why a later batch is refused.
+#[test]
+fn the_reason_of_a_failed_step_is_its_own() {
+    let mut llama = Llama::load(&config(Path::new(NANO))).unwrap();
+    let sequence = [SequenceId(0)];
+    let entry =
+        |position: usize| Entry { token: Token(40), position, sequences: &sequence, logits: true };
+    assert_eq!(llama.decode(&[entry(0)], None).unwrap(), 1);
+    let state = llama.save(SequenceId(0), 0..1).unwrap();
+    let reason = |llama: &mut Llama| {
+        // There is no token at position 1.
+        let error = llama.decode(&[entry(2)], None).unwrap_err();
+        error.to_string()
+    };
+    let expected = reason(&mut llama);
+    assert!(expected.contains("position"), "it says what is wrong: {expected}");
+    assert!(!llama.restore(SequenceId(1), 0..1, &state[..state.len() - 8]));
+    assert_eq!(reason(&mut llama), expected);
+    // Nor is what it says of a step that was broken off, or nothing at all.
+    let batch: Vec<Entry<'_>> = (1..40).map(entry).collect();
+    assert!(llama.decode(&batch, Some(&AtomicBool::new(true))).unwrap() < batch.len());
+    llama.truncate(SequenceId(0), 1);
+    assert_eq!(reason(&mut llama), expected);
+}
+
+/// The second file has half of the weights.
+#[test]
+fn of_a_model_in_several_files_all_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole.gguf");
+    Parts::nano().write(&whole);
+    let first = split(&whole, 2);
+    let memory = |path: &Path| {
+        let survey = survey(&config(path)).unwrap();
+        assert_eq!(survey.refusal, None);
+        survey.memory.unwrap().host
+    };
+    let (split, whole) = (memory(&first), memory(&whole));
+    assert_eq!((split.weights, split.total()), (whole.weights, whole.total()));
 }
 
 #[test]

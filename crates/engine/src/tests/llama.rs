@@ -452,9 +452,9 @@ async fn text_to_copy_changes_no_token_and_no_logprob() {
         let said: Vec<Token> = plain.tokens[0].iter().map(|piece| piece.token).collect();
         // Its own answer with a fault now and then: what a refinement is to its parent.
         let fault = |(i, t): (usize, &Token)| if i % 9 == 8 { Token(65) } else { *t };
-        let copies: Vec<Token> = said.iter().enumerate().map(fault).collect();
+        let prediction: Vec<Token> = said.iter().enumerate().map(fault).collect();
         let before = world.engine.stats();
-        let wanted = GenerateRequest { copies, ..wanted };
+        let wanted = GenerateRequest { prediction, ..wanted };
         let copied = read(world.engine.generate(wanted).await.unwrap(), 1).await;
         let now: Vec<Token> = copied.tokens[0].iter().map(|piece| piece.token).collect();
         assert_eq!(now, said, "temperature {temperature}");

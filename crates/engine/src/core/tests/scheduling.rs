@@ -67,17 +67,21 @@ fn saves(step: &Step) -> usize {
 #[test]
 fn no_step_of_a_slow_model_is_longer_than_two_seconds_and_all_answers_go_on_in_turns() {
     let mut core = Core::new(limits(4000, 64), 0, Arc::new(Letters));
+    // Their prompts are soon read, and many answers are written at once.
     for seed in 0..60 {
-        core.submit(chat(seed, 20, 40));
+        core.submit(chat(seed, 4, 60));
     }
     let per_token = Duration::from_millis(400);
     step(&mut core, per_token);
-    let mut n_steps = 0;
+    let (mut n_steps, mut most_writing) = (0, 0);
     while let Some(step) = step(&mut core, per_token) {
         assert!(step.n_tokens() <= 5, "{} tokens take longer than 2 s", step.n_tokens());
         n_steps += 1;
         assert!(n_steps < 2_000, "they never end");
+        let writing = core.requests.iter().filter(|it| it.sequences[0].is_decoding()).count();
+        most_writing = most_writing.max(writing);
     }
+    assert!(20 < most_writing, "only {most_writing} at once");
     assert!(core.is_idle());
 }
 
@@ -105,10 +109,30 @@ fn a_slow_model_gives_each_answer_its_token_before_any_gets_two() {
 }
 
 #[test]
+fn a_prompt_is_read_beside_more_answers_than_a_step_holds() {
+    let mut core = Core::new(limits(900, 16), 0, Arc::new(Letters));
+    for seed in 0..8 {
+        core.submit(chat(seed, 5, 60));
+    }
+    let per_token = Duration::from_millis(600);
+    while !core.requests.iter().all(|it| it.sequences[0].is_decoding()) {
+        step(&mut core, per_token).expect("they go on");
+    }
+    core.submit(chat(8, 12, 60));
+    for _ in 0..20 {
+        step(&mut core, per_token).expect("they go on");
+    }
+    assert!(core.requests[8].sequences[0].is_decoding());
+}
+
+#[test]
 fn few_copies_of_cells_are_made_between_two_steps() {
     let mut core = Core::new(limits(8192, 8), 1 << 30, Arc::new(Letters));
     core.submit(chat(1, 7000, 1));
-    while step(&mut core, QUICK).is_some() {}
+    // No further: with nothing to do, a core copies what it has cached.
+    while !core.requests.is_empty() {
+        step(&mut core, QUICK);
+    }
     core.submit(chat(2, 7000, 1));
     let mut n_saves = 0;
     while let Some(step) = step(&mut core, QUICK) {
@@ -125,7 +149,8 @@ fn a_chat_that_finds_no_room_whatever_gives_way_drops_nothing() {
     core.submit(chat(5, 50, 1));
     while step(&mut core, QUICK).is_some() {}
     // Judgements need no room to grow, and what they wait for together is evaluated once.
-    let prompts = (0..4).map(|i| (prompt(20 + i, 15), State::Score));
+    let trunk = prompt(20, 10);
+    let prompts = (0..4).map(|i| ([&trunk[..], &prompt(30 + i, 5)].concat(), State::Score));
     let purpose = Purpose::Score { labels: vec![Token(0), Token(1)], scores: vec![None; 4] };
     core.submit(Request::new(Priority::Explore, Generation::BASE, purpose, prompts));
     core.submit(chat(6, 150, 40));
@@ -133,6 +158,27 @@ fn a_chat_that_finds_no_room_whatever_gives_way_drops_nothing() {
     step(&mut core, QUICK);
     let before = (core.cells_used(), core.counters().preemptions);
     core.submit(chat(7, 225, 1));
+    core.next_step();
+    assert_eq!((core.cells_used(), core.counters().preemptions), before);
+}
+
+/// What idle work waits for together with a chat is not there for another chat when it gives way.
+#[test]
+fn a_chat_does_not_count_on_what_other_chats_share_with_idle_work() {
+    let mut core = Core::new(limits(400, 12), 0, Arc::new(Letters));
+    core.submit(chat(5, 50, 1));
+    while step(&mut core, QUICK).is_some() {}
+    let beside = |seed| [prompt(20, 40), prompt(seed, 5)].concat();
+    let purpose = Purpose::Score { labels: vec![Token(0), Token(1)], scores: vec![None] };
+    let judged = [(beside(30), State::Score)].into_iter();
+    core.submit(Request::new(Priority::Explore, Generation::BASE, purpose.clone(), judged));
+    core.submit(chat(6, 100, 40));
+    step(&mut core, QUICK);
+    step(&mut core, QUICK);
+    let urgent = [(beside(31), State::Score)].into_iter();
+    core.submit(Request::new(Priority::Chat, Generation::BASE, purpose, urgent));
+    core.submit(chat(7, 240, 1));
+    let before = (core.cells_used(), core.counters().preemptions);
     core.next_step();
     assert_eq!((core.cells_used(), core.counters().preemptions), before);
 }

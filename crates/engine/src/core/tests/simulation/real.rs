@@ -274,7 +274,7 @@ fn run(kv_cache: KvCache, flash_attention: FlashAttention, tolerance: f32) {
                 sampling,
                 stop: Vec::new(),
                 top_logprobs: 0,
-                copies: Vec::new(),
+                prediction: Vec::new(),
                 weights: Weights::Generation(generation),
                 priority,
             };

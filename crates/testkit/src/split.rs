@@ -12,7 +12,7 @@ const U16: u32 = 2;
 const I32: u32 = 5;
 
 /// Writes the parts beside the model and names the first.
-pub(crate) fn split(model: &Path, n_parts: u16) -> PathBuf {
+pub fn split(model: &Path, n_parts: u16) -> PathBuf {
     let (file, bytes) = (Gguf::open(model).unwrap(), std::fs::read(model).unwrap());
     let first = &file.tensors()[0];
     let begin = encoded(&first.name);

@@ -25,7 +25,8 @@ async fn an_answer_that_copies_its_parent_takes_few_steps() {
     let greedy = Sampling { temperature: 0.0, max_tokens: 200, ..Sampling::default() };
     let wanted = GenerateRequest { sampling: greedy, ..request(Vec::new()) };
     let (plain, slow) = answer(&script, wanted.clone()).await;
-    let (copied, fast) = answer(&script, GenerateRequest { copies: bytes(PARENT), ..wanted }).await;
+    let (copied, fast) =
+        answer(&script, GenerateRequest { prediction: bytes(PARENT), ..wanted }).await;
     assert_eq!(plain.texts, [ANSWER]);
     assert_eq!(copied, plain);
     assert!(3 * fast.steps < slow.steps, "{} steps instead of {}", fast.steps, slow.steps);
@@ -41,9 +42,9 @@ async fn sampled_answers_are_the_same_with_any_text_to_copy() {
     let wanted = GenerateRequest { n: 16, sampling, ..request(Vec::new()) };
     let (plain, _) = answer(&script, wanted.clone()).await;
     assert!(plain.texts.iter().any(|text| *text != plain.texts[0]));
-    for copies in ["a cat sat", "a dog ran", "zzz", "a"] {
-        let wanted = GenerateRequest { copies: bytes(copies), ..wanted.clone() };
-        assert_eq!(answer(&script, wanted).await.0, plain, "{copies}");
+    for text in ["a cat sat", "a dog ran", "zzz", "a"] {
+        let wanted = GenerateRequest { prediction: bytes(text), ..wanted.clone() };
+        assert_eq!(answer(&script, wanted).await.0, plain, "{text}");
     }
 }
 
@@ -52,13 +53,13 @@ async fn a_draft_ends_where_the_answer_must() {
     let script = Script::new(ANSWER);
     for max_tokens in [1, 2, 7, 30] {
         let sampling = Sampling { max_tokens, ..Sampling::default() };
-        let wanted = GenerateRequest { sampling, copies: bytes(ANSWER), ..request(Vec::new()) };
+        let wanted = GenerateRequest { sampling, prediction: bytes(ANSWER), ..request(Vec::new()) };
         let (answers, _) = answer(&script, wanted).await;
         assert_eq!(answers.tokens[0].len(), usize::try_from(max_tokens).unwrap());
         assert_eq!(answers.reasons, [Some(FinishReason::Length)]);
     }
     let stop = vec!["answer".to_owned()];
-    let wanted = GenerateRequest { stop, copies: bytes(ANSWER), ..request(Vec::new()) };
+    let wanted = GenerateRequest { stop, prediction: bytes(ANSWER), ..request(Vec::new()) };
     let (answers, stats) = answer(&script, wanted).await;
     assert_eq!(answers.texts, ["the sum is 40 - 12 = 28, so the "]);
     // What was drafted beyond the end is not kept: the next turn would go on from it.
