@@ -9,12 +9,13 @@ use serde_json::json;
 use super::{Json, terminal};
 use crate::learn::gate::Power;
 use crate::learn::held_out::{self, HeldOut};
+use crate::learn::near::Likeness;
 use crate::reflect;
 use crate::reflect::verify::command::try_program;
 use config::prompt_file::{self, Fault, Faults, PromptFileError};
-use config::{self, Agent, Config, ConfigError, Problem};
+use config::{self, Agent, Config, ConfigError, Problem, PromptLine};
 use files::gguf::Gguf;
-use prompt::ChatTemplate;
+use prompt::{ChatTemplate, Message};
 use protocol::exit::Exit;
 
 pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
@@ -23,6 +24,7 @@ pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
         problems.extend(programs(&config));
         problems.extend(files_of(&config));
         config.warnings.extend(too_few_held_out(&config));
+        config.warnings.extend(near_copies(&config));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     });
     if json.json {
@@ -55,6 +57,31 @@ fn too_few_held_out(config: &Config) -> Option<Problem> {
     };
     let file = Path::new("agents").join(format!("{}.yaml", first.name));
     Some(Problem { file, key: "held_out".to_owned(), message })
+}
+
+/// Files with near copies of held-out prompts, which no night learns from. What cannot be read is told
+/// of elsewhere.
+fn near_copies(config: &Config) -> Vec<Problem> {
+    let Ok(held_out) = held_out::of_files(config) else { return Vec::new() };
+    let mut problems = Vec::new();
+    for agent in config.agents.values().filter(|agent| agent.learn) {
+        let mut add = |path: &Path, prompts: Vec<Vec<Message>>| {
+            let like = prompts.iter().filter_map(|messages| held_out.find(messages));
+            let n_copies = like.filter(|like| *like == Likeness::Near).count();
+            let message = format!("{n_copies} near copies of held-out prompts are left out");
+            let problem = Problem { file: path.to_owned(), key: String::new(), message };
+            problems.extend((0 < n_copies).then_some(problem));
+        };
+        if let Some(path) = &agent.practice.prompts {
+            let lines = prompt_file::read(path).unwrap_or_default();
+            add(path, lines.iter().map(PromptLine::messages).collect());
+        }
+        if let Some(path) = &agent.examples {
+            let lines = prompt_file::read_examples(path).unwrap_or_default();
+            add(path, lines.iter().map(|(_, line)| line.messages()).collect());
+        }
+    }
+    problems
 }
 
 /// Agents whose first turn the chat template cannot render. The daemon serves the others.
@@ -138,7 +165,7 @@ fn examples(
     for (number, line) in prompt_file::read_examples(path)? {
         if let Err(fault) = reflect::try_example(agent, template, &line) {
             faults.add(number, fault);
-        } else if held_out.contains(&line.messages()) {
+        } else if held_out.find(&line.messages()) == Some(Likeness::Same) {
             faults.add(number, "the prompt is held out, and would no longer measure anything");
         }
     }

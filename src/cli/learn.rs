@@ -33,9 +33,14 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
         terminal::print_json(&json!(learned))?;
         return Ok(Exit::Ok);
     }
-    let Learned { new, changed, known } = learned;
+    let Learned { new, changed, known, near_copies } = learned;
+    let left_out = match near_copies {
+        0 => String::new(),
+        n => format!("; left out: {n} near copies of held-out prompts"),
+    };
     terminal::print(&format!(
-        "{new} new examples, {changed} changed, {known} known; the next run learns from what is new.\n"
+        "{new} new examples, {changed} changed, {known} known{left_out}; the next run learns from what is \
+         new.\n"
     ))?;
     Ok(Exit::Ok)
 }

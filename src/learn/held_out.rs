@@ -1,11 +1,11 @@
 //! The held-out prompts: read from the agents' files, asked by the gate, kept out of training.
 //! It must never hand a prompt to `dataset`. Used by `run` and `pairs`.
 
-use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
+use serde::{Deserialize, Serialize};
 
+use super::near::{Likeness, NearIndex, fingerprint};
 use super::promote::blocking;
 use super::random::Random;
 use config::prompt_file::{self, PromptFileError};
@@ -21,41 +21,60 @@ pub struct Question {
     pub line: PromptLine,
 }
 
-/// Fingerprints of the prompts that never enter training.
+/// The prompts that never enter training, nor do near copies of them.
 #[derive(Clone, Debug, Default)]
-pub struct HeldOut {
-    known: HashSet<[u8; 32]>,
-    /// How many turns of the user they have.
-    lengths: BTreeSet<usize>,
-}
+pub struct HeldOut(NearIndex);
 
 impl HeldOut {
-    /// The fingerprints of these texts.
+    /// These texts.
     pub fn new<'a>(prompts: impl IntoIterator<Item = &'a str>) -> Self {
         Self::of(prompts.into_iter().map(|prompt| vec![prompt]))
     }
-    /// The fingerprints of these conversations, each as the turns of its user.
+    /// These conversations, each as the turns of its user.
     pub fn of<'a>(conversations: impl IntoIterator<Item = Vec<&'a str>>) -> Self {
-        let mut held_out = Self::default();
-        for turns in conversations {
-            held_out.lengths.insert(turns.len());
-            held_out.known.insert(fingerprint(&turns));
-        }
-        held_out
+        let mut index = NearIndex::default();
+        conversations.into_iter().for_each(|turns| index.add(&turns));
+        Self(index)
     }
-    /// The fingerprints of prompts of a file.
+    /// Prompts of a file.
     pub fn of_prompts<'a>(lines: impl IntoIterator<Item = &'a PromptLine>) -> Self {
         Self::of(lines.into_iter().map(turns_of))
     }
-    /// Whether any of the user's turns is a held-out prompt, or some of them in a row a held-out
-    /// conversation. Any, not only the last one: a follow-up ("are you sure?") would otherwise carry
-    /// the held-out prompt in.
+    /// How any of the user's turns is like a held-out prompt, or some of them in a row like a
+    /// held-out conversation. Any, not only the last one: a follow-up ("are you sure?") would
+    /// otherwise carry the held-out prompt in.
+    pub fn find(&self, messages: &[Message]) -> Option<Likeness> {
+        self.0.find(&user_turns(messages))
+    }
+    /// Whether they may not enter training.
     pub fn contains(&self, messages: &[Message]) -> bool {
-        let turns = user_turns(messages);
-        self.lengths
-            .iter()
-            .filter(|&&n| 0 < n)
-            .any(|&n| turns.windows(n).any(|turns| self.known.contains(&fingerprint(turns))))
+        self.find(messages).is_some()
+    }
+}
+
+/// How many prompts do not enter training, and why.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct LeftOut {
+    /// They are held out.
+    pub held_out: usize,
+    /// They are near copies of held-out prompts.
+    pub near_copies: usize,
+}
+
+impl LeftOut {
+    /// Counts a prompt if it may not enter training; whether that is so.
+    pub(super) fn counts(&mut self, held_out: &HeldOut, messages: &[Message]) -> bool {
+        match held_out.find(messages) {
+            Some(Likeness::Same) => self.held_out += 1,
+            Some(Likeness::Near) => self.near_copies += 1,
+            None => return false,
+        }
+        true
+    }
+    /// Counts those of another set too.
+    pub(super) fn add(&mut self, other: Self) {
+        self.held_out += other.held_out;
+        self.near_copies += other.near_copies;
     }
 }
 
@@ -66,19 +85,6 @@ fn turns_of(line: &PromptLine) -> Vec<&str> {
 fn user_turns(messages: &[Message]) -> Vec<&str> {
     let of_user = messages.iter().filter(|message| message.role == Role::User);
     of_user.map(|message| message.content.as_str()).collect()
-}
-
-/// Case and white space do not make another prompt.
-fn fingerprint(turns: &[&str]) -> [u8; 32] {
-    let mut digest = Sha256::new();
-    for turn in turns {
-        for word in turn.split_whitespace() {
-            digest.update(word.to_lowercase());
-            digest.update(b" ");
-        }
-        digest.update(b"\n");
-    }
-    digest.finalize().into()
 }
 
 /// All prompts that never enter training.
@@ -136,17 +142,22 @@ pub fn count(questions: &[Question]) -> usize {
     questions.iter().filter(|question| question.agent.learn).count()
 }
 
-/// The questions of all agents, and what never enters training: they and the prompts of labelled
-/// answers.
+/// What never enters training because a file says so: questions, and the prompts of labelled answers.
+pub fn of_files(config: &Config) -> Result<HeldOut, PromptFileError> {
+    read(config).map(|(_, held_out)| held_out)
+}
+
+fn read(config: &Config) -> Result<(Questions, HeldOut), PromptFileError> {
+    let questions = load(config.agents.values())?;
+    let probes = probes(config.agents.values())?;
+    let held_out = questions.fingerprints(probes.iter().map(String::as_str));
+    Ok((questions, held_out))
+}
+
+/// The questions of all agents, and what never enters training.
 pub async fn read_all(config: &Arc<Config>) -> Result<(Questions, HeldOut), PromptFileError> {
     let config = config.clone();
-    blocking(move || {
-        let questions = load(config.agents.values())?;
-        let probes = probes(config.agents.values())?;
-        let held_out = questions.fingerprints(probes.iter().map(String::as_str));
-        Ok((questions, held_out))
-    })
-    .await
+    blocking(move || read(&config)).await
 }
 
 /// The prompts of the answers that measure these agents' judges.
@@ -194,7 +205,9 @@ mod tests {
     fn there_are_forty_built_in_general_prompts_that_never_enter_training() {
         let lines: Vec<PromptLine> = prompt_file::parse(BUILT_IN).unwrap();
         let held_out = HeldOut::new(lines.iter().map(|line| line.prompt.as_str()));
-        assert_eq!((lines.len(), held_out.known.len()), (40, 40));
+        let message = |line: &PromptLine| [user(&line.prompt)];
+        let same = lines.iter().filter(|it| held_out.find(&message(it)) == Some(Likeness::Same));
+        assert_eq!((lines.len(), same.count()), (40, 40));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod job;
 mod judge;
 mod live;
 mod material;
+pub mod near;
 mod night;
 mod op_queue;
 pub mod pairs;
@@ -63,6 +64,7 @@ pub use self::cancel::{Cancel, Stop};
 pub use self::error::ExampleError;
 pub use self::explore::{Harvest, Refining};
 pub use self::guards::Guards;
+pub use self::held_out::LeftOut;
 pub use self::op_queue::Exploration;
 pub use self::readiness::Readiness;
 
@@ -206,6 +208,8 @@ pub enum Ended {
         /// The counts.
         #[serde(flatten)]
         harvest: Harvest,
+        /// Prompts of files that were not explored.
+        left_out: LeftOut,
         /// Refinements against fresh drafts, for each agent where one of them was to be refined.
         refining: Vec<Refining>,
         /// The yield.

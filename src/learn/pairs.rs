@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::held_out::HeldOut;
+use super::held_out::{HeldOut, LeftOut};
 use super::random::Random;
 use super::worth::{self, Answer};
 use config::{PairPolicy, Positives, Rejected};
@@ -61,8 +61,9 @@ impl Pair {
 pub struct Tally {
     /// Prompts looked at.
     pub prompts: usize,
-    /// Left out because they are held out.
-    pub held_out: usize,
+    /// Prompts that never enter training.
+    #[serde(flatten)]
+    pub left_out: LeftOut,
     /// No complete answer passes every aspect (`best`: there is no complete answer).
     pub without_chosen: usize,
     /// No answer may be rejected and fits a chosen one in margin, length and likeness. `grpo`: the
@@ -137,8 +138,7 @@ impl<'a> Pairing<'a> {
     /// Adds what one exchange gives.
     pub fn add(&mut self, exchange: &Exchange) {
         self.tally.prompts += 1;
-        if self.held_out.contains(&exchange.messages) {
-            self.tally.held_out += 1;
+        if self.tally.left_out.counts(self.held_out, &exchange.messages) {
             return;
         }
         let answers = self.answers(exchange);

@@ -12,8 +12,9 @@ use sha2::{Digest as _, Sha256};
 use super::Parts;
 use super::dataset::Dataset;
 use super::error::{ExampleError, RunError};
-use super::held_out::{self, HeldOut};
+use super::held_out::{self, HeldOut, LeftOut};
 use super::material::{Material, learning};
+use super::near::Likeness;
 use super::pairs::{Tally, ids, prompt_id};
 use super::promote::blocking;
 use super::replay::Replayed;
@@ -44,10 +45,12 @@ pub struct Learned {
     pub changed: usize,
     /// They were there, just so.
     pub known: usize,
+    /// Left out, because they are near copies of held-out prompts.
+    pub near_copies: usize,
 }
 
-/// Stores examples of an agent, all of them or, when something is wrong with any, none. They come with
-/// the numbers by which faults name them.
+/// Stores examples of an agent but near copies of held-out prompts, all of them or, when something is
+/// wrong with any, none. They come with the numbers by which faults name them.
 pub async fn learn(
     reflector: &Reflector,
     store: &Store,
@@ -56,23 +59,29 @@ pub async fn learn(
     lines: Vec<(usize, ExampleLine)>,
 ) -> Result<Learned, ExampleError> {
     let (reflector, agent) = (reflector.clone(), agent.clone());
-    let prompts = blocking(move || {
+    let (prompts, near_copies) = blocking(move || {
         let mut faults = Faults::default();
-        for (number, line) in &lines {
-            if let Err(fault) = reflect::try_example(&agent, Some(reflector.template()), line) {
-                faults.add(*number, fault);
-            } else if held_out.contains(&line.messages()) {
-                faults.add(*number, "the prompt is held out, and would no longer measure anything");
+        let mut kept = Vec::new();
+        let n_lines = lines.len();
+        for (number, line) in lines {
+            let like = held_out.find(&line.messages());
+            if let Err(fault) = reflect::try_example(&agent, Some(reflector.template()), &line) {
+                faults.add(number, fault);
+            } else if like == Some(Likeness::Same) {
+                faults.add(number, "the prompt is held out, and would no longer measure anything");
+            } else if like.is_none() {
+                kept.push(line);
             }
         }
         if !faults.is_empty() {
             return Err(ExampleError::Faults(faults));
         }
-        let prompts = lines.into_iter().map(|(_, line)| reflector.example(&agent, line));
-        Ok(prompts.collect::<Result<Vec<_>, _>>()?)
+        let near_copies = n_lines - kept.len();
+        let prompts = kept.into_iter().map(|line| reflector.example(&agent, line));
+        Ok((prompts.collect::<Result<Vec<_>, _>>()?, near_copies))
     })
     .await?;
-    let mut learned = Learned::default();
+    let mut learned = Learned { near_copies, ..Learned::default() };
     for (_, kept) in store.keep_prompts(prompts).await? {
         match kept {
             Kept::New => learned.new += 1,
@@ -83,9 +92,15 @@ pub async fn learn(
     Ok(learned)
 }
 
-/// What agents practise on, by their names: prompts and examples of those that name a file of
-/// prompts. Others practise on all that is stored.
-pub(super) type Practised = BTreeMap<String, HashSet<ExchangeId>>;
+/// What agents practise on.
+#[derive(Debug, Default)]
+pub(super) struct Practised {
+    /// By their names: prompts and examples of those that name a file of prompts. Others practise on
+    /// all that is stored.
+    pub(super) by_agent: BTreeMap<String, HashSet<ExchangeId>>,
+    /// Lines of files that they do not practise on.
+    pub(super) left_out: LeftOut,
+}
 
 /// Brings the store to what the files of the agents that learn say.
 pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practised, RunError> {
@@ -94,7 +109,7 @@ pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practise
         .filter(|agent| agent.examples.is_some() || agent.practice.prompts.is_some())
         .cloned()
         .collect();
-    let mut practised = Practised::new();
+    let mut practised = Practised::default();
     if named.is_empty() {
         return Ok(practised);
     }
@@ -102,34 +117,39 @@ pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practise
     for agent in named {
         if let Some(path) = agent.examples.clone() {
             let lines = blocking(move || prompt_file::read_examples(&path)).await?;
-            learn(&parts.reflector, &parts.store, &agent, held_out.clone(), lines).await?;
+            let learned =
+                learn(&parts.reflector, &parts.store, &agent, held_out.clone(), lines).await?;
+            practised.left_out.near_copies += learned.near_copies;
         }
         if let Some(path) = agent.practice.prompts.clone() {
-            let mut found = prompts(parts, &agent, path, held_out.clone()).await?;
+            let (mut found, left_out) = prompts(parts, &agent, path, held_out.clone()).await?;
+            practised.left_out.add(left_out);
             let examples = parts.store.examples(vec![agent.name.clone()]).await?;
-            found.extend(examples.into_iter().map(|row| row.exchange));
-            practised.insert(agent.name.clone(), found);
+            let usable = examples.into_iter().filter(|row| !held_out.contains(&row.messages));
+            found.extend(usable.map(|row| row.exchange));
+            practised.by_agent.insert(agent.name.clone(), found);
         }
     }
     Ok(practised)
 }
 
-/// The prompts of a practice file, stored.
+/// The prompts of a practice file, stored but for those that are held out and near copies of them.
 async fn prompts(
     parts: &Parts,
     agent: &Arc<Agent>,
     path: std::path::PathBuf,
     held_out: HeldOut,
-) -> Result<HashSet<ExchangeId>, RunError> {
-    let lines = blocking(move || {
+) -> Result<(HashSet<ExchangeId>, LeftOut), RunError> {
+    let (lines, left_out) = blocking(move || {
         let mut lines = prompt_file::read(&path)?;
-        lines.retain(|line| !held_out.contains(&line.messages()));
+        let mut left_out = LeftOut::default();
+        lines.retain(|line| !left_out.counts(&held_out, &line.messages()));
         if MOST_PROMPTS < lines.len() {
             // Files are often sorted by kind.
             lines.sort_by_cached_key(|line| Sha256::digest(&line.id));
             lines.truncate(MOST_PROMPTS);
         }
-        Ok::<_, PromptFileError>(lines)
+        Ok::<_, PromptFileError>((lines, left_out))
     })
     .await?;
     let mut found = HashSet::new();
@@ -137,7 +157,7 @@ async fn prompts(
     loop {
         let some: Vec<_> = lines.by_ref().take(AT_ONCE).collect();
         if some.is_empty() {
-            return Ok(found);
+            return Ok((found, left_out));
         }
         let (reflector, agent) = (parts.reflector.clone(), agent.clone());
         let prompts = blocking(move || {
@@ -181,7 +201,8 @@ pub(super) async fn waiting(
 ) -> Result<Option<Material>, RunError> {
     let agents = learning(config);
     let mut rows = parts.store.examples(agents.clone()).await?;
-    rows.retain(|row| !held_out.contains(&row.messages));
+    let mut tally = Tally { prompts: rows.len(), ..Tally::default() };
+    rows.retain(|row| !tally.left_out.counts(held_out, &row.messages));
     let learned = parts.store.learned().await?;
     let learned: HashSet<CandidateId> = learned.into_iter().filter_map(|it| it.0).collect();
     let n_new = rows.iter().filter(|row| !learned.contains(&row.candidate)).count();
@@ -205,7 +226,7 @@ pub(super) async fn waiting(
         dataset: Dataset::new(rows.iter().map(example)),
         n_new,
         replayed: Replayed { pairs: rows.len(), old: rows.len() - n_new },
-        tally: Tally { prompts: rows.len(), ..Tally::default() },
+        tally,
         rows: rows.iter().map(pair).collect(),
         yielded: Yield::default(),
         objective: Objective::Sft,

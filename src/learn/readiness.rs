@@ -5,14 +5,15 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::Parts;
 use super::error::RunError;
 use super::gate::MIN_PROMPTS;
+use super::held_out::{self, LeftOut};
 use super::material::{self, Material};
 use super::pairs::Tally;
 use super::practice::FEWEST_EXAMPLES;
 use super::program;
 use super::yields::Yield;
-use super::{Parts, held_out};
 
 /// What a run would find now.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -64,11 +65,13 @@ impl Readiness {
             return None;
         }
         let pairs = format!("{new_pairs} of {min_new_pairs} new pairs");
-        let Tally { prompts, held_out, without_chosen, without_rejected, .. } = tally;
+        let Tally { prompts, left_out, without_chosen, without_rejected, .. } = tally;
+        let LeftOut { held_out, near_copies } = left_out;
         Some(match yielded {
-            _ if 0 < *prompts && prompts == held_out => {
-                format!("{pairs}, all {prompts} stored prompts are held out: explore others")
-            }
+            _ if 0 < *prompts && *prompts == held_out + near_copies => format!(
+                "{pairs}, all {prompts} stored prompts are held out or near copies of held-out ones: explore \
+                 others"
+            ),
             _ if 0 < self.pairs && *new_pairs == 0 => format!(
                 "{pairs}, the {} pairs that there are were learned before: explore more prompts, or rate \
                  ten answers",
@@ -90,9 +93,9 @@ impl Readiness {
                 format!("{pairs}, all {answers} answers pass: harder prompts would help")
             }
             _ => format!(
-                "{pairs}, {yielded}; of {prompts} prompts {held_out} are held out, {without_chosen} have \
-                 no answer that passes, {without_rejected} have none to reject; explore more prompts, or \
-                 rate ten answers"
+                "{pairs}, {yielded}; of {prompts} prompts {held_out} are held out, {near_copies} are near \
+                 copies of held-out ones, {without_chosen} have no answer that passes, {without_rejected} \
+                 have none to reject; explore more prompts, or rate ten answers"
             ),
         })
     }
@@ -151,8 +154,8 @@ mod tests {
         assert_eq!(
             text,
             "Not learning yet: 3 of 50 new pairs, 7 of 40 answers pass; of 9 prompts 0 are held out, \
-             5 have no answer that passes, 3 have none to reject; explore more prompts, or rate ten \
-             answers; 2 of 20 held-out prompts"
+             0 are near copies of held-out ones, 5 have no answer that passes, 3 have none to reject; \
+             explore more prompts, or rate ten answers; 2 of 20 held-out prompts"
         );
         let text = readiness(40, 0, 0).to_string();
         assert!(

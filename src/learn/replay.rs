@@ -258,7 +258,7 @@ mod tests {
             rejected: Some(vec![Token(3)]),
         };
         let held_out = HeldOut::new(["secret"]);
-        let both = vec![recorded("Secret "), recorded("open")];
+        let both = vec![recorded("Secret "), recorded("secret!"), recorded("open")];
         let usable = Earlier::new(both, &held_out, &DPO, Positives::Veto);
         let usable: Vec<Pair> = usable.fitting().collect();
         assert_eq!(usable.len(), 1);
