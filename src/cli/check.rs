@@ -47,6 +47,10 @@ pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
 fn too_few_held_out(config: &Config) -> Option<Problem> {
     let learning = || config.agents.values().filter(|agent| agent.learn);
     let first = learning().next()?;
+    if learning().any(|agent| agent.held_out == Some(config::HeldOut::Auto)) {
+        // Only the daemon knows how many it has set aside.
+        return None;
+    }
     let message = match held_out::load(learning()) {
         Ok(questions) => {
             let n_prompts = held_out::count(&questions.held_out);
@@ -119,7 +123,7 @@ fn files_of(config: &Config) -> Vec<Problem> {
         .map(|header| ChatTemplate::of_model(&header, config.engine.chat_template.as_deref()));
     let mut problems = Vec::new();
     for agent in config.agents.values() {
-        for path in [&agent.held_out, &agent.general].into_iter().flatten() {
+        for path in agent.held_out_file().into_iter().chain(&agent.general) {
             add(&mut problems, path, prompts(agent, path, template.as_ref()));
         }
         if let Some(path) = &agent.practice.prompts {
@@ -159,13 +163,14 @@ fn examples(
     template: Option<&ChatTemplate>,
 ) -> Result<Faults, PromptFileError> {
     // Faults of the held-out prompts are told of where they are.
-    let held_out = agent.held_out.iter().filter_map(|path| prompt_file::read(path).ok()).flatten();
+    let held_out =
+        agent.held_out_file().into_iter().filter_map(|path| prompt_file::read(path).ok()).flatten();
     let held_out = HeldOut::of_prompts(&held_out.collect::<Vec<_>>());
     let mut faults = Faults::default();
     for (number, line) in prompt_file::read_examples(path)? {
         if let Err(fault) = reflect::try_example(agent, template, &line) {
             faults.add(number, fault);
-        } else if held_out.find(&line.messages()) == Some(Likeness::Same) {
+        } else if held_out.names(&line.messages()) {
             faults.add(number, "the prompt is held out, and would no longer measure anything");
         }
     }

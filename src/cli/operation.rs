@@ -36,8 +36,8 @@ fn exit(ended: &Ended) -> Exit {
     if is_broken { Exit::Failed } else { Exit::Ok }
 }
 
-/// That prompts of files were not explored, and why.
-fn without(left_out: &LeftOut) -> String {
+/// That prompts of files were left out, and why.
+pub(super) fn without(left_out: &LeftOut) -> String {
     let LeftOut { held_out, near_copies } = left_out;
     match held_out + near_copies {
         0 => String::new(),

@@ -164,7 +164,10 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut
         let trial = is_open.then(Arc::<Trial>::default);
         let (name, split) = (agent.name.clone(), (drafts, refinements));
         let mut filled = parts.store.explorable(name, split, generation, anew).await?;
-        filled.retain(|it| only.is_none_or(|only| only.contains(&it.exchange)));
+        filled.retain(|it| {
+            !practised.aside.contains(&it.exchange)
+                && only.is_none_or(|only| only.contains(&it.exchange))
+        });
         let examples = match agent.practice.shots {
             0 => Vec::new(),
             _ => {

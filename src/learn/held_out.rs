@@ -1,16 +1,19 @@
-//! The held-out prompts: read from the agents' files, asked by the gate, kept out of training.
-//! It must never hand a prompt to `dataset`. Used by `run` and `pairs`.
+//! The held-out prompts: read from the agents' files, or set aside, asked by the gate, kept out of
+//! training. It must never hand a prompt to `dataset`. Used by `run` and `pairs`.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::near::{Likeness, NearIndex, fingerprint};
+use super::aside::{self, Aside};
+use super::near::{Likeness, NearIndex, fingerprint, user_turns};
 use super::promote::blocking;
 use super::random::Random;
 use config::prompt_file::{self, PromptFileError};
 use config::{Agent, Config, PromptLine};
-use prompt::{Message, Role};
+use prompt::Message;
+use store::{ExchangeId, Store, StoreError};
 
 /// One held-out prompt with the agent that answers it.
 #[derive(Clone, Debug)]
@@ -23,7 +26,23 @@ pub struct Question {
 
 /// The prompts that never enter training, nor do near copies of them.
 #[derive(Clone, Debug, Default)]
-pub struct HeldOut(NearIndex);
+pub struct HeldOut {
+    /// By files.
+    named: NearIndex,
+    /// By `held_out: auto`.
+    aside: NearIndex,
+}
+
+/// Why the held-out prompts are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum HeldOutError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(#[from] PromptFileError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
 impl HeldOut {
     /// These texts.
@@ -32,9 +51,9 @@ impl HeldOut {
     }
     /// These conversations, each as the turns of its user.
     pub fn of<'a>(conversations: impl IntoIterator<Item = Vec<&'a str>>) -> Self {
-        let mut index = NearIndex::default();
-        conversations.into_iter().for_each(|turns| index.add(&turns));
-        Self(index)
+        let mut held_out = Self::default();
+        conversations.into_iter().for_each(|turns| held_out.named.add(&turns));
+        held_out
     }
     /// Prompts of a file.
     pub fn of_prompts<'a>(lines: impl IntoIterator<Item = &'a PromptLine>) -> Self {
@@ -44,7 +63,13 @@ impl HeldOut {
     /// held-out conversation. Any, not only the last one: a follow-up ("are you sure?") would
     /// otherwise carry the held-out prompt in.
     pub fn find(&self, messages: &[Message]) -> Option<Likeness> {
-        self.0.find(&user_turns(messages))
+        let turns = user_turns(messages);
+        let like = self.named.find(&turns);
+        like.filter(|like| *like == Likeness::Same).or_else(|| self.aside.find(&turns)).or(like)
+    }
+    /// Whether a file holds out this very prompt, and not only a near copy of it.
+    pub fn names(&self, messages: &[Message]) -> bool {
+        self.named.find(&user_turns(messages)) == Some(Likeness::Same)
     }
     /// Whether they may not enter training.
     pub fn contains(&self, messages: &[Message]) -> bool {
@@ -82,11 +107,6 @@ fn turns_of(line: &PromptLine) -> Vec<&str> {
     user_turns(&line.earlier).into_iter().chain([line.prompt.as_str()]).collect()
 }
 
-fn user_turns(messages: &[Message]) -> Vec<&str> {
-    let of_user = messages.iter().filter(|message| message.role == Role::User);
-    of_user.map(|message| message.content.as_str()).collect()
-}
-
 /// All prompts that never enter training.
 #[derive(Clone, Debug, Default)]
 pub struct Questions {
@@ -119,8 +139,10 @@ pub fn load<'a>(
         if agent.learn {
             first_learning.get_or_insert(agent);
         }
-        let files =
-            [(&agent.held_out, &mut questions.held_out), (&agent.general, &mut questions.general)];
+        let files = [
+            (agent.held_out_file(), &mut questions.held_out),
+            (agent.general.as_ref(), &mut questions.general),
+        ];
         for (path, questions) in files {
             let Some(path) = path else { continue };
             let lines = prompt_file::read(path)?.into_iter();
@@ -154,10 +176,48 @@ fn read(config: &Config) -> Result<(Questions, HeldOut), PromptFileError> {
     Ok((questions, held_out))
 }
 
-/// The questions of all agents, and what never enters training.
-pub async fn read_all(config: &Arc<Config>) -> Result<(Questions, HeldOut), PromptFileError> {
-    let config = config.clone();
-    blocking(move || read(&config)).await
+/// The questions of all agents, and what never enters training. What is to be set aside counts, and
+/// [`settle`] makes it so.
+pub async fn read_all(
+    store: &Store,
+    config: &Arc<Config>,
+) -> Result<(Questions, HeldOut), HeldOutError> {
+    let (questions, held_out, _) = all(store, config).await?;
+    Ok((questions, held_out))
+}
+
+/// Sets prompts aside, for good. Only what runs as the one operation of the learner may call it: a run
+/// that goes on beside it might have learned from them.
+pub(super) async fn settle(
+    store: &Store,
+    config: &Arc<Config>,
+) -> Result<(HeldOut, HashSet<ExchangeId>), HeldOutError> {
+    let (_, held_out, aside) = all(store, config).await?;
+    let new = aside.iter().filter(|it| it.is_new);
+    let new: Vec<ExchangeId> = new.map(|it| it.exchange).collect();
+    if !new.is_empty() {
+        tracing::info!(prompts = new.len(), "Prompts are set aside as held out.");
+        store.set_aside(new).await?;
+    }
+    Ok((held_out, aside.into_iter().map(|it| it.exchange).collect()))
+}
+
+async fn all(
+    store: &Store,
+    config: &Arc<Config>,
+) -> Result<(Questions, HeldOut, Vec<Aside>), HeldOutError> {
+    let files = config.clone();
+    let (mut questions, mut held_out) = blocking(move || read(&files)).await?;
+    let aside = aside::look(store, config, &held_out.named).await?;
+    for it in &aside {
+        held_out.aside.add(&user_turns(&it.messages));
+        let agent = config.agents.get(&it.agent);
+        let agent = agent.filter(|agent| agent.held_out == Some(config::HeldOut::Auto));
+        if let (Some(agent), Some(line)) = (agent, &it.line) {
+            questions.held_out.push(Question { agent: agent.clone(), line: line.clone() });
+        }
+    }
+    Ok((questions, held_out, aside))
 }
 
 /// The prompts of the answers that measure these agents' judges.
@@ -189,6 +249,7 @@ pub(super) fn choose(questions: &[Question], limit: usize, seed: u64) -> Vec<Que
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prompt::Role;
 
     fn user(content: &str) -> Message {
         Message { role: Role::User, content: content.into() }

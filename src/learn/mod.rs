@@ -5,6 +5,7 @@
 
 pub mod adapter;
 pub mod arena;
+mod aside;
 mod balance;
 mod bet;
 mod cancel;

@@ -1,5 +1,5 @@
 //! Which prompts are the same as known ones, or nearly: the same words, or most of their trigrams. Pure:
-//! texts in, likeness out. Used by `held_out`.
+//! texts in, likeness out. Used by `held_out` and `aside`.
 //!
 //! A conversation is compared by what its user says: system texts and the model's words are not of the
 //! prompt. As any of a user's turns may carry a known prompt in, each run of turns is compared with
@@ -12,6 +12,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use sha2::{Digest as _, Sha256};
 
 use crate::reflect::verify::normalized;
+use prompt::{Message, Role};
 
 /// Prompts with so large a part of their word trigrams in common (Jaccard) are near copies: a
 /// numerator and a denominator.
@@ -106,6 +107,12 @@ fn is_near(a: &[u64], b: &[u64]) -> bool {
     NEAR.0 * all <= NEAR.1 * shared
 }
 
+/// What the user says, turn by turn.
+pub(super) fn user_turns(messages: &[Message]) -> Vec<&str> {
+    let of_user = messages.iter().filter(|message| message.role == Role::User);
+    of_user.map(|message| message.content.as_str()).collect()
+}
+
 /// Case and white space do not make another text.
 pub(super) fn fingerprint(turns: &[&str]) -> [u8; 32] {
     let mut digest = Sha256::new();
@@ -117,6 +124,12 @@ pub(super) fn fingerprint(turns: &[&str]) -> [u8; 32] {
         digest.update(b"\n");
     }
     digest.finalize().into()
+}
+
+/// What is said, whatever its spelling: one value for prompts that differ in compatibility forms
+/// (NFKC), case, space and punctuation alone.
+pub(super) fn hash_of_words(turns: &[&str]) -> [u8; 32] {
+    digest(&words(turns))
 }
 
 /// The words without punctuation: around words, and inside those that have a letter (`1.5` is not
@@ -180,7 +193,9 @@ mod tests {
 
     fn index(known: &[&str]) -> NearIndex {
         let mut index = NearIndex::default();
-        known.iter().for_each(|text| index.add(&[text]));
+        for text in known {
+            index.add(&[text]);
+        }
         index
     }
 
@@ -269,7 +284,9 @@ mod tests {
             )
         };
         let mut index = NearIndex::default();
-        (0..1000).for_each(|i| index.add(&[&text(i)]));
+        for i in 0..1000 {
+            index.add(&[&text(i)]);
+        }
         let found = (1000..11_000).filter(|&i| index.find(&[&text(i)]).is_some()).count();
         assert_eq!(found, 0);
         let compared = known_candidates(&index, &text(20_000));

@@ -14,14 +14,13 @@ use super::dataset::Dataset;
 use super::error::{ExampleError, RunError};
 use super::held_out::{self, HeldOut, LeftOut};
 use super::material::{Material, learning};
-use super::near::Likeness;
 use super::pairs::{Tally, ids, prompt_id};
 use super::promote::blocking;
 use super::replay::Replayed;
 use super::yields::Yield;
 use crate::reflect::{self, Reflector, Shot};
 use config::prompt_file::{self, Faults, PromptFileError};
-use config::{Agent, Config, ExampleLine};
+use config::{Agent, Config, ExampleLine, PromptLine};
 use engine::Generation;
 use prompt::{Message, Role};
 use protocol::{Example, Objective};
@@ -45,8 +44,9 @@ pub struct Learned {
     pub changed: usize,
     /// They were there, just so.
     pub known: usize,
-    /// Left out, because they are near copies of held-out prompts.
-    pub near_copies: usize,
+    /// Not stored: a near copy of a held-out prompt, or a prompt that `held_out: auto` has set aside.
+    #[serde(flatten)]
+    pub left_out: LeftOut,
 }
 
 /// Stores examples of an agent but near copies of held-out prompts, all of them or, when something is
@@ -59,29 +59,28 @@ pub async fn learn(
     lines: Vec<(usize, ExampleLine)>,
 ) -> Result<Learned, ExampleError> {
     let (reflector, agent) = (reflector.clone(), agent.clone());
-    let (prompts, near_copies) = blocking(move || {
+    let (prompts, left_out) = blocking(move || {
         let mut faults = Faults::default();
         let mut kept = Vec::new();
-        let n_lines = lines.len();
+        let mut left_out = LeftOut::default();
         for (number, line) in lines {
-            let like = held_out.find(&line.messages());
+            let messages = line.messages();
             if let Err(fault) = reflect::try_example(&agent, Some(reflector.template()), &line) {
                 faults.add(number, fault);
-            } else if like == Some(Likeness::Same) {
+            } else if held_out.names(&messages) {
                 faults.add(number, "the prompt is held out, and would no longer measure anything");
-            } else if like.is_none() {
+            } else if !left_out.counts(&held_out, &messages) {
                 kept.push(line);
             }
         }
         if !faults.is_empty() {
             return Err(ExampleError::Faults(faults));
         }
-        let near_copies = n_lines - kept.len();
         let prompts = kept.into_iter().map(|line| reflector.example(&agent, line));
-        Ok((prompts.collect::<Result<Vec<_>, _>>()?, near_copies))
+        Ok((prompts.collect::<Result<Vec<_>, _>>()?, left_out))
     })
     .await?;
-    let mut learned = Learned { near_copies, ..Learned::default() };
+    let mut learned = Learned { left_out, ..Learned::default() };
     for (_, kept) in store.keep_prompts(prompts).await? {
         match kept {
             Kept::New => learned.new += 1,
@@ -98,49 +97,61 @@ pub(super) struct Practised {
     /// By their names: prompts and examples of those that name a file of prompts. Others practise on
     /// all that is stored.
     pub(super) by_agent: BTreeMap<String, HashSet<ExchangeId>>,
+    /// Set aside for the gate: nobody practises on these.
+    pub(super) aside: HashSet<ExchangeId>,
     /// Lines of files that they do not practise on.
     pub(super) left_out: LeftOut,
 }
 
-/// Brings the store to what the files of the agents that learn say.
+/// Brings the store to what the files of the agents that learn say, and sets prompts aside.
 pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practised, RunError> {
-    let learning = config.agents.values().filter(|agent| agent.learn);
-    let named: Vec<_> = learning
-        .filter(|agent| agent.examples.is_some() || agent.practice.prompts.is_some())
-        .cloned()
-        .collect();
-    let mut practised = Practised::default();
-    if named.is_empty() {
-        return Ok(practised);
+    let mut practised =
+        Practised { left_out: sync_examples(parts, config).await?, ..Practised::default() };
+    let mut stored = Vec::new();
+    for agent in config.agents.values().filter(|agent| agent.learn) {
+        let Some(path) = agent.practice.prompts.clone() else { continue };
+        let (lines, left_out) = lines(config, path).await?;
+        practised.left_out.add(left_out);
+        stored.push((agent.name.clone(), store_prompts(parts, agent, lines).await?));
     }
-    let (_, held_out) = held_out::read_all(config).await?;
-    for agent in named {
-        if let Some(path) = agent.examples.clone() {
-            let lines = blocking(move || prompt_file::read_examples(&path)).await?;
-            let learned =
-                learn(&parts.reflector, &parts.store, &agent, held_out.clone(), lines).await?;
-            practised.left_out.near_copies += learned.near_copies;
-        }
-        if let Some(path) = agent.practice.prompts.clone() {
-            let (mut found, left_out) = prompts(parts, &agent, path, held_out.clone()).await?;
-            practised.left_out.add(left_out);
-            let examples = parts.store.examples(vec![agent.name.clone()]).await?;
-            let usable = examples.into_iter().filter(|row| !held_out.contains(&row.messages));
-            found.extend(usable.map(|row| row.exchange));
-            practised.by_agent.insert(agent.name.clone(), found);
-        }
+    let (held_out, aside) = held_out::settle(&parts.store, config).await?;
+    for (name, prompts) in stored {
+        let usable = prompts
+            .into_iter()
+            .filter(|(_, messages)| !practised.left_out.counts(&held_out, messages));
+        let mut found: HashSet<ExchangeId> = usable.map(|(exchange, _)| exchange).collect();
+        let examples = parts.store.examples(vec![name.clone()]).await?;
+        let usable = examples.into_iter().filter(|row| !held_out.contains(&row.messages));
+        found.extend(usable.map(|row| row.exchange));
+        practised.by_agent.insert(name, found);
     }
-    Ok(practised)
+    Ok(Practised { aside, ..practised })
 }
 
-/// The prompts of a practice file, stored but for those that are held out and near copies of them.
-async fn prompts(
+/// Stores the examples that the agents' files name, and says what of them is left out.
+pub(super) async fn sync_examples(
     parts: &Parts,
-    agent: &Arc<Agent>,
+    config: &Arc<Config>,
+) -> Result<LeftOut, RunError> {
+    let mut left_out = LeftOut::default();
+    for agent in config.agents.values().filter(|agent| agent.learn) {
+        let Some(path) = agent.examples.clone() else { continue };
+        let (_, held_out) = held_out::read_all(&parts.store, config).await?;
+        let lines = blocking(move || prompt_file::read_examples(&path)).await?;
+        let learned = learn(&parts.reflector, &parts.store, agent, held_out, lines).await?;
+        left_out.add(learned.left_out);
+    }
+    Ok(left_out)
+}
+
+/// The prompts of a practice file that no file holds out.
+async fn lines(
+    config: &Arc<Config>,
     path: std::path::PathBuf,
-    held_out: HeldOut,
-) -> Result<(HashSet<ExchangeId>, LeftOut), RunError> {
-    let (lines, left_out) = blocking(move || {
+) -> Result<(Vec<PromptLine>, LeftOut), PromptFileError> {
+    let config = config.clone();
+    blocking(move || {
+        let held_out = held_out::of_files(&config)?;
         let mut lines = prompt_file::read(&path)?;
         let mut left_out = LeftOut::default();
         lines.retain(|line| !left_out.counts(&held_out, &line.messages()));
@@ -149,23 +160,32 @@ async fn prompts(
             lines.sort_by_cached_key(|line| Sha256::digest(&line.id));
             lines.truncate(MOST_PROMPTS);
         }
-        Ok::<_, PromptFileError>((lines, left_out))
+        Ok((lines, left_out))
     })
-    .await?;
-    let mut found = HashSet::new();
+    .await
+}
+
+/// Where the prompts are in the store now.
+async fn store_prompts(
+    parts: &Parts,
+    agent: &Arc<Agent>,
+    lines: Vec<PromptLine>,
+) -> Result<Vec<(ExchangeId, Vec<Message>)>, RunError> {
+    let mut stored = Vec::with_capacity(lines.len());
     let mut lines = lines.into_iter();
     loop {
         let some: Vec<_> = lines.by_ref().take(AT_ONCE).collect();
         if some.is_empty() {
-            return Ok((found, left_out));
+            return Ok(stored);
         }
+        let messages: Vec<_> = some.iter().map(PromptLine::messages).collect();
         let (reflector, agent) = (parts.reflector.clone(), agent.clone());
         let prompts = blocking(move || {
             let prompts = some.into_iter().map(|line| reflector.practice_prompt(&agent, line));
             prompts.collect::<Result<Vec<_>, _>>()
         });
         let kept = parts.store.keep_prompts(prompts.await?).await?;
-        found.extend(kept.into_iter().map(|(exchange, _)| exchange));
+        stored.extend(kept.into_iter().map(|(exchange, _)| exchange).zip(messages));
     }
 }
 

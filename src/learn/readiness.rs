@@ -123,7 +123,7 @@ pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
     if agents == 0 {
         return Ok(Readiness::default());
     }
-    let (questions, held_out) = held_out::read_all(&config).await?;
+    let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     let asked = held_out::count(&questions.held_out);
     let material = material::collect(parts, &config, &held_out).await?;
     let readiness = Readiness::new(&material, agents, asked, config.learn.min_new_pairs);

@@ -91,8 +91,8 @@ async fn prepare<'a>(
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
-    let (questions, held_out) = held_out::read_all(&config).await?;
     if let Some(found) = resume::next(parts, &config).await? {
+        let (questions, _) = held_out::read_all(&parts.store, &config).await?;
         let resume::Waiting { id, start, job, trained } = found;
         if trained.is_none() {
             program::command_line(&config.trainer).map_err(TrainerError::from)?;
@@ -104,6 +104,7 @@ async fn prepare<'a>(
     // Before pairs are collected and a run is recorded.
     program::command_line(&config.trainer).map_err(TrainerError::from)?;
     practice::sync(parts, &config).await?;
+    let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     let examples = practice::waiting(parts, &config, &held_out, 0 < min_new_pairs).await?;
     let lesson = if examples.is_some() { practice::EXAMPLES } else { "answers" };
     let material = match examples {
@@ -208,9 +209,16 @@ impl Run<'_> {
             !self.questions.held_out.iter().any(|question| question.agent.name == agent.name)
         });
         let without = unjudged.next().map(|agent| {
+            let advice = match agent.held_out {
+                Some(config::HeldOut::Auto) => {
+                    "`held_out: auto` sets some aside when there are more prompts with a verifier, a \
+                     reference or your words; or add a held_out file to it"
+                }
+                _ => "add a held_out file to it, or set `held_out: auto`",
+            };
             format!(
                 "agent {} has no held-out prompts, so nothing can show that an adapter is better: \
-                 add a held_out file to it, or set `learn: false`",
+                 {advice}, or set `learn: false`",
                 agent.name
             )
         });

@@ -276,13 +276,10 @@ impl Task {
     /// What the held-out prompts could show. A file that cannot be read is told of by the run.
     async fn power(&self) -> Option<Power> {
         let config = self.parts.config.borrow().clone();
-        let load = move || {
-            config.agents.values().any(|agent| agent.learn).then_some(())?;
-            let questions = held_out::load(config.agents.values()).ok()?;
-            let n_prompts = held_out::count(&questions.held_out);
-            Some(Power::new(n_prompts, &config.learn.gate))
-        };
-        promote::blocking(load).await
+        config.agents.values().any(|agent| agent.learn).then_some(())?;
+        let (questions, _) = held_out::read_all(&self.parts.store, &config).await.ok()?;
+        let n_prompts = held_out::count(&questions.held_out);
+        Some(Power::new(n_prompts, &config.learn.gate))
     }
 
     /// Does what the watch has come to; true when that changed something.

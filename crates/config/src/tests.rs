@@ -414,13 +414,14 @@ fn an_agent_may_do_without_aspects_where_something_else_decides() {
         "verifier: {kind: length, sentences: 1}\n",
         "aspects: []\njudge: none\nverifier: {kind: length, sentences: 1}\n",
         "judge: none\nheld_out: truth.jsonl\n",
+        "judge: none\nheld_out: auto\nexplore: {prompts: truth.jsonl}\n",
         "scalar: {reward_model: model.gguf}\nreflection: {verifier_weight: 0}\n",
     ] {
         root.write("agents/one.yaml", &format!("model: model.gguf\n{fine}"));
         root.load().unwrap_or_else(|problems| panic!("{fine}: {problems}"));
     }
     let nothing = "agents/one.yaml: aspects: is empty, and nothing else says";
-    for wrong in ["", "aspects: []\njudge: none\n", "held_out: none.jsonl\n"] {
+    for wrong in ["", "aspects: []\njudge: none\n", "held_out: none.jsonl\n", "held_out: auto\n"] {
         let found = problems(wrong);
         assert!(found.contains(nothing), "{wrong}: {found}");
     }

@@ -20,9 +20,9 @@ async fn with_examples(script: Script, n: usize) -> World {
     world
 }
 
-async fn learn(world: &World, lines: &str) -> Result<Learned, ExampleError> {
+pub(super) async fn learn(world: &World, lines: &str) -> Result<Learned, ExampleError> {
     let config = world.parts.config.borrow().clone();
-    let (_, held_out) = held_out::read_all(&config).await.unwrap();
+    let (_, held_out) = held_out::read_all(&world.parts.store, &config).await.unwrap();
     let lines: Vec<ExampleLine> = config::prompt_file::parse(lines).unwrap();
     let agent = &config.agents["tester"];
     let lines = (1..).zip(lines).collect();
@@ -125,7 +125,10 @@ async fn near_copies_of_held_out_prompts_are_left_out_and_counted() {
     let world = World::new(improving(), "good.sh", &[]).await;
     let near = "{\"prompt\":\"Ask held out: 7!\",\"answer\":\"good\"}\n";
     let learned = learn(&world, &(examples(1) + near)).await.unwrap();
-    assert_eq!(learned, Learned { new: 1, near_copies: 1, ..Learned::default() });
+    assert_eq!(
+        learned,
+        Learned { new: 1, left_out: LeftOut { held_out: 0, near_copies: 1 }, ..Learned::default() }
+    );
 
     let (practice, held_out) =
         (world.root().join("practice.jsonl"), world.root().join("held_out.jsonl"));

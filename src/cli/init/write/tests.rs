@@ -106,7 +106,7 @@ fn what_is_commented_out_has_no_problems_either() {
     let config = config::load(root).unwrap();
     let agent = &config.agents["mine"];
     assert!(agent.verifier.is_some() && agent.system.is_some() && config.learn.schedule.is_some());
-    let held_out = config::prompt_file::read(agent.held_out.as_ref().unwrap()).unwrap();
+    let held_out = config::prompt_file::read(agent.held_out_file().unwrap()).unwrap();
     assert_eq!(held_out.len(), 2);
     assert!(held_out[0].verifier.is_some() && held_out[1].reference.is_some());
 }
