@@ -21,6 +21,7 @@ pub mod held_out;
 mod import;
 pub mod job;
 mod judge;
+mod lesson;
 mod live;
 mod material;
 pub mod near;
@@ -28,6 +29,7 @@ mod night;
 mod op_queue;
 pub mod pairs;
 pub mod practice;
+mod preview;
 pub mod program;
 mod promote;
 mod random;
@@ -67,6 +69,7 @@ pub use self::explore::{Harvest, Refining};
 pub use self::guards::Guards;
 pub use self::held_out::LeftOut;
 pub use self::op_queue::Exploration;
+pub use self::preview::{Preview, Shown};
 pub use self::readiness::Readiness;
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
@@ -108,6 +111,7 @@ enum Command {
     Cancel(oneshot::Sender<bool>),
     Rollback(Generation, oneshot::Sender<Result<(), LearnError>>),
     Resume(oneshot::Sender<Result<(), LearnError>>),
+    Preview(usize, oneshot::Sender<Result<Preview, LearnError>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -301,6 +305,9 @@ pub enum LearnError {
     /// No such adapter is on disk, or it does not fit.
     #[error("{0}")]
     Adapter(String),
+    /// What there is to learn cannot be read.
+    #[error("{0}")]
+    Unreadable(String),
     /// The learning task has ended.
     #[error("the learner has stopped")]
     Stopped,
@@ -370,6 +377,10 @@ impl Learner {
     /// Lets scheduled runs start again after a pause.
     pub async fn resume(&self) -> Result<(), LearnError> {
         self.ask(Command::Resume).await?
+    }
+    /// What the next scheduled run would learn, at most `limit` lines of it.
+    pub async fn preview(&self, limit: usize) -> Result<Preview, LearnError> {
+        self.ask(|reply| Command::Preview(limit, reply)).await?
     }
     /// Stops the operation under way and ends the task. Resolves when nothing runs any more.
     pub async fn shutdown(&self) {

@@ -245,7 +245,7 @@ pub(super) async fn waiting(
     Ok(Some(Material {
         dataset: Dataset::new(rows.iter().map(example)),
         n_new,
-        replayed: Replayed { pairs: rows.len(), old: rows.len() - n_new },
+        replayed: Replayed { pairs: rows.len(), old: rows.len() - n_new, stale: 0 },
         tally,
         rows: rows.iter().map(pair).collect(),
         yielded: Yield::default(),

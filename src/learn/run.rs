@@ -16,7 +16,8 @@ use super::error::RunError;
 use super::gate::{self, Power, Verdict};
 use super::held_out::{self, Questions};
 use super::job;
-use super::material::{self, Material};
+use super::lesson::{self, Lesson};
+use super::material::Material;
 use super::program;
 use super::promote::{self, Promotion, blocking};
 use super::readiness::Readiness;
@@ -105,21 +106,15 @@ async fn prepare<'a>(
     program::command_line(&config.trainer).map_err(TrainerError::from)?;
     practice::sync(parts, &config).await?;
     let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
-    let examples = practice::waiting(parts, &config, &held_out, 0 < min_new_pairs).await?;
-    let lesson = if examples.is_some() { practice::EXAMPLES } else { "answers" };
-    let material = match examples {
-        Some(material) => material,
-        None => {
-            let material = material::collect(parts, &config, &held_out).await?;
-            if material.rows.is_empty() || material.n_new < min_new_pairs {
-                let agents = config.agents.values().filter(|agent| agent.learn).count();
-                let asked = held_out::count(&questions.held_out);
-                let found = Readiness::new(&material, agents, asked, min_new_pairs);
-                return Err(nothing_to_learn(parts, &found).await?);
-            }
-            material
-        }
-    };
+    let lesson = lesson::next(parts, &config, &held_out, 0 < min_new_pairs).await?;
+    let n_new = lesson.material.n_new;
+    if !lesson.is_of_examples() && (lesson.material.rows.is_empty() || n_new < min_new_pairs) {
+        let agents = config.agents.values().filter(|agent| agent.learn).count();
+        let asked = held_out::count(&questions.held_out);
+        let found = Readiness::new(&lesson.material, agents, asked, min_new_pairs);
+        return Err(nothing_to_learn(parts, &found).await?);
+    }
+    let Lesson { name: lesson, material } = lesson;
     let Material { dataset, rows, tally, yielded, replayed, objective, .. } = material;
 
     let start = parts.engine.stats().active;

@@ -20,7 +20,7 @@ use super::readiness::{self, Readiness};
 use super::schedule::{Decision, Schedule};
 use super::{
     Command, Ended, LearnError, News, Parts, Stage, explore, held_out, import, judge, night,
-    promote, resume, run,
+    preview, promote, resume, run,
 };
 use store::{RunId, StoreError, Watch};
 
@@ -127,6 +127,7 @@ impl Task {
                     self.schedule.replan(plan.as_ref(), Utc::now());
                     self.next_run.send_replace(self.schedule.due());
                     self.look(false).await;
+                    self.see_readiness();
                 }
                 _ = ticks.tick() => self.tick().await,
                 _ = looks.tick() => self.look(true).await,
@@ -166,6 +167,14 @@ impl Task {
             Command::Resume(reply) => {
                 let resumed = self.resume().await;
                 drop(reply.send(resumed.map_err(LearnError::from)));
+            }
+            Command::Preview(limit, reply) => {
+                let parts = self.parts.clone();
+                // Beside everything else, because it reads all that is stored.
+                tokio::spawn(async move {
+                    let found = preview::preview(&parts, limit).await;
+                    reply.send(found.map_err(|it| LearnError::Unreadable(it.reason()))).ok();
+                });
             }
             Command::Cancel(reply) => {
                 self.stop(Stop::Owner);

@@ -9,6 +9,7 @@ mod imports;
 
 mod lessons;
 
+mod preview;
 mod resume;
 mod trust;
 

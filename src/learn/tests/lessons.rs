@@ -12,7 +12,7 @@ fn examples(n: usize) -> String {
 }
 
 /// A world whose agent has a file of examples.
-async fn with_examples(script: Script, n: usize) -> World {
+pub(super) async fn with_examples(script: Script, n: usize) -> World {
     let world = World::new(script, "good.sh", &[]).await;
     let path = world.root().join("examples.jsonl");
     write(&path, &examples(n));
