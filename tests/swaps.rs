@@ -61,7 +61,7 @@ async fn chat(engine: &Engine, weights: Weights) -> (Generation, Vec<i32>) {
         sampling,
         stop: Vec::new(),
         top_logprobs: 0,
-        copies: Vec::new(),
+        prediction: Vec::new(),
         weights,
         priority: Priority::Chat,
     };

@@ -88,7 +88,11 @@ impl Run<'_> {
             pairing.add(exchange);
         }
         let (pairs, tally) = pairing.finish();
-        ensure!(tally.held_out == 0, "{} held-out prompts came into training", tally.held_out);
+        ensure!(
+            tally.left_out.held_out == 0,
+            "{} held-out prompts came into training",
+            tally.left_out.held_out
+        );
         ensure!(!pairs.is_empty(), "{unit} gives {} no pairs: {tally:?}", arm.name());
         Ok((pairs, tally))
     }

@@ -159,6 +159,7 @@ impl From<LearnError> for ApiError {
             LearnError::Busy(what) => Self::LearnerBusy(what),
             LearnError::Store(error) => error.into(),
             LearnError::Adapter(message) => Self::NotFound(message),
+            LearnError::Unreadable(message) => Self::Internal(message),
             LearnError::Stopped => Self::Draining,
         }
     }

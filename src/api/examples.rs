@@ -8,7 +8,7 @@ use super::error::ApiError;
 use super::read::Body;
 use super::wire::ExamplesBody;
 use crate::learn::ExampleError;
-use crate::learn::held_out;
+use crate::learn::held_out::{self, HeldOutError};
 use crate::learn::practice::{self, Learned};
 
 /// Stores all of them, or tells all that is wrong; they are counted from 1.
@@ -17,15 +17,19 @@ pub(super) async fn learn(
     Body(body): Body<ExamplesBody>,
 ) -> Result<Json<Learned>, ApiError> {
     let agent = api.agent(body.agent.as_deref().unwrap_or("default"))?;
-    let unreadable = |error| ApiError::invalid("agent", format!("its held-out prompts: {error}"));
-    let (_, held_out) = held_out::read_all(&api.config()).await.map_err(unreadable)?;
     let lines = (1..).zip(body.examples).collect();
     let (reflector, store) = (&api.parts.reflector, &api.parts.store);
+    let found = held_out::read_all(store, &api.config()).await;
+    let (_, held_out) = found.map_err(|error| match error {
+        HeldOutError::File(error) => {
+            ApiError::invalid("agent", format!("its held-out prompts: {error}"))
+        }
+        HeldOutError::Store(error) => error.into(),
+    })?;
     let learned = practice::learn(reflector, store, &agent, held_out, lines).await;
     Ok(Json(learned.map_err(|error| match error {
         ExampleError::Faults(faults) => ApiError::invalid("examples", faults.to_string()),
         ExampleError::Reflect(error) => error.into(),
         ExampleError::Store(error) => error.into(),
-        ExampleError::HeldOut(error) => unreadable(error),
     })?))
 }

@@ -133,6 +133,7 @@ fn router(api: Api) -> Router {
         .route("/v1/runs/current", delete(runs::cancel))
         .route("/v1/runs/resume", post(runs::resume))
         .route("/v1/runs/{id}", get(runs::show))
+        .route("/v1/pairs", get(runs::pairs))
         .route("/v1/explore", post(runs::explore))
         .route("/v1/examples", post(examples::learn))
         .route("/v1/judge", get(judge::report))

@@ -1,4 +1,4 @@
-//! `/v1/runs` and `/v1/explore`: long operations of the learner, told at their end or followed.
+//! `/v1/runs`, `/v1/pairs` and `/v1/explore`: long operations of the learner, told at their end or followed.
 
 use axum::Json;
 use axum::extract::State;
@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::follow::follow;
 use super::read::{Asked, At, Body};
 use super::wire::{ExploreBody, List, TrainBody};
-use crate::learn::{Exploration, LearnError};
+use crate::learn::{Exploration, LearnError, Preview};
 use store::{Run, RunId};
 
 /// Runs carry their whole job; a page is bounded whatever a client asks.
@@ -38,6 +38,17 @@ pub(super) async fn list(
         return Err(ApiError::invalid("limit", format!("at most {MAX_LIMIT}")));
     }
     Ok(Json(List::of(api.parts.store.runs(limit).await?)))
+}
+
+/// What the next scheduled run would learn.
+pub(super) async fn pairs(
+    State(api): State<Api>,
+    Asked(Page { limit }): Asked<Page>,
+) -> Result<Json<Preview>, ApiError> {
+    if limit > MAX_PROMPTS {
+        return Err(ApiError::invalid("limit", format!("at most {MAX_PROMPTS}")));
+    }
+    Ok(Json(api.parts.learner.preview(limit).await?))
 }
 
 pub(super) async fn show(State(api): State<Api>, At(id): At<RunId>) -> Result<Json<Run>, ApiError> {

@@ -9,12 +9,13 @@ use serde_json::json;
 use super::{Json, terminal};
 use crate::learn::gate::Power;
 use crate::learn::held_out::{self, HeldOut};
+use crate::learn::near::Likeness;
 use crate::reflect;
 use crate::reflect::verify::command::try_program;
 use config::prompt_file::{self, Fault, Faults, PromptFileError};
-use config::{self, Agent, Config, ConfigError, Problem};
+use config::{self, Agent, Config, ConfigError, Problem, PromptLine};
 use files::gguf::Gguf;
-use prompt::ChatTemplate;
+use prompt::{ChatTemplate, Message};
 use protocol::exit::Exit;
 
 pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
@@ -23,6 +24,7 @@ pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
         problems.extend(programs(&config));
         problems.extend(files_of(&config));
         config.warnings.extend(too_few_held_out(&config));
+        config.warnings.extend(near_copies(&config));
         if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
     });
     if json.json {
@@ -45,6 +47,10 @@ pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
 fn too_few_held_out(config: &Config) -> Option<Problem> {
     let learning = || config.agents.values().filter(|agent| agent.learn);
     let first = learning().next()?;
+    if learning().any(|agent| agent.held_out == Some(config::HeldOut::Auto)) {
+        // Only the daemon knows how many it has set aside.
+        return None;
+    }
     let message = match held_out::load(learning()) {
         Ok(questions) => {
             let n_prompts = held_out::count(&questions.held_out);
@@ -55,6 +61,31 @@ fn too_few_held_out(config: &Config) -> Option<Problem> {
     };
     let file = Path::new("agents").join(format!("{}.yaml", first.name));
     Some(Problem { file, key: "held_out".to_owned(), message })
+}
+
+/// Files with near copies of held-out prompts, which no night learns from. What cannot be read is told
+/// of elsewhere.
+fn near_copies(config: &Config) -> Vec<Problem> {
+    let Ok(held_out) = held_out::of_files(config) else { return Vec::new() };
+    let mut problems = Vec::new();
+    for agent in config.agents.values().filter(|agent| agent.learn) {
+        let mut add = |path: &Path, prompts: Vec<Vec<Message>>| {
+            let like = prompts.iter().filter_map(|messages| held_out.find(messages));
+            let n_copies = like.filter(|like| *like == Likeness::Near).count();
+            let message = format!("{n_copies} near copies of held-out prompts are left out");
+            let problem = Problem { file: path.to_owned(), key: String::new(), message };
+            problems.extend((0 < n_copies).then_some(problem));
+        };
+        if let Some(path) = &agent.practice.prompts {
+            let lines = prompt_file::read(path).unwrap_or_default();
+            add(path, lines.iter().map(PromptLine::messages).collect());
+        }
+        if let Some(path) = &agent.examples {
+            let lines = prompt_file::read_examples(path).unwrap_or_default();
+            add(path, lines.iter().map(|(_, line)| line.messages()).collect());
+        }
+    }
+    problems
 }
 
 /// Agents whose first turn the chat template cannot render. The daemon serves the others.
@@ -92,7 +123,7 @@ fn files_of(config: &Config) -> Vec<Problem> {
         .map(|header| ChatTemplate::of_model(&header, config.engine.chat_template.as_deref()));
     let mut problems = Vec::new();
     for agent in config.agents.values() {
-        for path in [&agent.held_out, &agent.general].into_iter().flatten() {
+        for path in agent.held_out_file().into_iter().chain(&agent.general) {
             add(&mut problems, path, prompts(agent, path, template.as_ref()));
         }
         if let Some(path) = &agent.practice.prompts {
@@ -132,13 +163,14 @@ fn examples(
     template: Option<&ChatTemplate>,
 ) -> Result<Faults, PromptFileError> {
     // Faults of the held-out prompts are told of where they are.
-    let held_out = agent.held_out.iter().filter_map(|path| prompt_file::read(path).ok()).flatten();
+    let held_out =
+        agent.held_out_file().into_iter().filter_map(|path| prompt_file::read(path).ok()).flatten();
     let held_out = HeldOut::of_prompts(&held_out.collect::<Vec<_>>());
     let mut faults = Faults::default();
     for (number, line) in prompt_file::read_examples(path)? {
         if let Err(fault) = reflect::try_example(agent, template, &line) {
             faults.add(number, fault);
-        } else if held_out.contains(&line.messages()) {
+        } else if held_out.names(&line.messages()) {
             faults.add(number, "the prompt is held out, and would no longer measure anything");
         }
     }

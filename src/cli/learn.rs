@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::client::Client;
-
+use super::operation::without;
 use super::terminal;
 use crate::learn::practice::Learned;
 use config::prompt_file;
@@ -33,9 +33,10 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
         terminal::print_json(&json!(learned))?;
         return Ok(Exit::Ok);
     }
-    let Learned { new, changed, known } = learned;
+    let Learned { new, changed, known, left_out } = learned;
     terminal::print(&format!(
-        "{new} new examples, {changed} changed, {known} known; the next run learns from what is new.\n"
+        "{new} new examples, {changed} changed, {known} known; the next run learns from what is new.\n{}",
+        without(&left_out)
     ))?;
     Ok(Exit::Ok)
 }

@@ -22,6 +22,7 @@ mod learn;
 mod nano;
 mod operation;
 mod pages;
+mod pairs;
 mod probe;
 mod progress;
 mod reply;
@@ -135,6 +136,8 @@ enum Command {
     Train(train::Arguments),
     /// Show the training runs.
     Runs(runs::Arguments),
+    /// Show what the next run would learn, and what is left out.
+    Pairs(pairs::Arguments),
     /// Plan held-out comparisons.
     #[command(subcommand)]
     Gate(gate::Command),
@@ -194,6 +197,7 @@ async fn run_client(places: &Places, command: Command) -> anyhow::Result<Exit> {
         Command::Learn(arguments) => learn::run(&client, &arguments).await,
         Command::Train(arguments) => train::run(&client, &arguments).await,
         Command::Runs(arguments) => runs::run(&client, &arguments).await,
+        Command::Pairs(arguments) => pairs::run(&client, &arguments).await,
         Command::Adapters(arguments) => adapters::run(&client, &arguments).await,
         Command::Export(arguments) => export::run(&client, arguments).await,
         Command::Feedback(arguments) => feedback::run(&client, &arguments).await,

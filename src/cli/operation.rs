@@ -8,6 +8,7 @@ use super::progress::{StageProgress, follow};
 use super::reply::{Ended, Refining};
 use super::table::span;
 use super::{judge_report, terminal};
+use crate::learn::LeftOut;
 use crate::reflect::Compared;
 use protocol::exit::Exit;
 
@@ -35,6 +36,17 @@ fn exit(ended: &Ended) -> Exit {
     if is_broken { Exit::Failed } else { Exit::Ok }
 }
 
+/// That prompts of files were left out, and why.
+pub(super) fn without(left_out: &LeftOut) -> String {
+    let LeftOut { held_out, near_copies } = left_out;
+    match held_out + near_copies {
+        0 => String::new(),
+        _ => format!(
+            "Left out: {held_out} held-out prompts, {near_copies} near copies of held-out prompts.\n"
+        ),
+    }
+}
+
 /// That refining was given up, and why.
 fn stopped(refining: &Refining) -> String {
     let Compared { refinements, drafts, .. } = refining.compared;
@@ -60,13 +72,15 @@ fn describe(ended: &Ended) -> String {
             enough,
             given_up,
             positives_per_1000_tokens,
+            left_out,
             refining,
             wall_s,
         } => format!(
             "Explored {prompts} prompts in {} ({enough} had enough good and bad answers early, \
              {given_up} were given up): {candidates} new answers, {positives} pass every aspect; \
-             {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n{}",
+             {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n{}{}",
             span(*wall_s),
+            without(left_out),
             refining.iter().filter(|it| it.compared.stopped).map(stopped).collect::<String>()
         ),
         Ended::Calibrated { reports } => reports.iter().map(judge_report::show).collect(),

@@ -5,7 +5,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::learn::JudgeTask;
+use crate::learn::{JudgeTask, LeftOut};
 use crate::reflect::Compared;
 use crate::trust::{AttackReport, Report, Standing};
 use engine::Generation;
@@ -167,6 +167,8 @@ pub(super) enum Ended {
         enough: u64,
         given_up: u64,
         positives_per_1000_tokens: f64,
+        #[serde(default)]
+        left_out: LeftOut,
         #[serde(default)]
         refining: Vec<Refining>,
         wall_s: f64,

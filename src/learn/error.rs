@@ -7,6 +7,7 @@ use super::adapter::AdapterError;
 use super::arena::ArenaError;
 use super::cancel::Stop;
 use super::child::TrainerError;
+use super::held_out::HeldOutError;
 use super::promote::PromoteError;
 use crate::reflect::ReflectError;
 use crate::trust::TrustError;
@@ -24,9 +25,6 @@ pub enum ExampleError {
     /// A prompt or an answer cannot be made ready.
     #[error(transparent)]
     Reflect(#[from] ReflectError),
-    /// The files of held-out prompts cannot be read.
-    #[error(transparent)]
-    HeldOut(#[from] PromptFileError),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -42,7 +40,9 @@ pub(super) enum RunError {
     #[error(transparent)]
     Reflect(#[from] ReflectError),
     #[error(transparent)]
-    HeldOut(#[from] PromptFileError),
+    Prompts(#[from] PromptFileError),
+    #[error(transparent)]
+    HeldOut(#[from] HeldOutError),
     #[error(transparent)]
     Trainer(#[from] TrainerError),
     #[error(transparent)]

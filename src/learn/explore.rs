@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::error::RunError;
+use super::held_out::LeftOut;
 use super::op_queue::Exploration;
 use super::{Ended, Parts, Stage, practice};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
@@ -84,7 +85,7 @@ pub(super) async fn explore(
     tellers: Tellers<'_>,
 ) -> Result<Ended, RunError> {
     let began = Instant::now();
-    let todo = wanted(parts, wish).await?;
+    let (todo, left_out) = wanted(parts, wish).await?;
     let total = todo.len();
     let mut trials: Vec<(String, Arc<Trial>)> = Vec::new();
     for trial in todo.iter().filter_map(|todo| Some((todo.agent.name.clone(), todo.trial.clone()?)))
@@ -148,6 +149,7 @@ pub(super) async fn explore(
     });
     Ok(Ended::Explored {
         refining: refining.collect(),
+        left_out,
         positives_per_1000_tokens: harvest.positives_per_1000_tokens(),
         harvest,
         wall_s: began.elapsed().as_secs_f64(),
@@ -186,8 +188,8 @@ struct Todo {
 }
 
 /// The prompts that are worth exploring, fewest answers first. Those that an earlier exploration
-/// left for good do not count.
-async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError> {
+/// left for good do not count. Also how many prompts of files are left out.
+async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut), RunError> {
     let config = parts.config.borrow().clone();
     let generation = parts.engine.stats().active;
     let is_wanted = |agent: &&Arc<Agent>| match &wish.agent {
@@ -198,7 +200,7 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
     let mut todo = Vec::new();
     for agent in config.agents.values().filter(is_wanted) {
         let (drafts, refinements) = wish.split.unwrap_or(agent.reflection.explore);
-        let only = practised.get(&agent.name).filter(|_| !wish.all);
+        let only = practised.by_agent.get(&agent.name).filter(|_| !wish.all);
         // What is practised on is practised on by each generation.
         let anew = only.is_some();
         let aim = Aim { drafts, refinements, stop_early: agent.reflection.stop_early, anew };
@@ -208,7 +210,10 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
         let trial = is_open.then(Arc::<Trial>::default);
         let (name, split) = (agent.name.clone(), (drafts, refinements));
         let mut filled = parts.store.explorable(name, split, generation, anew).await?;
-        filled.retain(|it| only.is_none_or(|only| only.contains(&it.exchange)));
+        filled.retain(|it| {
+            !practised.aside.contains(&it.exchange)
+                && only.is_none_or(|only| only.contains(&it.exchange))
+        });
         let examples = match agent.practice.shots {
             0 => Vec::new(),
             _ => {
@@ -231,7 +236,7 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Vec<Todo>, RunError
             Todo { agent: agent.clone(), exchange, aim, trial: trial.clone(), shots }
         }));
     }
-    Ok(todo)
+    Ok((todo, practised.left_out))
 }
 
 /// A prompt that no longer fits, or whose adapter went away during a swap, yields nothing more.

@@ -61,8 +61,7 @@ impl<'a> Grouping<'a> {
     /// Adds what one exchange gives. Answers to a prompt that was asked before join its group.
     pub(super) fn add(&mut self, exchange: &Exchange) {
         self.tally.prompts += 1;
-        if self.held_out.contains(&exchange.messages) {
-            self.tally.held_out += 1;
+        if self.tally.left_out.counts(self.held_out, &exchange.messages) {
             return;
         }
         let prompt_id = prompt_id(&exchange.prompt_tokens);

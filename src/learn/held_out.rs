@@ -1,16 +1,19 @@
-//! The held-out prompts: read from the agents' files, asked by the gate, kept out of training.
-//! It must never hand a prompt to `dataset`. Used by `run` and `pairs`.
+//! The held-out prompts: read from the agents' files, or set aside, asked by the gate, kept out of
+//! training. It must never hand a prompt to `dataset`. Used by `run` and `pairs`.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
+use serde::{Deserialize, Serialize};
 
+use super::aside::{self, Aside};
+use super::near::{Likeness, NearIndex, fingerprint, user_turns};
 use super::promote::blocking;
 use super::random::Random;
 use config::prompt_file::{self, PromptFileError};
 use config::{Agent, Config, PromptLine};
-use prompt::{Message, Role};
+use prompt::Message;
+use store::{ExchangeId, Store, StoreError};
 
 /// One held-out prompt with the agent that answers it.
 #[derive(Clone, Debug)]
@@ -21,64 +24,87 @@ pub struct Question {
     pub line: PromptLine,
 }
 
-/// Fingerprints of the prompts that never enter training.
+/// The prompts that never enter training, nor do near copies of them.
 #[derive(Clone, Debug, Default)]
 pub struct HeldOut {
-    known: HashSet<[u8; 32]>,
-    /// How many turns of the user they have.
-    lengths: BTreeSet<usize>,
+    /// By files.
+    named: NearIndex,
+    /// By `held_out: auto`.
+    aside: NearIndex,
+}
+
+/// Why the held-out prompts are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum HeldOutError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(#[from] PromptFileError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl HeldOut {
-    /// The fingerprints of these texts.
+    /// These texts.
     pub fn new<'a>(prompts: impl IntoIterator<Item = &'a str>) -> Self {
         Self::of(prompts.into_iter().map(|prompt| vec![prompt]))
     }
-    /// The fingerprints of these conversations, each as the turns of its user.
+    /// These conversations, each as the turns of its user.
     pub fn of<'a>(conversations: impl IntoIterator<Item = Vec<&'a str>>) -> Self {
         let mut held_out = Self::default();
-        for turns in conversations {
-            held_out.lengths.insert(turns.len());
-            held_out.known.insert(fingerprint(&turns));
-        }
+        conversations.into_iter().for_each(|turns| held_out.named.add(&turns));
         held_out
     }
-    /// The fingerprints of prompts of a file.
+    /// Prompts of a file.
     pub fn of_prompts<'a>(lines: impl IntoIterator<Item = &'a PromptLine>) -> Self {
         Self::of(lines.into_iter().map(turns_of))
     }
-    /// Whether any of the user's turns is a held-out prompt, or some of them in a row a held-out
-    /// conversation. Any, not only the last one: a follow-up ("are you sure?") would otherwise carry
-    /// the held-out prompt in.
-    pub fn contains(&self, messages: &[Message]) -> bool {
+    /// How any of the user's turns is like a held-out prompt, or some of them in a row like a
+    /// held-out conversation. Any, not only the last one: a follow-up ("are you sure?") would
+    /// otherwise carry the held-out prompt in.
+    pub fn find(&self, messages: &[Message]) -> Option<Likeness> {
         let turns = user_turns(messages);
-        self.lengths
-            .iter()
-            .filter(|&&n| 0 < n)
-            .any(|&n| turns.windows(n).any(|turns| self.known.contains(&fingerprint(turns))))
+        let like = self.named.find(&turns);
+        like.filter(|like| *like == Likeness::Same).or_else(|| self.aside.find(&turns)).or(like)
+    }
+    /// Whether a file holds out this very prompt, and not only a near copy of it.
+    pub fn names(&self, messages: &[Message]) -> bool {
+        self.named.find(&user_turns(messages)) == Some(Likeness::Same)
+    }
+    /// Whether they may not enter training.
+    pub fn contains(&self, messages: &[Message]) -> bool {
+        self.find(messages).is_some()
+    }
+}
+
+/// How many prompts do not enter training, and why.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct LeftOut {
+    /// They are held out.
+    pub held_out: usize,
+    /// They are near copies of held-out prompts.
+    pub near_copies: usize,
+}
+
+impl LeftOut {
+    /// Counts a prompt if it may not enter training; whether that is so.
+    pub(super) fn counts(&mut self, held_out: &HeldOut, messages: &[Message]) -> bool {
+        match held_out.find(messages) {
+            Some(Likeness::Same) => self.held_out += 1,
+            Some(Likeness::Near) => self.near_copies += 1,
+            None => return false,
+        }
+        true
+    }
+    /// Counts those of another set too.
+    pub(super) fn add(&mut self, other: Self) {
+        self.held_out += other.held_out;
+        self.near_copies += other.near_copies;
     }
 }
 
 fn turns_of(line: &PromptLine) -> Vec<&str> {
     user_turns(&line.earlier).into_iter().chain([line.prompt.as_str()]).collect()
-}
-
-fn user_turns(messages: &[Message]) -> Vec<&str> {
-    let of_user = messages.iter().filter(|message| message.role == Role::User);
-    of_user.map(|message| message.content.as_str()).collect()
-}
-
-/// Case and white space do not make another prompt.
-fn fingerprint(turns: &[&str]) -> [u8; 32] {
-    let mut digest = Sha256::new();
-    for turn in turns {
-        for word in turn.split_whitespace() {
-            digest.update(word.to_lowercase());
-            digest.update(b" ");
-        }
-        digest.update(b"\n");
-    }
-    digest.finalize().into()
 }
 
 /// All prompts that never enter training.
@@ -113,8 +139,10 @@ pub fn load<'a>(
         if agent.learn {
             first_learning.get_or_insert(agent);
         }
-        let files =
-            [(&agent.held_out, &mut questions.held_out), (&agent.general, &mut questions.general)];
+        let files = [
+            (agent.held_out_file(), &mut questions.held_out),
+            (agent.general.as_ref(), &mut questions.general),
+        ];
         for (path, questions) in files {
             let Some(path) = path else { continue };
             let lines = prompt_file::read(path)?.into_iter();
@@ -136,17 +164,60 @@ pub fn count(questions: &[Question]) -> usize {
     questions.iter().filter(|question| question.agent.learn).count()
 }
 
-/// The questions of all agents, and what never enters training: they and the prompts of labelled
-/// answers.
-pub async fn read_all(config: &Arc<Config>) -> Result<(Questions, HeldOut), PromptFileError> {
-    let config = config.clone();
-    blocking(move || {
-        let questions = load(config.agents.values())?;
-        let probes = probes(config.agents.values())?;
-        let held_out = questions.fingerprints(probes.iter().map(String::as_str));
-        Ok((questions, held_out))
-    })
-    .await
+/// What never enters training because a file says so: questions, and the prompts of labelled answers.
+pub fn of_files(config: &Config) -> Result<HeldOut, PromptFileError> {
+    read(config).map(|(_, held_out)| held_out)
+}
+
+fn read(config: &Config) -> Result<(Questions, HeldOut), PromptFileError> {
+    let questions = load(config.agents.values())?;
+    let probes = probes(config.agents.values())?;
+    let held_out = questions.fingerprints(probes.iter().map(String::as_str));
+    Ok((questions, held_out))
+}
+
+/// The questions of all agents, and what never enters training. What is to be set aside counts, and
+/// [`settle`] makes it so.
+pub async fn read_all(
+    store: &Store,
+    config: &Arc<Config>,
+) -> Result<(Questions, HeldOut), HeldOutError> {
+    let (questions, held_out, _) = all(store, config).await?;
+    Ok((questions, held_out))
+}
+
+/// Sets prompts aside, for good. Only what runs as the one operation of the learner may call it: a run
+/// that goes on beside it might have learned from them.
+pub(super) async fn settle(
+    store: &Store,
+    config: &Arc<Config>,
+) -> Result<(HeldOut, HashSet<ExchangeId>), HeldOutError> {
+    let (_, held_out, aside) = all(store, config).await?;
+    let new = aside.iter().filter(|it| it.is_new);
+    let new: Vec<ExchangeId> = new.map(|it| it.exchange).collect();
+    if !new.is_empty() {
+        tracing::info!(prompts = new.len(), "Prompts are set aside as held out.");
+        store.set_aside(new).await?;
+    }
+    Ok((held_out, aside.into_iter().map(|it| it.exchange).collect()))
+}
+
+async fn all(
+    store: &Store,
+    config: &Arc<Config>,
+) -> Result<(Questions, HeldOut, Vec<Aside>), HeldOutError> {
+    let files = config.clone();
+    let (mut questions, mut held_out) = blocking(move || read(&files)).await?;
+    let aside = aside::look(store, config, &held_out.named).await?;
+    for it in &aside {
+        held_out.aside.add(&user_turns(&it.messages));
+        let agent = config.agents.get(&it.agent);
+        let agent = agent.filter(|agent| agent.held_out == Some(config::HeldOut::Auto));
+        if let (Some(agent), Some(line)) = (agent, &it.line) {
+            questions.held_out.push(Question { agent: agent.clone(), line: line.clone() });
+        }
+    }
+    Ok((questions, held_out, aside))
 }
 
 /// The prompts of the answers that measure these agents' judges.
@@ -178,6 +249,7 @@ pub(super) fn choose(questions: &[Question], limit: usize, seed: u64) -> Vec<Que
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prompt::Role;
 
     fn user(content: &str) -> Message {
         Message { role: Role::User, content: content.into() }
@@ -194,7 +266,9 @@ mod tests {
     fn there_are_forty_built_in_general_prompts_that_never_enter_training() {
         let lines: Vec<PromptLine> = prompt_file::parse(BUILT_IN).unwrap();
         let held_out = HeldOut::new(lines.iter().map(|line| line.prompt.as_str()));
-        assert_eq!((lines.len(), held_out.known.len()), (40, 40));
+        let message = |line: &PromptLine| [user(&line.prompt)];
+        let same = lines.iter().filter(|it| held_out.find(&message(it)) == Some(Likeness::Same));
+        assert_eq!((lines.len(), same.count()), (40, 40));
     }
 
     #[test]

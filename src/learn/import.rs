@@ -52,11 +52,7 @@ async fn prepare<'a>(
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
-    let questions = blocking({
-        let config = config.clone();
-        move || held_out::load(config.agents.values())
-    })
-    .await?;
+    let (questions, _) = held_out::read_all(&parts.store, &config).await?;
     let start = parts.engine.stats().active;
     let label = format!("{}-import", chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f"));
     let info = parts.engine.info();

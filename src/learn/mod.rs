@@ -5,6 +5,7 @@
 
 pub mod adapter;
 pub mod arena;
+mod aside;
 mod balance;
 mod bet;
 mod cancel;
@@ -20,12 +21,15 @@ pub mod held_out;
 mod import;
 pub mod job;
 mod judge;
+mod lesson;
 mod live;
 mod material;
+pub mod near;
 mod night;
 mod op_queue;
 pub mod pairs;
 pub mod practice;
+mod preview;
 pub mod program;
 mod promote;
 mod random;
@@ -65,7 +69,9 @@ pub use self::cancel::{Cancel, Stop};
 pub use self::error::ExampleError;
 pub use self::explore::{Harvest, Refining};
 pub use self::guards::Guards;
+pub use self::held_out::LeftOut;
 pub use self::op_queue::Exploration;
+pub use self::preview::{Preview, Shown};
 pub use self::readiness::Readiness;
 
 /// The handle to the learning task: one long operation at a time, later wishes collapse.
@@ -107,6 +113,7 @@ enum Command {
     Cancel(oneshot::Sender<bool>),
     Rollback(Generation, oneshot::Sender<Result<(), LearnError>>),
     Resume(oneshot::Sender<Result<(), LearnError>>),
+    Preview(usize, oneshot::Sender<Result<Preview, LearnError>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -208,6 +215,8 @@ pub enum Ended {
         /// The counts.
         #[serde(flatten)]
         harvest: Harvest,
+        /// Prompts of files that were not explored.
+        left_out: LeftOut,
         /// Refinements against fresh drafts, for each agent where one of them was to be refined.
         refining: Vec<Refining>,
         /// The yield.
@@ -298,6 +307,9 @@ pub enum LearnError {
     /// No such adapter is on disk, or it does not fit.
     #[error("{0}")]
     Adapter(String),
+    /// What there is to learn cannot be read.
+    #[error("{0}")]
+    Unreadable(String),
     /// The learning task has ended.
     #[error("the learner has stopped")]
     Stopped,
@@ -367,6 +379,10 @@ impl Learner {
     /// Lets scheduled runs start again after a pause.
     pub async fn resume(&self) -> Result<(), LearnError> {
         self.ask(Command::Resume).await?
+    }
+    /// What the next scheduled run would learn, at most `limit` lines of it.
+    pub async fn preview(&self, limit: usize) -> Result<Preview, LearnError> {
+        self.ask(|reply| Command::Preview(limit, reply)).await?
     }
     /// Stops the operation under way and ends the task. Resolves when nothing runs any more.
     pub async fn shutdown(&self) {

@@ -59,7 +59,7 @@ pub(super) async fn night(
 async fn explored(parts: &Parts, tellers: Tellers<'_>) -> Result<(), RunError> {
     let config = parts.config.borrow().clone();
     practice::sync(parts, &config).await?;
-    let (_, held_out) = held_out::read_all(&config).await?;
+    let (_, held_out) = held_out::read_all(&parts.store, &config).await?;
     if practice::waiting(parts, &config, &held_out, true).await?.is_some() {
         return Ok(());
     }

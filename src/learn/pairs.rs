@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::held_out::HeldOut;
+use super::held_out::{HeldOut, LeftOut};
 use super::random::Random;
 use super::worth::{self, Answer};
 use config::{PairPolicy, Positives, Rejected};
@@ -61,18 +61,44 @@ impl Pair {
 pub struct Tally {
     /// Prompts looked at.
     pub prompts: usize,
-    /// Left out because they are held out.
-    pub held_out: usize,
+    /// Prompts that never enter training.
+    #[serde(flatten)]
+    pub left_out: LeftOut,
     /// No complete answer passes every aspect (`best`: there is no complete answer).
     pub without_chosen: usize,
     /// No answer may be rejected and fits a chosen one in margin, length and likeness. `grpo`: the
     /// answers are fewer than two, or worth the same.
     pub without_rejected: usize,
+    /// Prompts that have answers to choose and to reject, but no two that fit.
+    pub filtered: Filtered,
+    /// Pairs and answers with the same texts as others of the prompt.
+    pub equal_answers: usize,
+    /// Pairs and answers above the number that a prompt may give.
+    pub over_per_prompt: usize,
     /// `kto`, `mixed`: prompts that give no pair, and whose answers are used nevertheless.
     pub alone: usize,
     /// `grpo`: answers that were sampled otherwise than at temperature 1 from the whole
     /// distribution.
     pub tempered: usize,
+}
+
+/// The filter that the best-fitting answers of a prompt have not passed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Filtered {
+    /// None is better by the least margin.
+    pub margin: usize,
+    /// They differ too much in length.
+    pub length: usize,
+    /// They are a refinement and its parent, and nearly the same.
+    pub likeness: usize,
+}
+
+/// Why two answers are no pair, in the order in which they are looked at.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Misfit {
+    Margin,
+    Length,
+    Likeness,
 }
 
 /// Collects the pairs of one data set, one exchange after the other.
@@ -137,8 +163,7 @@ impl<'a> Pairing<'a> {
     /// Adds what one exchange gives.
     pub fn add(&mut self, exchange: &Exchange) {
         self.tally.prompts += 1;
-        if self.held_out.contains(&exchange.messages) {
-            self.tally.held_out += 1;
+        if self.tally.left_out.counts(self.held_out, &exchange.messages) {
             return;
         }
         let answers = self.answers(exchange);
@@ -150,9 +175,9 @@ impl<'a> Pairing<'a> {
             return;
         }
         let found = match self.shape {
-            Shape::Pairs => self.matched(&chosen, rejected),
+            Shape::Pairs => self.matched_or_counted(&chosen, &rejected),
             Shape::Mixed => {
-                let pairs = self.matched(&chosen, rejected);
+                let pairs = self.matched_or_counted(&chosen, &rejected);
                 self.tally.alone += usize::from(pairs.is_empty());
                 // `keep` passes over those that are in a pair.
                 pairs.into_iter().chain(chosen.into_iter().map(|it| (Some(it), None))).collect()
@@ -174,6 +199,31 @@ impl<'a> Pairing<'a> {
         for sides in found {
             self.keep(exchange, &prompt_id, sides);
         }
+    }
+
+    /// As [`Pairing::matched`]; where that is nothing, which filter it was is counted.
+    fn matched_or_counted<'e>(
+        &mut self,
+        chosen: &[Answer<'e>],
+        rejected: &[Answer<'e>],
+    ) -> Vec<Sides<'e>> {
+        let matched = self.matched(chosen, rejected.to_vec());
+        if !matched.is_empty() {
+            return matched;
+        }
+        let misfits = chosen
+            .iter()
+            .flat_map(|&chosen| rejected.iter().map(move |&rejected| (chosen, rejected)));
+        let misfit = misfits.filter_map(|(chosen, rejected)| self.misfit(chosen, rejected)).max();
+        if let Some(misfit) = misfit {
+            let Filtered { margin, length, likeness } = &mut self.tally.filtered;
+            *match misfit {
+                Misfit::Margin => margin,
+                Misfit::Length => length,
+                Misfit::Likeness => likeness,
+            } += 1;
+        }
+        matched
     }
 
     /// Takes a pair in, unless the prompt has it already or has enough. Good and bad single answers are
@@ -198,6 +248,13 @@ impl<'a> Pairing<'a> {
             by_owner: chosen.into_iter().chain(rejected).any(|answer| answer.by_owner),
         };
         let earlier = self.per_prompt.entry(prompt_id.to_owned()).or_default();
+        // A good answer that is in a pair already.
+        let is_part = |&it: &usize| {
+            pair.row.rejected.is_none() && self.pairs[it].row.chosen == pair.row.chosen
+        };
+        if earlier.iter().any(is_part) {
+            return;
+        }
         let counts = |&&it: &&usize| {
             matches!(self.shape, Shape::Mixed) || self.pairs[it].sides() == pair.sides()
         };
@@ -208,7 +265,12 @@ impl<'a> Pairing<'a> {
             let is_alone = !pair.example.chosen.is_empty() && pair.example.rejected.is_none();
             *chosen == pair.example.chosen && (is_alone || *rejected == pair.example.rejected)
         };
-        if is_full || earlier.iter().any(is_known) {
+        if earlier.iter().any(is_known) {
+            self.tally.equal_answers += 1;
+            return;
+        }
+        if is_full {
+            self.tally.over_per_prompt += 1;
             return;
         }
         earlier.push(self.pairs.len());
@@ -271,7 +333,7 @@ impl<'a> Pairing<'a> {
     /// Answers that may be rejected, in the order in which they are taken: first what the owner
     /// refuses.
     fn rejected<'e>(&self, exchange: &Exchange, answers: &[Answer<'e>]) -> Vec<Answer<'e>> {
-        // `fits` asks for a lower scalar.
+        // `misfit` asks for a lower scalar.
         let may_be = |answer: &&Answer<'_>| answer.may_be_rejected(self.policy.positives);
         let mut rejected: Vec<_> = answers.iter().filter(may_be).copied().collect();
         match self.policy.rejected {
@@ -293,7 +355,7 @@ impl<'a> Pairing<'a> {
     fn matched<'e>(&self, chosen: &[Answer<'e>], mut rejected: Vec<Answer<'e>>) -> Vec<Sides<'e>> {
         let mut matched = Vec::new();
         for &chosen in chosen {
-            let fits = |rejected: &Answer<'_>| self.fits(chosen, *rejected);
+            let fits = |rejected: &Answer<'_>| self.misfit(chosen, *rejected).is_none();
             let edited = |rejected: &Answer<'_>| is_edit_of(chosen, *rejected);
             let index = rejected.iter().position(|it| edited(it) && fits(it));
             if let Some(index) = index.or_else(|| rejected.iter().position(fits)) {
@@ -306,18 +368,21 @@ impl<'a> Pairing<'a> {
         matched
     }
 
-    fn fits(&self, chosen: Answer<'_>, rejected: Answer<'_>) -> bool {
+    fn misfit(&self, chosen: Answer<'_>, rejected: Answer<'_>) -> Option<Misfit> {
         let (a, b) = (chosen.candidate, rejected.candidate);
         let kin = a.parent == Some(b.id) || b.parent == Some(a.id);
         let margin = chosen.scalar - rejected.scalar;
-        0.0 < margin
-            && self.policy.min_margin <= margin
-            // The rule keeps a judge's taste for long answers out. The owner means the length.
-            && (is_edit_of(chosen, rejected)
-                || is_example(chosen)
-                || length_ratio(&a.tokens, &b.tokens) <= self.policy.max_length_ratio)
-            // Nearly the same text on both sides pushes down what it should push up.
-            && !(kin && similarity(&a.tokens, &b.tokens) > self.policy.max_parent_similarity)
+        if margin <= 0.0 || margin < self.policy.min_margin {
+            return Some(Misfit::Margin);
+        }
+        // The rule keeps a judge's taste for long answers out. The owner means the length.
+        let by_owner = is_edit_of(chosen, rejected) || is_example(chosen);
+        if !by_owner && self.policy.max_length_ratio < length_ratio(&a.tokens, &b.tokens) {
+            return Some(Misfit::Length);
+        }
+        // Nearly the same text on both sides pushes down what it should push up.
+        let is_alike = kin && self.policy.max_parent_similarity < similarity(&a.tokens, &b.tokens);
+        is_alike.then_some(Misfit::Likeness)
     }
 }
 

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::Parts;
 use super::dataset::Dataset;
 use super::error::{ExampleError, RunError};
-use super::held_out::{self, HeldOut};
+use super::held_out::{self, HeldOut, LeftOut};
 use super::job::Lesson;
 use super::material::{Material, learning};
 use super::pairs::{Tally, ids, prompt_id};
@@ -21,7 +21,7 @@ use super::replay::Replayed;
 use super::yields::Yield;
 use crate::reflect::{self, Reflector, Shot};
 use config::prompt_file::{self, Faults, PromptFileError};
-use config::{Agent, Config, ExampleLine};
+use config::{Agent, Config, ExampleLine, PromptLine};
 use engine::Generation;
 use prompt::{Message, Role};
 use protocol::Example;
@@ -43,10 +43,13 @@ pub struct Learned {
     pub changed: usize,
     /// They were there, just so.
     pub known: usize,
+    /// Not stored: a near copy of a held-out prompt, or a prompt that `held_out: auto` has set aside.
+    #[serde(flatten)]
+    pub left_out: LeftOut,
 }
 
-/// Stores examples of an agent, all of them or, when something is wrong with any, none. They come with
-/// the numbers by which faults name them.
+/// Stores examples of an agent but near copies of held-out prompts, all of them or, when something is
+/// wrong with any, none. They come with the numbers by which faults name them.
 pub async fn learn(
     reflector: &Reflector,
     store: &Store,
@@ -55,23 +58,28 @@ pub async fn learn(
     lines: Vec<(usize, ExampleLine)>,
 ) -> Result<Learned, ExampleError> {
     let (reflector, agent) = (reflector.clone(), agent.clone());
-    let prompts = blocking(move || {
+    let (prompts, left_out) = blocking(move || {
         let mut faults = Faults::default();
-        for (number, line) in &lines {
-            if let Err(fault) = reflect::try_example(&agent, Some(reflector.template()), line) {
-                faults.add(*number, fault);
-            } else if held_out.contains(&line.messages()) {
-                faults.add(*number, "the prompt is held out, and would no longer measure anything");
+        let mut kept = Vec::new();
+        let mut left_out = LeftOut::default();
+        for (number, line) in lines {
+            let messages = line.messages();
+            if let Err(fault) = reflect::try_example(&agent, Some(reflector.template()), &line) {
+                faults.add(number, fault);
+            } else if held_out.names(&messages) {
+                faults.add(number, "the prompt is held out, and would no longer measure anything");
+            } else if !left_out.counts(&held_out, &messages) {
+                kept.push(line);
             }
         }
         if !faults.is_empty() {
             return Err(ExampleError::Faults(faults));
         }
-        let prompts = lines.into_iter().map(|(_, line)| reflector.example(&agent, line));
-        Ok(prompts.collect::<Result<Vec<_>, _>>()?)
+        let prompts = kept.into_iter().map(|line| reflector.example(&agent, line));
+        Ok((prompts.collect::<Result<Vec<_>, _>>()?, left_out))
     })
     .await?;
-    let mut learned = Learned::default();
+    let mut learned = Learned { left_out, ..Learned::default() };
     for (_, kept) in store.keep_prompts(prompts).await? {
         match kept {
             Kept::New => learned.new += 1,
@@ -82,69 +90,101 @@ pub async fn learn(
     Ok(learned)
 }
 
-/// What agents practise on, by their names: prompts and examples of those that name a file of
-/// prompts. Others practise on all that is stored.
-pub(super) type Practised = BTreeMap<String, HashSet<ExchangeId>>;
-
-/// Brings the store to what the files of the agents that learn say.
-pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practised, RunError> {
-    let learning = config.agents.values().filter(|agent| agent.learn);
-    let named: Vec<_> = learning
-        .filter(|agent| agent.examples.is_some() || agent.practice.prompts.is_some())
-        .cloned()
-        .collect();
-    let mut practised = Practised::new();
-    if named.is_empty() {
-        return Ok(practised);
-    }
-    let (_, held_out) = held_out::read_all(config).await?;
-    for agent in named {
-        if let Some(path) = agent.examples.clone() {
-            let lines = blocking(move || prompt_file::read_examples(&path)).await?;
-            learn(&parts.reflector, &parts.store, &agent, held_out.clone(), lines).await?;
-        }
-        if let Some(path) = agent.practice.prompts.clone() {
-            let mut found = prompts(parts, &agent, path, held_out.clone()).await?;
-            let examples = parts.store.examples(vec![agent.name.clone()]).await?;
-            found.extend(examples.into_iter().map(|row| row.exchange));
-            practised.insert(agent.name.clone(), found);
-        }
-    }
-    Ok(practised)
+/// What agents practise on.
+#[derive(Debug, Default)]
+pub(super) struct Practised {
+    /// By their names: prompts and examples of those that name a file of prompts. Others practise on
+    /// all that is stored.
+    pub(super) by_agent: BTreeMap<String, HashSet<ExchangeId>>,
+    /// Set aside for the gate: nobody practises on these.
+    pub(super) aside: HashSet<ExchangeId>,
+    /// Lines of files that they do not practise on.
+    pub(super) left_out: LeftOut,
 }
 
-/// The prompts of a practice file, stored.
-async fn prompts(
+/// Brings the store to what the files of the agents that learn say, and sets prompts aside.
+pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practised, RunError> {
+    let mut practised =
+        Practised { left_out: sync_examples(parts, config).await?, ..Practised::default() };
+    let mut stored = Vec::new();
+    for agent in config.agents.values().filter(|agent| agent.learn) {
+        let Some(path) = agent.practice.prompts.clone() else { continue };
+        let (lines, left_out) = lines(config, path).await?;
+        practised.left_out.add(left_out);
+        stored.push((agent.name.clone(), store_prompts(parts, agent, lines).await?));
+    }
+    let (held_out, aside) = held_out::settle(&parts.store, config).await?;
+    for (name, prompts) in stored {
+        let usable = prompts
+            .into_iter()
+            .filter(|(_, messages)| !practised.left_out.counts(&held_out, messages));
+        let mut found: HashSet<ExchangeId> = usable.map(|(exchange, _)| exchange).collect();
+        let examples = parts.store.examples(vec![name.clone()]).await?;
+        let usable = examples.into_iter().filter(|row| !held_out.contains(&row.messages));
+        found.extend(usable.map(|row| row.exchange));
+        practised.by_agent.insert(name, found);
+    }
+    Ok(Practised { aside, ..practised })
+}
+
+/// Stores the examples that the agents' files name, and says what of them is left out.
+pub(super) async fn sync_examples(
     parts: &Parts,
-    agent: &Arc<Agent>,
+    config: &Arc<Config>,
+) -> Result<LeftOut, RunError> {
+    let mut left_out = LeftOut::default();
+    for agent in config.agents.values().filter(|agent| agent.learn) {
+        let Some(path) = agent.examples.clone() else { continue };
+        let (_, held_out) = held_out::read_all(&parts.store, config).await?;
+        let lines = blocking(move || prompt_file::read_examples(&path)).await?;
+        let learned = learn(&parts.reflector, &parts.store, agent, held_out, lines).await?;
+        left_out.add(learned.left_out);
+    }
+    Ok(left_out)
+}
+
+/// The prompts of a practice file that no file holds out.
+async fn lines(
+    config: &Arc<Config>,
     path: std::path::PathBuf,
-    held_out: HeldOut,
-) -> Result<HashSet<ExchangeId>, RunError> {
-    let lines = blocking(move || {
+) -> Result<(Vec<PromptLine>, LeftOut), PromptFileError> {
+    let config = config.clone();
+    blocking(move || {
+        let held_out = held_out::of_files(&config)?;
         let mut lines = prompt_file::read(&path)?;
-        lines.retain(|line| !held_out.contains(&line.messages()));
+        let mut left_out = LeftOut::default();
+        lines.retain(|line| !left_out.counts(&held_out, &line.messages()));
         if MOST_PROMPTS < lines.len() {
             // Files are often sorted by kind.
             lines.sort_by_cached_key(|line| Sha256::digest(&line.id));
             lines.truncate(MOST_PROMPTS);
         }
-        Ok::<_, PromptFileError>(lines)
+        Ok((lines, left_out))
     })
-    .await?;
-    let mut found = HashSet::new();
+    .await
+}
+
+/// Where the prompts are in the store now.
+async fn store_prompts(
+    parts: &Parts,
+    agent: &Arc<Agent>,
+    lines: Vec<PromptLine>,
+) -> Result<Vec<(ExchangeId, Vec<Message>)>, RunError> {
+    let mut stored = Vec::with_capacity(lines.len());
     let mut lines = lines.into_iter();
     loop {
         let some: Vec<_> = lines.by_ref().take(AT_ONCE).collect();
         if some.is_empty() {
-            return Ok(found);
+            return Ok(stored);
         }
+        let messages: Vec<_> = some.iter().map(PromptLine::messages).collect();
         let (reflector, agent) = (parts.reflector.clone(), agent.clone());
         let prompts = blocking(move || {
             let prompts = some.into_iter().map(|line| reflector.practice_prompt(&agent, line));
             prompts.collect::<Result<Vec<_>, _>>()
         });
         let kept = parts.store.keep_prompts(prompts.await?).await?;
-        found.extend(kept.into_iter().map(|(exchange, _)| exchange));
+        stored.extend(kept.into_iter().map(|(exchange, _)| exchange).zip(messages));
     }
 }
 
@@ -180,7 +220,8 @@ pub(super) async fn waiting(
 ) -> Result<Option<Material>, RunError> {
     let agents = learning(config);
     let mut rows = parts.store.examples(agents.clone()).await?;
-    rows.retain(|row| !held_out.contains(&row.messages));
+    let mut tally = Tally { prompts: rows.len(), ..Tally::default() };
+    rows.retain(|row| !tally.left_out.counts(held_out, &row.messages));
     let learned = parts.store.learned().await?;
     let learned: HashSet<CandidateId> = learned.into_iter().filter_map(|it| it.0).collect();
     let n_new = rows.iter().filter(|row| !learned.contains(&row.candidate)).count();
@@ -203,8 +244,8 @@ pub(super) async fn waiting(
     Ok(Some(Material {
         dataset: Dataset::new(rows.iter().map(example)),
         n_new,
-        replayed: Replayed { pairs: rows.len(), old: rows.len() - n_new },
-        tally: Tally { prompts: rows.len(), ..Tally::default() },
+        replayed: Replayed { pairs: rows.len(), old: rows.len() - n_new, stale: 0 },
+        tally,
         rows: rows.iter().map(pair).collect(),
         yielded: Yield::default(),
         lesson: Lesson::Examples,

@@ -5,14 +5,15 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::Parts;
 use super::error::RunError;
 use super::gate::MIN_PROMPTS;
+use super::held_out::{self, LeftOut};
 use super::material::{self, Material};
 use super::pairs::Tally;
-use super::practice::FEWEST_EXAMPLES;
+use super::practice::{self, FEWEST_EXAMPLES};
 use super::program;
 use super::yields::Yield;
-use super::{Parts, held_out};
 
 /// What a run would find now.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -25,6 +26,9 @@ pub struct Readiness {
     pub new_pairs: usize,
     /// So many are wanted before a scheduled run.
     pub min_new_pairs: usize,
+    /// Examples that wait for a run on them alone: no run has learned from them, and the model has
+    /// solved fewer prompts by itself.
+    pub examples: usize,
     /// Held-out prompts of agents that learn.
     pub held_out: usize,
     /// What the stored answers come to.
@@ -44,6 +48,7 @@ impl Readiness {
             pairs: material.rows.len(),
             new_pairs: material.n_new,
             min_new_pairs: min.max(1),
+            examples: 0,
             held_out,
             yielded: material.yielded.clone(),
             tally: material.tally,
@@ -60,15 +65,17 @@ impl Readiness {
         if *agents == 0 {
             return Some("no agent has `learn: true`".to_owned());
         }
-        if min_new_pairs <= new_pairs {
+        if FEWEST_EXAMPLES <= self.examples || min_new_pairs <= new_pairs {
             return None;
         }
         let pairs = format!("{new_pairs} of {min_new_pairs} new pairs");
-        let Tally { prompts, held_out, without_chosen, without_rejected, .. } = tally;
+        let Tally { prompts, left_out, without_chosen, without_rejected, .. } = tally;
+        let LeftOut { held_out, near_copies } = left_out;
         Some(match yielded {
-            _ if 0 < *prompts && prompts == held_out => {
-                format!("{pairs}, all {prompts} stored prompts are held out: explore others")
-            }
+            _ if 0 < *prompts && *prompts == held_out + near_copies => format!(
+                "{pairs}, all {prompts} stored prompts are held out or near copies of held-out ones: explore \
+                 others"
+            ),
             _ if 0 < self.pairs && *new_pairs == 0 => format!(
                 "{pairs}, the {} pairs that there are were learned before: explore more prompts, or rate \
                  ten answers",
@@ -90,9 +97,9 @@ impl Readiness {
                 format!("{pairs}, all {answers} answers pass: harder prompts would help")
             }
             _ => format!(
-                "{pairs}, {yielded}; of {prompts} prompts {held_out} are held out, {without_chosen} have \
-                 no answer that passes, {without_rejected} have none to reject; explore more prompts, or \
-                 rate ten answers"
+                "{pairs}, {yielded}; of {prompts} prompts {held_out} are held out, {near_copies} are near \
+                 copies of held-out ones, {without_chosen} have no answer that passes, {without_rejected} \
+                 have none to reject; explore more prompts, or rate ten answers"
             ),
         })
     }
@@ -102,7 +109,23 @@ impl Readiness {
 impl fmt::Display for Readiness {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.lacks() {
-            Some(lacks) => write!(formatter, "Not learning yet: {lacks}")?,
+            Some(lacks) => {
+                write!(formatter, "Not learning yet: {lacks}")?;
+                if 0 < self.examples {
+                    let n = self.examples;
+                    write!(
+                        formatter,
+                        "; {n} of {FEWEST_EXAMPLES} examples for a first run on them"
+                    )?;
+                }
+            }
+            None if FEWEST_EXAMPLES <= self.examples => {
+                write!(
+                    formatter,
+                    "Ready to learn: {} examples wait for their first run",
+                    self.examples
+                )?;
+            }
             None => write!(formatter, "Ready to learn: {} new pairs", self.new_pairs)?,
         }
         let Self { held_out, agents, .. } = self;
@@ -120,12 +143,19 @@ pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
     if agents == 0 {
         return Ok(Readiness::default());
     }
-    let (questions, held_out) = held_out::read_all(&config).await?;
+    let fault = practice::sync_examples(parts, &config)
+        .await
+        .err()
+        .map(|it| it.reason().replace('\n', "; "));
+    let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     let asked = held_out::count(&questions.held_out);
     let material = material::collect(parts, &config, &held_out).await?;
     let readiness = Readiness::new(&material, agents, asked, config.learn.min_new_pairs);
-    let trainer_fault = program::command_line(&config.trainer).err().map(|it| it.to_string());
-    Ok(Readiness { trainer_fault, ..readiness })
+    let trainer_fault =
+        program::command_line(&config.trainer).err().map(|it| it.to_string()).or(fault);
+    let waiting = practice::waiting(parts, &config, &held_out, false).await?;
+    let examples = waiting.map_or(0, |waiting| waiting.n_new);
+    Ok(Readiness { examples, trainer_fault, ..readiness })
 }
 
 #[cfg(test)]
@@ -138,6 +168,7 @@ mod tests {
             pairs: new_pairs,
             new_pairs,
             min_new_pairs: 50,
+            examples: 0,
             held_out: 2,
             yielded: Yield { answers, passing, ..Yield::default() },
             tally: Tally { prompts: 9, without_chosen: 5, without_rejected: 3, ..Tally::default() },
@@ -151,8 +182,8 @@ mod tests {
         assert_eq!(
             text,
             "Not learning yet: 3 of 50 new pairs, 7 of 40 answers pass; of 9 prompts 0 are held out, \
-             5 have no answer that passes, 3 have none to reject; explore more prompts, or rate ten \
-             answers; 2 of 20 held-out prompts"
+             0 are near copies of held-out ones, 5 have no answer that passes, 3 have none to reject; \
+             explore more prompts, or rate ten answers; 2 of 20 held-out prompts"
         );
         let text = readiness(40, 0, 0).to_string();
         assert!(
@@ -166,6 +197,20 @@ mod tests {
         assert!(readiness(0, 0, 0).to_string().contains("no answer is judged"));
         let none = Readiness { agents: 0, ..readiness(0, 0, 0) };
         assert_eq!(none.to_string(), "Not learning yet: no agent has `learn: true`");
+    }
+
+    #[test]
+    fn examples_that_wait_are_said() {
+        let few = Readiness { examples: 4, held_out: 20, ..readiness(0, 0, 0) }.to_string();
+        assert!(
+            few.starts_with("Not learning yet: 0 of 50 new pairs, no answer is judged"),
+            "{few}"
+        );
+        assert!(few.ends_with("; 4 of 10 examples for a first run on them"), "{few}");
+        let enough = Readiness { examples: 40, ..readiness(40, 0, 0) }.to_string();
+        let expected =
+            "Ready to learn: 40 examples wait for their first run; 2 of 20 held-out prompts";
+        assert_eq!(enough, expected);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(super) struct Replayed {
     pub(super) pairs: usize,
     /// Of these, old ones.
     pub(super) old: usize,
+    /// Pairs of earlier runs that are not used as they were: something else is said of an answer.
+    pub(super) stale: usize,
 }
 
 /// What earlier runs have learned from, as far as it still holds.
@@ -41,6 +43,7 @@ pub(super) struct Earlier {
     by_exchange: HashMap<ExchangeId, Vec<usize>>,
     shape: Shape,
     positives: Positives,
+    stale: usize,
 }
 
 impl Earlier {
@@ -69,7 +72,7 @@ impl Earlier {
         for (index, pair) in pairs.iter().enumerate() {
             by_exchange.entry(pair.row.exchange).or_default().push(index);
         }
-        Self { pairs, by_exchange, shape: Shape::of(objective), positives }
+        Self { pairs, by_exchange, shape: Shape::of(objective), positives, stale: 0 }
     }
 
     /// Takes back what is not said of an exchange's answers any more.
@@ -92,6 +95,7 @@ impl Earlier {
                     .flatten()
                     .zip(rejected.flatten())
                     .is_some_and(|(chosen, rejected)| chosen.scalar <= rejected.scalar);
+            self.stale += usize::from(!is_chosen || !is_rejected || is_turned);
             if !is_chosen || is_turned {
                 *pair = pair.clone().without_chosen();
             }
@@ -125,6 +129,7 @@ pub(super) fn mix(
     share: f64,
 ) -> (Vec<Pair>, Replayed) {
     let numbered = pairs.into_iter().enumerate();
+    let stale = earlier.stale;
     let (mut mixed, rest): (Vec<_>, Vec<_>) =
         numbered.partition(|(_, pair)| !learned.contains(&answers(pair)));
     let n_new = mixed.len();
@@ -144,7 +149,7 @@ pub(super) fn mix(
     // In the order in which they were made, as if they had never been apart.
     mixed.append(&mut old);
     mixed.sort_by_key(|(place, pair)| (pair.row.exchange, *place, pair.row.rejected));
-    let replayed = Replayed { pairs: mixed.len(), old: mixed.len() - n_new };
+    let replayed = Replayed { pairs: mixed.len(), old: mixed.len() - n_new, stale };
     (mixed.into_iter().map(|(_, pair)| pair).collect(), replayed)
 }
 
@@ -225,11 +230,11 @@ mod tests {
     #[test]
     fn all_new_pairs_are_used_and_old_ones_up_to_their_share() {
         let (pairs, replayed) = mixed(0.2, 1);
-        assert_eq!(replayed, Replayed { pairs: 25, old: 5 });
+        assert_eq!(replayed, Replayed { pairs: 25, old: 5, stale: 0 });
         assert_eq!(pairs.iter().filter(|pair| pair.row.chosen > Some(CandidateId(39))).count(), 20);
-        assert_eq!(mixed(0.0, 1).1, Replayed { pairs: 20, old: 0 });
+        assert_eq!(mixed(0.0, 1).1, Replayed { pairs: 20, old: 0, stale: 0 });
         // 20 old ones of today, and one anchor that only an earlier run had.
-        assert_eq!(mixed(1.0, 1).1, Replayed { pairs: 41, old: 21 });
+        assert_eq!(mixed(1.0, 1).1, Replayed { pairs: 41, old: 21, stale: 0 });
         assert!(ids(mixed(1.0, 1).0).contains(&(Some(2), Some(1))));
     }
 
@@ -243,7 +248,7 @@ mod tests {
     fn without_new_pairs_all_old_ones_are_used() {
         let learned = some(10).iter().map(answers).collect();
         let (_, replayed) = mix(some(10), earlier(Vec::new(), &DPO), &learned, 0.1);
-        assert_eq!(replayed, Replayed { pairs: 10, old: 10 });
+        assert_eq!(replayed, Replayed { pairs: 10, old: 10, stale: 0 });
     }
 
     #[test]
@@ -258,7 +263,7 @@ mod tests {
             rejected: Some(vec![Token(3)]),
         };
         let held_out = HeldOut::new(["secret"]);
-        let both = vec![recorded("Secret "), recorded("open")];
+        let both = vec![recorded("Secret "), recorded("secret!"), recorded("open")];
         let usable = Earlier::new(both, &held_out, &DPO, Positives::Veto);
         let usable: Vec<Pair> = usable.fitting().collect();
         assert_eq!(usable.len(), 1);
@@ -289,6 +294,8 @@ mod tests {
         let after = |candidates: Vec<Candidate>, words: Vec<Feedback>, objective: &Objective| {
             let mut earlier = earlier(vec![pair(1, 2)], objective);
             earlier.compare(&Exchange { feedback: words, ..exchange(1, "p", candidates) });
+            let is_whole = earlier.pairs[0].sides() == (true, true);
+            assert_eq!(earlier.stale, usize::from(!is_whole));
             ids(earlier.fitting())
         };
         let whole = (Some(1), Some(2));

@@ -17,8 +17,9 @@ use super::child::{self, Product, Trained, TrainerError, Update};
 use super::error::RunError;
 use super::gate::{self, Power, Verdict};
 use super::held_out::{self, HeldOut, Questions};
-use super::job;
-use super::material::{self, Material};
+use super::job::{self, Lesson};
+use super::lesson;
+use super::material::Material;
 use super::practice::Practised;
 use super::program;
 use super::promote::{self, Promotion, blocking};
@@ -102,8 +103,8 @@ async fn prepare<'a>(
     stage: &'a watch::Sender<Stage>,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
-    let (questions, held_out) = held_out::read_all(&config).await?;
     let practised = practice::sync(parts, &config).await?;
+    let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     if let Some(found) = resume::next(parts, &config).await? {
         let resume::Waiting { id, start, job, trained } = found;
         if trained.is_none() {
@@ -127,20 +128,14 @@ async fn prepare<'a>(
     let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
     // Before pairs are collected and a run is recorded.
     program::command_line(&config.trainer).map_err(TrainerError::from)?;
-    let examples = practice::waiting(parts, &config, &held_out, 0 < min_new_pairs).await?;
-    let material = match examples {
-        Some(material) => material,
-        None => {
-            let material = material::collect(parts, &config, &held_out).await?;
-            if material.rows.is_empty() || material.n_new < min_new_pairs {
-                let agents = config.agents.values().filter(|agent| agent.learn).count();
-                let asked = held_out::count(&questions.held_out);
-                let found = Readiness::new(&material, agents, asked, min_new_pairs);
-                return Err(nothing_to_learn(parts, &found).await?);
-            }
-            material
-        }
-    };
+    let material = lesson::next(parts, &config, &held_out, 0 < min_new_pairs).await?;
+    let is_too_little = material.rows.is_empty() || material.n_new < min_new_pairs;
+    if material.lesson == Lesson::Answers && is_too_little {
+        let agents = config.agents.values().filter(|agent| agent.learn).count();
+        let asked = held_out::count(&questions.held_out);
+        let found = Readiness::new(&material, agents, asked, min_new_pairs);
+        return Err(nothing_to_learn(parts, &found).await?);
+    }
     let Material { dataset, rows, tally, yielded, replayed, lesson, .. } = material;
     let rehearsed = rehearsal::examples(parts, &config, lesson, rows.len()).await?;
     let dataset = dataset.with(&rehearsed);
@@ -236,9 +231,16 @@ impl Run<'_> {
             !self.questions.held_out.iter().any(|question| question.agent.name == agent.name)
         });
         let without = unjudged.next().map(|agent| {
+            let advice = match agent.held_out {
+                Some(config::HeldOut::Auto) => {
+                    "`held_out: auto` sets some aside when there are more prompts with a verifier, a \
+                     reference or your words; or add a held_out file to it"
+                }
+                _ => "add a held_out file to it, or set `held_out: auto`",
+            };
             format!(
                 "agent {} has no held-out prompts, so nothing can show that an adapter is better: \
-                 add a held_out file to it, or set `learn: false`",
+                 {advice}, or set `learn: false`",
                 agent.name
             )
         });

@@ -158,9 +158,10 @@ impl Untrained {
             let name = agent.name.clone();
             let all = parts.store.explorable(name, (u32::MAX, 0), Generation::BASE, true).await?;
             let mut ids: Vec<_> = all.into_iter().map(|it| it.exchange).collect();
-            if let Some(only) = practised.get(&agent.name) {
+            if let Some(only) = practised.by_agent.get(&agent.name) {
                 ids.retain(|id| only.contains(id));
             }
+            ids.retain(|id| !practised.aside.contains(id));
             ids.sort_by_cached_key(|id| Sha256::digest(id.to_string()));
             for id in ids.into_iter().take(LOOKED_AT) {
                 if prompts.len() == MOST {

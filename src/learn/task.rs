@@ -20,7 +20,7 @@ use super::readiness::{self, Readiness};
 use super::schedule::{Decision, Schedule};
 use super::{
     Command, Ended, LearnError, News, Parts, Stage, explore, held_out, import, judge, night,
-    promote, resume, run,
+    preview, promote, resume, run,
 };
 use store::{RunId, StoreError, Watch};
 
@@ -127,6 +127,7 @@ impl Task {
                     self.schedule.replan(plan.as_ref(), Utc::now());
                     self.next_run.send_replace(self.schedule.due());
                     self.look(false).await;
+                    self.see_readiness();
                 }
                 _ = ticks.tick() => self.tick().await,
                 _ = looks.tick() => self.look(true).await,
@@ -166,6 +167,14 @@ impl Task {
             Command::Resume(reply) => {
                 let resumed = self.resume().await;
                 drop(reply.send(resumed.map_err(LearnError::from)));
+            }
+            Command::Preview(limit, reply) => {
+                let parts = self.parts.clone();
+                // Beside everything else, because it reads all that is stored.
+                tokio::spawn(async move {
+                    let found = preview::preview(&parts, limit).await;
+                    reply.send(found.map_err(|it| LearnError::Unreadable(it.reason()))).ok();
+                });
             }
             Command::Cancel(reply) => {
                 self.stop(Stop::Owner);
@@ -276,13 +285,10 @@ impl Task {
     /// What the held-out prompts could show. A file that cannot be read is told of by the run.
     async fn power(&self) -> Option<Power> {
         let config = self.parts.config.borrow().clone();
-        let load = move || {
-            config.agents.values().any(|agent| agent.learn).then_some(())?;
-            let questions = held_out::load(config.agents.values()).ok()?;
-            let n_prompts = held_out::count(&questions.held_out);
-            Some(Power::new(n_prompts, &config.learn.gate))
-        };
-        promote::blocking(load).await
+        config.agents.values().any(|agent| agent.learn).then_some(())?;
+        let (questions, _) = held_out::read_all(&self.parts.store, &config).await.ok()?;
+        let n_prompts = held_out::count(&questions.held_out);
+        Some(Power::new(n_prompts, &config.learn.gate))
     }
 
     /// Does what the watch has come to; true when that changed something.

@@ -1,6 +1,7 @@
 //! Whole runs with the scripted engine, a real store and shell scripts as trainers: what is served,
 //! stored and on disk after each way to end. `guards`: what keeps the loop from getting worse.
 
+mod aside;
 mod data;
 mod guards;
 
@@ -8,6 +9,7 @@ mod imports;
 
 mod lessons;
 
+mod preview;
 mod resume;
 mod trust;
 
@@ -369,7 +371,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
     }
 }
 
-fn agent(root: &std::path::Path) -> Agent {
+pub(super) fn agent(root: &std::path::Path) -> Agent {
     let template = |text: &str| vec![user(text)];
     let templates = BTreeMap::from([
         ("assess".to_owned(), template("{{ question }} judge {{ aspect.name }} of {{ response }}")),
@@ -413,7 +415,7 @@ fn agent(root: &std::path::Path) -> Agent {
         },
         verifier: None,
         learn: true,
-        held_out: Some(root.join("held_out.jsonl")),
+        held_out: Some(config::HeldOut::File(root.join("held_out.jsonl"))),
         probes: None,
         general: None,
         examples: None,

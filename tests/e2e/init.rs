@@ -137,7 +137,7 @@ async fn the_embedded_model_is_set_up_checked_and_served() {
         "trains       yes: on ",
         "memory       ",
         "1,000 pairs  ",
-        "missing      for learning: 20 held-out prompts at least",
+        "missing      for learning: prompts with a verifier or a reference, or your ratings",
     ]) {
         assert!(line.starts_with(beginning), "{beginning}: {line}");
     }

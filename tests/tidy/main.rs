@@ -23,6 +23,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["main.rs", "cli/"]),
     ("clap_complete", &["cli/pages.rs"]),
     ("clap_mangen", &["cli/pages.rs"]),
+    ("console", &["cli/"]),
     ("indicatif", &["main.rs", "cli/"]),
     ("signal_hook", &["signals.rs"]),
 ];

@@ -17,8 +17,8 @@ use super::raw::{Problems, Section};
 use super::settings::{Settings, auto_or_number};
 use super::verifier::verifier;
 use super::{
-    Agent, AgentAspect, Aspect, Config, ConfigError, JudgeConfig, Mode, Pass, Practice, Promising,
-    REWARD, Reflection, ScalarConfig, StopEarly, VERIFIER,
+    Agent, AgentAspect, Aspect, Config, ConfigError, HeldOut, JudgeConfig, Mode, Pass, Practice,
+    Promising, REWARD, Reflection, ScalarConfig, StopEarly, VERIFIER,
 };
 use inference::{EngineConfig, Sampling, ranges};
 use prompt::{Message, PromptSet, Role};
@@ -211,7 +211,7 @@ impl Files<'_> {
         let items = keys.named_items("aspects");
         let names_aspects = !items.is_empty();
         let aspects = self.agent_aspects(name, items);
-        let held_out = self.prompts_of(&mut keys, "held_out");
+        let held_out = self.held_out(&mut keys);
         let general = self.prompts_of(&mut keys, "general");
         let examples = self.prompts_of(&mut keys, "examples");
         let mut explore = keys.section("explore");
@@ -265,13 +265,28 @@ impl Files<'_> {
         Some(model)
     }
 
+    /// A file of prompts, or the word `auto`.
+    fn held_out(&self, keys: &mut Section<'_>) -> Option<HeldOut> {
+        const ALLOWED: &str = "auto or a path";
+        let given = keys.mixed_optional::<PathBuf>("held_out", ALLOWED)?;
+        if given == Path::new("auto") {
+            return Some(HeldOut::Auto);
+        }
+        Some(HeldOut::File(self.file("held_out", given, keys)))
+    }
+
     /// A file of prompts, if one is named.
     fn prompts_of(&self, keys: &mut Section<'_>, key: &'static str) -> Option<PathBuf> {
-        let path = self.root.join(keys.optional::<PathBuf>(key)?);
+        let path = keys.optional::<PathBuf>(key)?;
+        Some(self.file(key, path, keys))
+    }
+
+    fn file(&self, key: &'static str, path: PathBuf, keys: &Section<'_>) -> PathBuf {
+        let path = self.root.join(path);
         if !path.is_file() {
             keys.problem(key, format!("names {}, which is not a file", path.display()));
         }
-        Some(path)
+        path
     }
 
     fn prompts(&mut self, file: &Path) -> Option<Arc<PromptSet>> {
@@ -326,13 +341,19 @@ fn without_aspects(agent: &Agent, keys: &Section<'_>) {
         let lines = prompt_file::read(path).unwrap_or_default();
         lines.iter().any(|line| line.verifier.is_some() || line.reference.is_some())
     };
+    // With `auto` the held-out prompts are some of those that are practised on.
+    let questions = match agent.held_out {
+        Some(HeldOut::Auto) => agent.practice.prompts.as_ref(),
+        _ => agent.held_out_file(),
+    };
     let has_reward = matches!(agent.scalar, ScalarConfig::Reward(_));
-    let is_checked = agent.verifier.is_some() || agent.held_out.as_ref().is_some_and(has_truth);
+    let is_checked = agent.verifier.is_some() || questions.is_some_and(has_truth);
     if !has_reward && !is_checked {
         keys.problem(
             "aspects",
             "has none that counts, and nothing else says which answers are right; name aspects, a \
-             `verifier` or a `scalar.reward_model`, or give the prompts of `held_out` verifiers or references",
+             `verifier` or a `scalar.reward_model`, or give the prompts of `held_out` (or, with \
+             `held_out: auto`, of `explore.prompts`) verifiers or references",
         );
     } else if !has_reward && agent.reflection.verifier_weight <= 0.0 {
         keys.problem(

@@ -181,8 +181,10 @@ pub struct Agent {
     pub verifier: Option<Verifier>,
     /// Exchanges of this agent become training data.
     pub learn: bool,
-    /// A file of held-out prompts for the gate (JSON lines, [`PromptLine`]); they never enter training.
-    pub held_out: Option<PathBuf>,
+    /// A file of held-out prompts for the gate (JSON lines, [`PromptLine`]), or `auto`: one in five of
+    /// the agent's prompts that have a verifier, a reference or an answer by the owner's words is set
+    /// aside for good, 200 at most. They never enter training.
+    pub held_out: Option<HeldOut>,
     /// A file of labelled answers that measure the judge (JSON lines, [`ProbeLine`]); their prompts
     /// never enter training.
     pub probes: Option<PathBuf>,
@@ -193,6 +195,15 @@ pub struct Agent {
     pub examples: Option<PathBuf>,
     /// What exploration is asked.
     pub practice: Practice,
+}
+
+/// Where the held-out prompts of an agent come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum HeldOut {
+    /// They are in this file.
+    File(PathBuf),
+    /// They are taken from what the agent is asked.
+    Auto,
 }
 
 impl Agent {
@@ -206,6 +217,14 @@ impl Agent {
     pub fn advisory(&self) -> impl Iterator<Item = &str> {
         let recorded = self.aspects.iter().filter(|rated| rated.weight <= 0.0);
         recorded.map(|rated| rated.aspect.name.as_str())
+    }
+
+    /// The file of held-out prompts, where there is one.
+    pub fn held_out_file(&self) -> Option<&PathBuf> {
+        match &self.held_out {
+            Some(HeldOut::File(path)) => Some(path),
+            Some(HeldOut::Auto) | None => None,
+        }
     }
 }
 

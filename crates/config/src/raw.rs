@@ -180,6 +180,16 @@ impl<'a> Section<'a> {
         self.fitting(key)
     }
 
+    /// Likewise without a default.
+    pub(super) fn mixed_optional<T: DeserializeOwned>(
+        &mut self,
+        key: &'static str,
+        allowed: &str,
+    ) -> Option<T> {
+        self.note::<T>(key, || (KeyDefault::Absent, allowed.to_owned()));
+        self.fitting(key)
+    }
+
     /// A number within bounds, if one is set.
     pub(super) fn optional_number<T>(
         &mut self,

@@ -420,6 +420,7 @@ fn an_agent_may_do_without_aspects_where_something_else_decides() {
         "judge: none\nheld_out: truth.jsonl\n",
         // Recorded alone.
         "aspects: [{name: kind, weight: 0}]\nverifier: {kind: length, sentences: 1}\n",
+        "judge: none\nheld_out: auto\nexplore: {prompts: truth.jsonl}\n",
         "scalar: {reward_model: model.gguf}\nreflection: {verifier_weight: 0}\n",
     ] {
         root.write("agents/one.yaml", &format!("model: model.gguf\n{fine}"));
@@ -427,7 +428,8 @@ fn an_agent_may_do_without_aspects_where_something_else_decides() {
     }
     let nothing = "agents/one.yaml: aspects: has none that counts, and nothing else says";
     let recorded = "aspects: [{name: kind, weight: 0}]\n";
-    for wrong in ["", "aspects: []\njudge: none\n", "held_out: none.jsonl\n", recorded] {
+    let none = "aspects: []\njudge: none\n";
+    for wrong in ["", none, "held_out: none.jsonl\n", "held_out: auto\n", recorded] {
         let found = problems(wrong);
         assert!(found.contains(nothing), "{wrong}: {found}");
     }

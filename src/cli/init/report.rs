@@ -159,15 +159,18 @@ impl Report {
 /// What an agent still lacks before a night can make its model better.
 pub(super) fn missing(agent: &Agent) -> Vec<String> {
     let mut missing = Vec::new();
-    if agent.held_out.is_none() {
+    if agent.verifier.is_none() {
         missing.push(format!(
-            "{MIN_PROMPTS} held-out prompts at least, without which nothing is trained \
-             (agents/{}.yaml)",
+            "prompts with a verifier or a reference, or your ratings (/good and /bad in chat): of a hundred, \
+             {MIN_PROMPTS} are set aside as held out, without which nothing is trained (agents/{}.yaml)",
             agent.name
         ));
     }
-    if agent.verifier.is_none() {
-        missing.push("verifiers, or your ratings (/good and /bad in chat)".to_owned());
+    if agent.examples.is_none() {
+        missing.push(
+            "10 examples of right answers, if it cannot do your task at all (reflectd learn FILE)"
+                .to_owned(),
+        );
     }
     missing
 }

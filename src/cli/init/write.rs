@@ -173,8 +173,16 @@ fn quoted(text: &str) -> String {
 }
 
 fn agent_yaml(plan: &Plan) -> String {
-    let Plan { name, description, model, max_tokens, .. } = plan;
+    let Plan { name, description, model, max_tokens, answers, .. } = plan;
     let (description, model) = (quoted(description), quoted(model));
+    let system = answers.system.as_ref().map_or_else(
+        || "#system: You are a careful assistant who says what is uncertain.".to_owned(),
+        |system| format!("system: {}", quoted(system)),
+    );
+    let examples = answers.examples.as_ref().map_or_else(
+        || format!("#examples: agents/{name}/examples.jsonl"),
+        |path| format!("examples: {}", quoted(&path.to_string_lossy())),
+    );
     format!(
         r#"# The agent {name}: how requests are answered that name it, or "default", as their model.
 # Made by `reflectd init`. Change what you like: changes count at once, but for another model, and
@@ -187,7 +195,7 @@ description: {description}
 model: {model}
 
 # What the model is told before a conversation that begins without instructions.
-#system: You are a careful assistant who says what is uncertain.
+{system}
 
 # How the words of an answer are chosen, unless a request says otherwise.
 sampling:
@@ -218,21 +226,32 @@ reflection:
 # Answers become training data; false: they never do.
 learn: true
 
+# Prompts with the answers that you want, one a line, for a task that the model cannot do yet; ten or
+# more give it a start:
+#   {{"prompt": "Lamp on", "answer": "{{\"device\": \"lamp\", \"on\": true}}"}}
+{examples}
+
 # A check that every answer has to pass, for tasks that have one: numeric, exact, regex, json_schema.
 # It counts beside the model's own judgement, which is poor in small models.
 #verifier: {{ kind: regex, pattern: "^[^\n]+$" }}
 
 # Questions that a newly trained model has to answer better before it is served; it never trains on
-# them. Without them there is no training. 20 at least, one a line:
+# them. There is no training with fewer than 20.
+# auto: one in five of the prompts that have a verifier or a reference, or that you have rated or
+# edited, is set aside. You can also name a file with one question a line:
 #   {{"id": "1", "prompt": "What is 6 times 7?", "verifier": {{"kind": "numeric", "expected": 42}}}}
 #   {{"id": "2", "prompt": "What is the capital of France?", "reference": "Paris"}}
-#held_out: agents/{name}/held-out.jsonl
+held_out: auto
 "#
     )
 }
 
 fn settings_yaml(plan: &Plan) -> String {
-    let Plan { name, context_tokens, model_context, .. } = plan;
+    let Plan { name, context_tokens, model_context, answers, .. } = plan;
+    let schedule = answers.hour.map_or_else(
+        || r#"#schedule: { cron: "0 3 * * *", time_zone: UTC }"#.to_owned(),
+        |hour| format!(r#"schedule: {{ cron: "0 {hour} * * *", time_zone: UTC }}"#),
+    );
     format!(
         r#"# Settings of the daemon, made by `reflectd init`. What is not here has its default.
 # Changes count at once, but for those below `engine`.
@@ -246,9 +265,9 @@ engine:
   context_tokens: {context_tokens}
 
 learn:
-  # When to train: minute, hour, day, month, weekday. Take the # away when agents/{name}.yaml
-  # names held-out prompts.
-  #schedule: {{ cron: "0 3 * * *", time_zone: UTC }}
+  # When to train: minute, hour, day, month, weekday. A night that finds too little to learn from says
+  # what is missing (`reflectd status`).
+  {schedule}
 "#
     )
 }

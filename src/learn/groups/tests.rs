@@ -81,7 +81,7 @@ fn a_prompt_that_was_asked_again_has_one_group_of_its_newest_answers() {
     let (groups, tally) = grouped(&policy, &all);
     // Texts that were sampled twice count twice, as they do for the policy.
     assert_eq!(rewards(&groups), [[0.1, 0.3, 0.3]]);
-    assert_eq!((tally.prompts, tally.held_out, tally.tempered), (4, 1, 1));
+    assert_eq!((tally.prompts, tally.left_out.held_out, tally.tempered), (4, 1, 1));
     assert_eq!(groups[0].rows[0].exchange, ExchangeId(1));
     assert_eq!(groups[0].rows[2].exchange, ExchangeId(3));
 }

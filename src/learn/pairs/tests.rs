@@ -415,8 +415,10 @@ fn the_owners_word_is_not_cut_by_a_cap_and_a_held_out_prompt_is_never_learned_fr
     let all = [exchange(1, "p", answers(1, 1)), exchange(2, "p", answers(3, 2)), third.clone()];
     assert_eq!(chosen_and_rejected(&paired(&policy, DPO, &all).0), [(2, Some(1)), (5, Some(6))]);
     third.messages[0].content = "held  OUT".into();
-    let (pairs, tally) = paired(&policy, DPO, &[third]);
-    assert_eq!((pairs, tally.held_out), (vec![], 1));
+    let mut near = third.clone();
+    near.messages[0].content = "Held out!".into();
+    let (pairs, tally) = paired(&policy, DPO, &[third, near]);
+    assert_eq!((pairs, tally.left_out), (vec![], LeftOut { held_out: 1, near_copies: 1 }));
 }
 
 fn any_candidate() -> impl Strategy<Value = Candidate> {

@@ -12,7 +12,7 @@ fn examples(n: usize) -> String {
 }
 
 /// A world whose agent has a file of examples.
-async fn with_examples(script: Script, n: usize) -> World {
+pub(super) async fn with_examples(script: Script, n: usize) -> World {
     let world = World::new(script, "good.sh", &[]).await;
     let path = world.root().join("examples.jsonl");
     write(&path, &examples(n));
@@ -20,9 +20,9 @@ async fn with_examples(script: Script, n: usize) -> World {
     world
 }
 
-async fn learn(world: &World, lines: &str) -> Result<Learned, ExampleError> {
+pub(super) async fn learn(world: &World, lines: &str) -> Result<Learned, ExampleError> {
     let config = world.parts.config.borrow().clone();
-    let (_, held_out) = held_out::read_all(&config).await.unwrap();
+    let (_, held_out) = held_out::read_all(&world.parts.store, &config).await.unwrap();
     let lines: Vec<ExampleLine> = config::prompt_file::parse(lines).unwrap();
     let agent = &config.agents["tester"];
     let lines = (1..).zip(lines).collect();
@@ -135,6 +135,48 @@ async fn examples_are_learned_once_all_or_none_and_never_of_held_out_prompts() {
     assert!(told[0].message.contains("held out"), "{told:?}");
     assert!(told[1].message.contains("does not pass the verifier"), "{told:?}");
     assert_eq!(world.parts.store.counts().await.unwrap(), before, "nothing is half stored");
+}
+
+/// Of a file as of a client, and of examples that were stored before their prompts were held out.
+#[tokio::test]
+async fn near_copies_of_held_out_prompts_are_left_out_and_counted() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    let near = "{\"prompt\":\"Ask held out: 7!\",\"answer\":\"good\"}\n";
+    let learned = learn(&world, &(examples(1) + near)).await.unwrap();
+    assert_eq!(
+        learned,
+        Learned { new: 1, left_out: LeftOut { held_out: 0, near_copies: 1 }, ..Learned::default() }
+    );
+
+    let (practice, held_out) =
+        (world.root().join("practice.jsonl"), world.root().join("held_out.jsonl"));
+    let line = |prompt: &str| format!("{{\"id\":\"{prompt}\",\"prompt\":\"{prompt}\"}}\n");
+    let questions = std::fs::read_to_string(&held_out).unwrap() + "\n";
+    write(&held_out, &(questions + &line("please turn on the light in the kitchen now")));
+    let prompts = [
+        "please turn on the light in the kitchen",
+        "please turn off the lamp in the hall",
+        "ask held out 3",
+    ];
+    write(&practice, &prompts.map(line).concat());
+    world.change_agent(|agent| agent.practice.prompts = Some(practice));
+    let (learner, task) = world.learner();
+    let ended = learner.explore(all(9)).await.unwrap();
+    let Ended::Explored { left_out, .. } = ended else { panic!("{ended:?}") };
+    assert_eq!(left_out, LeftOut { held_out: 1, near_copies: 1 });
+    let stored = world.parts.store.exchanges(None, 9).await.unwrap();
+    let stored: Vec<_> = stored.iter().map(|it| it.messages[0].content.as_str()).collect();
+    assert_eq!(stored, [prompts[1], "ask example 0"]);
+
+    // The example's prompt is nearly held out from now on.
+    let questions = std::fs::read_to_string(&held_out).unwrap();
+    write(&held_out, &(questions + &line("ASK: example 0?")));
+    learner.shutdown().await;
+    task.await.unwrap();
+    let ended = world.train().await;
+    let Ended::Rejected { run, .. } = ended else { panic!("{ended:?}") };
+    let tally = &world.parts.store.run(run).await.unwrap().metrics["tally"];
+    assert_eq!((&tally["held_out"], &tally["near_copies"]), (&0.into(), &1.into()), "{tally}");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Tests of `write`.
 
+use super::super::questions::Answers;
 use super::*;
 use config;
 
@@ -13,6 +14,7 @@ fn plan(root: &Path) -> Plan {
         context_tokens: 4096,
         model_context: 2048,
         max_tokens: 777,
+        answers: Answers::default(),
     }
 }
 
@@ -65,7 +67,25 @@ fn what_is_written_has_no_problems_and_says_what_the_plan_says() {
     assert_eq!((config.engine.context_tokens, agent.sampling.max_tokens), (4096, 777));
     assert_eq!((agent.sampling.temperature, agent.sampling.top_p), (0.8, 0.95));
     assert_eq!(config.learn.optimizer, config::defaults().learn.optimizer);
-    assert!(agent.learn && agent.held_out.is_none() && config.learn.schedule.is_none());
+    assert!(agent.learn && agent.system.is_none() && agent.examples.is_none());
+    assert_eq!(agent.held_out, Some(config::HeldOut::Auto));
+    assert!(config.learn.schedule.is_some());
+}
+
+#[test]
+fn what_the_owner_says_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let examples = root.join("my examples.jsonl");
+    put(&examples, "{\"prompt\":\"a\",\"answer\":\"b\"}\n");
+    let system = "Say \"no\": #1\n{x}";
+    let answers =
+        Answers { system: Some(system.into()), examples: Some(examples.clone()), hour: None };
+    write(root, &files(&Plan { answers, ..plan(root) })).unwrap();
+    let config = config::load(root).unwrap();
+    let agent = &config.agents["mine"];
+    assert_eq!((agent.system.as_deref(), &agent.examples), (Some(system), &Some(examples)));
+    assert!(config.learn.schedule.is_none());
 }
 
 /// YAML reads some bare words as booleans, nulls or numbers.
@@ -95,18 +115,22 @@ fn what_is_commented_out_has_no_problems_either() {
         });
         *text = lines.map(|line| line + "\n").collect();
     }
-    assert_eq!(uncommented, 4, "system, verifier, held_out and schedule");
+    assert_eq!(uncommented, 3, "system, examples and verifier");
     let agent = agent_yaml(&plan(root));
     let prompts: String = agent
         .lines()
         .filter_map(|line| Some(format!("{}\n", line.strip_prefix("#   ")?)))
         .collect();
-    put(&root.join("agents/mine/held-out.jsonl"), &prompts);
+    let (examples, held_out) = prompts.split_once('\n').unwrap();
+    put(&root.join("agents/mine/examples.jsonl"), examples);
+    put(&root.join("held-out.jsonl"), held_out);
     write(root, &files).unwrap();
     let config = config::load(root).unwrap();
     let agent = &config.agents["mine"];
     assert!(agent.verifier.is_some() && agent.system.is_some() && config.learn.schedule.is_some());
-    let held_out = config::prompt_file::read(agent.held_out.as_ref().unwrap()).unwrap();
+    let examples = config::prompt_file::read_examples(agent.examples.as_ref().unwrap()).unwrap();
+    assert_eq!(examples.len(), 1);
+    let held_out = config::prompt_file::read(&root.join("held-out.jsonl")).unwrap();
     assert_eq!(held_out.len(), 2);
     assert!(held_out[0].verifier.is_some() && held_out[1].reference.is_some());
 }
