@@ -3,7 +3,7 @@
 //! wanted answers are, not whether the model's own are right. Asks and checks; it must not decide on
 //! promotion (`gate` does), and never sees a held-out prompt. Used by `run`.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::reflect::ReflectError;
 use config::{Agent, Config};
 use engine::{EngineError, Generation, Priority, Sampling, Weights};
 use protocol::{Job, Objective};
-use store::Exchange;
+use store::{Author, Exchange};
 
 /// Prompts asked at most.
 const MOST: usize = 64;
@@ -146,9 +146,9 @@ impl Untrained {
     ) -> Result<Option<Self>, RunError> {
         let path = job.data.clone();
         let (share, seed) = (job.validation_share, job.seed);
-        let trained = blocking(move || trained_on(&path, share, seed));
-        let trained =
-            trained.await.map_err(|source| RunError::Write { path: job.data.clone(), source })?;
+        let data = blocking(move || Data::read(&path, share, seed));
+        let data =
+            data.await.map_err(|source| RunError::Write { path: job.data.clone(), source })?;
         let mut prompts = Vec::new();
         for agent in config.agents.values().filter(|agent| agent.learn) {
             // Else the program's word does not count, and guards.
@@ -168,8 +168,7 @@ impl Untrained {
                     break;
                 }
                 let exchange = parts.store.exchange(id).await?;
-                let is_trained = trained.contains(&prompt_id(&exchange.prompt_tokens));
-                if !is_trained
+                if data.has_left(&exchange)
                     && !held_out.contains(&exchange.messages)
                     && parts.reflector.is_checked(agent, &exchange)
                 {
@@ -210,19 +209,47 @@ async fn is_right(
     }
 }
 
-/// The prompts that a run trains on, by their ids.
-fn trained_on(path: &Path, share: f64, seed: u64) -> io::Result<HashSet<String>> {
-    #[derive(Deserialize)]
-    struct Line {
-        prompt_id: String,
+/// Which prompts a data set has, by their ids.
+#[derive(Debug)]
+struct Data {
+    all: BTreeSet<String>,
+    validation: BTreeSet<String>,
+    share: f64,
+}
+
+impl Data {
+    fn read(path: &Path, share: f64, seed: u64) -> io::Result<Self> {
+        #[derive(Deserialize)]
+        struct Line {
+            prompt_id: String,
+        }
+        let text = std::fs::read_to_string(path)?;
+        let all: BTreeSet<String> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).map(|Line { prompt_id }| prompt_id))
+            .collect::<Result<_, _>>()?;
+        let validation = protocol::validation_prompts(all.clone(), share, seed);
+        Ok(Self { all, validation, share })
     }
-    let text = std::fs::read_to_string(path)?;
-    let ids: BTreeSet<String> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).map(|Line { prompt_id }| prompt_id))
-        .collect::<Result<_, _>>()?;
-    let validation = protocol::validation_prompts(ids.clone(), share, seed);
-    Ok(ids.difference(&validation).cloned().collect())
+
+    /// Whether a prompt is not trained on. Of those that were explored and gave nothing to learn the same
+    /// share as of the others: they are mostly those that the model cannot do, and all of them would make
+    /// what is served look worse than it is.
+    fn has_left(&self, exchange: &Exchange) -> bool {
+        let id = prompt_id(&exchange.prompt_tokens);
+        if self.all.contains(&id) {
+            return self.validation.contains(&id);
+        }
+        let is_explored = exchange.candidates.iter().any(|it| it.author == Author::Model);
+        !is_explored || chance(&id) < self.share
+    }
+}
+
+/// A number from 0 to 1 that follows from a text.
+fn chance(text: &str) -> f64 {
+    let digest = Sha256::digest(text);
+    let head = digest.first_chunk::<4>().copied().unwrap_or_default();
+    f64::from(u32::from_be_bytes(head)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]
@@ -269,7 +296,10 @@ mod tests {
         let line = |i| format!("{{\"prompt_id\":\"{i}\",\"prompt\":[1],\"chosen\":[2]}}\n");
         let lines: String = (0..20).map(|i| line(i / 2)).collect();
         files::write_atomic(&path, |file| file.write_all(lines.as_bytes())).unwrap();
-        assert_eq!(trained_on(&path, 0.0, 7).unwrap().len(), 10);
-        assert_eq!(trained_on(&path, 0.3, 7).unwrap().len(), 7);
+        let data = |share| Data::read(&path, share, 7).unwrap();
+        assert_eq!((data(0.0).all.len(), data(0.0).validation.len()), (10, 0));
+        assert_eq!((data(0.3).all.len(), data(0.3).validation.len()), (10, 3));
+        let few = (0..1000).filter(|i| chance(&i.to_string()) < 0.1).count();
+        assert!((70..130).contains(&few), "{few}");
     }
 }

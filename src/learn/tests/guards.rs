@@ -171,13 +171,13 @@ async fn replayed_pairs_are_counted_and_bounded() {
     world.train().await;
     assert_eq!(
         world.last_run().await.metrics["replayed"],
-        serde_json::json!({"pairs": 4, "old": 0})
+        serde_json::json!({"pairs": 4, "old": 0, "stale": 0})
     );
     world.remember("ask more").await;
     world.train().await;
     assert_eq!(
         world.last_run().await.metrics["replayed"],
-        serde_json::json!({"pairs": 2, "old": 1})
+        serde_json::json!({"pairs": 2, "old": 1, "stale": 0})
     );
 }
 
