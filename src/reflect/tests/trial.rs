@@ -4,7 +4,10 @@ use super::*;
 
 /// Drafts are right now and then; refinements are `refined`.
 async fn world(refined: &str) -> (World, Agent) {
-    let world = World::new(answers(Script::new("?").on("refine", &[(refined, 1.0)]))).await;
+    // So seldom that four drafts are hardly ever all right, which would leave nothing to refine.
+    let drafts = [("good", 0.2), ("bad", 0.8)];
+    let script = Script::new("?").on("refine", &[(refined, 1.0)]).on("ask mixed", &drafts);
+    let world = World::new(answers(script)).await;
     let verifier = Some(exact("good"));
     let agent = Agent { aspects: Vec::new(), judge: JudgeConfig::Nobody, verifier, ..agent() };
     (world, agent)
