@@ -10,16 +10,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::daemon::Daemon;
 use crate::records::Trained;
 
-/// Explores, at most so long, and then trains. `prompts`: what the daemon does not find by itself.
-pub(crate) async fn practice(
-    daemon: &Daemon,
-    prompts: Option<Vec<Value>>,
-    at_most: Duration,
-) -> anyhow::Result<Trained> {
-    let body = match prompts {
-        Some(prompts) => json!({ "agent": "mine", "limit": prompts.len(), "prompts": prompts }),
-        None => json!({ "agent": "mine" }),
-    };
+/// Explores, at most so long, and then trains.
+pub(crate) async fn practice(daemon: &Daemon, at_most: Duration) -> anyhow::Result<Trained> {
+    let body = json!({ "agent": "mine" });
     let explored = follow(daemon, "/v1/explore", body, Some(at_most)).await?;
     let mut trained = train(daemon).await?;
     trained.seconds.insert("exploring".to_owned(), explored.wall_s);

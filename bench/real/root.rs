@@ -1,6 +1,5 @@
 //! The folder of one daemon: the agent as its owner would write it, its files, and two agents that only
-//! answer what measures. Where the product refuses the owner's form, the nearest one that it takes, with
-//! the refusal in the records. Used by `unit`.
+//! answer what measures. Used by `unit`.
 
 use std::fs;
 use std::io::Write as _;
@@ -21,16 +20,6 @@ use crate::task::Task;
 pub(crate) const MEASURE: &str = "measure";
 /// The same without a system text.
 pub(crate) const PLAIN: &str = "plain";
-
-/// How the agent is written.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Form {
-    /// As an owner would: no judge, files of examples and practice.
-    Wanted,
-    /// Without what the product refuses: an aspect that neither counts nor passes or fails anything, prompts
-    /// of practice by request, no examples.
-    Accepted,
-}
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -64,17 +53,17 @@ impl Root {
         &self,
         setting: &Setting,
         task: &Task,
-        learns: Option<(Form, Arm)>,
+        learns: Option<Arm>,
     ) -> anyhow::Result<()> {
         copy_folder(&testkit::repository().join("prompts"), &self.folder.join("prompts"))?;
         for (name, system) in [(MEASURE, Some(task.system.as_str())), (PLAIN, None)] {
             let text = answering(setting, system, task.max_tokens);
             self.put(&format!("agents/{name}.yaml"), &text)?;
         }
-        let Some((form, arm)) = learns else { return self.settings(setting, None) };
-        self.put("agents/mine.yaml", &agent(setting, task, form, arm))?;
+        let Some(arm) = learns else { return self.settings(setting, None) };
+        self.put("agents/mine.yaml", &agent(setting, task, arm))?;
         let lines = |items: &[Item]| -> String {
-            items.iter().map(|item| prompt_line(task, item, form).to_string() + "\n").collect()
+            items.iter().map(|item| prompt_line(task, item).to_string() + "\n").collect()
         };
         self.put("agents/mine/held-out.jsonl", &lines(&task.gate))?;
         self.put("agents/mine/practice.jsonl", &lines(&task.practice))?;
@@ -143,29 +132,23 @@ impl Root {
 }
 
 /// The agent of the owner: JSON values are YAML.
-pub(crate) fn agent(setting: &Setting, task: &Task, form: Form, arm: Arm) -> String {
+pub(crate) fn agent(setting: &Setting, task: &Task, arm: Arm) -> String {
     let mut lines = vec![
         format!("model: {}", json!(setting.model)),
         format!("system: {}", json!(task.system)),
         format!("sampling: {{ max_tokens: {} }}", task.max_tokens),
         "held_out: agents/mine/held-out.jsonl".to_owned(),
+        "judge: none".to_owned(),
+        "aspects: []".to_owned(),
     ];
     if let Some(verifier) = &task.verifier {
         lines.push(format!("verifier: {verifier}"));
     }
-    match form {
-        Form::Wanted => {
-            lines.push("judge: none".to_owned());
-            lines.push("aspects: []".to_owned());
-            let counts = if arm == Arm::AutoRefined { ", drafts: 10, refinements: 20" } else { "" };
-            lines.push(format!("explore: {{ prompts: agents/mine/practice.jsonl{counts} }}"));
-            if !task.examples.is_empty() {
-                lines.push("examples: agents/mine/examples.jsonl".to_owned());
-            }
-        }
-        Form::Accepted => {
-            lines.push("aspects: [{ name: readability, weight: 0.001, pass: 0 }]".to_owned());
-        }
+    // Without an end before it is filled, a prompt gets its refinements whether they pay or not.
+    let filled = if arm == Arm::AutoRefined { ", enough: 0" } else { "" };
+    lines.push(format!("explore: {{ prompts: agents/mine/practice.jsonl{filled} }}"));
+    if !task.examples.is_empty() {
+        lines.push("examples: agents/mine/examples.jsonl".to_owned());
     }
     lines.join("\n") + "\n"
 }
@@ -183,16 +166,8 @@ fn answering(setting: &Setting, system: Option<&str>, max_tokens: u32) -> String
 }
 
 /// A line of practice or of the held-out set.
-pub(crate) fn prompt_line(task: &Task, item: &Item, form: Form) -> Value {
-    let verifier = item.truth.verifier().filter(|_| task.verifier.is_none());
-    let verifier = match (form, verifier) {
-        // A schema of one value is equality, and is known already.
-        (Form::Accepted, Some(verifier)) if verifier["kind"] == "json" => {
-            Some(json!({ "kind": "json_schema", "schema": { "const": verifier["expected"] } }))
-        }
-        (_, verifier) => verifier,
-    };
-    item.prompt_line(verifier)
+pub(crate) fn prompt_line(task: &Task, item: &Item) -> Value {
+    item.prompt_line(item.truth.verifier().filter(|_| task.verifier.is_none()))
 }
 
 fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {

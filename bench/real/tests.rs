@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use arms::{ARMS, Arm, Round, Unit, Wanted};
 use records::{Answered, Checked, Finding, Records, Trained};
 use results::{Paired, Results};
-use root::{Form, Root, agent, prompt_line};
+use root::{Root, agent, prompt_line};
 use serde_json::json;
 use setting::{Scale, Setting};
 use task::{KINDS, Kind};
@@ -88,7 +88,7 @@ fn an_agent_has_at_most_fifteen_lines_and_no_prompt_that_measures_is_in_its_file
     for kind in KINDS {
         for arm in ARMS {
             let task = kind.load(&setting, 1, arm.has_all()).unwrap();
-            let n_lines = agent(&setting, &task, Form::Wanted, arm).lines().count();
+            let n_lines = agent(&setting, &task, arm).lines().count();
             assert!(n_lines <= 15, "{}: {n_lines}", kind.name());
             assert!(task.practice.is_empty() || !arm.has_all());
         }
@@ -126,16 +126,22 @@ fn public_data_becomes_tasks_with_their_truth() {
 }
 
 #[test]
-fn the_nearest_form_is_taken_and_says_the_same_of_an_answer() {
+fn the_product_takes_every_owners_agent_and_its_verifiers_know_the_answers() {
     let folder = tempfile::tempdir().unwrap();
-    let setting = setting(folder.path());
+    let mut setting = setting(folder.path());
+    setting.data = Some(data(&folder.path().join("data")));
+    setting.scale = Scale::FULL;
+    for kind in KINDS {
+        for arm in [Arm::Auto, Arm::AutoRefined] {
+            let task = kind.load(&setting, 1, false).unwrap();
+            let root = Root::new(folder.path().join(format!("{}-{}", kind.name(), arm.name())));
+            root.write(&setting, &task, Some(arm)).unwrap();
+            assert_eq!(root.problems(&setting.program).unwrap(), [""; 0], "{}", kind.name());
+        }
+    }
     let task = Kind::Home.load(&setting, 1, false).unwrap();
-    let root = Root::new(folder.path().join("root"));
-    root.write(&setting, &task, Some((Form::Accepted, Arm::Auto))).unwrap();
-    assert_eq!(root.problems(&setting.program).unwrap(), [""; 0]);
     let item = &task.gate[0];
-    assert_eq!(prompt_line(&task, item, Form::Wanted)["verifier"]["kind"], "json");
-    let line = prompt_line(&task, item, Form::Accepted);
+    let line = prompt_line(&task, item);
     let verifier: prompt::Verifier = serde_json::from_value(line["verifier"].clone()).unwrap();
     let check = reflectd::reflect::verify::Check::new(&verifier).unwrap();
     assert!(check.holds(item.answer.as_ref().unwrap()));
@@ -148,7 +154,7 @@ fn what_is_refused_is_told_with_file_and_key() {
     let setting = setting(folder.path());
     let task = Kind::Sentence.load(&setting, 1, false).unwrap();
     let root = Root::new(folder.path().join("root"));
-    root.write(&setting, &task, Some((Form::Accepted, Arm::Auto))).unwrap();
+    root.write(&setting, &task, Some(Arm::Auto)).unwrap();
     let file = root.folder().join("agents/mine.yaml");
     let text = std::fs::read_to_string(&file).unwrap() + "nonsense: 1\n";
     files::write_atomic(&file, |out| std::io::Write::write_all(out, text.as_bytes())).unwrap();

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::arms::{Arm, Round, Unit};
 use crate::daemon::Daemon;
 use crate::records::{Checked, Finding, Records, Trained};
-use crate::root::{Form, Root, prompt_line};
+use crate::root::Root;
 use crate::setting::Setting;
 use crate::task::{Kind, Task};
 use crate::{general, measure, night};
@@ -101,29 +101,14 @@ impl Lab {
         self.step(&format!("{name}/answered-0"), work).await.map(drop)
     }
 
-    /// Writes the folder in the owner's form, or in the nearest that the product takes.
-    async fn check(&mut self, name: &str, task: &Task, arm: Arm) -> anyhow::Result<Option<Form>> {
+    /// Writes the folder. False: the product refuses it, and the unit ends here.
+    async fn check(&mut self, name: &str, task: &Task, arm: Arm) -> anyhow::Result<bool> {
         let (setting, root) = (self.setting.clone(), self.root(name));
-        let write = |form| root.write(&setting, task, Some((form, arm)));
-        let work = async {
-            write(Form::Wanted)?;
-            Ok(Finding::Checked(Checked { refused: root.problems(&setting.program)? }))
-        };
-        let form = match self.step(&format!("{name}/check"), work).await? {
-            Finding::Checked(Checked { refused }) if refused.is_empty() => Form::Wanted,
-            _ => Form::Accepted,
-        };
-        write(form)?;
-        if form == Form::Accepted {
-            let refused = root.problems(&setting.program)?;
-            if !refused.is_empty() {
-                let why = format!("nor is the nearest form taken: {}", refused.join("; "));
-                let work = async { Ok(Finding::Failed { why }) };
-                self.step(&format!("{name}/round-1"), work).await?;
-                return Ok(None);
-            }
-        }
-        Ok(Some(form))
+        root.write(&setting, task, Some(arm))?;
+        let work =
+            async { Ok(Finding::Checked(Checked { refused: root.problems(&setting.program)? })) };
+        let found = self.step(&format!("{name}/check"), work).await?;
+        Ok(matches!(found, Finding::Checked(Checked { refused }) if refused.is_empty()))
     }
 
     async fn learn(
@@ -133,11 +118,13 @@ impl Lab {
         arm: Arm,
         rounds: &[Round],
     ) -> anyhow::Result<()> {
-        let Some(form) = self.check(name, task, arm).await? else { return Ok(()) };
+        if !self.check(name, task, arm).await? {
+            return Ok(());
+        }
         let (setting, root, folder) = (self.setting.clone(), self.root(name), self.folder());
         let mut served = 0;
         for (number, &round) in (1..).zip(rounds) {
-            let work = play(&setting, &root, task, form, round);
+            let work = play(&setting, &root, task, round);
             let found = self.step(&format!("{name}/round-{number}"), work).await?;
             let Finding::Trained(Trained { generation, .. }) = found else { continue };
             if generation == served {
@@ -171,9 +158,11 @@ impl Lab {
             task.practice.truncate(COIN_PROMPTS);
             let name = format!("{name}/{toss}");
             // The next ones would be refused likewise.
-            let Some(form) = self.check(&name, &task, Arm::Auto).await? else { return Ok(()) };
+            if !self.check(&name, &task, Arm::Auto).await? {
+                return Ok(());
+            }
             let (setting, root) = (self.setting.clone(), self.root(&name));
-            let work = play(&setting, &root, &task, form, Round::Practice(None));
+            let work = play(&setting, &root, &task, Round::Practice(None));
             self.step(&format!("{name}/round-1"), work).await?;
         }
         Ok(())
@@ -182,7 +171,9 @@ impl Lab {
     /// Imports an adapter that adds nothing to what is served.
     async fn same(&mut self, name: &str) -> anyhow::Result<()> {
         let task = Kind::Sentence.load(&self.setting, 1, false)?;
-        let Some(_) = self.check(name, &task, Arm::Auto).await? else { return Ok(()) };
+        if !self.check(name, &task, Arm::Auto).await? {
+            return Ok(());
+        }
         let (setting, root) = (self.setting.clone(), self.root(name));
         let work = async {
             let path = root.folder().join("same.gguf");
@@ -202,12 +193,8 @@ async fn play(
     setting: &Setting,
     root: &Root,
     task: &Task,
-    form: Form,
     round: Round,
 ) -> anyhow::Result<Finding> {
-    if round == Round::Examples && form == Form::Accepted {
-        bail!("a run on examples is not possible: the owner's form is refused");
-    }
     root.settings(setting, Some(round))?;
     let problems = root.problems(&setting.program)?;
     if !problems.is_empty() {
@@ -217,10 +204,8 @@ async fn play(
     let trained = match round {
         Round::Examples => night::train(&daemon).await?,
         Round::Practice(_) => {
-            let lines = task.practice.iter().map(|item| prompt_line(task, item, form));
-            let prompts = (form == Form::Accepted).then(|| lines.collect());
             let at_most = Duration::from_secs_f64(EXPLORING * task.night_s);
-            night::practice(&daemon, prompts, at_most).await?
+            night::practice(&daemon, at_most).await?
         }
     };
     daemon.stop().await?;

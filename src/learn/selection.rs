@@ -105,10 +105,12 @@ impl Selection {
         self.candidates.iter().all(|it| it.right < self.prompts)
     }
 
-    /// The first of those with the most right answers.
+    /// The one with the most right answers. Of equal ones the good answers alone, which push nothing down,
+    /// and then the earlier.
     pub(super) fn best(&self) -> usize {
-        let most = self.candidates.iter().map(|it| it.right).max();
-        self.candidates.iter().position(|it| Some(it.right) == most).unwrap_or(0)
+        let rank = |it: &Standing| (it.right, it.objective == Objective::Sft.name());
+        let best = self.candidates.iter().map(rank).max();
+        self.candidates.iter().position(|it| Some(rank(it)) == best).unwrap_or(0)
     }
 
     /// Why none of them goes to the gate, if all are worse than what is served.
@@ -278,6 +280,9 @@ mod tests {
         let second = Standing { objective: "sft", right: 20, wins: 15, losses: 5 };
         assert_eq!(found.candidates[1], second);
         assert_eq!(found.to_string(), "right of 40 prompts: as served 10, sft 12, sft 20, sft 20");
+        let mut equal = selection(&[(5, 25)]);
+        equal.candidates.insert(0, Standing { objective: "mixed", ..equal.candidates[0].clone() });
+        assert_eq!(equal.best(), 1);
         assert!(found.has_room() && !selection(&[(0, 40)]).has_room());
     }
 
