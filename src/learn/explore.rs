@@ -3,7 +3,7 @@
 //! prompts are left over is read from the store, so that a wish after a stop, a crash or a kill goes
 //! on where the last one was. Used by `task`.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -109,13 +109,15 @@ pub(super) async fn explore(
     };
     change(&|_| {});
     let told = &|news: Explored| change(&|harvest| harvest.add(&news));
-    let easy = &Easy::default();
+    let easy = &Mutex::new(BTreeMap::<String, Easy>::new());
     // First a few drafts of every prompt: an exploration that is cut short has something of all of them
     // and not everything of some.
     let first = |todo: Todo| async move {
         let aim = todo.aim.first_stage();
         let explored = fill(parts, &todo, aim, false, told).await?;
-        easy.add(&explored);
+        let mut easy = easy.lock().expect("nobody panics while holding it");
+        easy.entry(todo.agent.name.clone()).or_default().add(&explored);
+        drop(easy);
         let enough = todo.aim.stop_early.enough as usize;
         let has_enough = |n| 0 < enough && enough <= n;
         let is_left = explored.left.is_none()
@@ -129,13 +131,13 @@ pub(super) async fn explore(
     let fills: Vec<_> = todo.into_iter().map(first).collect();
     // In their order, so that the rest is pursued in it.
     let rest: Vec<_> = stream::iter(fills).buffered(PARALLEL).try_collect().await?;
-    let all_pass = easy.are_most();
-    if all_pass {
-        info!(
-            "The drafts of most prompts all pass, so further ones are sampled at a higher temperature."
-        );
+    let easy = std::mem::take(&mut *easy.lock().expect("nobody panics while holding it"));
+    for agent in easy.iter().filter(|(_, easy)| easy.are_most()).map(|(agent, _)| agent) {
+        info!(agent, "The drafts of most prompts all pass, so further ones are sampled hotter.");
     }
+    let easy = &easy;
     let second = |todo: Todo| async move {
+        let all_pass = easy.get(&todo.agent.name).is_some_and(Easy::are_most);
         let explored = fill(parts, &todo, todo.aim, all_pass, told).await?;
         change(&|harvest| harvest.leave(explored.left));
         Ok::<(), ReflectError>(())
@@ -156,24 +158,22 @@ pub(super) async fn explore(
     })
 }
 
-/// How many prompts are so easy that all of their first drafts pass.
+/// How many prompts of an agent are so easy that all of their first drafts pass.
 #[derive(Debug, Default)]
 struct Easy {
-    prompts: AtomicUsize,
-    all_pass: AtomicUsize,
+    prompts: usize,
+    all_pass: usize,
 }
 
 impl Easy {
-    fn add(&self, first: &Explored) {
+    fn add(&mut self, first: &Explored) {
         if 0 < first.drafts {
-            self.prompts.fetch_add(1, Ordering::Relaxed);
-            let all_pass = first.positives == first.drafts;
-            self.all_pass.fetch_add(usize::from(all_pass), Ordering::Relaxed);
+            self.prompts += 1;
+            self.all_pass += usize::from(first.positives == first.drafts);
         }
     }
     fn are_most(&self) -> bool {
-        let count = |of: &AtomicUsize| of.load(Ordering::Relaxed);
-        count(&self.prompts) < 2 * count(&self.all_pass)
+        self.prompts < 2 * self.all_pass
     }
 }
 

@@ -62,11 +62,13 @@ pub(super) fn pause(
     ))
 }
 
-/// A run that was judged by numbers; others say nothing about progress, and an imported adapter
-/// (no pairs) says nothing about that of the loop.
+/// A run that was judged by numbers, of its gate or of its candidates on practice prompts; others say
+/// nothing about progress, and an imported adapter (no pairs) says nothing about that of the loop.
 pub(super) fn is_round(run: &Run) -> bool {
     let is_judged = matches!(run.state, RunState::Promoted | RunState::Rejected);
-    is_judged && 0 < run.n_pairs && gate(run).is_some_and(serde_json::Value::is_object)
+    let has_numbers =
+        gate(run).is_some_and(serde_json::Value::is_object) || run.metrics["selection"].is_object();
+    is_judged && 0 < run.n_pairs && has_numbers
 }
 
 fn gate(run: &Run) -> Option<&serde_json::Value> {

@@ -1,7 +1,7 @@
 //! What the configuration makes of a training run: the one place where a [`Job`] is put together.
 //! It starts nothing. Used by `run`, `import`, `resume` and by the experiment of `bench/rlrf`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::dataset::Counts;
 use super::error::RunError;
@@ -174,7 +174,12 @@ pub(super) async fn starting_now(
 /// The same run with the good answers alone, where there are others.
 pub(super) fn good_alone(job: &Job) -> Option<Job> {
     let Objective::Mixed { .. } = job.objective else { return None };
-    Some(Job { objective: Objective::Sft, out: job.out.join("good-alone"), ..job.clone() })
+    Some(Job { objective: Objective::Sft, out: out_of_good_alone(&job.out), ..job.clone() })
+}
+
+/// Where that is made, for a run with this folder.
+pub(super) fn out_of_good_alone(out: &Path) -> PathBuf {
+    out.join("good-alone")
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::cancel::Cancel;
 use super::error::RunError;
 use super::explore::{self, Tellers};
 use super::op_queue::Exploration;
-use super::{Ended, Parts, held_out, practice, run};
+use super::{Ended, Parts, guards, held_out, practice, run};
 
 /// Prompts that a night explores at most before it trains.
 const MOST_PROMPTS: usize = 10_000;
@@ -39,6 +39,15 @@ pub(super) async fn night(
         }
         let left = budget.saturating_sub(began.elapsed());
         let ended = run::run(parts, Some(min_new_pairs), left, tellers.stage, cancel.clone()).await;
+        let is_trained = match &ended {
+            // Candidates may be refused before they come to the gate.
+            Ended::Rejected { run, verdict, .. } if verdict.is_null() => {
+                let recorded = parts.store.run(*run).await;
+                recorded.is_ok_and(|recorded| guards::is_round(&recorded))
+            }
+            Ended::Failed { run: None, .. } => false,
+            _ => true,
+        };
         match ended {
             // A canary is tried first.
             Ended::Promoted { share, .. } if 1.0 <= share && began.elapsed() < budget => {
@@ -46,10 +55,7 @@ pub(super) async fn night(
                 last = Some(ended);
             }
             // Nothing was left to learn, which has a record of its own.
-            Ended::Failed { run: None, .. } => return last.unwrap_or(ended),
-            Ended::Rejected { ref verdict, .. } if verdict.is_null() => {
-                return last.unwrap_or(ended);
-            }
+            ended if !is_trained => return last.unwrap_or(ended),
             ended => return ended,
         }
     }

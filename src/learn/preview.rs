@@ -1,5 +1,6 @@
 //! What the next scheduled run would learn, and what is left out and why, for an owner who asks before
-//! it. Reads the stored answers as the run does, and sets nothing aside. Used by `task`.
+//! it. Stores the examples that files name and reads the stored answers, as the run does, and sets nothing
+//! aside. Used by `task`.
 
 use std::collections::BTreeMap;
 

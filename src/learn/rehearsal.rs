@@ -6,7 +6,7 @@
 use super::Parts;
 use super::error::RunError;
 use super::general;
-use super::held_out::Question;
+use super::held_out::{HeldOut, Question};
 use super::job::Lesson;
 use super::pairs::prompt_id;
 use config::prompt_file;
@@ -16,10 +16,11 @@ use protocol::{Example, Objective};
 
 const PROMPTS: &str = include_str!("rehearsal.jsonl");
 
-/// The lines that go with so many of the task.
+/// The lines that go with so many of the task; never of what is held out.
 pub(super) async fn examples(
     parts: &Parts,
     config: &Config,
+    held_out: &HeldOut,
     lesson: Lesson,
     n_examples: usize,
 ) -> Result<Vec<Example>, RunError> {
@@ -39,11 +40,14 @@ pub(super) async fn examples(
         return Ok(Vec::new());
     };
     let question = |line| Question { agent: agent.clone(), line };
-    let questions: Vec<Question> = prompts().into_iter().take(n).map(question).collect();
-    if questions.is_empty() {
+    if n == 0 {
         return Ok(Vec::new());
     }
-    let answers = general::answers(parts, &questions).await?;
+    let usable = prompts().into_iter().filter(|line| !held_out.contains(&line.messages()));
+    let questions: Vec<Question> = usable.map(question).collect();
+    // All of them, however few are wanted: the file of answers is that of one set of prompts.
+    let mut answers = general::answers(parts, &questions).await?;
+    answers.truncate(n);
     let example = |answer: general::BaseAnswer| {
         let (prompt, chosen) = answer.tokens.split_at(answer.from);
         let tokens: Vec<Token> = prompt.iter().copied().map(Token).collect();

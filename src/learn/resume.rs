@@ -92,6 +92,7 @@ async fn end(
     parts.store.update_run(run.id, state, Some(reason), json!({})).await?;
     if let Some(out) = run.job["out"].as_str() {
         forget_checkpoint(Path::new(out)).await;
+        forget_checkpoint(&job::out_of_good_alone(Path::new(out))).await;
     }
     Ok(())
 }

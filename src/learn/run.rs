@@ -62,7 +62,7 @@ pub(super) async fn run(
 ) -> Ended {
     let until = Instant::now() + budget;
     stage.send_replace(Stage::Pairing);
-    match prepare(parts, min_new_pairs, until, stage).await {
+    match prepare(parts, min_new_pairs, until, stage, &mut cancel.clone()).await {
         Ok(run) => conclude(run, cancel).await,
         Err(RunError::NothingToLearn { run, reason }) => {
             Ended::Rejected { run, reason, verdict: serde_json::Value::Null }
@@ -101,6 +101,7 @@ async fn prepare<'a>(
     min_new_pairs: Option<usize>,
     until: Instant,
     stage: &'a watch::Sender<Stage>,
+    cancel: &mut Cancel,
 ) -> Result<Run<'a>, RunError> {
     let config = parts.config.borrow().clone();
     let practised = practice::sync(parts, &config).await?;
@@ -137,7 +138,8 @@ async fn prepare<'a>(
         return Err(nothing_to_learn(parts, &found).await?);
     }
     let Material { dataset, rows, tally, yielded, replayed, lesson, .. } = material;
-    let rehearsed = rehearsal::examples(parts, &config, lesson, rows.len()).await?;
+    let rehearsed = rehearsal::examples(parts, &config, &held_out, lesson, rows.len());
+    let rehearsed = stoppable(rehearsed, cancel).await??;
     let dataset = dataset.with(&rehearsed);
 
     let start = parts.engine.stats().active;
@@ -339,20 +341,34 @@ impl Run<'_> {
             let path = job.out.clone();
             let made = blocking(move || std::fs::create_dir_all(&path)).await;
             made.map_err(|source| RunError::Write { path: job.out.clone(), source })?;
-            let (product, _) = self.trainer(&job, cancel.clone()).await?;
+            let trained = self.trainer(&job, cancel.clone()).await;
             resume::forget_checkpoint(&job.out).await;
-            for candidate in both(product) {
-                let right = self.right(&untrained, &candidate, cancel).await?;
-                selection.add(job.objective, &right, &start);
-                candidates.push(candidate);
+            match trained {
+                Ok((product, _)) => {
+                    for candidate in both(product) {
+                        let right = self.right(&untrained, &candidate, cancel).await?;
+                        selection.add(job.objective, &right, &start);
+                        candidates.push(candidate);
+                    }
+                }
+                Err(RunError::Trainer(TrainerError::Cancelled(stop))) => {
+                    return Err(RunError::Cancelled(stop));
+                }
+                // The first ones are there.
+                Err(error) => {
+                    let reason = error.reason();
+                    warn!(run_id = %self.id, reason, "There is no second candidate.");
+                }
             }
         }
+        let refusal = selection.refusal();
+        selection.chosen = refusal.is_none().then(|| selection.best());
         let facts = json!({ "selection": selection });
         parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
         info!(run_id = %self.id, %selection, "Candidates are compared on practice prompts.");
-        Ok(match selection.refusal() {
-            None => Ok(candidates.swap_remove(selection.best())),
-            Some(reason) => Err(reason),
+        Ok(match selection.chosen {
+            Some(chosen) => Ok(candidates.swap_remove(chosen)),
+            None => Err(refusal.unwrap_or_default()),
         })
     }
 

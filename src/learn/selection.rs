@@ -3,7 +3,7 @@
 //! wanted answers are, not whether the model's own are right. Asks and checks; it must not decide on
 //! promotion (`gate` does), and never sees a held-out prompt. Used by `run`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -86,13 +86,15 @@ pub(super) struct Selection {
     pub(super) start: usize,
     /// In the order in which they were asked.
     pub(super) candidates: Vec<Standing>,
+    /// The place of the one that went to the gate; `None`: none did.
+    pub(super) chosen: Option<usize>,
 }
 
 impl Selection {
     /// Of these answers of what is served; there are no candidates yet.
     pub(super) fn new(start: &[bool]) -> Self {
         let n_right = start.iter().filter(|&&is_right| is_right).count();
-        Self { prompts: start.len(), start: n_right, candidates: Vec::new() }
+        Self { prompts: start.len(), start: n_right, candidates: Vec::new(), chosen: None }
     }
 
     /// The next candidate: whether each answer is right, by the candidate and by what is served.
@@ -115,7 +117,7 @@ impl Selection {
 
     /// Why none of them goes to the gate, if all are worse than what is served.
     pub(super) fn refusal(&self) -> Option<String> {
-        let Self { prompts, start, candidates } = self;
+        let Self { prompts, start, candidates, chosen: _ } = self;
         if !candidates.iter().all(Standing::is_worse) {
             return None;
         }
@@ -131,7 +133,7 @@ impl Selection {
 /// `right of 40 prompts: as served 10, auto 12, auto 25, sft 25`.
 impl fmt::Display for Selection {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { prompts, start, candidates } = self;
+        let Self { prompts, start, candidates, chosen: _ } = self;
         write!(formatter, "right of {prompts} prompts: as served {start}")?;
         candidates.iter().try_for_each(|it| write!(formatter, ", {} {}", it.objective, it.right))
     }
@@ -151,7 +153,7 @@ impl Untrained {
         let data = blocking(move || Data::read(&path, share, seed));
         let data =
             data.await.map_err(|source| RunError::Write { path: job.data.clone(), source })?;
-        let mut prompts = Vec::new();
+        let mut by_agent = Vec::new();
         for agent in config.agents.values().filter(|agent| agent.learn) {
             // Else the program's word does not count, and guards.
             if agent.reflection.verifier_weight <= 0.0 {
@@ -165,6 +167,7 @@ impl Untrained {
             }
             ids.retain(|id| !practised.aside.contains(id));
             ids.sort_by_cached_key(|id| Sha256::digest(id.to_string()));
+            let mut prompts = BTreeMap::new();
             for id in ids.into_iter().take(LOOKED_AT) {
                 if prompts.len() == MOST {
                     break;
@@ -174,10 +177,22 @@ impl Untrained {
                     && !held_out.contains(&exchange.messages)
                     && parts.reflector.is_checked(agent, &exchange)
                 {
-                    prompts.push((agent.clone(), exchange));
+                    // A prompt that was asked twice counts once.
+                    prompts.insert(prompt_id(&exchange.prompt_tokens), (agent.clone(), exchange));
                 }
             }
+            by_agent.push(prompts.into_values());
         }
+        // In turn, so that no agent decides alone.
+        let mut prompts = Vec::new();
+        while prompts.len() < MOST {
+            let before = prompts.len();
+            prompts.extend(by_agent.iter_mut().filter_map(Iterator::next));
+            if prompts.len() == before {
+                break;
+            }
+        }
+        prompts.truncate(MOST);
         Ok((FEWEST <= prompts.len()).then_some(Self { prompts }))
     }
 

@@ -247,7 +247,7 @@ pub struct Practice {
 pub struct AgentAspect {
     /// The criterion.
     pub aspect: Arc<Aspect>,
-    /// Weight in the scalar, above 0.
+    /// Weight in the scalar and, above 0, in the veto; of weight 0 it is only recorded.
     pub weight: f64,
     /// The p(+1) from which on an answer passes; `calibrated`: what `reflectd judge calibrate` finds,
     /// 0.5 until then.
@@ -312,7 +312,7 @@ pub struct Reflection {
     pub margin: f64,
     /// Which draft exploration revises.
     pub promising: Promising,
-    /// Temperature of refinements.
+    /// Temperature of refinements in chats; exploration has its own.
     pub refine_temperature: f32,
     /// Most tokens of a critique.
     pub critique_tokens: u32,
@@ -420,7 +420,7 @@ pub struct LearnConfig {
     /// Of the base's own answers to everyday prompts, beside each example of the task: what they keep the
     /// model from forgetting. At most 40; 0: none.
     pub rehearsal: f64,
-    /// Checkpoints that are validated, evenly spread over the run; the best one goes to the gate.
+    /// Checkpoints that are validated, evenly spread over the run; the best one and the last one are candidates.
     pub validations: usize,
     /// Longest example in tokens; longer ones are left out and counted.
     pub max_tokens: usize,

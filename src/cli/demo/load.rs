@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::cli::client::Client;
 use crate::cli::converse::{Question, converse};
@@ -17,9 +17,10 @@ use engine::Generation;
 
 /// Chats at once.
 const WORKERS: usize = 3;
-/// Between two chats of a worker, because the gate waits while a chat runs and would never end
-/// without a pause.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Between two chats of a worker, so many times as long as the last one took: the gate waits while a chat
+/// runs, and would never end otherwise.
+const PAUSE: u32 = 8;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// What became of the chats.
 #[derive(Clone, Debug, Default)]
@@ -61,11 +62,12 @@ impl Load {
                 for prompt in mine {
                     // Read before the chat begins: the last one starts after `stop` was called.
                     let is_last = is_last.load(Ordering::Relaxed);
+                    let began = Instant::now();
                     chat(&client, prompt, &mut counts).await;
                     if is_last {
                         break;
                     }
-                    sleep(PAUSE).await;
+                    sleep(SHORTEST_PAUSE.max(PAUSE * began.elapsed())).await;
                 }
                 counts
             });

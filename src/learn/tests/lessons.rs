@@ -322,6 +322,8 @@ async fn candidates_are_compared_by_right_answers_to_prompts_that_were_not_train
     let candidates = found["candidates"].as_array().unwrap();
     let objectives: Vec<_> = candidates.iter().map(|it| it["objective"].as_str()).collect();
     assert_eq!(objectives, [Some("mixed"), Some("sft")], "{found}");
+    // Equal ones go to the good answers alone.
+    assert_eq!(found["chosen"], 1);
 }
 
 #[tokio::test]
@@ -336,6 +338,28 @@ async fn a_run_whose_every_candidate_is_worse_ends_before_its_gate() {
     let Ended::Rejected { reason, verdict, .. } = ended else { panic!("{ended:?}") };
     assert!(reason.contains("right of 16: 16 as served, at most 0 trained"), "{reason}");
     assert!(verdict.is_null() && world.active() == Generation::BASE);
+    assert!(
+        crate::learn::guards::is_round(&world.last_run().await),
+        "a round without gain, which may pause"
+    );
+}
+
+#[tokio::test]
+async fn a_second_training_that_breaks_leaves_the_first_to_the_gate() {
+    let world = checked(standing()).await;
+    // It has a folder of its own.
+    let breaks = "case \"$PWD\" in */good-alone) exit 70;; esac; exec \"$0\" \"$@\"";
+    world.change(|config| {
+        let trainer = config.trainer.command.clone().unwrap();
+        config.trainer.command =
+            Some(["sh", "-c", breaks].map(str::to_owned).into_iter().chain(trainer).collect());
+    });
+    let ended = world.train().await;
+    // In the gate it is no better.
+    let Ended::Rejected { verdict, .. } = ended else { panic!("{ended:?}") };
+    assert!(verdict.is_object());
+    let found = world.last_run().await.metrics["selection"].clone();
+    assert_eq!((found["candidates"].as_array().unwrap().len(), &found["chosen"]), (1, &0.into()));
 }
 
 #[tokio::test]
