@@ -283,11 +283,9 @@ fn available(questions: &[Question]) -> Available {
     }
 }
 
-/// Whether an answer is checked without a model: by a verifier, or where there is neither verifier nor
-/// aspect by its reference.
 fn is_verified(question: &Question) -> bool {
     let Question { agent, line } = question;
-    verifier(question).is_some() || !agent.is_judged() && line.reference.is_some()
+    reflect::is_checked(agent, line.verifier.as_ref(), line.reference.as_deref())
 }
 
 fn verifier(question: &Question) -> Option<&Verifier> {

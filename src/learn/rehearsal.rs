@@ -36,13 +36,9 @@ pub(super) async fn examples(
         reason = "a share of a count"
     )]
     let n = (n_examples as f64 * share).ceil() as usize;
-    let Some(agent) = config.agents.values().find(|agent| agent.learn) else {
-        return Ok(Vec::new());
-    };
+    let learning = config.agents.values().find(|agent| agent.learn);
+    let Some(agent) = learning.filter(|_| 0 < n) else { return Ok(Vec::new()) };
     let question = |line| Question { agent: agent.clone(), line };
-    if n == 0 {
-        return Ok(Vec::new());
-    }
     let usable = prompts().into_iter().filter(|line| !held_out.contains(&line.messages()));
     let questions: Vec<Question> = usable.map(question).collect();
     // All of them, however few are wanted: the file of answers is that of one set of prompts.

@@ -19,7 +19,7 @@ use super::held_out::HeldOut;
 use super::pairs::prompt_id;
 use super::practice::Practised;
 use super::promote::blocking;
-use crate::reflect::ReflectError;
+use crate::reflect::{ReflectError, is_checked};
 use config::{Agent, Config};
 use engine::{EngineError, Generation, Priority, Sampling, Weights};
 use protocol::{Job, Objective};
@@ -175,7 +175,7 @@ impl Untrained {
                 let exchange = parts.store.exchange(id).await?;
                 if data.has_left(&exchange)
                     && !held_out.contains(&exchange.messages)
-                    && parts.reflector.is_checked(agent, &exchange)
+                    && is_checked(agent, exchange.verifier.as_ref(), exchange.reference.as_deref())
                 {
                     // A prompt that was asked twice counts once.
                     prompts.insert(prompt_id(&exchange.prompt_tokens), (agent.clone(), exchange));

@@ -182,6 +182,13 @@ pub(super) struct Verification {
     weight: f64,
 }
 
+/// Whether a program decides on answers to a prompt: its verifier, the agent's, or where no aspect counts
+/// the comparison with its reference.
+pub fn is_checked(agent: &Agent, verifier: Option<&Verifier>, reference: Option<&str>) -> bool {
+    let has_verifier = verifier.is_some() || agent.verifier.is_some();
+    has_verifier || !agent.is_judged() && reference.is_some()
+}
+
 /// What an answer is checked by.
 #[derive(Debug)]
 enum By {
@@ -203,7 +210,7 @@ impl Verification {
                 let text = serde_json::to_string(verifier).expect("a verifier is plain data");
                 (By::Check(Check::new(verifier)?), verifier.kind(), text)
             }
-            (None, Some(reference)) if !agent.is_judged() => {
+            (None, Some(reference)) if is_checked(agent, None, Some(reference)) => {
                 (By::Reference(reference.to_owned()), "reference", reference.to_owned())
             }
             (None, _) => return Ok(None),

@@ -44,7 +44,7 @@ use prepared::Prepared;
 use pursue::Aim;
 use verify::command::{CommandError, Programs, Question};
 
-pub use assess::{passes, question, scalar};
+pub use assess::{is_checked, passes, question, scalar};
 pub use explore::exploring;
 pub use from_file::{Shot, try_example};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
@@ -401,14 +401,7 @@ impl Reflector {
         judge.assess(answers).await
     }
 
-    /// Whether a program decides on answers to a stored prompt: a verifier, or where there is no aspect the
-    /// comparison with its reference.
-    pub fn is_checked(&self, agent: &Agent, exchange: &Exchange) -> bool {
-        let has_reference = !agent.is_judged() && exchange.reference.is_some();
-        exchange.verifier.is_some() || agent.verifier.is_some() || has_reference
-    }
-
-    /// What that program says of an answer; `None`: there is none. No judge is asked.
+    /// What the program that decides says of an answer; `None`: there is none. No judge is asked.
     pub async fn check(
         &self,
         agent: &Agent,
