@@ -93,6 +93,7 @@ fn view(stage: &Stage) -> Option<View> {
         Stage::Idle => return None,
         Stage::Exploring {
             done,
+            begun,
             total,
             positives,
             generated_tokens,
@@ -102,7 +103,7 @@ fn view(stage: &Stage) -> Option<View> {
             done: *done,
             total: *total,
             message: format!(
-                "{positives} answers pass, {positives_per_1000_tokens:.2} for every 1,000 of \
+                "{begun} begun, {positives} answers pass, {positives_per_1000_tokens:.2} for every 1,000 of \
                      {generated_tokens} tokens"
             ),
         },
@@ -113,6 +114,15 @@ fn view(stage: &Stage) -> Option<View> {
             done: u64::try_from(step.step).unwrap_or(u64::MAX),
             total: *n_steps,
             message: training(step, *paused),
+        },
+        Stage::Choosing { candidate, done, total, .. } => View {
+            name: "choosing",
+            done: *done,
+            total: *total,
+            message: match candidate {
+                0 => "what is served".to_owned(),
+                n => format!("candidate {n}"),
+            },
         },
         Stage::Gating { done, total, .. } => {
             View { name: "gating", done: *done, total: *total, message: String::new() }
@@ -151,7 +161,9 @@ fn training(step: &Step, paused: bool) -> String {
 pub(super) fn describe(stage: &Stage) -> String {
     let Some(View { name, done, total, message }) = view(stage) else { return "idle".to_owned() };
     let run = match stage {
-        Stage::Training { run, .. } | Stage::Gating { run, .. } => format!(" run {run}"),
+        Stage::Training { run, .. } | Stage::Choosing { run, .. } | Stage::Gating { run, .. } => {
+            format!(" run {run}")
+        }
         _ => String::new(),
     };
     format!("{name}{run}: {done}/{total} {message}").trim_end().to_owned()
@@ -185,6 +197,7 @@ mod tests {
             learn::Stage::Idle,
             learn::Stage::Exploring {
                 done: 1,
+                begun: 2,
                 total: 2,
                 positives: 9,
                 generated_tokens: 4500,
@@ -194,18 +207,22 @@ mod tests {
             learn::Stage::Importing,
             learn::Stage::Training { run, n_steps: 10, step, paused: true },
             learn::Stage::Training { run, n_steps: 10, step: Step::default(), paused: false },
+            learn::Stage::Choosing { run, candidate: 0, done: 2, total: 5 },
+            learn::Stage::Choosing { run, candidate: 2, done: 3, total: 5 },
             learn::Stage::Gating { run, done: 4, total: 5 },
             learn::Stage::Judging { task: JudgeTask::Attack, done: 6, total: 7 },
         ]
         .map(|stage| describe(&reread(&stage)));
         let expected = [
             "idle",
-            "exploring: 1/2 9 answers pass, 2.00 for every 1,000 of 4500 tokens",
+            "exploring: 1/2 2 begun, 9 answers pass, 2.00 for every 1,000 of 4500 tokens",
             "pairing: 0/1",
             "importing: 0/1",
             "training run 7: 3/10 loss 0.500, reward accuracy 0.75, 1234 tokens/s, 1 min 15 s left, \
              3072 MiB, paused: somebody chats",
             "training run 7: 0/10",
+            "choosing run 7: 2/5 what is served",
+            "choosing run 7: 3/5 candidate 2",
             "gating run 7: 4/5",
             "attacking the judge: 6/7",
         ];
@@ -235,6 +252,7 @@ mod tests {
         assert!(stage_progress.current.is_none());
         let (generated_tokens, positives_per_1000_tokens) = (0, 0.0);
         stage_progress.show(&Stage::Exploring {
+            begun: 0,
             done: 1,
             total: 2,
             positives: 0,

@@ -123,6 +123,8 @@ pub(super) enum Stage {
     Importing,
     Exploring {
         done: u64,
+        #[serde(default)]
+        begun: u64,
         total: u64,
         positives: u64,
         generated_tokens: u64,
@@ -134,6 +136,12 @@ pub(super) enum Stage {
         n_steps: u64,
         step: Step,
         paused: bool,
+    },
+    Choosing {
+        run: RunId,
+        candidate: u64,
+        done: u64,
+        total: u64,
     },
     Gating {
         run: RunId,

@@ -72,7 +72,9 @@ fn list(runs: &[Run], stage: &Stage) -> String {
             state(run.state).to_owned(),
             or_none(run.generation),
             match stage {
-                Stage::Training { run: id, .. } | Stage::Gating { run: id, .. }
+                Stage::Training { run: id, .. }
+                | Stage::Choosing { run: id, .. }
+                | Stage::Gating { run: id, .. }
                     if *id == run.id =>
                 {
                     progress::describe(stage)

@@ -4,6 +4,7 @@
 //! on where the last one was. Used by `task`.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -95,12 +96,14 @@ pub(super) async fn explore(
         }
     }
     let harvest = Mutex::new(Harvest::default());
+    let begun = &AtomicUsize::new(0);
     let change = &|change: &dyn Fn(&mut Harvest)| {
         let mut harvest = harvest.lock().expect("nobody panics while holding the harvest");
         change(&mut harvest);
         tellers.total.send_modify(change);
         tellers.stage.send_replace(Stage::Exploring {
             done: harvest.prompts,
+            begun: begun.load(Ordering::Relaxed),
             total,
             positives: harvest.positives,
             generated_tokens: harvest.generated_tokens,
@@ -115,6 +118,8 @@ pub(super) async fn explore(
     let first = |todo: Todo| async move {
         let aim = todo.aim.first_stage();
         let explored = fill(parts, &todo, aim, false, told).await?;
+        begun.fetch_add(1, Ordering::Relaxed);
+        change(&|_| {});
         let mut easy = easy.lock().expect("nobody panics while holding it");
         easy.entry(todo.agent.name.clone()).or_default().add(&explored);
         drop(easy);

@@ -16,6 +16,7 @@ use super::dataset::Counts;
 use super::error::RunError;
 use super::held_out;
 use super::job::{self, Lesson};
+use super::made::Made;
 use super::promote::blocking;
 use super::run::{self, Run};
 use super::{Ended, Parts, Stage};
@@ -91,10 +92,22 @@ async fn prepare<'a>(
         "version": env!("CARGO_PKG_VERSION"),
     });
     parts.store.update_run(id, RunState::Gating, None, facts).await?;
-    let trained = Some(vec![Trained { adapter, sha256, probe: None }]);
+    let made = Some(Made::elsewhere(Trained { adapter, sha256, probe: None }));
     // Nothing is to be chosen from.
     let (practised, until) = (None, Instant::now());
-    Ok(Run { parts, config, stage, id, start, job, trained, questions, practised, until })
+    Ok(Run {
+        parts,
+        config,
+        stage,
+        id,
+        start,
+        job,
+        made,
+        second: None,
+        questions,
+        practised,
+        until,
+    })
 }
 
 /// An adapter as the engine wants it.

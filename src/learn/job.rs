@@ -177,6 +177,9 @@ pub(super) fn good_alone(job: &Job) -> Option<Job> {
     Some(Job { objective: Objective::Sft, out: out_of_good_alone(&job.out), ..job.clone() })
 }
 
+/// In the record of a run, what that has made.
+pub(super) const GOOD_ALONE: &str = "good_alone";
+
 /// Where that is made, for a run with this folder.
 pub(super) fn out_of_good_alone(out: &Path) -> PathBuf {
     out.join("good-alone")

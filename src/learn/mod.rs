@@ -23,6 +23,7 @@ pub mod job;
 mod judge;
 mod lesson;
 mod live;
+mod made;
 mod material;
 pub mod near;
 mod night;
@@ -150,6 +151,8 @@ pub enum Stage {
     Exploring {
         /// Prompts done.
         done: usize,
+        /// Prompts that have their first drafts.
+        begun: usize,
         /// Prompts in all.
         total: usize,
         /// Candidates that pass every aspect so far.
@@ -173,6 +176,17 @@ pub enum Stage {
         step: Step,
         /// The trainer is stopped because somebody chats.
         paused: bool,
+    },
+    /// Candidates are compared on practice prompts that were not trained on.
+    Choosing {
+        /// Which run.
+        run: RunId,
+        /// 0: what is served is asked; then the candidates in their order.
+        candidate: usize,
+        /// Prompts done.
+        done: usize,
+        /// Prompts in all.
+        total: usize,
     },
     /// The held-out comparison.
     Gating {

@@ -11,10 +11,10 @@ use serde_json::json;
 use tracing::warn;
 
 use super::Parts;
-use super::child::{self, Trained};
 use super::dataset::Dataset;
 use super::error::RunError;
 use super::job::{self, Lesson};
+use super::made::Made;
 use super::promote::blocking;
 use config::Config;
 use engine::Generation;
@@ -32,7 +32,9 @@ pub(super) struct Waiting {
     pub(super) start: Generation,
     pub(super) job: Job,
     /// The trainer had ended: what it has made.
-    pub(super) trained: Option<Vec<Trained>>,
+    pub(super) made: Option<Made>,
+    /// What the training of a second candidate has made.
+    pub(super) second: Option<Made>,
 }
 
 /// The newest interrupted run if it still makes sense; it is recorded as training again. All others
@@ -50,8 +52,10 @@ pub(super) async fn next(parts: &Parts, config: &Config) -> Result<Option<Waitin
                 let reason = format!("it goes on after: {}", run.reason.as_deref().unwrap_or("?"));
                 parts.store.update_run(run.id, RunState::Training, Some(reason), resumes).await?;
                 parts.store.forget_evaluations(run.id).await?;
-                let trained = trained(&run, &job.out).await;
-                next = Some(Waiting { id: run.id, start: run.start, job, trained });
+                let made = Made::read(&run.metrics, &job.out).await;
+                let out = job::out_of_good_alone(&job.out);
+                let second = Made::read(&run.metrics[job::GOOD_ALONE], &out).await;
+                next = Some(Waiting { id: run.id, start: run.start, job, made, second });
             }
             Err(obstacle) => end(parts, &run, RunState::Failed, &obstacle).await?,
         }
@@ -68,14 +72,18 @@ pub(super) async fn give_up(parts: &Parts) -> Result<usize, StoreError> {
     Ok(runs.len())
 }
 
-/// A run that will not go on needs no checkpoint. The rest of its folder stays for the owner.
-pub(super) async fn forget_checkpoint(out: &Path) {
-    let path = out.join(CHECKPOINT);
-    blocking(move || match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            warn!(path = %path.display(), %error, "A checkpoint was not removed.");
+/// A run that will not go on needs no checkpoints. The rest of its folder stays for the owner.
+pub(super) async fn forget_checkpoints(out: &Path) {
+    let paths = [out, &job::out_of_good_alone(out)].map(|out| out.join(CHECKPOINT));
+    blocking(move || {
+        for path in paths {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    warn!(path = %path.display(), %error, "A checkpoint was not removed.");
+                }
+                _ => {}
+            }
         }
-        _ => {}
     })
     .await;
 }
@@ -91,8 +99,7 @@ async fn end(
     warn!(run_id = %run.id, reason, "An interrupted run does not go on.");
     parts.store.update_run(run.id, state, Some(reason), json!({})).await?;
     if let Some(out) = run.job["out"].as_str() {
-        forget_checkpoint(Path::new(out)).await;
-        forget_checkpoint(&job::out_of_good_alone(Path::new(out))).await;
+        forget_checkpoints(Path::new(out)).await;
     }
     Ok(())
 }
@@ -135,20 +142,4 @@ async fn continued(
 
 fn n_resumes(run: &store::Run) -> u64 {
     run.metrics["resumes"].as_u64().unwrap_or(0)
-}
-
-/// What a run had come to when it was interrupted after its training.
-async fn trained(run: &store::Run, out: &Path) -> Option<Vec<Trained>> {
-    let mut found = Vec::new();
-    for (name, key) in [("", "adapter_sha256"), ("last-", "last_sha256")] {
-        let Some(sha256) = run.metrics[key].as_str() else { continue };
-        let trained = Trained {
-            adapter: out.join(format!("{name}adapter.gguf")),
-            sha256: sha256.to_owned(),
-            probe: Some(out.join(format!("{name}probe.json"))),
-        };
-        child::check_done(&trained, out).await.ok()?;
-        found.push(trained);
-    }
-    (!found.is_empty()).then_some(found)
 }

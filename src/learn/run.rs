@@ -19,6 +19,7 @@ use super::gate::{self, Power, Verdict};
 use super::held_out::{self, HeldOut, Questions};
 use super::job::{self, Lesson};
 use super::lesson;
+use super::made::Made;
 use super::material::Material;
 use super::practice::Practised;
 use super::program;
@@ -29,7 +30,7 @@ use super::{Ended, Parts, Stage, judge, practice, rehearsal, resume};
 use crate::trust::Standing;
 use config::Config;
 use engine::Generation;
-use protocol::{Job, Step, TrainerEvent};
+use protocol::{Job, Objective, Step, TrainerEvent};
 use store::{RunId, RunState};
 
 /// A recorded run with what its steps need.
@@ -43,7 +44,9 @@ pub(super) struct Run<'a> {
     pub(super) job: Job,
     /// What there is without training: an adapter that was made elsewhere, or what the trainer made
     /// before the run was interrupted.
-    pub(super) trained: Option<Vec<Trained>>,
+    pub(super) made: Option<Made>,
+    /// The same of the second candidate.
+    pub(super) second: Option<Made>,
     pub(super) questions: Questions,
     /// What candidates are compared on, and what never is trained on; `None`: there is only one.
     pub(super) practised: Option<(Practised, HeldOut)>,
@@ -87,7 +90,7 @@ pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
             if state == RunState::Interrupted {
                 Ended::Interrupted { run: id, reason }
             } else {
-                resume::forget_checkpoint(&run.job.out).await;
+                resume::forget_checkpoints(&run.job.out).await;
                 Ended::Failed { run: Some(id), reason }
             }
         }
@@ -107,11 +110,13 @@ async fn prepare<'a>(
     let practised = practice::sync(parts, &config).await?;
     let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     if let Some(found) = resume::next(parts, &config).await? {
-        let resume::Waiting { id, start, job, trained } = found;
-        if trained.is_none() {
+        let resume::Waiting { id, start, job, made, second } = found;
+        if made.is_none() {
             program::command_line(&config.trainer).map_err(TrainerError::from)?;
         }
         info!(run_id = %id, start = start.0, "An interrupted training run goes on.");
+        let spent = made.as_ref().map_or(Duration::ZERO, |made| made.took);
+        let until = until.checked_sub(spent).unwrap_or(until);
         let practised = Some((practised, held_out));
         return Ok(Run {
             parts,
@@ -120,7 +125,8 @@ async fn prepare<'a>(
             id,
             start,
             job,
-            trained,
+            made,
+            second,
             questions,
             practised,
             until,
@@ -173,7 +179,19 @@ async fn prepare<'a>(
     });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
     let practised = Some((practised, held_out));
-    Ok(Run { parts, config, stage, id, start, job, trained: None, questions, practised, until })
+    Ok(Run {
+        parts,
+        config,
+        stage,
+        id,
+        start,
+        job,
+        made: None,
+        second: None,
+        questions,
+        practised,
+        until,
+    })
 }
 
 /// Records a run that has nothing to learn from, or too little that is new, with its reason in
@@ -196,9 +214,8 @@ impl Run<'_> {
         if let Some(reason) = self.unjudgeable() {
             return self.reject(reason, serde_json::Value::Null).await;
         }
-        let began = Instant::now();
-        let trained = match &self.trained {
-            Some(trained) => trained.clone(),
+        let made = match &self.made {
+            Some(made) => made.clone(),
             None => {
                 let untrusted = stoppable(self.untrusted(), &mut cancel.clone()).await??;
                 if let Some(reason) = untrusted {
@@ -207,8 +224,7 @@ impl Run<'_> {
                 self.train(cancel.clone()).await?
             }
         };
-        let took = began.elapsed();
-        let trained = match self.choose(trained, took, &mut cancel.clone()).await? {
+        let trained = match self.choose(made, &mut cancel.clone()).await? {
             Ok(trained) => trained,
             Err(reason) => return self.reject(reason, serde_json::Value::Null).await,
         };
@@ -266,19 +282,19 @@ impl Run<'_> {
         }))
     }
 
-    /// The best weights of the run, and the last ones where these are others.
-    async fn train(&self, cancel: Cancel) -> Result<Vec<Trained>, RunError> {
+    async fn train(&self, cancel: Cancel) -> Result<Made, RunError> {
+        let began = Instant::now();
         let (product, step) = self.trainer(&self.job, cancel).await?;
         let facts = json!({
             "step": step,
             "best_step": product.best_step,
             "best_loss": product.best_loss,
-            "adapter_sha256": product.best.sha256,
-            "last_sha256": product.last.as_ref().map(|last| &last.sha256),
         });
         self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
-        resume::forget_checkpoint(&self.job.out).await;
-        Ok(both(product))
+        let made = Made::new(product, began.elapsed());
+        self.parts.store.update_run(self.id, RunState::Gating, None, json!(made.record())).await?;
+        resume::forget_checkpoints(&self.job.out).await;
+        Ok(made)
     }
 
     /// Runs a job to its end. Also the last step.
@@ -313,53 +329,33 @@ impl Run<'_> {
     }
 
     /// Of all candidates the one with the most right answers to prompts that were not trained on; where
-    /// there are too few such prompts, the first. `Err`: why none goes to the gate. What a second training
-    /// may cost is what the first has `took`.
+    /// there are too few such prompts, the first. `Err`: why none goes to the gate.
     async fn choose(
         &self,
-        trained: Vec<Trained>,
-        took: Duration,
+        made: Made,
         cancel: &mut Cancel,
     ) -> Result<Result<Trained, String>, RunError> {
-        let mut candidates = trained;
+        let Made { mut candidates, took } = made;
         let Some((practised, held_out)) = &self.practised else {
             return Ok(Ok(candidates.swap_remove(0)));
         };
         let (parts, config) = (self.parts, &self.config);
         let untrained = Untrained::find(parts, config, practised, held_out, &self.job).await?;
         let Some(untrained) = untrained else { return Ok(Ok(candidates.swap_remove(0))) };
-        let start = stoppable(untrained.right(parts, self.start), cancel).await??;
+        let start = self.asked(&untrained, self.start, 0, cancel).await?;
         let mut selection = Selection::new(&start);
-        for candidate in &candidates {
-            let right = self.right(&untrained, candidate, cancel).await?;
+        for (at, candidate) in candidates.iter().enumerate() {
+            let right = self.right(&untrained, candidate, at + 1, cancel).await?;
             selection.add(self.job.objective, &right, &start);
         }
-        let second = job::good_alone(&self.job)
-            .filter(|_| selection.has_room() && Instant::now() + took <= self.until);
-        if let Some(job) = second {
-            info!(run_id = %self.id, "A second candidate learns from the good answers alone.");
-            let path = job.out.clone();
-            let made = blocking(move || std::fs::create_dir_all(&path)).await;
-            made.map_err(|source| RunError::Write { path: job.out.clone(), source })?;
-            let trained = self.trainer(&job, cancel.clone()).await;
-            resume::forget_checkpoint(&job.out).await;
-            match trained {
-                Ok((product, _)) => {
-                    for candidate in both(product) {
-                        let right = self.right(&untrained, &candidate, cancel).await?;
-                        selection.add(job.objective, &right, &start);
-                        candidates.push(candidate);
-                    }
-                }
-                Err(RunError::Trainer(TrainerError::Cancelled(stop))) => {
-                    return Err(RunError::Cancelled(stop));
-                }
-                // The first ones are there.
-                Err(error) => {
-                    let reason = error.reason();
-                    warn!(run_id = %self.id, reason, "There is no second candidate.");
-                }
-            }
+        let second = match job::good_alone(&self.job).filter(|_| selection.has_room()) {
+            Some(job) => self.second(&job, took, cancel).await?,
+            None => None,
+        };
+        for candidate in second.into_iter().flat_map(|made| made.candidates) {
+            let right = self.right(&untrained, &candidate, candidates.len() + 1, cancel).await?;
+            selection.add(Objective::Sft, &right, &start);
+            candidates.push(candidate);
         }
         let refusal = selection.refusal();
         selection.chosen = refusal.is_none().then(|| selection.best());
@@ -372,21 +368,77 @@ impl Run<'_> {
         })
     }
 
-    /// Which of its answers are right. It is loaded for that alone.
+    /// What has learned from the good answers alone: made before an interruption, or now if there is the
+    /// time, which is what the first training `took`. `None`: the first one goes on without it.
+    async fn second(
+        &self,
+        job: &Job,
+        took: Duration,
+        cancel: &Cancel,
+    ) -> Result<Option<Made>, RunError> {
+        if let Some(made) = &self.second {
+            return Ok(Some(made.clone()));
+        }
+        let began = Instant::now();
+        if self.until < began + took {
+            return Ok(None);
+        }
+        info!(run_id = %self.id, "A second candidate learns from the good answers alone.");
+        let path = job.out.clone();
+        let folder = blocking(move || std::fs::create_dir_all(&path)).await;
+        folder.map_err(|source| RunError::Write { path: job.out.clone(), source })?;
+        let trained = self.trainer(job, cancel.clone()).await;
+        if let Err(RunError::Trainer(TrainerError::Cancelled(stop))) = trained {
+            return Err(RunError::Cancelled(stop));
+        }
+        resume::forget_checkpoints(&self.job.out).await;
+        match trained {
+            Ok((product, _)) => {
+                let made = Made::new(product, began.elapsed());
+                let facts = json!({ (job::GOOD_ALONE): made.record() });
+                self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
+                Ok(Some(made))
+            }
+            Err(error) => {
+                let reason = error.reason();
+                warn!(run_id = %self.id, reason, "There is no second candidate.");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Which of a candidate's answers are right. It is loaded for that alone.
     async fn right(
         &self,
         untrained: &Untrained,
         candidate: &Trained,
+        number: usize,
         cancel: &mut Cancel,
     ) -> Result<Vec<bool>, RunError> {
         self.check(candidate).await?;
         let parts = self.parts;
         let generation = parts.store.next_generation().await?;
         parts.engine.load_adapter(generation, candidate.adapter.clone()).await?;
-        let right = stoppable(untrained.right(parts, generation), cancel).await;
+        let right = self.asked(untrained, generation, number, cancel).await;
         // Awaited, because the next one gets the same number.
         parts.engine.retire(generation).await?;
-        Ok(right??)
+        right
+    }
+
+    /// The same of a loaded generation; `candidate` is its number in what is shown.
+    async fn asked(
+        &self,
+        untrained: &Untrained,
+        by: Generation,
+        candidate: usize,
+        cancel: &mut Cancel,
+    ) -> Result<Vec<bool>, RunError> {
+        let total = untrained.len();
+        let show = |done| {
+            self.stage.send_replace(Stage::Choosing { run: self.id, candidate, done, total });
+        };
+        show(0);
+        Ok(stoppable(untrained.right(self.parts, by, &show), cancel).await??)
     }
 
     async fn check(&self, trained: &Trained) -> Result<(), RunError> {
@@ -454,11 +506,6 @@ impl Run<'_> {
         self.parts.store.update_run(self.id, state, Some(reason.clone()), metrics).await?;
         Ok(Ended::Rejected { run: self.id, reason, verdict })
     }
-}
-
-/// The best weights, and the last ones where these are others.
-fn both(product: Product) -> Vec<Trained> {
-    [product.best].into_iter().chain(product.last).collect()
 }
 
 /// Work that ends when somebody wants it to.

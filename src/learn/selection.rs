@@ -196,15 +196,26 @@ impl Untrained {
         Ok((FEWEST <= prompts.len()).then_some(Self { prompts }))
     }
 
-    /// Whether each answer of a loaded generation is right, greedily.
+    pub(super) fn len(&self) -> usize {
+        self.prompts.len()
+    }
+
+    /// Whether each answer of a loaded generation is right, greedily. `show` is told how many there are.
     pub(super) async fn right(
         &self,
         parts: &Parts,
         by: Generation,
+        show: &(dyn Fn(usize) + Sync),
     ) -> Result<Vec<bool>, ReflectError> {
         let asked =
             self.prompts.iter().map(|(agent, exchange)| is_right(parts, agent, exchange, by));
-        stream::iter(asked.collect::<Vec<_>>()).buffered(PARALLEL).try_collect().await
+        let mut answers = stream::iter(asked.collect::<Vec<_>>()).buffered(PARALLEL);
+        let mut right = Vec::new();
+        while let Some(is_right) = answers.try_next().await? {
+            right.push(is_right);
+            show(right.len());
+        }
+        Ok(right)
     }
 }
 

@@ -287,7 +287,7 @@ async fn a_night_learns_from_examples_then_explores_and_trains_until_nothing_is_
 }
 
 /// A night of prompts that a program checks, each with a right answer and a wrong one.
-async fn checked(script: Script) -> World {
+pub(super) async fn checked(script: Script) -> World {
     let world = World::new(script, "good.sh", &[]).await;
     let path = world.root().join("practice.jsonl");
     let verifier = serde_json::to_string(&Verifier::Exact { expected: "good".into() }).unwrap();

@@ -203,3 +203,21 @@ async fn a_round_from_the_base_has_no_start_and_is_compared_with_what_is_served(
     let rows = world.parts.store.generations().await.unwrap();
     assert_eq!(rows[1].parent, Generation(1), "a rollback goes to what was served");
 }
+
+/// A daemon that ends while candidates are compared has both trainings behind it.
+#[tokio::test]
+async fn a_second_candidate_is_not_trained_again_either() {
+    let world = lessons::checked(standing()).await;
+    assert!(matches!(world.train().await, Ended::Rejected { .. }));
+    let run = world.last_run().await;
+    assert!(0.0 < run.metrics["train_s"].as_f64().unwrap(), "{}", run.metrics);
+    assert!(run.metrics["good_alone"]["adapter_sha256"].is_string(), "{}", run.metrics);
+    let compared = run.metrics["selection"].clone();
+    let nothing = serde_json::Value::Null;
+    world.parts.store.update_run(run.id, RunState::Interrupted, None, nothing).await.unwrap();
+    // A trainer would break it.
+    world.change(|config| config.trainer.command = Some(vec!["/no/such/trainer".into()]));
+    let ended = world.train().await;
+    assert!(matches!(ended, Ended::Rejected { run: same, .. } if same == run.id), "{ended:?}");
+    assert_eq!(world.last_run().await.metrics["selection"], compared);
+}
