@@ -25,7 +25,8 @@ pub struct Home {
     pub known: Vec<Item>,
     /// Commands of templates that no example and no practice has.
     pub unseen: Vec<Item>,
-    /// What the owner holds out for the gate: half of known templates, half of unseen ones.
+    /// What the owner holds out for the gate: of templates that were never shown. A command of a known
+    /// template would be a near copy of its examples, and take them out of training.
     pub gate: Vec<Item>,
 }
 
@@ -59,9 +60,7 @@ impl Home {
         };
         let known = make(&mut rng, "home-known", &known_templates, counts.known);
         let unseen = make(&mut rng, "home-unseen", &unseen_templates, counts.unseen);
-        let half = counts.gate / 2;
-        let mut gate = make(&mut rng, "home-gate-known", &known_templates, half);
-        gate.extend(make(&mut rng, "home-gate-unseen", &unseen_templates, counts.gate - half));
+        let gate = make(&mut rng, "home-gate", &unseen_templates, counts.gate);
         let mut rng = Rng::with_seed(seed.wrapping_add(1 << 32));
         let examples = make(&mut rng, "home-example", &known_templates, counts.examples);
         let practice = make(&mut rng, "home-practice", &known_templates, counts.practice);
