@@ -168,9 +168,16 @@ async fn the_embedded_model_is_set_up_checked_and_served() {
     daemon.stop().await;
 }
 
-#[tokio::test]
-async fn a_real_chat_model_is_fetched_checked_and_served() {
-    // The cache of the user who runs the tests, so that the model is downloaded once.
+/// `init --sample` into an empty folder, and what it says. The model comes from the cache of the user who
+/// runs the tests, so that it is downloaded once; `None`: it is not to be had here, which is said.
+pub(crate) async fn sample() -> Option<(Scratch, Value)> {
+    let (newcomer, scratch, said) = with_sample().await;
+    drop(newcomer);
+    let found = said.map(|said| serde_json::from_str(&said.out).unwrap());
+    Some((scratch, found?))
+}
+
+async fn with_sample() -> (Newcomer, Scratch, Option<Said>) {
     let mut newcomer = Newcomer::new();
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let cache = variable("XDG_CACHE_HOME").map(PathBuf::from);
@@ -184,9 +191,16 @@ async fn a_real_chat_model_is_fetched_checked_and_served() {
     if said.code == Some(TRY_AGAIN) {
         skipped(said.err.trim());
         assert_eq!(below(scratch.root()), Vec::<PathBuf>::new(), "nothing is half written");
-        return;
+        return (newcomer, scratch, None);
     }
     assert_eq!(said.code, Some(0), "{said:?}");
+    (newcomer, scratch, Some(said))
+}
+
+#[tokio::test]
+async fn a_real_chat_model_is_fetched_checked_and_served() {
+    let (newcomer, scratch, said) = with_sample().await;
+    let Some(said) = said else { return };
     let found: Value = serde_json::from_str(&said.out).unwrap();
     assert_eq!(found["agent"], "smollm2-135m-instruct", "{found}");
     assert_eq!(found["model"]["n_parameters"], 134_515_008, "{found}");

@@ -16,6 +16,7 @@ mod learning;
 mod objectives;
 mod parity;
 mod programs;
+mod real;
 mod rounds;
 mod scratch;
 mod signals;

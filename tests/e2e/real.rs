@@ -1,0 +1,71 @@
+//! The short form of `bench/real`: a real chat model practises on an owner's prompts, learns and meets the
+//! gate, with an agent as its owner would write it. Whether it gets better in so small a run is not asserted;
+//! `make bench-real` measures that.
+
+use std::io::Write as _;
+
+use serde_json::json;
+use tasks::messages;
+
+use crate::daemon::Daemon;
+use crate::init;
+
+const PROMPTS: usize = 20;
+
+#[tokio::test]
+async fn a_real_chat_model_practises_learns_and_meets_the_gate() {
+    let Some((scratch, found)) = init::sample().await else { return };
+    let root = scratch.root();
+    let write = |name: &str, text: &str| {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        files::write_atomic(&path, |file| file.write_all(text.as_bytes())).unwrap();
+    };
+    // By default a run of this size is about 20 steps, and 40 general prompts are answered.
+    write("reflectd.yaml", "default_agent: mine\nlearn: { optimizer: { epochs: 1 }, gate: { general_prompts: 10 } }\n");
+    std::fs::remove_file(root.join(format!("agents/{}.yaml", found["agent"].as_str().unwrap())))
+        .unwrap();
+    let owner = format!(
+        "model: {}\nsystem: {}\nsampling: {{ max_tokens: 48 }}\njudge: none\naspects: []\n\
+         verifier: {}\nexplore: {{ prompts: agents/mine/practice.jsonl }}\n\
+         held_out: agents/mine/held-out.jsonl\n",
+        found["model"]["path"],
+        json!(messages::SYSTEM),
+        json!({ "kind": "regex", "pattern": messages::PATTERN }),
+    );
+    write("agents/mine.yaml", &owner);
+    let lines = |items: Vec<tasks::Item>| -> String {
+        items.iter().map(|item| item.prompt_line(None).to_string() + "\n").collect()
+    };
+    write("agents/mine/practice.jsonl", &lines(messages::practice(PROMPTS, 1)));
+    write("agents/mine/held-out.jsonl", &lines(messages::held_out(PROMPTS, 1)));
+
+    let daemon = Daemon::start(scratch).await;
+    let explored = daemon.post("/v1/explore", &json!({ "n": 4, "m": 0 })).await;
+    assert_eq!((&explored["outcome"], &explored["prompts"]), (&json!("explored"), &json!(PROMPTS)));
+    let (candidates, positives) = (&explored["candidates"], &explored["positives"]);
+    let is_mixed = positives.as_u64().unwrap() < candidates.as_u64().unwrap();
+    assert!(0 < positives.as_u64().unwrap() && is_mixed, "its answers differ: {explored}");
+
+    let ended = daemon.post("/v1/runs", &json!({})).await;
+    let verdict = &ended["verdict"];
+    assert!(verdict.is_object(), "it meets the gate: {ended}");
+    let run = daemon.get(&format!("/v1/runs/{}", ended["run"])).await;
+    assert!(run["n_pairs"].as_u64().unwrap() > 0, "{run}");
+    let loss = run["metrics"]["step"]["loss"].as_f64().unwrap();
+    assert!(loss.is_finite() && loss > 0.0, "{run}");
+    let (error, allowed) = (&verdict["parity"]["error"], &verdict["parity"]["allowed"]);
+    assert!(error.as_f64().unwrap() <= allowed.as_f64().unwrap(), "served as trained: {verdict}");
+    assert_eq!(verdict["scored_by_verifier"], verdict["prompts"], "{verdict}");
+    assert!(verdict["general"]["loss"].is_f64(), "{verdict}");
+    let active = daemon.get("/v1/adapters").await["active"].clone();
+    assert_eq!(active, u64::from(ended["outcome"] == "promoted"), "{ended}");
+    let chat = json!({
+        "model": "mine",
+        "messages": [{ "role": "user", "content": "Where is my parcel?" }],
+    });
+    let answer = daemon.post("/v1/chat/completions", &chat).await;
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(text.split_whitespace().count() > 2, "a sentence: {answer}");
+    daemon.stop().await;
+}
