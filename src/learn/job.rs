@@ -17,9 +17,10 @@ pub(super) const DATA: &str = "data.jsonl";
 const KNOWN_RATE: (f64, f64) = (5e-4, 135e6);
 const RATES: [f64; 2] = [2e-5, 1e-3];
 /// Steps that teach something, and the most epochs for them: too few steps are the commonest failure,
-/// and answers that are not the model's own need more. 54 steps on 70 examples were right 94 times in 100, 27 steps 78.
+/// and answers that are not the model's own need more. 54 steps on 70 examples were right 94 times in 100,
+/// 27 steps 78; 144 steps on 150 examples 97, 66 steps 90 (docs/LOG.md).
 const STEPS: (usize, usize) = (20, 3);
-const STEPS_ON_EXAMPLES: (usize, usize) = (50, 6);
+const STEPS_ON_EXAMPLES: (usize, usize) = (80, 6);
 
 /// What a run learns from.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -66,6 +67,7 @@ impl Assignment {
         let (learn, trainer) = (&config.learn, &config.trainer);
         let configured = learn.optimizer;
         let known_rate = || learning_rate(self.lesson, self.n_parameters);
+        let validation_share = validation_share(learn, self.lesson);
         let optimizer = Optimizer {
             learning_rate: configured.learning_rate.unwrap_or_else(known_rate),
             epochs: epochs(learn, self.lesson, self.counts.examples),
@@ -86,7 +88,7 @@ impl Assignment {
             objective: balance::weighted(self.objective, self.counts),
             lora: learn.lora,
             optimizer,
-            validation_share: learn.validation_share,
+            validation_share,
             validations: learn.validations,
             checkpoint_s: trainer.checkpoint.as_secs_f64(),
             max_tokens: learn.max_tokens,
@@ -114,6 +116,15 @@ fn learning_rate(lesson: Lesson, n_parameters: u64) -> f64 {
     }
 }
 
+/// What `validation_share: auto` is. Of 150 examples of 126 templates, a tenth kept aside took as many
+/// templates out of training, and what is kept aside of answers tells when they are learned too well.
+fn validation_share(learn: &LearnConfig, lesson: Lesson) -> f64 {
+    learn.validation_share.unwrap_or(match lesson {
+        Lesson::Examples => 0.0,
+        Lesson::Answers => 0.1,
+    })
+}
+
 /// Passes over so many examples: as many as are configured, or as give enough steps.
 pub fn epochs(learn: &LearnConfig, lesson: Lesson, n_examples: usize) -> usize {
     let (steps, most) = match lesson {
@@ -125,7 +136,7 @@ pub fn epochs(learn: &LearnConfig, lesson: Lesson, n_examples: usize) -> usize {
         clippy::cast_sign_loss,
         reason = "a share of a count"
     )]
-    let trained = (n_examples as f64 * (1.0 - learn.validation_share)) as usize;
+    let trained = (n_examples as f64 * (1.0 - validation_share(learn, lesson))) as usize;
     let of_epoch = trained.div_ceil(learn.optimizer.batch_pairs).max(1);
     learn.optimizer.epochs.unwrap_or_else(|| steps.div_ceil(of_epoch).clamp(1, most))
 }
@@ -201,12 +212,12 @@ mod tests {
     #[test]
     fn few_examples_are_gone_through_until_there_are_enough_steps() {
         let mut learn = config::defaults().learn;
-        learn.validation_share = 0.1;
         let of =
             |learn: &LearnConfig, lesson| [1, 70, 110, 300, 5000].map(|n| epochs(learn, lesson, n));
-        // 1, 8, 13, 34 and 563 steps an epoch.
+        // A tenth of answers is kept aside: 1, 8, 13, 34 and 563 steps an epoch.
         assert_eq!(of(&learn, Lesson::Answers), [3, 3, 2, 1, 1]);
-        assert_eq!(of(&learn, Lesson::Examples), [6, 6, 4, 2, 1]);
+        // 1, 9, 14, 38 and 625.
+        assert_eq!(of(&learn, Lesson::Examples), [6, 6, 6, 3, 1]);
         learn.optimizer.epochs = Some(5);
         assert_eq!(of(&learn, Lesson::Answers), [5; 5]);
     }

@@ -334,7 +334,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 max_grad_norm: 1.0,
                 weight_decay: 0.0,
             },
-            validation_share: 0.0,
+            validation_share: Some(0.0),
             rehearsal: 0.0,
             validations: 4,
             max_tokens: 128,

@@ -415,8 +415,9 @@ pub struct LearnConfig {
     pub lora: protocol::Lora,
     /// How it is minimised.
     pub optimizer: OptimizerConfig,
-    /// Share of prompts kept aside to choose among checkpoints.
-    pub validation_share: f64,
+    /// Share of prompts kept aside to choose among checkpoints. `auto`: 0.1 of answers, and none of examples:
+    /// there are few of them, and each may be the only one of its kind.
+    pub validation_share: Option<f64>,
     /// Of the base's own answers to everyday prompts, beside each example of the task: what they keep the
     /// model from forgetting. At most 40; 0: none.
     pub rehearsal: f64,

@@ -204,7 +204,7 @@ fn learn(keys: &mut Section<'_>) -> LearnConfig {
         lora: lora(&mut keys.section("lora")),
         optimizer: optimizer(&mut keys.section("optimizer")),
         rehearsal: keys.number("rehearsal", 0.25, &(0.0..=1.0)),
-        validation_share: keys.number("validation_share", 0.1, &(0.0..=0.5)),
+        validation_share: auto_or_number(keys, "validation_share", &(0.0..=0.5)),
         validations: keys.number("validations", 4, &(1..=1000)),
         max_tokens: keys.number("max_tokens", 2048, &(16..=1 << 20)),
         gate: gate(&mut keys.section("gate")),
