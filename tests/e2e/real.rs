@@ -22,7 +22,10 @@ async fn a_real_chat_model_practises_learns_and_meets_the_gate() {
         files::write_atomic(&path, |file| file.write_all(text.as_bytes())).unwrap();
     };
     // By default a run of this size is about 20 steps, and 40 general prompts are answered.
-    write("reflectd.yaml", "default_agent: mine\nlearn: { optimizer: { epochs: 1 }, gate: { general_prompts: 10 } }\n");
+    write(
+        "reflectd.yaml",
+        "default_agent: mine\nlearn: { optimizer: { epochs: 1 }, gate: { general_prompts: 10 } }\n",
+    );
     std::fs::remove_file(root.join(format!("agents/{}.yaml", found["agent"].as_str().unwrap())))
         .unwrap();
     let owner = format!(
