@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use engine::{Engine, Generation, LogprobRequest, Priority, Sampling, Weights};
 use files::write_atomic;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use prompt::{ChatTemplate, Message, Role};
 use reflectd::reflect::{Answer, Reflector};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ use crate::setting::Setting;
 
 /// Of an answer.
 const MAX_TOKENS: u32 = 96;
+/// Questions under way at once.
+const PARALLEL: usize = 8;
 /// The number under which the adapter is loaded.
 const CANDIDATE: Generation = Generation(1);
 
@@ -82,13 +85,15 @@ async fn of_base(
     let reflector = Reflector::new(engine.clone(), store, Arc::new(template));
     let sampling = Sampling { temperature: 0.0, max_tokens: MAX_TOKENS, ..agent.sampling };
     let base = Weights::Generation(Generation::BASE);
-    let mut answers = Vec::new();
-    for question in questions {
+    let reflector = &reflector;
+    let asked = questions.iter().map(|question| async move {
         let messages = [Message { role: Role::User, content: question.clone() }];
         let answer = reflector.answer(agent, &messages, base, sampling, Priority::Gate).await?;
         let Answer { tokens, from, .. } = answer;
-        answers.push((tokens, from));
-    }
+        anyhow::Ok((tokens, from))
+    });
+    let asked = stream::iter(asked.collect::<Vec<_>>());
+    let answers: Vec<_> = asked.buffered(PARALLEL).try_collect().await?;
     // By the same path as the candidate's: reading and writing a token differ in rounding.
     let request =
         LogprobRequest { sequences: answers.clone(), weights: base, priority: Priority::Gate };
