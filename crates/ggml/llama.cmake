@@ -10,6 +10,14 @@ if(PROJECT_NAME STREQUAL "llama.cpp")
   # ggml-cpu is built once, with -march=native.
   if(NOT GGML_BACKEND_DL)
     set(GGML_NATIVE ON CACHE BOOL "" FORCE)
+
+    # With AVX512-FP16, which none of the kernel modules has, ggml's loops over f16 take 128 numbers at a
+    # time and all of a head of 64 one by one: a token after 1,024 others takes twice as long.
+    include(CheckCCompilerFlag)
+    check_c_compiler_flag(-mno-avx512fp16 REFLECTD_HAS_NO_AVX512FP16)
+    if(REFLECTD_HAS_NO_AVX512FP16)
+      cmake_language(DEFER CALL target_compile_options ggml-cpu PRIVATE -mno-avx512fp16)
+    endif()
   endif()
 
   # libllama reads files and builds graphs; the arithmetic is in ggml-cpu, which keeps -O3.

@@ -236,7 +236,10 @@ impl Core {
 
     /// Whether there is nothing to do, now or when a reader has caught up.
     pub(super) fn is_idle(&self) -> bool {
-        self.requests.is_empty() && !self.tree.has_ops() && self.freed.is_empty()
+        self.requests.is_empty()
+            && !self.tree.has_ops()
+            && self.freed.is_empty()
+            && !self.caches_too_much()
     }
 
     /// Whether somebody waits for words, and reads them.

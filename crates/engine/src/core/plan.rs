@@ -47,9 +47,7 @@ impl Core {
             // Whether they are back is seen before anything is built on them.
             return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
         }
-        let has_others = self.blocks.is_none() && 0 < self.tree.cached_ids();
-        let may_copy = self.tree.n_saves() < COPIES_AT_ONCE;
-        if has_others && may_copy && CACHED_CELLS < self.tree.evictable() {
+        while self.caches_too_much() && self.tree.n_saves() < COPIES_AT_ONCE {
             self.tree.evict(None);
         }
         loop {
@@ -67,6 +65,12 @@ impl Core {
                 Built::Nothing => return None,
             }
         }
+    }
+
+    /// Whether cached sequences slow every step. They leave between steps, and when there is nothing else to
+    /// do, so that the next prompt does not find them.
+    pub(super) fn caches_too_much(&self) -> bool {
+        self.blocks.is_none() && 0 < self.tree.cached_ids() && CACHED_CELLS < self.tree.evictable()
     }
 
     /// Starts waiting sequences in the order of their requests until one does not fit: overtaking

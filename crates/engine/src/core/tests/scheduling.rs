@@ -143,6 +143,31 @@ fn few_copies_of_cells_are_made_between_two_steps() {
     assert!(core.is_idle());
 }
 
+/// Attention looks at all cells up to the last one in use, so a prompt would pay for those before it.
+#[test]
+fn what_is_cached_beyond_the_limit_leaves_as_soon_as_there_is_nothing_else_to_do() {
+    let mut core = Core::new(limits(8192, 8), 1 << 30, Arc::new(Letters));
+    for seed in 1..=3 {
+        core.submit(chat(seed, 2000, 1));
+        while !core.requests.is_empty() {
+            step(&mut core, QUICK);
+        }
+        assert!(!core.is_idle(), "the thread asks for more steps");
+        while !core.is_idle() {
+            assert!(step(&mut core, QUICK).is_some());
+        }
+        assert!(core.cells_used() <= 512, "{} cells", core.cells_used());
+    }
+    // Without a pause between them, two blocks leave with each step.
+    for seed in 4..=9 {
+        core.submit(chat(seed, 2000, 1));
+        while !core.requests.is_empty() {
+            step(&mut core, QUICK);
+        }
+        assert!(core.cells_used() <= 512 + 2000, "{} cells", core.cells_used());
+    }
+}
+
 #[test]
 fn a_chat_that_finds_no_room_whatever_gives_way_drops_nothing() {
     let mut core = Core::new(limits(400, 12), 0, Arc::new(Letters));
