@@ -1,11 +1,14 @@
-//! Objectives that learn from more than pairs, with the real trainer: single answers and the owner's
+//! What is learned from besides pairs, with the real trainer: examples, single answers and the owner's
 //! own words (`kto`), and groups with their behaviour (`grpo`).
 
 use std::fs;
+use std::io::Write as _;
 
+use files::write_atomic;
 use protocol::{Example, Group, Job, Objective};
 use serde_json::{Value, json};
 
+use crate::chats::questions;
 use crate::daemon::Daemon;
 use crate::scratch::Scratch;
 
@@ -55,6 +58,39 @@ async fn groups_are_learned_from_with_the_log_probs_of_their_sampling() {
     let step = &run["metrics"]["step"];
     assert!(0.0 < step["reward_std"].as_f64().unwrap(), "{step}");
     assert_eq!(run["metrics"]["tally"]["tempered"], 0, "{run}");
+    daemon.stop().await;
+}
+
+/// What an owner shows is learned before anything was explored, all of it, and with some of the base's own
+/// answers beside it.
+#[tokio::test]
+async fn examples_are_learned_first() {
+    let scratch = Scratch::new();
+    let example =
+        |question| json!({ "prompt": question, "answer": "The answer is 7." }).to_string() + "\n";
+    let lines: String = questions(24, 9).into_iter().map(example).collect();
+    let root = scratch.root();
+    let write = |name: &str, text: &str| {
+        write_atomic(&root.join(name), |file| file.write_all(text.as_bytes())).unwrap();
+    };
+    write("agents/nano/examples.jsonl", &lines);
+    let agent = fs::read_to_string(root.join("agents/nano.yaml")).unwrap();
+    write("agents/nano.yaml", &(agent + "examples: agents/nano/examples.jsonl\n"));
+
+    let daemon = Daemon::start(scratch).await;
+    let (run, examples) = trained::<Example>(&daemon).await;
+    assert_eq!(run["metrics"]["lesson"], "examples", "{run}");
+    let n_shown = run["n_pairs"].as_u64().unwrap();
+    // Those that are near copies of held-out problems are left out.
+    assert!((12..=24).contains(&n_shown), "{run}");
+    let n_rehearsed = run["metrics"]["rehearsed"].as_u64().unwrap();
+    assert!(0 < n_rehearsed, "{run}");
+    assert_eq!(examples.len() as u64, n_shown + n_rehearsed);
+    let job: Job = serde_json::from_value(run["job"].clone()).unwrap();
+    assert_eq!(job.objective, Objective::Sft);
+    assert!(job.validation_share <= 0.0, "each may be the only one of its kind");
+    let step = &run["metrics"]["step"];
+    assert!(step["loss"].as_f64().unwrap() > 0.0, "{step}");
     daemon.stop().await;
 }
 
