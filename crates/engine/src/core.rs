@@ -239,7 +239,7 @@ impl Core {
         self.requests.is_empty()
             && !self.tree.has_ops()
             && self.freed.is_empty()
-            && !self.caches_too_much()
+            && !(self.caches_too_much() && self.tree.has_host_room())
     }
 
     /// Whether somebody waits for words, and reads them.

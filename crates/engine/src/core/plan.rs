@@ -68,7 +68,7 @@ impl Core {
     }
 
     /// Whether cached sequences slow every step. They leave between steps, and when there is nothing else to
-    /// do, so that the next prompt does not find them.
+    /// do as far as copies of them are kept: who comes next may go on with one of them.
     pub(super) fn caches_too_much(&self) -> bool {
         self.blocks.is_none() && 0 < self.tree.cached_ids() && CACHED_CELLS < self.tree.evictable()
     }

@@ -105,6 +105,8 @@ pub(super) struct Tree {
     pending: usize,
     host_bytes: usize,
     most_host_bytes: usize,
+    /// Of a cell in a copy, at most; zero until a copy has told it.
+    cell_bytes: usize,
     /// Counts up; orders uses.
     clock: u64,
     ops: Vec<Op>,
@@ -123,6 +125,7 @@ impl Tree {
             pending: 0,
             host_bytes: 0,
             most_host_bytes,
+            cell_bytes: 0,
             clock: 0,
             ops: Vec::new(),
         }

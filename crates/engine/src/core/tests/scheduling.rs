@@ -169,6 +169,23 @@ fn what_is_cached_beyond_the_limit_leaves_as_soon_as_there_is_nothing_else_to_do
 }
 
 #[test]
+fn a_conversation_that_pauses_is_not_read_again() {
+    for most_host_bytes in [0, 8, 1 << 30] {
+        let mut core = Core::new(limits(8192, 8), most_host_bytes, Arc::new(Letters));
+        core.submit(chat(1, 2000, 1));
+        while !core.requests.is_empty() || !core.is_idle() {
+            step(&mut core, QUICK);
+        }
+        core.submit(chat(1, 2020, 1));
+        let mut n_tokens = 0;
+        while !core.requests.is_empty() {
+            n_tokens += step(&mut core, QUICK).map_or(0, |step| step.n_tokens());
+        }
+        assert!(n_tokens <= 20 + 512, "{n_tokens} tokens with {most_host_bytes} bytes for copies");
+    }
+}
+
+#[test]
 fn a_chat_that_finds_no_room_whatever_gives_way_drops_nothing() {
     let mut core = Core::new(limits(400, 12), 0, Arc::new(Letters));
     core.submit(chat(5, 50, 1));

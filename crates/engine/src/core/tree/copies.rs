@@ -61,6 +61,12 @@ impl Tree {
         true
     }
 
+    /// Whether a further copy displaces none.
+    pub(in super::super) fn has_host_room(&self) -> bool {
+        let next = (self.n_saves() + 1) * BLOCK * self.cell_bytes;
+        self.most_host_bytes != 0 && self.host_bytes + next <= self.most_host_bytes
+    }
+
     /// Takes a whole cached sequence out, so that its id is free. False when there is none.
     pub(in super::super) fn evict_id(&mut self, keep: Option<SequenceId>) -> bool {
         let Some(id) = self.least(keep) else { return false };
@@ -124,6 +130,7 @@ impl Tree {
         self.clock += 1;
         let used = self.clock;
         let n = self.node(id).tokens.len();
+        self.cell_bytes = self.cell_bytes.max(state.len().div_ceil(n.max(1)));
         self.node_mut(id).host = Host::Saved { copy: Arc::new(Copied { state, n }), used };
         self.count_host_bytes();
         while self.most_host_bytes < self.host_bytes {
