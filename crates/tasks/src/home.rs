@@ -169,6 +169,23 @@ mod tests {
         }
     }
 
+    /// A held-out command of a known template takes the examples of that template out of training.
+    #[test]
+    fn the_gate_asks_no_template_that_is_shown() {
+        let home = Home::new(Counts::FULL, 1);
+        let trigrams = |item: &Item| -> BTreeSet<Vec<String>> {
+            let words: Vec<String> = item.prompt.split(' ').map(str::to_lowercase).collect();
+            words.windows(3).map(<[String]>::to_vec).collect()
+        };
+        let is_near = |a: &Item, b: &Item| {
+            let (a, b) = (trigrams(a), trigrams(b));
+            3 * a.union(&b).count() <= 5 * a.intersection(&b).count()
+        };
+        let shown = home.examples.iter().chain(&home.practice);
+        let near = shown.filter(|shown| home.gate.iter().any(|held_out| is_near(shown, held_out)));
+        assert!(near.count() < 5, "of 300");
+    }
+
     #[test]
     fn every_action_is_shown_and_measured() {
         let home = Home::new(Counts::FULL, 1);
