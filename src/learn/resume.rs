@@ -24,7 +24,7 @@ use store::{self, RunId, RunState, StoreError};
 /// A run that is interrupted more often is given up: something about it does not work here.
 const MAX_RESUMES: u64 = 10;
 
-/// A run that goes on.
+/// A recorded run that has not been judged: it goes on, or begins.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) id: RunId,

@@ -25,8 +25,9 @@ use super::practice::Practised;
 use super::program;
 use super::promote::{self, Promotion, blocking};
 use super::readiness::Readiness;
+use super::resume::{self, Waiting};
 use super::selection::{Selection, Untrained};
-use super::{Ended, Parts, Stage, judge, practice, rehearsal, resume};
+use super::{Ended, Parts, Stage, judge, practice, rehearsal};
 use crate::trust::Standing;
 use config::Config;
 use engine::Generation;
@@ -109,42 +110,54 @@ async fn prepare<'a>(
     let config = parts.config.borrow().clone();
     let practised = practice::sync(parts, &config).await?;
     let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
-    if let Some(found) = resume::next(parts, &config).await? {
-        let resume::Waiting { id, start, job, made, second } = found;
-        if made.is_none() {
-            program::command_line(&config.trainer).map_err(TrainerError::from)?;
+    let waiting = match resume::next(parts, &config).await? {
+        Some(found) => {
+            if found.made.is_none() {
+                program::command_line(&config.trainer).map_err(TrainerError::from)?;
+            }
+            info!(run_id = %found.id, start = found.start.0, "An interrupted training run goes on.");
+            found
         }
-        info!(run_id = %id, start = start.0, "An interrupted training run goes on.");
-        let spent = made.as_ref().map_or(Duration::ZERO, |made| made.took);
-        let until = until.checked_sub(spent).unwrap_or(until);
-        let practised = Some((practised, held_out));
-        return Ok(Run {
-            parts,
-            config,
-            stage,
-            id,
-            start,
-            job,
-            made,
-            second,
-            questions,
-            practised,
-            until,
-        });
-    }
-    let Some(min_new_pairs) = min_new_pairs else { return Err(RunError::NothingToResume) };
+        None => {
+            let min_new_pairs = min_new_pairs.ok_or(RunError::NothingToResume)?;
+            begin(
+                parts,
+                &config,
+                &held_out,
+                held_out::count(&questions.held_out),
+                min_new_pairs,
+                cancel,
+            )
+            .await?
+        }
+    };
+    let Waiting { id, start, job, made, second } = waiting;
+    let spent = made.as_ref().map_or(Duration::ZERO, |made| made.took);
+    let until = until.checked_sub(spent).unwrap_or(until);
+    let practised = Some((practised, held_out));
+    Ok(Run { parts, config, stage, id, start, job, made, second, questions, practised, until })
+}
+
+/// A new run: what it learns from, and its record. `n_held_out`: prompts that it can be judged by.
+async fn begin(
+    parts: &Parts,
+    config: &Config,
+    held_out: &HeldOut,
+    n_held_out: usize,
+    min_new_pairs: usize,
+    cancel: &mut Cancel,
+) -> Result<Waiting, RunError> {
     // Before pairs are collected and a run is recorded.
     program::command_line(&config.trainer).map_err(TrainerError::from)?;
-    let material = lesson::next(parts, &config, &held_out, 0 < min_new_pairs).await?;
+    let material = lesson::next(parts, config, held_out, 0 < min_new_pairs).await?;
     let is_too_little = material.rows.is_empty() || material.n_new < min_new_pairs;
     if material.lesson == Lesson::Answers && is_too_little {
         let agents = config.agents.values().filter(|agent| agent.learn).count();
-        let asked = held_out::count(&questions.held_out);
-        let found = Readiness::new(&material, agents, asked, min_new_pairs);
+        let found = Readiness::new(&material, agents, n_held_out, min_new_pairs);
         return Err(nothing_to_learn(parts, &found).await?);
     }
     let Material { dataset, rows, tally, yielded, replayed, lesson, .. } = material;
-    let rehearsed = rehearsal::examples(parts, &config, &held_out, lesson, rows.len());
+    let rehearsed = rehearsal::examples(parts, config, held_out, lesson, rows.len());
     let rehearsed = stoppable(rehearsed, cancel).await??;
     let dataset = dataset.with(&rehearsed);
 
@@ -152,7 +165,7 @@ async fn prepare<'a>(
     let time = chrono::Utc::now().format("%Y%m%dT%H%M%S%.3f");
     let label = format!("{time}-{}", dataset.sha256.get(..8).unwrap_or_default());
     let data = (dataset.counts(), dataset.seed());
-    let job = job::starting_now(parts, &config, start, label, lesson, data).await?;
+    let job = job::starting_now(parts, config, start, label, lesson, data).await?;
     let written = job.clone();
     let dataset = blocking(move || {
         let write = || {
@@ -167,7 +180,7 @@ async fn prepare<'a>(
     let record = serde_json::to_value(&job).expect("a job is plain data");
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
-    let power = Power::new(held_out::count(&questions.held_out), &config.learn.gate);
+    let power = Power::new(n_held_out, &config.learn.gate);
     let facts = json!({
         "lesson": lesson,
         "tally": tally,
@@ -178,20 +191,7 @@ async fn prepare<'a>(
         "version": env!("CARGO_PKG_VERSION"),
     });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
-    let practised = Some((practised, held_out));
-    Ok(Run {
-        parts,
-        config,
-        stage,
-        id,
-        start,
-        job,
-        made: None,
-        second: None,
-        questions,
-        practised,
-        until,
-    })
+    Ok(Waiting { id, start, job, made: None, second: None })
 }
 
 /// Records a run that has nothing to learn from, or too little that is new, with its reason in
@@ -285,14 +285,13 @@ impl Run<'_> {
     async fn train(&self, cancel: Cancel) -> Result<Made, RunError> {
         let began = Instant::now();
         let (product, step) = self.trainer(&self.job, cancel).await?;
-        let facts = json!({
-            "step": step,
-            "best_step": product.best_step,
-            "best_loss": product.best_loss,
-        });
-        self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
+        let (best_step, best_loss) = (product.best_step, product.best_loss);
         let made = Made::new(product, began.elapsed());
-        self.parts.store.update_run(self.id, RunState::Gating, None, json!(made.record())).await?;
+        let mut facts = json!(made.record());
+        facts["step"] = json!(step);
+        facts["best_step"] = json!(best_step);
+        facts["best_loss"] = json!(best_loss);
+        self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
         resume::forget_checkpoints(&self.job.out).await;
         Ok(made)
     }

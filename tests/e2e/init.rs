@@ -171,8 +171,7 @@ async fn the_embedded_model_is_set_up_checked_and_served() {
 /// `init --sample` into an empty folder, and what it says. The model comes from the cache of the user who
 /// runs the tests, so that it is downloaded once; `None`: it is not to be had here, which is said.
 pub(crate) async fn sample() -> Option<(Scratch, Value)> {
-    let (newcomer, scratch, said) = with_sample().await;
-    drop(newcomer);
+    let (_, scratch, said) = with_sample().await;
     let found = said.map(|said| serde_json::from_str(&said.out).unwrap());
     Some((scratch, found?))
 }

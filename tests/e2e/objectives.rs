@@ -2,9 +2,7 @@
 //! own words (`kto`), and groups with their behaviour (`grpo`).
 
 use std::fs;
-use std::io::Write as _;
 
-use files::write_atomic;
 use protocol::{Example, Group, Job, Objective};
 use serde_json::{Value, json};
 
@@ -69,13 +67,9 @@ async fn examples_are_learned_first() {
     let example =
         |question| json!({ "prompt": question, "answer": "The answer is 7." }).to_string() + "\n";
     let lines: String = questions(24, 9).into_iter().map(example).collect();
-    let root = scratch.root();
-    let write = |name: &str, text: &str| {
-        write_atomic(&root.join(name), |file| file.write_all(text.as_bytes())).unwrap();
-    };
-    write("agents/nano/examples.jsonl", &lines);
-    let agent = fs::read_to_string(root.join("agents/nano.yaml")).unwrap();
-    write("agents/nano.yaml", &(agent + "examples: agents/nano/examples.jsonl\n"));
+    scratch.write("agents/nano/examples.jsonl", &lines);
+    let agent = fs::read_to_string(scratch.root().join("agents/nano.yaml")).unwrap();
+    scratch.write("agents/nano.yaml", &(agent + "examples: agents/nano/examples.jsonl\n"));
 
     let daemon = Daemon::start(scratch).await;
     let (run, examples) = trained::<Example>(&daemon).await;

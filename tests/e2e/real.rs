@@ -2,8 +2,6 @@
 //! gate, with an agent as its owner would write it. Whether it gets better in so small a run is not asserted;
 //! `make bench-real` measures that.
 
-use std::io::Write as _;
-
 use serde_json::json;
 use tasks::messages;
 
@@ -15,19 +13,13 @@ const PROMPTS: usize = 20;
 #[tokio::test]
 async fn a_real_chat_model_practises_learns_and_meets_the_gate() {
     let Some((scratch, found)) = init::sample().await else { return };
-    let root = scratch.root();
-    let write = |name: &str, text: &str| {
-        let path = root.join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        files::write_atomic(&path, |file| file.write_all(text.as_bytes())).unwrap();
-    };
     // By default a run of this size is about 20 steps, and a promoted one answers 40 general prompts.
-    write(
+    scratch.write(
         "reflectd.yaml",
         "default_agent: mine\nlearn: { optimizer: { epochs: 1 }, gate: { general_prompts: 10 } }\n",
     );
-    std::fs::remove_file(root.join(format!("agents/{}.yaml", found["agent"].as_str().unwrap())))
-        .unwrap();
+    let written = format!("agents/{}.yaml", found["agent"].as_str().unwrap());
+    std::fs::remove_file(scratch.root().join(written)).unwrap();
     let owner = format!(
         "model: {}\nsystem: {}\nsampling: {{ max_tokens: 48 }}\njudge: none\naspects: []\n\
          verifier: {}\nexplore: {{ prompts: agents/mine/practice.jsonl }}\n\
@@ -36,12 +28,12 @@ async fn a_real_chat_model_practises_learns_and_meets_the_gate() {
         json!(messages::SYSTEM),
         json!({ "kind": "regex", "pattern": messages::PATTERN }),
     );
-    write("agents/mine.yaml", &owner);
+    scratch.write("agents/mine.yaml", &owner);
     let lines = |items: Vec<tasks::Item>| -> String {
         items.iter().map(|item| item.prompt_line(None).to_string() + "\n").collect()
     };
-    write("agents/mine/practice.jsonl", &lines(messages::practice(PROMPTS, 1)));
-    write("agents/mine/held-out.jsonl", &lines(messages::held_out(PROMPTS, 1)));
+    scratch.write("agents/mine/practice.jsonl", &lines(messages::practice(PROMPTS, 1)));
+    scratch.write("agents/mine/held-out.jsonl", &lines(messages::held_out(PROMPTS, 1)));
 
     let daemon = Daemon::start(scratch).await;
     let explored = daemon.post("/v1/explore", &json!({ "n": 4, "m": 0 })).await;

@@ -80,8 +80,7 @@ impl Scratch {
     pub(crate) fn train_by(&self, objective: &str, epochs: u32) {
         let settings = SETTINGS.replace("EPOCHS", &epochs.to_string());
         let settings = settings.replace("OBJECTIVE", objective);
-        let path = self.root().join("reflectd.yaml");
-        write_atomic(&path, |file| file.write_all(settings.as_bytes())).unwrap();
+        self.write("reflectd.yaml", &settings);
     }
 
     /// The same with the gate as it is when nobody sets anything.
@@ -89,8 +88,14 @@ impl Scratch {
         let settings = SETTINGS.replace("EPOCHS", &epochs.to_string()).replace("OBJECTIVE", "dpo");
         let open = settings.find("  gate:").unwrap();
         let settings = format!("{}  gate: {{ prompts: 60 }}\n", settings.split_at(open).0);
-        let path = self.root().join("reflectd.yaml");
-        write_atomic(&path, |file| file.write_all(settings.as_bytes())).unwrap();
+        self.write("reflectd.yaml", &settings);
+    }
+
+    /// A file below the root.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.root().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        write_atomic(&path, |file| file.write_all(text.as_bytes())).unwrap();
     }
 
     /// Turns every stored judgement round: what passed fails, what failed passes.
