@@ -40,6 +40,7 @@ use request::{Purpose, Said};
 pub(super) use request::{Request, RequestId};
 use step::Source;
 pub(super) use step::{Outcome, Step, execute};
+pub(crate) use tree::CachePolicy;
 use tree::Tree;
 pub(super) use validate::Validator;
 
@@ -109,14 +110,10 @@ struct Owner {
 }
 
 impl Core {
-    /// At most `most_host_bytes` of copies of cells are kept in host memory.
-    pub(super) fn new(
-        limits: Limits,
-        most_host_bytes: usize,
-        vocabulary: Arc<dyn Vocabulary>,
-    ) -> Self {
+    /// Nothing to do yet.
+    pub(super) fn new(limits: Limits, cache: CachePolicy, vocabulary: Arc<dyn Vocabulary>) -> Self {
         Self {
-            tree: Tree::new(limits.cells, limits.sequences, most_host_bytes),
+            tree: Tree::new(limits.cells, limits.sequences, cache),
             limits,
             blocks: None,
             paused: None,
@@ -138,7 +135,10 @@ impl Core {
     /// time and keeps no copies.
     pub(super) fn deterministic(limits: Limits, vocabulary: Arc<dyn Vocabulary>) -> Self {
         let limits = Limits { sequences: 1, ..limits };
-        Self { blocks: Some(Blocks::new(&limits)), ..Self::new(limits, 0, vocabulary) }
+        Self {
+            blocks: Some(Blocks::new(&limits)),
+            ..Self::new(limits, CachePolicy::new(0), vocabulary)
+        }
     }
 
     /// Lets a checked request wait for room.
@@ -239,6 +239,7 @@ impl Core {
         self.requests.is_empty()
             && !self.tree.has_ops()
             && self.freed.is_empty()
+            && !self.may_gather()
             && !(self.caches_too_much() && self.tree.has_host_room())
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::adapters::Adapters;
-use super::core::{Core, Event, Request, RequestId, Validator, execute};
+use super::core::{CachePolicy, Core, Event, Request, RequestId, Validator, execute};
 use super::llama::OtherModels;
 use super::owner::{EngineThread, own};
 use super::step_lock::{StepLock, Ticket};
@@ -110,7 +110,7 @@ impl<B: Backend> Loop<B> {
             core: if backend.is_deterministic() {
                 Core::deterministic(limits, Arc::clone(&vocabulary))
             } else {
-                Core::new(limits, copies, Arc::clone(&vocabulary))
+                Core::new(limits, CachePolicy::new(copies), Arc::clone(&vocabulary))
             },
             shared: Arc::new(Shared { info, vocabulary, most_copies: copies as u64, pulse }),
             generations: Adapters::new(),

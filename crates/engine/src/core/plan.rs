@@ -14,12 +14,6 @@ use super::{Core, Owner, count};
 
 /// Cells that a sequence which writes an answer is admitted with, beyond its prompt.
 const GROWTH: usize = 32;
-/// Cells of cached sequences that stay in the context. The next wave of a request finds its prefix
-/// there, and more would slow every step: attention looks at all cells up to the last one in use.
-const CACHED_CELLS: usize = 512;
-
-/// Copies of cells that one step makes, so that who comes does not wait for many of them.
-const COPIES_AT_ONCE: usize = 2;
 
 /// What came of the try to make a batch.
 enum Built {
@@ -42,12 +36,19 @@ impl Core {
             ops.extend(self.freed.drain(..).map(Op::Free));
             return Some(Step { ops, ..Step::default() });
         }
+        while self.may_gather() && !self.tree.copies_enough() {
+            self.tree.evict(None);
+        }
+        if self.tree.has_saves() {
+            // Who comes next takes back what it goes on with.
+            return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
+        }
         self.admit();
         if self.tree.restores() {
             // Whether they are back is seen before anything is built on them.
             return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
         }
-        while self.caches_too_much() && self.tree.n_saves() < COPIES_AT_ONCE {
+        while self.caches_too_much() && !self.tree.copies_enough() {
             self.tree.evict(None);
         }
         loop {
@@ -55,7 +56,7 @@ impl Core {
                 Built::Batch(step) => {
                     return Some(Step { ops: self.tree.take_ops(), ..step });
                 }
-                Built::NoRoom(_) if COPIES_AT_ONCE <= self.tree.n_saves() => {
+                Built::NoRoom(_) if self.tree.copies_enough() => {
                     return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
                 }
                 Built::NoRoom(needed) => self.make_room(needed),
@@ -70,7 +71,12 @@ impl Core {
     /// Whether cached sequences slow every step. They leave between steps, and when there is nothing else to
     /// do as far as copies of them are kept: who comes next may go on with one of them.
     pub(super) fn caches_too_much(&self) -> bool {
-        self.blocks.is_none() && 0 < self.tree.cached_ids() && CACHED_CELLS < self.tree.evictable()
+        self.blocks.is_none() && self.tree.caches_too_much()
+    }
+
+    /// Whether what is cached leaves to come back at the beginning of the context, while nobody runs.
+    pub(super) fn may_gather(&self) -> bool {
+        self.blocks.is_none() && self.owners.is_empty() && self.tree.is_scattered()
     }
 
     /// Starts waiting sequences in the order of their requests until one does not fit: overtaking
@@ -140,7 +146,7 @@ impl Core {
             if is_in_vain || !has_id && !self.may_free_id(priority) {
                 return false;
             }
-            if COPIES_AT_ONCE <= self.tree.n_saves() {
+            if self.tree.copies_enough() {
                 // The next step goes on.
                 return false;
             }
@@ -225,13 +231,13 @@ impl Core {
 
     /// Frees cells at the cost of the cache, then of the newest of the least urgent.
     fn make_room(&mut self, needed: usize) {
-        while self.tree.free() < needed && self.tree.n_saves() < COPIES_AT_ONCE {
+        while self.tree.free() < needed && !self.tree.copies_enough() {
             if !self.tree.evict(None) {
                 break;
             }
         }
         if self.tree.free() < needed
-            && self.tree.n_saves() < COPIES_AT_ONCE
+            && !self.tree.copies_enough()
             && let Some(owner) = self.newest()
         {
             self.give_way(owner);

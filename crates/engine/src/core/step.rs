@@ -217,7 +217,7 @@ fn entries(span: &Span) -> impl Iterator<Item = Entry<'_>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tree::Wanted;
+    use super::super::tree::{CachePolicy, Wanted};
     use super::*;
 
     fn tokens(text: &str) -> Vec<Token> {
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_token_before_one_that_it_follows_is_refused() {
-        let mut tree = Tree::new(100, 4, 0);
+        let mut tree = Tree::new(100, 4, CachePolicy::new(0));
         let [a, b] = ["trunk one", "trunk two"].map(|text| insert(&mut tree, text));
         let [trunk, leaf] = &tree.pending(a)[..] else { panic!("a trunk and an end of its own") };
         let mut builder = Builder::new(&tree, 64, 64);
@@ -251,7 +251,7 @@ mod tests {
     /// Siblings that were preempted with one sampled token, and whose trunk has left the context.
     #[test]
     fn siblings_that_restart_come_after_their_trunk() {
-        let mut tree = Tree::new(100, 4, 0);
+        let mut tree = Tree::new(100, 4, CachePolicy::new(0));
         let ids = [(); 2].map(|()| insert(&mut tree, "trunk"));
         let [trunk] = &tree.pending(ids[0])[..] else { panic!("they are the same") };
         tree.advance(trunk.node, 5);

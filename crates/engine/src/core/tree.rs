@@ -27,6 +27,7 @@ use inference::{Generation, Token};
 
 use super::faults::{Fault, is_planted};
 use super::op::{Copied, Op};
+pub(crate) use copies::CachePolicy;
 pub(super) use find::{Found, Wanted};
 
 /// Names a node while it exists.
@@ -102,9 +103,11 @@ pub(super) struct Tree {
     ids: Vec<Option<Holder>>,
     cells: usize,
     used: usize,
+    /// The most that were in use since none was: what is cached may lie up to there.
+    peak: usize,
     pending: usize,
     host_bytes: usize,
-    most_host_bytes: usize,
+    policy: CachePolicy,
     /// Of a cell in a copy, at most; zero until a copy has told it.
     cell_bytes: usize,
     /// Counts up; orders uses.
@@ -113,8 +116,8 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Nothing in it. At most `most_host_bytes` of copies are kept in host memory.
-    pub(super) fn new(cells: usize, sequences: usize, most_host_bytes: usize) -> Self {
+    /// Nothing in it.
+    pub(super) fn new(cells: usize, sequences: usize, policy: CachePolicy) -> Self {
         Self {
             nodes: Vec::new(),
             unused: Vec::new(),
@@ -122,9 +125,10 @@ impl Tree {
             ids: vec![None; sequences],
             cells,
             used: 0,
+            peak: 0,
             pending: 0,
             host_bytes: 0,
-            most_host_bytes,
+            policy,
             cell_bytes: 0,
             clock: 0,
             ops: Vec::new(),
@@ -139,6 +143,11 @@ impl Tree {
     /// Whether copies come back to the context with the next step.
     pub(super) fn restores(&self) -> bool {
         self.ops.iter().any(|op| matches!(op, Op::Restore { .. }))
+    }
+
+    /// Whether copies are made with the next step.
+    pub(super) fn has_saves(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Save { .. }))
     }
 
     /// Whether there is something for the backend to do.
@@ -217,11 +226,6 @@ impl Tree {
         let spans = self.pending_of(ids.iter().copied());
         let own = spans.iter().filter(|it| self.readers(it.node).iter().all(|id| ids.contains(id)));
         own.map(|span| span.to - span.from).sum()
-    }
-
-    /// Copies that the backend makes before the next batch.
-    pub(super) fn n_saves(&self) -> usize {
-        self.ops.iter().filter(|op| matches!(op, Op::Save { .. })).count()
     }
 
     /// The position of a node's first token, its tokens and its evaluated ones, and its parent.
@@ -395,7 +399,7 @@ impl Tree {
         let node = self.node_mut(at);
         node.tokens.extend_from_slice(tokens);
         node.evaluated = node.tokens.len();
-        self.used += tokens.len();
+        self.take(tokens.len());
     }
 
     /// The next `n` tokens of a node are evaluated in the ids of all its readers.
@@ -403,7 +407,7 @@ impl Tree {
         let node = self.node_mut(id);
         node.evaluated += n;
         assert!(node.evaluated <= node.tokens.len(), "a step evaluates what is pending");
-        self.used += n;
+        self.take(n);
         self.pending -= n;
     }
 
@@ -461,9 +465,24 @@ impl Tree {
         }
     }
 
-    /// Cells that would be free without the cached sequences.
-    pub(super) fn evictable(&self) -> usize {
-        self.freed_without(|_| false)
+    /// Whether more cells are cached than should stay in the context.
+    pub(super) fn caches_too_much(&self) -> bool {
+        0 < self.cached_ids() && self.policy.resident < self.freed_without(|_| false)
+    }
+
+    /// Whether attention looks at far more cells than are in use, and copies of these can be kept: cells are
+    /// taken from the beginning on, and what is cached was evaluated when more of them were in use.
+    pub(super) fn is_scattered(&self) -> bool {
+        let is_far_more = 0 < self.used && 2 * self.used + self.policy.resident < self.peak;
+        is_far_more && 0 < self.cell_bytes && self.used * self.cell_bytes <= self.policy.host_bytes
+    }
+
+    fn take(&mut self, cells: usize) {
+        if self.used == 0 {
+            self.peak = 0;
+        }
+        self.used += cells;
+        self.peak = self.peak.max(self.used);
     }
 
     /// Cells that would be free without the cached sequences and the running ones that yield.

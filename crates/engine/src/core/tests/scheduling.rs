@@ -12,7 +12,7 @@ use super::simulation::Letters;
 use crate::Priority;
 use crate::core::op::Op;
 use crate::core::request::{Generating, Purpose, Request, State};
-use crate::core::{Core, Outcome, Step};
+use crate::core::{CachePolicy, Core, Outcome, Step};
 use crate::sample::Sampler;
 
 const QUICK: Duration = Duration::from_millis(1);
@@ -43,7 +43,8 @@ fn request(priority: Priority, seed: u64, n_prompt: usize, max_tokens: usize) ->
 
 fn finish(core: &mut Core, step: &Step, evaluated: usize, took: Duration) {
     let saves = step.ops.iter().filter_map(|op| match op {
-        Op::Save { copy, .. } => Some((*copy, Some(vec![0; 8]))),
+        // A byte a cell.
+        Op::Save { copy, from, to, .. } => Some((*copy, Some(vec![0; to - from]))),
         _ => None,
     });
     let outcome =
@@ -60,13 +61,18 @@ fn step(core: &mut Core, per_token: Duration) -> Option<Step> {
     Some(step)
 }
 
-fn saves(step: &Step) -> usize {
-    step.ops.iter().filter(|op| matches!(op, Op::Save { .. })).count()
+/// Cells that a step copies to host memory.
+fn copied(step: &Step) -> usize {
+    let copied = step.ops.iter().filter_map(|op| match op {
+        Op::Save { from, to, .. } => Some(to - from),
+        _ => None,
+    });
+    copied.sum()
 }
 
 #[test]
 fn no_step_of_a_slow_model_is_longer_than_two_seconds_and_all_answers_go_on_in_turns() {
-    let mut core = Core::new(limits(4000, 64), 0, Arc::new(Letters));
+    let mut core = Core::new(limits(4000, 64), CachePolicy::new(0), Arc::new(Letters));
     // Their prompts are soon read, and many answers are written at once.
     for seed in 0..60 {
         core.submit(chat(seed, 4, 60));
@@ -87,7 +93,7 @@ fn no_step_of_a_slow_model_is_longer_than_two_seconds_and_all_answers_go_on_in_t
 
 #[test]
 fn a_slow_model_gives_each_answer_its_token_before_any_gets_two() {
-    let mut core = Core::new(limits(400, 8), 0, Arc::new(Letters));
+    let mut core = Core::new(limits(400, 8), CachePolicy::new(0), Arc::new(Letters));
     for seed in 0..8 {
         core.submit(chat(seed, 5, 30));
     }
@@ -110,7 +116,7 @@ fn a_slow_model_gives_each_answer_its_token_before_any_gets_two() {
 
 #[test]
 fn a_prompt_is_read_beside_more_answers_than_a_step_holds() {
-    let mut core = Core::new(limits(900, 16), 0, Arc::new(Letters));
+    let mut core = Core::new(limits(900, 16), CachePolicy::new(0), Arc::new(Letters));
     for seed in 0..8 {
         core.submit(chat(seed, 5, 60));
     }
@@ -127,26 +133,28 @@ fn a_prompt_is_read_beside_more_answers_than_a_step_holds() {
 
 #[test]
 fn few_copies_of_cells_are_made_between_two_steps() {
-    let mut core = Core::new(limits(8192, 8), 1 << 30, Arc::new(Letters));
+    // A copied cell is one byte.
+    let cache = CachePolicy { bytes_at_once: 512, ..CachePolicy::new(1 << 30) };
+    let mut core = Core::new(limits(8192, 8), cache, Arc::new(Letters));
     core.submit(chat(1, 7000, 1));
     // No further: with nothing to do, a core copies what it has cached.
     while !core.requests.is_empty() {
         step(&mut core, QUICK);
     }
     core.submit(chat(2, 7000, 1));
-    let mut n_saves = 0;
+    let mut n_copied = 0;
     while let Some(step) = step(&mut core, QUICK) {
-        assert!(saves(&step) <= 2, "{} copies of 256 tokens in one step", saves(&step));
-        n_saves += saves(&step);
+        assert!(copied(&step) < 512 + 256, "{} cells in one step", copied(&step));
+        n_copied += copied(&step);
     }
-    assert!(20 < n_saves, "what was in the way is kept: {n_saves}");
+    assert!(6000 < n_copied, "what was in the way is kept: {n_copied}");
     assert!(core.is_idle());
 }
 
 /// Attention looks at all cells up to the last one in use, so a prompt would pay for those before it.
 #[test]
 fn what_is_cached_beyond_the_limit_leaves_as_soon_as_there_is_nothing_else_to_do() {
-    let mut core = Core::new(limits(8192, 8), 1 << 30, Arc::new(Letters));
+    let mut core = Core::new(limits(8192, 8), CachePolicy::new(1 << 30), Arc::new(Letters));
     for seed in 1..=3 {
         core.submit(chat(seed, 2000, 1));
         while !core.requests.is_empty() {
@@ -168,26 +176,63 @@ fn what_is_cached_beyond_the_limit_leaves_as_soon_as_there_is_nothing_else_to_do
     }
 }
 
+/// Of many short sequences as many cells leave with a step as of a long one.
+#[test]
+fn short_sequences_leave_as_fast_as_long_ones() {
+    let cache = CachePolicy { bytes_at_once: 512, ..CachePolicy::new(1 << 30) };
+    let mut core = Core::new(limits(8192, 64), cache, Arc::new(Letters));
+    for seed in 1..=32 {
+        core.submit(chat(seed, 60, 1));
+    }
+    let steps = std::iter::from_fn(|| step(&mut core, QUICK));
+    let most = steps.map(|step| copied(&step)).max().unwrap();
+    assert!((300..512 + 60).contains(&most), "{most} cells");
+}
+
+/// Attention looks at all cells up to the last one in use, and after many chats few of them are.
+#[test]
+fn what_is_cached_among_free_cells_leaves_before_the_next_one_begins() {
+    let mut core = Core::new(limits(16384, 32), CachePolicy::new(1 << 30), Arc::new(Letters));
+    for seed in 1..=16 {
+        core.submit(chat(seed, 300, 30));
+    }
+    while !core.requests.is_empty() {
+        step(&mut core, QUICK);
+    }
+    let before = core.cells_used();
+    core.submit(chat(20, 1000, 1));
+    let mut n_tokens = 0;
+    while n_tokens < 512 {
+        n_tokens += step(&mut core, QUICK).expect("there is a prompt to read").n_tokens();
+    }
+    assert!(512 < before, "{before} cells of earlier chats were there");
+    let others = core.cells_used() - n_tokens;
+    assert!(others < 10, "{others} cells beside its own");
+}
+
 #[test]
 fn a_conversation_that_pauses_is_not_read_again() {
-    for most_host_bytes in [0, 8, 1 << 30] {
-        let mut core = Core::new(limits(8192, 8), most_host_bytes, Arc::new(Letters));
-        core.submit(chat(1, 2000, 1));
+    // Of the last one eight tokens are left beside whole copies, and nothing stays in the context.
+    let all = CachePolicy { resident: 0, ..CachePolicy::new(1 << 30) };
+    let kept = [0, 8, 1 << 30].map(|bytes| (CachePolicy::new(bytes), 2000));
+    for (cache, n_prompt) in kept.into_iter().chain([(all, 7 * 256 + 9)]) {
+        let mut core = Core::new(limits(8192, 8), cache, Arc::new(Letters));
+        core.submit(chat(1, n_prompt, 1));
         while !core.requests.is_empty() || !core.is_idle() {
             step(&mut core, QUICK);
         }
-        core.submit(chat(1, 2020, 1));
+        core.submit(chat(1, n_prompt + 20, 1));
         let mut n_tokens = 0;
         while !core.requests.is_empty() {
             n_tokens += step(&mut core, QUICK).map_or(0, |step| step.n_tokens());
         }
-        assert!(n_tokens <= 20 + 512, "{n_tokens} tokens with {most_host_bytes} bytes for copies");
+        assert!(n_tokens <= 20 + cache.resident, "{n_tokens} tokens with {cache:?}");
     }
 }
 
 #[test]
 fn a_chat_that_finds_no_room_whatever_gives_way_drops_nothing() {
-    let mut core = Core::new(limits(400, 12), 0, Arc::new(Letters));
+    let mut core = Core::new(limits(400, 12), CachePolicy::new(0), Arc::new(Letters));
     core.submit(chat(5, 50, 1));
     while step(&mut core, QUICK).is_some() {}
     // Judgements need no room to grow, and what they wait for together is evaluated once.
@@ -207,7 +252,7 @@ fn a_chat_that_finds_no_room_whatever_gives_way_drops_nothing() {
 /// What idle work waits for together with a chat is not there for another chat when it gives way.
 #[test]
 fn a_chat_does_not_count_on_what_other_chats_share_with_idle_work() {
-    let mut core = Core::new(limits(400, 12), 0, Arc::new(Letters));
+    let mut core = Core::new(limits(400, 12), CachePolicy::new(0), Arc::new(Letters));
     core.submit(chat(5, 50, 1));
     while step(&mut core, QUICK).is_some() {}
     let beside = |seed| [prompt(20, 40), prompt(seed, 5)].concat();
@@ -227,7 +272,7 @@ fn a_chat_does_not_count_on_what_other_chats_share_with_idle_work() {
 
 #[test]
 fn chats_are_admitted_by_what_they_need_now() {
-    let mut core = Core::new(limits(500, 16), 0, Arc::new(Letters));
+    let mut core = Core::new(limits(500, 16), CachePolicy::new(0), Arc::new(Letters));
     for seed in 0..8 {
         // Each might fill the context.
         core.submit(chat(seed, 20, 480));
@@ -246,7 +291,7 @@ fn an_interrupted_prompt_goes_on_where_it_was() {
         finish(core, &step, 7, QUICK);
         range
     };
-    let mut core = Core::new(limits(500, 4), 0, Arc::new(Letters));
+    let mut core = Core::new(limits(500, 4), CachePolicy::new(0), Arc::new(Letters));
     core.submit(request(Priority::Explore, 1, 100, 4));
     assert_eq!(started(&mut core).start, 0);
     assert_eq!(started(&mut core).start, 7);

@@ -9,10 +9,29 @@ use inference::backend::SequenceId;
 use super::super::op::{Copied, Op};
 use super::{Host, Node, NodeId, Tree};
 
-/// Tokens of one copy in host memory at most, so that copying takes a few milliseconds.
-const BLOCK: usize = 256;
-/// Fewer tokens are evaluated again as fast as they are copied.
-const LEAST_COPIED: usize = 16;
+/// When cells of cached sequences leave the context, and which copies of them are kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CachePolicy {
+    /// Cells of cached sequences that stay in the context. The next wave of a request finds its prefix
+    /// there, and more would slow every step: attention looks at all cells up to the last one in use.
+    pub(crate) resident: usize,
+    /// Host memory of all copies at most; zero: none are made.
+    pub(crate) host_bytes: usize,
+    /// Tokens of one copy at most.
+    pub(crate) block: usize,
+    /// Fewer tokens are evaluated again as fast as they are copied, unless a copy continues them.
+    pub(crate) least: usize,
+    /// A step that copies so many bytes copies no further ones, so that who comes does not wait for them.
+    pub(crate) bytes_at_once: usize,
+}
+
+impl CachePolicy {
+    /// At most `host_bytes` of copies are kept in host memory.
+    pub(crate) fn new(host_bytes: usize) -> Self {
+        // 2 GB a second are copied on an EPYC, so 16 ms.
+        Self { resident: 512, host_bytes, block: 256, least: 16, bytes_at_once: 32 << 20 }
+    }
+}
 
 impl Tree {
     pub(super) fn restore(&mut self, id: SequenceId, copy: NodeId) {
@@ -23,7 +42,7 @@ impl Tree {
         node.evaluated = node.tokens.len();
         let (at, n) = (node.start, node.tokens.len());
         self.count_host_bytes();
-        self.used += n;
+        self.take(n);
         self.ops.push(Op::Restore { id, at, n, copy });
     }
 
@@ -63,8 +82,23 @@ impl Tree {
 
     /// Whether a further copy displaces none.
     pub(in super::super) fn has_host_room(&self) -> bool {
-        let next = (self.n_saves() + 1) * BLOCK * self.cell_bytes;
-        self.most_host_bytes != 0 && self.host_bytes + next <= self.most_host_bytes
+        let next = (self.copying() + self.policy.block) * self.cell_bytes;
+        self.policy.host_bytes != 0 && self.host_bytes + next <= self.policy.host_bytes
+    }
+
+    /// Whether the next step copies as much as it should; one block, until a copy has said how large it is.
+    pub(in super::super) fn copies_enough(&self) -> bool {
+        let n = self.copying();
+        0 < n && (self.cell_bytes == 0 || self.policy.bytes_at_once <= n * self.cell_bytes)
+    }
+
+    /// Cells that the next step copies.
+    fn copying(&self) -> usize {
+        let saved = self.ops.iter().filter_map(|op| match op {
+            Op::Save { from, to, .. } => Some(to - from),
+            _ => None,
+        });
+        saved.sum()
     }
 
     /// Takes a whole cached sequence out, so that its id is free. False when there is none.
@@ -85,14 +119,15 @@ impl Tree {
     fn evict_end(&mut self, id: SequenceId) {
         let at = self.holder(id).node;
         let n = self.node(at).tokens.len();
-        if n < LEAST_COPIED || self.most_host_bytes == 0 {
+        let is_short = n < self.policy.least && self.node(at).children.is_empty();
+        if is_short || self.policy.host_bytes == 0 {
             let keep = self.node(at).start;
             self.truncate(id, keep);
             self.settle_cached(id);
             return;
         }
-        if BLOCK < n {
-            self.split(at, n - BLOCK);
+        if self.policy.block < n {
+            self.split(at, n - self.policy.block);
         }
         let node = self.node(at);
         let (from, to, parent) = (node.start, node.start + node.tokens.len(), node.parent);
@@ -133,7 +168,7 @@ impl Tree {
         self.cell_bytes = self.cell_bytes.max(state.len().div_ceil(n.max(1)));
         self.node_mut(id).host = Host::Saved { copy: Arc::new(Copied { state, n }), used };
         self.count_host_bytes();
-        while self.most_host_bytes < self.host_bytes {
+        while self.policy.host_bytes < self.host_bytes {
             let Some(oldest) = self.oldest_copy() else { break };
             self.drop_copies(oldest);
         }

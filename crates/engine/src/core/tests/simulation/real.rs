@@ -17,7 +17,7 @@ use inference::{
 use testkit::cells::Cells;
 use testkit::random_model::{Linear, unquantized, write_adapter};
 
-use crate::core::{Core, Event, RequestId, Validator, execute};
+use crate::core::{CachePolicy, Core, Event, RequestId, Validator, execute};
 use crate::llama::Llama;
 use crate::{GenerateRequest, LogprobRequest, Priority, Weights};
 
@@ -251,8 +251,8 @@ fn run(kv_cache: KvCache, flash_attention: FlashAttention, tolerance: f32) {
     let seed = fastrand::Rng::with_seed(4);
     let mut backend =
         Disturbed { llama: load(170), random: seed, n_interrupted, n_selected, selected };
-    let host_bytes = backend.host_cache_bytes();
-    let mut core = Core::new(backend.limits(), host_bytes, backend.vocabulary());
+    let cache = CachePolicy::new(backend.host_cache_bytes());
+    let mut core = Core::new(backend.limits(), cache, backend.vocabulary());
     let validator = Validator::new(&backend.info());
     let stems: Vec<Vec<Token>> =
         (0..3).map(|_| (0..60).map(|_| Token(random.i32(40..400))).collect()).collect();
@@ -325,7 +325,7 @@ fn logprobs_alone(
     prompt: &[Token],
     tokens: &[Token],
 ) -> Vec<f32> {
-    let mut core = Core::new(llama.limits(), 0, llama.vocabulary());
+    let mut core = Core::new(llama.limits(), CachePolicy::new(0), llama.vocabulary());
     let sequence = ([prompt, tokens].concat(), prompt.len());
     let weights = Weights::Generation(generation);
     let request = LogprobRequest { sequences: vec![sequence], weights, priority: Priority::Chat };

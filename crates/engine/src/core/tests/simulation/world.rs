@@ -12,7 +12,7 @@ use super::model::{Chances, Letters, Model, POISON, row};
 use crate::core::blocks::Blocks;
 use crate::core::request::{Generating, Purpose, Request, Said, State};
 use crate::core::tree::Wanted;
-use crate::core::{Core, Event, Outcome, Owner, RequestId, execute};
+use crate::core::{CachePolicy, Core, Event, Outcome, Owner, RequestId, execute};
 use crate::draft::Draft;
 use crate::sample::Sampler;
 use crate::{LabelScores, Priority};
@@ -153,12 +153,18 @@ impl World {
         let scale = if quiet { 0.0 } else { 1.0 };
         let chances =
             Chances { fail: 0.004 * scale, interrupt: 0.1 * scale, lose_copy: 0.1 * scale };
-        let host_bytes = if random.bool() { 24 * random.usize(0..limits.cells) } else { 0 };
+        let cache = CachePolicy {
+            resident: random.usize(0..limits.cells),
+            host_bytes: if random.bool() { 24 * random.usize(0..limits.cells) } else { 0 },
+            block: random.usize(1..40),
+            least: random.usize(0..20),
+            bytes_at_once: 24 * random.usize(1..80),
+        };
         let vocabulary = Arc::new(Letters);
         let core = if setting.is_deterministic {
             Core::deterministic(limits, vocabulary)
         } else {
-            Core::new(limits, host_bytes, vocabulary)
+            Core::new(limits, cache, vocabulary)
         };
         let stems = (0..4).map(|_| letters(&mut random, 30)).collect();
         Self {
