@@ -54,7 +54,6 @@ fn supported() -> Vec<(&'static str, bool)> {
         "avx512cd" as "avx512cd",
         "avx512dq" as "avx512dq",
         "avx512f" as "avx512f",
-        "avx512fp16" as "avx512fp16",
         "avx512ifma" as "avx512ifma",
         "avx512vbmi" as "avx512vbmi",
         "avx512vbmi2" as "avx512vbmi2",
