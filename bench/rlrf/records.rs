@@ -79,7 +79,7 @@ pub(crate) struct Trained {
     pub(crate) pairs: Pairs,
     pub(crate) steps: usize,
     pub(crate) best_step: usize,
-    pub(crate) best_loss: f64,
+    pub(crate) best_loss: Option<f64>,
     /// What the gate would have said.
     pub(crate) verdict: Gate,
 }

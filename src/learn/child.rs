@@ -60,7 +60,7 @@ pub struct Product {
     /// Their step.
     pub best_step: usize,
     /// Their validation loss.
-    pub best_loss: f64,
+    pub best_loss: Option<f64>,
     /// The weights after the last step, where these are others.
     pub last: Option<Trained>,
 }

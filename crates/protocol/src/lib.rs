@@ -348,8 +348,8 @@ pub enum TrainerEvent {
         probe: PathBuf,
         /// The step whose weights were kept.
         best_step: usize,
-        /// Its validation loss.
-        best_loss: f64,
+        /// Its validation loss; `None`: nothing was validated, and the last weights were kept.
+        best_loss: Option<f64>,
         /// The weights after the last step, where others had the smaller loss.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         last: Option<Kept>,

@@ -32,7 +32,8 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) struct Best {
     pub step: usize,
-    pub loss: f64,
+    /// `None`: nothing is validated.
+    pub loss: Option<f64>,
     pub weights: Vec<Tensor>,
 }
 
@@ -43,7 +44,7 @@ struct Metadata {
     job: String,
     step: usize,
     /// Step and loss.
-    best: Option<(usize, f64)>,
+    best: Option<(usize, Option<f64>)>,
 }
 
 /// The checkpoint file of a run.

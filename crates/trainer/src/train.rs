@@ -124,17 +124,14 @@ pub(crate) fn run(
         let is_validated =
             step == n_steps || step.is_multiple_of(n_steps.div_ceil(job.validations));
         if is_validated {
-            // Without a validation set the last weights are the best ones.
-            let loss = if validation_set.is_empty() {
-                -(step as f64)
-            } else {
-                step::validate(&model, job.objective, &validation_set, &mut plan)?
-            };
-            step::finite(loss, "validation loss").map_err(Failure::BadData)?;
+            let mut validated = None;
             if !validation_set.is_empty() {
+                let loss = step::validate(&model, job.objective, &validation_set, &mut plan)?;
+                step::finite(loss, "validation loss").map_err(Failure::BadData)?;
                 emit(&TrainerEvent::Validation { step, loss });
+                validated = Some(loss);
             }
-            keep_best(&mut state, loss);
+            keep_best(&mut state, validated);
         }
         if is_validated || checkpoint.is_due() {
             save(&mut checkpoint, &state, emit);
@@ -313,9 +310,11 @@ fn optimize(
     Ok(metrics)
 }
 
-/// Keeps a copy of the weights if no earlier ones had a smaller validation loss.
-fn keep_best(state: &mut State, loss: f64) {
-    if state.best.as_ref().is_none_or(|best| loss < best.loss) {
+/// Keeps a copy of the weights if no earlier ones had a smaller validation loss; where nothing is
+/// validated, the last ones.
+fn keep_best(state: &mut State, loss: Option<f64>) {
+    let smallest = state.best.as_ref().and_then(|best| best.loss);
+    if loss.zip(smallest).is_none_or(|(loss, smallest)| loss < smallest) {
         let weights = state.optimizer.parameters().iter().map(|w| w.detach().copy()).collect();
         state.best = Some(Best { step: state.step, loss, weights });
     }

@@ -114,7 +114,8 @@ fn losses_and_metrics_on_pairs_are_those_of_trl() {
             assert_near(&format!("{objective:?} {name}"), &metric(&losses, name), &expected);
         }
     }
-    // No objective on pairs is without a golden.
+    // No objective on pairs is without a golden; `mixed`, which TRL has not, is `dpo` or `sft` for each
+    // pair, and compared with these below.
     let names =
         |objective: &Objective| serde_json::to_value(objective).unwrap()["name"].to_string();
     let mut found: Vec<String> = cases.iter().map(|case| names(&case.objective)).collect();

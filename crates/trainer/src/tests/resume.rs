@@ -166,6 +166,19 @@ fn a_checkpoint_of_another_job_or_a_damaged_one_is_ignored_with_a_word() {
 }
 
 #[test]
+fn where_nothing_is_validated_the_last_weights_are_kept() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let events = run(&Job { validation_share: 0.0, ..job(folder.path()) }).unwrap();
+    assert_eq!(validations(&events), []);
+    let n_steps = losses(&events).len();
+    let Some(TrainerEvent::Done { best_step, best_loss, last, .. }) = events.last() else {
+        panic!("{events:?}")
+    };
+    assert_eq!((*best_step, *best_loss, last), (n_steps, None, &None));
+}
+
+#[test]
 fn the_exported_weights_are_those_with_the_smallest_validation_loss() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
@@ -181,7 +194,7 @@ fn the_exported_weights_are_those_with_the_smallest_validation_loss() {
     let Some(TrainerEvent::Done { best_step, best_loss, last: kept, .. }) = events.last() else {
         panic!()
     };
-    assert_eq!((*best_step, *best_loss), smallest);
+    assert_eq!((*best_step, *best_loss), (smallest.0, Some(smallest.1)));
     // The weights after the last step are there too, with a probe of their own.
     let kept = kept.as_ref().unwrap();
     assert_eq!((kept.step, &*files::sha256(&kept.adapter).unwrap()), (last.0, &*kept.sha256));
