@@ -3,6 +3,7 @@
 //! no trainer's probe, so parity is not measured, and everything else is. Used by `task`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::watch;
@@ -94,7 +95,7 @@ async fn prepare<'a>(
     parts.store.update_run(id, RunState::Gating, None, facts).await?;
     let made = Some(Made::elsewhere(Trained { adapter, sha256, probe: None }));
     // Nothing is to be chosen from.
-    let (practised, until) = (None, Instant::now());
+    let (practice, trained, until) = (None, Duration::ZERO, Instant::now());
     Ok(Run {
         parts,
         config,
@@ -105,7 +106,8 @@ async fn prepare<'a>(
         made,
         second: None,
         questions,
-        practised,
+        practice,
+        trained,
         until,
     })
 }

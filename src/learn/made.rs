@@ -17,12 +17,15 @@ pub(super) struct Made {
     pub(super) took: Duration,
 }
 
+/// The field of a run's record that says how long its training took, also one that has not ended.
+pub(super) const TRAIN_S: &str = "train_s";
+
 /// What of it stands in the record.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Record {
     adapter_sha256: String,
     last_sha256: Option<String>,
-    /// Seconds.
+    /// Seconds; see [`TRAIN_S`].
     train_s: f64,
 }
 

@@ -6,6 +6,7 @@
 //! settings. Means may have changed: threads, device, memory. What does not go on has failed.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 use tracing::warn;
@@ -14,7 +15,7 @@ use super::Parts;
 use super::dataset::Dataset;
 use super::error::RunError;
 use super::job::{self, Lesson};
-use super::made::Made;
+use super::made::{self, Made};
 use super::promote::blocking;
 use config::Config;
 use engine::Generation;
@@ -31,6 +32,9 @@ pub(super) struct Waiting {
     /// What it began from, which is what is served.
     pub(super) start: Generation,
     pub(super) job: Job,
+    pub(super) lesson: Lesson,
+    /// How long it was trained.
+    pub(super) trained: Duration,
     /// The trainer had ended: what it has made.
     pub(super) made: Option<Made>,
     /// What the training of a second candidate has made.
@@ -47,7 +51,7 @@ pub(super) async fn next(parts: &Parts, config: &Config) -> Result<Option<Waitin
             None => continued(parts, config, &run).await?,
         };
         match found {
-            Ok(job) => {
+            Ok((job, lesson)) => {
                 let resumes = json!({ "resumes": n_resumes(&run) + 1 });
                 let reason = format!("it goes on after: {}", run.reason.as_deref().unwrap_or("?"));
                 parts.store.update_run(run.id, RunState::Training, Some(reason), resumes).await?;
@@ -55,7 +59,10 @@ pub(super) async fn next(parts: &Parts, config: &Config) -> Result<Option<Waitin
                 let made = Made::read(&run.metrics, &job.out).await;
                 let out = job::out_of_good_alone(&job.out);
                 let second = Made::read(&run.metrics[job::GOOD_ALONE], &out).await;
-                next = Some(Waiting { id: run.id, start: run.start, job, made, second });
+                let trained = run.metrics[made::TRAIN_S].as_f64().unwrap_or(0.0);
+                let trained = Duration::try_from_secs_f64(trained).unwrap_or_default();
+                let (id, start) = (run.id, run.start);
+                next = Some(Waiting { id, start, job, lesson, trained, made, second });
             }
             Err(obstacle) => end(parts, &run, RunState::Failed, &obstacle).await?,
         }
@@ -109,7 +116,7 @@ async fn continued(
     parts: &Parts,
     config: &Config,
     run: &store::Run,
-) -> Result<Result<Job, String>, RunError> {
+) -> Result<Result<(Job, Lesson), String>, RunError> {
     let active = parts.engine.stats().active;
     if run.start != active {
         return Ok(Err(format!("it began from generation {}, {active} is served", run.start)));
@@ -137,7 +144,7 @@ async fn continued(
     if MAX_RESUMES <= n_resumes(run) {
         return Ok(Err(format!("it was interrupted {MAX_RESUMES} times before")));
     }
-    Ok(Ok(today))
+    Ok(Ok((today, lesson)))
 }
 
 fn n_resumes(run: &store::Run) -> u64 {

@@ -19,14 +19,13 @@ use super::gate::{self, Power, Verdict};
 use super::held_out::{self, HeldOut, Questions};
 use super::job::{self, Lesson};
 use super::lesson;
-use super::made::Made;
+use super::made::{self, Made};
 use super::material::Material;
-use super::practice::Practised;
 use super::program;
 use super::promote::{self, Promotion, blocking};
 use super::readiness::Readiness;
 use super::resume::{self, Waiting};
-use super::selection::{Selection, Untrained};
+use super::selection::{Practice, Selection, Untrained};
 use super::{Ended, Parts, Stage, judge, practice, rehearsal};
 use crate::trust::Standing;
 use config::Config;
@@ -49,8 +48,10 @@ pub(super) struct Run<'a> {
     /// The same of the second candidate.
     pub(super) second: Option<Made>,
     pub(super) questions: Questions,
-    /// What candidates are compared on, and what never is trained on; `None`: there is only one.
-    pub(super) practised: Option<(Practised, HeldOut)>,
+    /// What candidates are compared on; `None`: there is only one.
+    pub(super) practice: Option<Practice>,
+    /// How long it was trained before it was interrupted.
+    pub(super) trained: Duration,
     /// A second candidate is trained if that ends by then.
     pub(super) until: Instant,
 }
@@ -131,11 +132,23 @@ async fn prepare<'a>(
             .await?
         }
     };
-    let Waiting { id, start, job, made, second } = waiting;
-    let spent = made.as_ref().map_or(Duration::ZERO, |made| made.took);
-    let until = until.checked_sub(spent).unwrap_or(until);
-    let practised = Some((practised, held_out));
-    Ok(Run { parts, config, stage, id, start, job, made, second, questions, practised, until })
+    let Waiting { id, start, job, lesson, trained, made, second } = waiting;
+    let until = until.checked_sub(trained).unwrap_or(until);
+    let practice = Some(Practice { practised, held_out, lesson });
+    Ok(Run {
+        parts,
+        config,
+        stage,
+        id,
+        start,
+        job,
+        made,
+        second,
+        questions,
+        practice,
+        trained,
+        until,
+    })
 }
 
 /// A new run: what it learns from, and its record. `n_held_out`: prompts that it can be judged by.
@@ -191,7 +204,8 @@ async fn begin(
         "version": env!("CARGO_PKG_VERSION"),
     });
     parts.store.update_run(id, RunState::Training, None, facts).await?;
-    Ok(Waiting { id, start, job, made: None, second: None })
+    let trained = Duration::ZERO;
+    Ok(Waiting { id, start, job, lesson, trained, made: None, second: None })
 }
 
 /// Records a run that has nothing to learn from, or too little that is new, with its reason in
@@ -284,9 +298,18 @@ impl Run<'_> {
 
     async fn train(&self, cancel: Cancel) -> Result<Made, RunError> {
         let began = Instant::now();
-        let (product, step) = self.trainer(&self.job, cancel).await?;
+        let trained = self.trainer(&self.job, cancel).await;
+        let took = self.trained + began.elapsed();
+        let (product, step) = match trained {
+            Ok(trained) => trained,
+            Err(error) => {
+                let facts = json!({ (made::TRAIN_S): took.as_secs_f64() });
+                self.parts.store.update_run(self.id, RunState::Training, None, facts).await?;
+                return Err(error);
+            }
+        };
         let (best_step, best_loss) = (product.best_step, product.best_loss);
-        let made = Made::new(product, began.elapsed());
+        let made = Made::new(product, took);
         let mut facts = json!(made.record());
         facts["step"] = json!(step);
         facts["best_step"] = json!(best_step);
@@ -335,11 +358,11 @@ impl Run<'_> {
         cancel: &mut Cancel,
     ) -> Result<Result<Trained, String>, RunError> {
         let Made { mut candidates, took } = made;
-        let Some((practised, held_out)) = &self.practised else {
+        let Some(practice) = &self.practice else {
             return Ok(Ok(candidates.swap_remove(0)));
         };
         let (parts, config) = (self.parts, &self.config);
-        let untrained = Untrained::find(parts, config, practised, held_out, &self.job).await?;
+        let untrained = Untrained::find(parts, config, practice, &self.job).await?;
         let Some(untrained) = untrained else { return Ok(Ok(candidates.swap_remove(0))) };
         let start = self.asked(&untrained, self.start, 0, cancel).await?;
         let mut selection = Selection::new(&start);
@@ -351,6 +374,7 @@ impl Run<'_> {
             Some(job) => self.second(&job, took, cancel).await?,
             None => None,
         };
+        resume::forget_checkpoints(&self.job.out).await;
         for candidate in second.into_iter().flat_map(|made| made.candidates) {
             let right = self.right(&untrained, &candidate, candidates.len() + 1, cancel).await?;
             selection.add(Objective::Sft, &right, &start);
@@ -387,10 +411,6 @@ impl Run<'_> {
         let folder = blocking(move || std::fs::create_dir_all(&path)).await;
         folder.map_err(|source| RunError::Write { path: job.out.clone(), source })?;
         let trained = self.trainer(job, cancel.clone()).await;
-        if let Err(RunError::Trainer(TrainerError::Cancelled(stop))) = trained {
-            return Err(RunError::Cancelled(stop));
-        }
-        resume::forget_checkpoints(&self.job.out).await;
         match trained {
             Ok((product, _)) => {
                 let made = Made::new(product, began.elapsed());
@@ -398,6 +418,8 @@ impl Run<'_> {
                 self.parts.store.update_run(self.id, RunState::Gating, None, facts).await?;
                 Ok(Some(made))
             }
+            // The run is broken off with it, and goes on with it.
+            Err(error) if error.state() != RunState::Failed => Err(error),
             Err(error) => {
                 let reason = error.reason();
                 warn!(run_id = %self.id, reason, "There is no second candidate.");

@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::Parts;
 use super::error::RunError;
 use super::held_out::HeldOut;
+use super::job::Lesson;
 use super::pairs::prompt_id;
 use super::practice::Practised;
 use super::promote::blocking;
@@ -33,6 +34,16 @@ const FEWEST: usize = 10;
 const LOOKED_AT: usize = 1000;
 /// Prompts under way at once.
 const PARALLEL: usize = 4;
+
+/// Where such prompts come from.
+#[derive(Debug)]
+pub(super) struct Practice {
+    pub(super) practised: Practised,
+    /// Never asked.
+    pub(super) held_out: HeldOut,
+    /// What the run learns from.
+    pub(super) lesson: Lesson,
+}
 
 /// Prompts that measure candidates: a program decides whether an answer is right, they are not held out,
 /// and the run does not train on them.
@@ -144,12 +155,15 @@ impl Untrained {
     pub(super) async fn find(
         parts: &Parts,
         config: &Config,
-        practised: &Practised,
-        held_out: &HeldOut,
+        Practice { practised, held_out, lesson }: &Practice,
         job: &Job,
     ) -> Result<Option<Self>, RunError> {
         let path = job.data.clone();
         let (share, seed) = (job.validation_share, job.seed);
+        // Of those that were explored and gave nothing to learn the same share as of the others: they are
+        // mostly those that the model cannot do, and all of them would make what is served look worse than
+        // it is. Examples leave no prompt out for what the model can do.
+        let explored_share = if *lesson == Lesson::Examples { 1.0 } else { share };
         let data = blocking(move || Data::read(&path, share, seed));
         let data =
             data.await.map_err(|source| RunError::Write { path: job.data.clone(), source })?;
@@ -173,7 +187,7 @@ impl Untrained {
                     break;
                 }
                 let exchange = parts.store.exchange(id).await?;
-                if data.has_left(&exchange)
+                if data.has_left(&exchange, explored_share)
                     && !held_out.contains(&exchange.messages)
                     && is_checked(agent, exchange.verifier.as_ref(), exchange.reference.as_deref())
                 {
@@ -242,7 +256,6 @@ async fn is_right(
 struct Data {
     all: BTreeSet<String>,
     validation: BTreeSet<String>,
-    share: f64,
 }
 
 impl Data {
@@ -257,19 +270,17 @@ impl Data {
             .map(|line| serde_json::from_str(line).map(|Line { prompt_id }| prompt_id))
             .collect::<Result<_, _>>()?;
         let validation = protocol::validation_prompts(all.clone(), share, seed);
-        Ok(Self { all, validation, share })
+        Ok(Self { all, validation })
     }
 
-    /// Whether a prompt is not trained on. Of those that were explored and gave nothing to learn the same
-    /// share as of the others: they are mostly those that the model cannot do, and all of them would make
-    /// what is served look worse than it is.
-    fn has_left(&self, exchange: &Exchange) -> bool {
+    /// Whether a prompt is not trained on; of those that were explored and that it does not have, a share.
+    fn has_left(&self, exchange: &Exchange, explored_share: f64) -> bool {
         let id = prompt_id(&exchange.prompt_tokens);
         if self.all.contains(&id) {
             return self.validation.contains(&id);
         }
         let is_explored = exchange.candidates.iter().any(|it| it.author == Author::Model);
-        !is_explored || chance(&id) < self.share
+        !is_explored || chance(&id) < explored_share
     }
 }
 

@@ -286,9 +286,8 @@ async fn a_night_learns_from_examples_then_explores_and_trains_until_nothing_is_
     assert!(drafts.clone().all(|it| it.generation == Generation(1)) && 0 < drafts.count());
 }
 
-/// A night of prompts that a program checks, each with a right answer and a wrong one.
-pub(super) async fn checked(script: Script) -> World {
-    let world = World::new(script, "good.sh", &[]).await;
+/// Gives a world's agent sixteen prompts to practise on, which a program checks.
+pub(super) fn practise(world: &World) {
     let path = world.root().join("practice.jsonl");
     let verifier = serde_json::to_string(&Verifier::Exact { expected: "good".into() }).unwrap();
     let line =
@@ -298,9 +297,33 @@ pub(super) async fn checked(script: Script) -> World {
         agent.practice.prompts = Some(path);
         agent.reflection.verifier_weight = 1.0;
     });
+}
+
+/// A night of such prompts, each with a right answer and a wrong one.
+pub(super) async fn checked(script: Script) -> World {
+    let world = World::new(script, "good.sh", &[]).await;
+    practise(&world);
     world.change(|config| config.learn.objective = Objective::Mixed { beta: 0.1, nll: 1.0 });
     world.remember_some().await;
     world
+}
+
+/// Of explored prompts `validation_share` are asked after a run on answers, which is none of examples.
+#[tokio::test]
+async fn what_examples_have_taught_is_compared_on_prompts_that_were_explored_before() {
+    let script =
+        judge().on_generation(Generation(1), "ask", &[("good", 1.0)]).on("ask", &[("bad", 1.0)]);
+    let world = with_examples(script, 12).await;
+    practise(&world);
+    world.change_agent(|agent| agent.reflection.explore = (3, 0));
+    let (learner, task) = world.learner();
+    assert!(matches!(learner.explore(all(99)).await.unwrap(), Ended::Explored { .. }));
+    learner.shutdown().await;
+    task.await.unwrap();
+    assert!(matches!(world.train().await, Ended::Promoted { .. }));
+    let metrics = world.last_run().await.metrics;
+    let compared = &metrics["selection"];
+    assert_eq!((&metrics["lesson"], &compared["prompts"]), (&"examples".into(), &16.into()));
 }
 
 #[tokio::test]
@@ -366,7 +389,8 @@ async fn a_second_training_that_breaks_leaves_the_first_to_the_gate() {
 async fn every_prompt_gets_its_first_drafts_first_and_easy_ones_are_explored_at_a_higher_temperature()
  {
     for (answer, temperature) in [("good", 1.2_f32), ("bad", 0.8)] {
-        let world = World::new(judge().on("ask", &[(answer, 1.0)]), "good.sh", &[]).await;
+        let script = judge().on("ask", &[(answer, 1.0)]).step_delay(Duration::from_millis(2));
+        let world = World::new(script, "good.sh", &[]).await;
         world.change_agent(|agent| {
             agent.practice.temperature = None;
             agent.reflection.explore = (6, 0);
@@ -376,7 +400,14 @@ async fn every_prompt_gets_its_first_drafts_first_and_easy_ones_are_explored_at_
             world.remember_answers(&format!("ask {i}"), Vec::new()).await;
         }
         let (learner, task) = world.learner();
-        assert!(matches!(learner.explore(all(9)).await.unwrap(), Ended::Explored { .. }));
+        let mut stages = learner.stage();
+        let have_begun =
+            |stage: &Stage| matches!(stage, Stage::Exploring { begun: 5, done: 0, total: 5, .. });
+        let shown =
+            tokio::time::timeout(LONG, async { stages.wait_for(have_begun).await.map(drop) });
+        let (explored, shown) = tokio::join!(learner.explore(all(9)), shown);
+        assert!(matches!(explored.unwrap(), Ended::Explored { .. }));
+        assert!(shown.is_ok(), "all have begun before any is done");
         learner.shutdown().await;
         task.await.unwrap();
         let exchanges = world.parts.store.exchanges(None, 9).await.unwrap();

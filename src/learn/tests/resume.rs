@@ -36,6 +36,9 @@ fn checkpoint(run: &store::Run) -> std::path::PathBuf {
 async fn a_run_that_lacked_memory_goes_on_with_the_next_training() {
     let (world, run) = interrupted("75").await;
     assert!(checkpoint(&run).exists() && run.reason.unwrap().contains("may be tried again"));
+    assert!(0.0 < run.metrics["train_s"].as_f64().unwrap(), "{}", run.metrics);
+    let took = serde_json::json!({ "train_s": 1000.0 });
+    world.parts.store.update_run(run.id, RunState::Interrupted, None, took).await.unwrap();
     // New prompts are for the run after it; other means are the same run.
     world.remember("ask more").await;
     world.change(|config| config.trainer.threads = 3);
@@ -45,6 +48,7 @@ async fn a_run_that_lacked_memory_goes_on_with_the_next_training() {
     let after = world.last_run().await;
     assert_eq!((after.id, after.n_pairs), (run.id, 4), "no other run was begun");
     assert_eq!(after.metrics["resumes"], 1);
+    assert!(1000.0 < after.metrics["train_s"].as_f64().unwrap(), "before and after it");
     let job: Job = serde_json::from_value(after.job).unwrap();
     let events = std::fs::read_to_string(job.out.join("events.jsonl")).unwrap();
     let steps = events.lines().filter(|line| line.contains("\"step\",")).count();
@@ -220,4 +224,58 @@ async fn a_second_candidate_is_not_trained_again_either() {
     let ended = world.train().await;
     assert!(matches!(ended, Ended::Rejected { run: same, .. } if same == run.id), "{ended:?}");
     assert_eq!(world.last_run().await.metrics["selection"], compared);
+}
+
+#[tokio::test]
+async fn a_second_training_that_lacked_memory_goes_on_alone() {
+    let world = lessons::checked(standing()).await;
+    let trainer = world.parts.config.borrow().trainer.command.clone().unwrap();
+    // A second one has a folder of its own.
+    let trains = |first: &str, second: &str| {
+        let script = format!("case \"$PWD\" in */good-alone) {second};; *) {first};; esac");
+        let command = ["sh".to_owned(), "-c".to_owned(), script].into_iter();
+        let command = command.chain(trainer.clone()).collect();
+        world.change(|config| config.trainer.command = Some(command));
+    };
+    let works = "exec \"$0\" \"$@\"";
+    trains(works, "echo state > checkpoint.safetensors; exit 75");
+    let ended = world.train().await;
+    let Ended::Interrupted { run, .. } = ended else { panic!("{ended:?}") };
+    trains("exit 70", works);
+    let ended = world.train().await;
+    assert!(matches!(ended, Ended::Rejected { run: same, .. } if same == run), "{ended:?}");
+    let run = world.last_run().await;
+    assert_eq!(run.metrics["selection"]["candidates"].as_array().unwrap().len(), 2);
+    let job: Job = serde_json::from_value(run.job).unwrap();
+    let left = job::out_of_good_alone(&job.out).join(CHECKPOINT);
+    assert!(!left.exists(), "{} is left", left.display());
+}
+
+#[tokio::test]
+async fn a_daemon_that_ends_while_candidates_are_compared_goes_on_with_them() {
+    let slow = standing().step_delay(Duration::from_millis(10));
+    let world = lessons::checked(slow).await;
+    let (learner, task) = world.learner();
+    let mut stages = learner.stage();
+    let compares = |stage: &Stage| matches!(stage, Stage::Choosing { candidate: 1, total: 16, .. });
+    let stop = async {
+        tokio::time::timeout(LONG, stages.wait_for(compares)).await.expect("it is shown").unwrap();
+        learner.shutdown().await;
+    };
+    let (ended, ()) = tokio::join!(learner.train(), stop);
+    task.await.unwrap();
+    assert!(matches!(ended, Ok(Ended::Interrupted { .. })), "{ended:?}");
+    let run = world.last_run().await;
+
+    let world = world.restarted(standing()).await;
+    restore(&world.parts).await;
+    lessons::practise(&world);
+    world.change(|config| {
+        config.learn.objective = Objective::Mixed { beta: 0.1, nll: 1.0 };
+        // A trainer would break it.
+        config.trainer.command = Some(vec!["/no/such/trainer".into()]);
+    });
+    let ended = world.train().await;
+    assert!(matches!(ended, Ended::Rejected { run: same, .. } if same == run.id), "{ended:?}");
+    assert_eq!(world.last_run().await.metrics["selection"]["prompts"], 16);
 }
