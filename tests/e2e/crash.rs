@@ -9,7 +9,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::chats::{chat, questions};
 use crate::daemon::Daemon;
-use crate::scratch::{Scratch, exploration};
+use crate::explored::{exploration, explored};
+use crate::scratch::Scratch;
 
 /// How soon a trainer without its daemon has ended.
 const ORPHAN: Duration = Duration::from_secs(20);
@@ -63,7 +64,7 @@ async fn kill_9_at_every_stage_of_a_run_costs_it_nothing_but_time() {
     set_child_subreaper(Some(getpid())).unwrap();
     // The same run on the same data, undisturbed.
     let undisturbed = {
-        let scratch = Scratch::explored().await;
+        let scratch = explored().await;
         scratch.train_for(LONG);
         let daemon = Daemon::start(scratch).await;
         let ended = daemon.post("/v1/runs", &json!({})).await;
@@ -74,7 +75,7 @@ async fn kill_9_at_every_stage_of_a_run_costs_it_nothing_but_time() {
     };
 
     // Killed while the trainer works.
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     scratch.train_for(LONG);
     let daemon = Daemon::start(scratch).await;
     let (_, _stream) = daemon.follow_until("/v1/runs", json!({}), is_training).await;

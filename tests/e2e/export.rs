@@ -15,7 +15,7 @@ use tokio::process::Command;
 
 use super::parity::load;
 use crate::daemon::Daemon;
-use crate::scratch::Scratch;
+use crate::explored::explored;
 use testkit::random_model::{ARCHITECTURES, N_VOCAB, unquantized, write, write_adapter};
 use testkit::skipped;
 
@@ -155,7 +155,7 @@ fn entries(folder: &Path) -> Vec<String> {
 
 #[tokio::test]
 async fn a_generation_leaves_as_files_and_comes_back_as_a_candidate() {
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     // Long enough that it changes more than activations are rounded.
     scratch.train_for(4);
     let daemon = Daemon::start(scratch).await;

@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use crate::chats::questions;
 use crate::daemon::Daemon;
 use crate::doctor::report;
-use crate::scratch::{Scratch, exploration};
+use crate::explored::exploration;
+use crate::scratch::Scratch;
 use testkit::random_model;
 
 const WIDTH: usize = 256;

@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use files::gguf::model_sha256;
 use files::write_atomic;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
 
 use crate::chats::{chat, questions};
 use crate::daemon::Daemon;
-use crate::scratch::Scratch;
+use crate::explored::explored;
 use testkit::split::split;
 
 #[tokio::test]
 async fn the_loop_once() {
-    let daemon = Daemon::start(Scratch::explored().await).await;
+    let daemon = Daemon::start(explored().await).await;
     let question = &questions(1, 2)[0];
     let socket = daemon.scratch().socket();
     assert_eq!(chat(&socket, question).await, 0, "nothing is learned yet");
@@ -65,7 +65,7 @@ fn generations(adapters: &Value) -> Vec<u64> {
 /// What is served, trained on, compared and swapped is the model of all its files.
 #[tokio::test]
 async fn a_model_in_several_files_goes_through_the_loop() {
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     let whole = scratch.root().join("agents/nano/model.gguf");
     let first = split(&whole, 3);
     std::fs::remove_file(&whole).unwrap();
@@ -107,7 +107,7 @@ async fn a_model_in_several_files_goes_through_the_loop() {
 
 #[tokio::test]
 async fn pairs_that_teach_the_wrong_answers_are_trained_on_and_refused_by_the_gate() {
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     scratch.poison();
     scratch.train_strictly(3);
     let daemon = Daemon::start(scratch).await;
@@ -123,7 +123,7 @@ async fn pairs_that_teach_the_wrong_answers_are_trained_on_and_refused_by_the_ga
 
 #[tokio::test]
 async fn a_chat_during_training_is_answered_while_the_trainer_stands_still() {
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     scratch.train_for(30);
     let daemon = Daemon::start(scratch).await;
     let step = |event: &Value| event["step"]["step"].as_u64().unwrap_or(0);
@@ -153,35 +153,36 @@ async fn a_chat_during_training_is_answered_while_the_trainer_stands_still() {
 
 /// Clients that chat during the swap.
 const CLIENTS: usize = 4;
-/// The gate waits while a chat runs, so all clients pause at once; otherwise it would never end.
+/// Trainer and gate wait while a chat runs, so all clients pause at once; otherwise they would never end.
 const PAUSE: Duration = Duration::from_millis(150);
 
 #[tokio::test]
 async fn no_chat_fails_or_is_answered_by_two_generations_while_the_weights_are_swapped() {
-    let daemon = Daemon::start(Scratch::explored().await).await;
+    let daemon = Daemon::start(explored().await).await;
     let is_last = Arc::new(AtomicBool::new(false));
-    let mut clients = JoinSet::new();
-    for client in 0..CLIENTS {
-        let (socket, is_last) = (daemon.scratch().socket(), is_last.clone());
-        clients.spawn(async move {
-            let mut answered = BTreeMap::<u64, usize>::new();
-            for question in questions(10, client as u64).iter().cycle() {
-                // Read before the chat begins: the last one begins after the swap.
-                let is_last = is_last.load(Ordering::Relaxed);
-                *answered.entry(chat(&socket, question).await).or_default() += 1;
-                if is_last {
-                    break;
-                }
-                tokio::time::sleep(PAUSE).await;
+    let (socket, is_last_wave) = (daemon.scratch().socket(), is_last.clone());
+    let clients = tokio::spawn(async move {
+        let mut answered = vec![BTreeMap::<u64, usize>::new(); CLIENTS];
+        for wave in 0.. {
+            // Read before the chats begin: the last ones begin after the swap.
+            let is_last = is_last_wave.load(Ordering::Relaxed);
+            let asked = questions(CLIENTS, wave);
+            let chats = join_all(asked.iter().map(|question| chat(&socket, question))).await;
+            for (answered, generation) in answered.iter_mut().zip(chats) {
+                *answered.entry(generation).or_default() += 1;
             }
-            answered
-        });
-    }
+            if is_last {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        answered
+    });
     let ended = daemon.post("/v1/runs", &json!({})).await;
     assert_eq!(ended["outcome"], "promoted", "{ended}");
     is_last.store(true, Ordering::Relaxed);
     // A chat that fails or names two generations panics, and its client with it.
-    for answered in clients.join_all().await {
+    for answered in clients.await.unwrap() {
         assert_eq!(answered.keys().copied().collect::<Vec<_>>(), [0, 1], "{answered:?}");
     }
     let status = daemon.get("/v1/status").await;

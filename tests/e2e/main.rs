@@ -8,6 +8,7 @@ mod chats;
 mod crash;
 mod daemon;
 mod doctor;
+mod explored;
 mod export;
 mod hostile;
 mod init;

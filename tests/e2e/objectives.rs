@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use crate::chats::questions;
 use crate::daemon::Daemon;
+use crate::explored::explored;
 use crate::scratch::Scratch;
 
 #[tokio::test]
 async fn single_answers_and_the_owners_edits_are_learned_from() {
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     scratch.train_by("kto", 1);
     let daemon = Daemon::start(scratch).await;
 
@@ -46,7 +47,7 @@ async fn single_answers_and_the_owners_edits_are_learned_from() {
 
 #[tokio::test]
 async fn groups_are_learned_from_with_the_log_probs_of_their_sampling() {
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     scratch.train_by("grpo", 1);
     let daemon = Daemon::start(scratch).await;
     let (run, groups) = trained::<Group>(&daemon).await;
@@ -91,7 +92,7 @@ async fn examples_are_learned_first() {
 /// What supervised training had without a rejected answer is no pair of the run on top of it.
 #[tokio::test]
 async fn pairs_are_learned_from_on_top_of_supervised_training() {
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     scratch.train_by("rs", 1);
     let daemon = Daemon::start(scratch).await;
     let (run, supervised) = trained::<Example>(&daemon).await;

@@ -1,5 +1,4 @@
-//! The folder of one daemon: a copy of the embedded agent, settings that make a run short, and
-//! where wanted the database of an exploration that all tests share.
+//! The folder of one daemon: a copy of the embedded agent and settings that make a run short.
 
 use std::fs;
 use std::io::Write as _;
@@ -7,15 +6,7 @@ use std::path::{Path, PathBuf};
 
 use files::write_atomic;
 use reflectd::paths::StateDir;
-use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::OnceCell;
-
-use crate::chats;
-use crate::daemon::Daemon;
-
-/// Prompts of the shared exploration: enough for pairs whatever the model is worth.
-const PROMPTS: usize = 40;
 
 /// Every threshold of the gate's quality is open, because these runs have to end with a swap. One
 /// thread each, because two tests run side by side and waiting threads spin.
@@ -59,16 +50,6 @@ impl Scratch {
     /// A folder without anything.
     pub(crate) fn empty() -> Self {
         Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    /// A daemon that has explored and been stopped.
-    pub(crate) async fn explored() -> Self {
-        static DATABASE: OnceCell<Vec<u8>> = OnceCell::const_new();
-        let database = DATABASE.get_or_init(explore).await;
-        let scratch = Self::new();
-        let state = StateDir::open(&scratch.state()).unwrap();
-        write_atomic(&state.database(), |file| file.write_all(database)).unwrap();
-        scratch
     }
 
     /// How many times a run goes through its pairs: a run to be interrupted has to be long.
@@ -141,26 +122,6 @@ impl Drop for Scratch {
             eprintln!("The daemon's log:\n{}", String::from_utf8_lossy(&log));
         }
     }
-}
-
-/// The prompts of an exploration: problems of the live split, as the API takes them.
-pub(crate) fn exploration(count: usize, seed: u64) -> Value {
-    let prompt = |(i, prompt)| json!({ "id": format!("{seed}-{i}"), "prompt": prompt });
-    let prompts: Vec<Value> =
-        chats::questions(count, seed).into_iter().enumerate().map(prompt).collect();
-    json!({ "prompts": prompts, "limit": count, "n": 4, "m": 2 })
-}
-
-/// The database after an exploration; a daemon that has ended leaves it in one file.
-async fn explore() -> Vec<u8> {
-    let daemon = Daemon::start(Scratch::new()).await;
-    let ended = daemon.post("/v1/explore", &exploration(PROMPTS, 1)).await;
-    assert_eq!((&ended["outcome"], &ended["prompts"]), (&json!("explored"), &json!(PROMPTS)));
-    let candidates = ended["candidates"].as_u64().unwrap();
-    assert!(4 * PROMPTS as u64 <= candidates, "four drafts each, and refinements: {ended}");
-    let scratch = daemon.stop().await;
-    let state = StateDir::open(&scratch.state()).unwrap();
-    fs::read(state.database()).unwrap()
 }
 
 fn copy_folder(from: &Path, to: &Path) {

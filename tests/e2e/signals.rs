@@ -7,6 +7,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::chats::{begin, finish, questions};
 use crate::daemon::{Daemon, PATIENCE};
+use crate::explored::explored;
 use crate::scratch::Scratch;
 
 /// Between two looks at the runs.
@@ -28,7 +29,7 @@ async fn sigterm_lets_a_running_stream_end() {
 
 #[tokio::test]
 async fn sighup_reloads_and_sigusr1_trains() {
-    let mut daemon = Daemon::start(Scratch::explored().await).await;
+    let mut daemon = Daemon::start(explored().await).await;
     // No file has changed, so nothing but the signal can be the reason.
     daemon.signal(Signal::HUP);
     daemon.told("RELOADING=1").await;

@@ -8,6 +8,7 @@ use files::write_atomic;
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
+use crate::explored::explored;
 use crate::scratch::Scratch;
 
 fn row<'a>(report: &'a Value, name: &str) -> &'a Value {
@@ -64,7 +65,7 @@ async fn the_nano_judge_is_measured_and_attacks_gain_little() {
 
 #[tokio::test]
 async fn a_judge_that_contradicts_its_labels_stops_the_night() {
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     let path = scratch.root().join("agents/nano/probes.jsonl");
     let turned = fs::read_to_string(&path).unwrap().lines().fold(String::new(), |text, line| {
         let mut probe: Value = serde_json::from_str(line).unwrap();
@@ -87,7 +88,7 @@ async fn a_judge_that_contradicts_its_labels_stops_the_night() {
 
 #[tokio::test]
 async fn a_changed_rubric_is_a_new_version_and_old_answers_can_be_judged_again() {
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     let path = scratch.root().join("agents/nano/aspects/format.yaml");
     let text = fs::read_to_string(&path).unwrap() + "\n";
     let changed = text.replacen("description: ", "description: Once more, ", 1);

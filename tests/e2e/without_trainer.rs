@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::daemon::Daemon;
-use crate::scratch::{Scratch, exploration};
+use crate::explored::exploration;
+use crate::scratch::Scratch;
 
 /// The program in a folder of its own.
 fn alone(scratch: &Scratch) -> PathBuf {

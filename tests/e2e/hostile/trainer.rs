@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use crate::chats::{chat, questions};
 use crate::daemon::Daemon;
+use crate::explored::explored;
 use crate::parity::{self, job, start_with};
-use crate::scratch::Scratch;
 use testkit::tiny;
 
 fn program() -> PathBuf {
@@ -134,7 +134,7 @@ fn a_run_that_cannot_write_may_be_tried_again() {
 
 #[tokio::test]
 async fn a_full_disk_fails_the_run_and_serving_goes_on() {
-    let scratch = Scratch::explored().await;
+    let scratch = explored().await;
     let settings = scratch.root().join("reflectd.yaml");
     let text = std::fs::read_to_string(&settings).unwrap();
     let command = json!(["sh", "-c", FULL_DISK, program()]);
