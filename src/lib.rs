@@ -16,8 +16,9 @@
 //! | [`telemetry`], [`paths`] | the edges of the process |
 //!
 //! Below them are the crates of the workspace: `engine` (the model), `store` (SQLite), `config`, `prompt`,
-//! `nano` (the embedded default), `ggml`, `files` (GGUF and adapters), `protocol` (with the trainer),
-//! `statistics`, `inference` (requests and replies as data).
+//! `jinja` (chat templates), `nano` (the embedded default), `tasks` (of the demonstration and the
+//! benchmarks), `ggml`, `files` (GGUF and adapters), `protocol` (with the trainer), `statistics`,
+//! `inference` (requests and replies as data); beside them `trainer` and, for tests, `testkit`.
 
 pub mod api;
 pub mod cli;

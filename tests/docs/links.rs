@@ -161,6 +161,15 @@ fn the_readme_is_short_and_names_both_commands() {
 }
 
 #[test]
+fn the_glossary_is_short() {
+    let text = document("docs/ARCHITECTURE.md").text;
+    let (_, glossary) = text.split_once("## Glossary").unwrap();
+    let (glossary, _) = glossary.split_once("\n## ").unwrap();
+    let words = glossary.lines().filter(|line| line.starts_with("| ")).count() - 1;
+    assert!(words <= 25, "the glossary of docs/ARCHITECTURE.md has {words} words");
+}
+
+#[test]
 fn documents_that_the_code_names_are_there() {
     let name = regex::Regex::new(r"docs/[A-Za-z0-9_./-]+\.md").unwrap();
     let mut findings = Vec::new();

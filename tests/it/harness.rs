@@ -154,9 +154,9 @@ pub(crate) async fn start(root: &Path, script: Script) -> Result<Daemon, StartEr
         root: root.to_owned(),
         state: root.join("state"),
         socket: SocketPath::default(),
-        engine: EngineSource::Custom(Box::new(move |floor, queue| {
+        engine: EngineSource::Custom(Box::new(move |step_lock, queue| {
             let script = script.clone();
-            Box::pin(engine::spawn_on(floor, queue, || Ok(Fake::new(script))))
+            Box::pin(engine::spawn_on(step_lock, queue, || Ok(Fake::new(script))))
         })),
     })
     .await

@@ -19,7 +19,10 @@ fn sources() -> Vec<(String, Module, String)> {
 fn source(path: &Path, text: &str) -> Option<(String, Module, String)> {
     let names: Vec<String> =
         path.with_extension("").iter().map(|name| name.to_string_lossy().into_owned()).collect();
-    let at = names.iter().position(|name| name == "src")?;
+    let below = |folder: &str| names.iter().position(|name| name == folder);
+    // Of programs for tests and benchmarks, the folder that has their `main.rs`.
+    let program = || Some(below("tests").or_else(|| below("bench"))? + 1);
+    let at = below("src").or_else(program).filter(|at| at + 1 < names.len())?;
     let mut module = names[at + 1..].to_vec();
     if module.last().is_some_and(|last| ["mod", "lib", "main"].contains(&last.as_str())) {
         module.pop();
@@ -34,7 +37,7 @@ fn source(path: &Path, text: &str) -> Option<(String, Module, String)> {
         })
         .map(without_comment)
         .collect();
-    Some((names[..at].join("/"), module, code.join("\n")))
+    Some((names[..=at].join("/"), module, code.join("\n")))
 }
 
 /// Every path that begins with `crate::` or `super::`, braces taken apart, as names from the root.
@@ -168,12 +171,18 @@ fn the_check_sees_a_circle() {
         file("src/a.rs", "use super::b::{self, deep::Thing as T};"),
         file("src/b/mod.rs", "fn f() {}"),
         file("src/b/deep.rs", "use crate::{x, a::Other};\nfn g() { super::f() }"),
+        file("tests/e2e/main.rs", "mod a;"),
+        file("tests/e2e/a.rs", "use crate::b::B;"),
+        file("tests/e2e/b.rs", "use crate::a::A;"),
         file("src/x.rs", "// use crate::a;\nmod tests {\nuse crate::a;"),
     ];
     let edges = edges(&sources);
-    let top = &edges[&(String::new(), Vec::new())];
+    let top = &edges[&("src".to_owned(), Vec::new())];
     assert_eq!(top["a"], BTreeSet::from(["b".to_owned()]));
     assert_eq!(top["b"], BTreeSet::from(["a".to_owned(), "x".to_owned()]));
     assert!(!top.contains_key("x"), "comments and tests do not count");
-    assert_eq!(circles(top), BTreeSet::from([vec!["a".to_owned(), "b".to_owned()]]));
+    for folder in ["src", "tests/e2e"] {
+        let found = circles(&edges[&(folder.to_owned(), Vec::new())]);
+        assert_eq!(found, BTreeSet::from([vec!["a".to_owned(), "b".to_owned()]]), "{folder}");
+    }
 }

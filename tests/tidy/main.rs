@@ -244,6 +244,26 @@ fn crates_are_built_from_no_more_than_they_need() {
 }
 
 #[test]
+fn the_programs_have_nothing_that_is_for_tests_alone() {
+    let crates = fs::read_dir(Path::new(ROOT).join("crates")).unwrap();
+    let mut names: Vec<String> =
+        crates.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    // The root package.
+    names.push("..".to_owned());
+    let testkit = "testkit".to_owned();
+    names.retain(|name| *name != testkit && dependencies(name).contains(&testkit));
+    assert_none(&names);
+}
+
+#[test]
+fn no_file_is_in_two_modules() {
+    let files = texts(&["rs"]).into_iter();
+    let with = |text: &str| text.lines().any(|line| line.trim_start().starts_with("#[path"));
+    let found = files.filter(|(_, text)| with(text)).map(|(path, _)| path.display().to_string());
+    assert_none(&found.collect::<Vec<_>>());
+}
+
+#[test]
 fn every_rust_file_begins_with_its_header() {
     let missing = texts(&["rs"]).into_iter().filter(|(_, text)| !text.starts_with("//! "));
     assert_none(&missing.map(|(path, _)| path.display().to_string()).collect::<Vec<_>>());
