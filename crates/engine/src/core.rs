@@ -181,7 +181,6 @@ impl Core {
         &mut self,
         step: &Step,
         outcome: Outcome,
-        took: Duration,
         rows: impl Fn(usize) -> Result<&'a [f32], EngineError>,
     ) {
         for (id, at) in outcome.not_restored {
@@ -189,7 +188,7 @@ impl Core {
             self.tree.restore_failed(id, at);
         }
         // Before copies join and drop nodes, while they are those that the step names.
-        self.take_in(step, outcome.evaluated, took, rows);
+        self.take_in(step, outcome.evaluated, outcome.took, rows);
         for (copy, state) in outcome.saved {
             self.tree.saved(copy, state);
         }
@@ -236,11 +235,7 @@ impl Core {
 
     /// Whether there is nothing to do, now or when a reader has caught up.
     pub(super) fn is_idle(&self) -> bool {
-        self.requests.is_empty()
-            && !self.tree.has_ops()
-            && self.freed.is_empty()
-            && !self.may_gather()
-            && !(self.caches_too_much() && self.tree.has_host_room())
+        self.requests.is_empty() && !self.tree.has_ops() && self.freed.is_empty() && !self.tidies()
     }
 
     /// Whether somebody waits for words, and reads them.

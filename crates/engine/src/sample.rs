@@ -1,6 +1,6 @@
 //! From a row of logits to a token or a log-prob. Pure: the same logits, settings and seed give
 //! the same token. Logits that are not finite are an error, never a silent token, because
-//! llama.cpp would sample them like any other. Used by `job.rs`.
+//! llama.cpp would sample them like any other. Used by `core/request.rs`.
 
 use super::{EngineError, Sampling, Token, softmax};
 

@@ -260,11 +260,10 @@ impl<B: Backend> Loop<B> {
             self.ticket.rest();
             return false;
         };
-        let begun = Instant::now();
         let outcome = execute(&mut self.backend, &step, self.ticket.interruption());
         self.ticket.leave();
         let backend = &self.backend;
-        self.core.finish(&step, outcome, begun.elapsed(), |entry| backend.logits(entry));
+        self.core.finish(&step, outcome, |entry| backend.logits(entry));
         // Before the replies: who has one must find its tokens in the stats.
         self.publish(true);
         self.tell();

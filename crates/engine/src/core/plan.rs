@@ -24,6 +24,11 @@ enum Built {
 }
 
 impl Core {
+    /// Whether cached sequences leave the context though nobody asks for anything.
+    pub(super) fn tidies(&self) -> bool {
+        self.may_gather() || self.caches_too_much()
+    }
+
     /// The priority of the work that comes next.
     pub(in super::super) fn next_priority(&self) -> Option<Priority> {
         self.requests.iter().filter(|request| !request.is_stalled).map(|r| r.priority).min()
@@ -36,9 +41,7 @@ impl Core {
             ops.extend(self.freed.drain(..).map(Op::Free));
             return Some(Step { ops, ..Step::default() });
         }
-        while self.may_gather() && !self.tree.copies_enough() {
-            self.tree.evict(None);
-        }
+        while self.may_gather() && !self.tree.copies_enough() && self.tree.evict(None) {}
         if self.tree.has_saves() {
             // Who comes next takes back what it goes on with.
             return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
@@ -48,9 +51,7 @@ impl Core {
             // Whether they are back is seen before anything is built on them.
             return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
         }
-        while self.caches_too_much() && !self.tree.copies_enough() {
-            self.tree.evict(None);
-        }
+        while self.caches_too_much() && !self.tree.copies_enough() && self.tree.evict(None) {}
         loop {
             match self.build() {
                 Built::Batch(step) => {
@@ -68,14 +69,15 @@ impl Core {
         }
     }
 
-    /// Whether cached sequences slow every step. They leave between steps, and when there is nothing else to
-    /// do as far as copies of them are kept: who comes next may go on with one of them.
-    pub(super) fn caches_too_much(&self) -> bool {
-        self.blocks.is_none() && self.tree.caches_too_much()
+    /// Whether cached sequences slow every step, and leave between steps. When there is nothing else to do
+    /// they leave as far as copies are kept, of them and of others: who comes next may go on with any.
+    fn caches_too_much(&self) -> bool {
+        let may_leave = !self.owners.is_empty() || self.tree.has_host_room();
+        self.blocks.is_none() && self.tree.caches_too_much() && may_leave
     }
 
     /// Whether what is cached leaves to come back at the beginning of the context, while nobody runs.
-    pub(super) fn may_gather(&self) -> bool {
+    fn may_gather(&self) -> bool {
         self.blocks.is_none() && self.owners.is_empty() && self.tree.is_scattered()
     }
 
@@ -90,6 +92,10 @@ impl Core {
                 if self.limits.batch_tokens <= self.pending_of(at) {
                     // What cannot be evaluated yet need not hold an id.
                     break;
+                }
+                if self.tree.copies_enough() {
+                    // The next step goes on.
+                    return;
                 }
                 if !self.try_admit(at, sequence) {
                     return;
@@ -147,7 +153,6 @@ impl Core {
                 return false;
             }
             if self.tree.copies_enough() {
-                // The next step goes on.
                 return false;
             }
             let has_evicted = if has_id {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use inference::backend::{Backend, Entry, SequenceId};
 use inference::{EngineError, Generation, Token};
@@ -55,6 +56,8 @@ pub(crate) struct Outcome {
     /// Tokens of the batch that were evaluated, from the first one: all, or fewer when the step was
     /// interrupted.
     pub(super) evaluated: Result<usize, EngineError>,
+    /// How long the batch took, without what came before it.
+    pub(super) took: Duration,
 }
 
 impl Step {
@@ -178,7 +181,12 @@ impl<'a> Builder<'a> {
 
 /// Lets a backend do a step. `interrupt` ends it early where that is allowed.
 pub(crate) fn execute(backend: &mut impl Backend, step: &Step, interrupt: &AtomicBool) -> Outcome {
-    let mut outcome = Outcome { saved: Vec::new(), not_restored: Vec::new(), evaluated: Ok(0) };
+    let mut outcome = Outcome {
+        saved: Vec::new(),
+        not_restored: Vec::new(),
+        evaluated: Ok(0),
+        took: Duration::ZERO,
+    };
     for op in &step.ops {
         match op {
             Op::Share { from, to, n } => backend.copy(*from, *to, *n),
@@ -201,8 +209,10 @@ pub(crate) fn execute(backend: &mut impl Backend, step: &Step, interrupt: &Atomi
     }
     let entries: Vec<Entry<'_>> = step.spans.iter().flat_map(entries).collect();
     let interrupt = step.may_be_interrupted.then_some(interrupt);
+    let begun = Instant::now();
     outcome.evaluated =
         backend.select(step.generation).and_then(|()| backend.decode(&entries, interrupt));
+    outcome.took = begun.elapsed();
     outcome
 }
 

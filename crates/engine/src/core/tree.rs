@@ -304,10 +304,11 @@ impl Tree {
     }
 
     /// Splits a node where a new sequence leaves it. A cached sequence that goes on for one token
-    /// more gives that up: to evaluate a token again costs less than an id.
+    /// more, and no copy after it, gives that up: to evaluate a token again costs less than an id.
     fn split_for(&mut self, node: NodeId, within: usize) -> NodeId {
         if let [end] = self.node(node).ends[..]
             && self.is_cached(end)
+            && self.node(node).children.is_empty()
             && within + 1 == self.node(node).tokens.len()
         {
             let keep = self.node(node).start + within;
@@ -470,11 +471,14 @@ impl Tree {
         0 < self.cached_ids() && self.policy.resident < self.freed_without(|_| false)
     }
 
-    /// Whether attention looks at far more cells than are in use, and copies of these can be kept: cells are
-    /// taken from the beginning on, and what is cached was evaluated when more of them were in use.
+    /// Whether attention looks at far more cells than are in use, and these are few, so that their copies
+    /// displace few others: cells are taken from the beginning on, and what is cached was evaluated when
+    /// more of them were in use.
     pub(super) fn is_scattered(&self) -> bool {
-        let is_far_more = 0 < self.used && 2 * self.used + self.policy.resident < self.peak;
-        is_far_more && 0 < self.cell_bytes && self.used * self.cell_bytes <= self.policy.host_bytes
+        let is_few = 0 < self.used && self.used <= 2 * self.policy.resident;
+        let is_far_more = 2 * self.used + self.policy.resident < self.peak;
+        let fits = 0 < self.cell_bytes && self.used * self.cell_bytes <= self.policy.host_bytes;
+        is_few && is_far_more && fits
     }
 
     fn take(&mut self, cells: usize) {

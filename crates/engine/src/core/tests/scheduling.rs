@@ -34,10 +34,14 @@ fn chat(seed: u64, n_prompt: usize, max_tokens: usize) -> Request {
 }
 
 fn request(priority: Priority, seed: u64, n_prompt: usize, max_tokens: usize) -> Request {
+    request_of(priority, prompt(seed, n_prompt), max_tokens)
+}
+
+fn request_of(priority: Priority, prompt: Vec<Token>, max_tokens: usize) -> Request {
     let sampler = Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, 0);
     let state = State::Generate(Box::new(Generating::new(sampler, Vec::new(), None)));
     let purpose = Purpose::Generate { seed: 0, max_tokens, top_logprobs: 0 };
-    let sequences = [(prompt(seed, n_prompt), state)].into_iter();
+    let sequences = [(prompt, state)].into_iter();
     Request::new(priority, Generation::BASE, purpose, sequences)
 }
 
@@ -47,9 +51,9 @@ fn finish(core: &mut Core, step: &Step, evaluated: usize, took: Duration) {
         Op::Save { copy, from, to, .. } => Some((*copy, Some(vec![0; to - from]))),
         _ => None,
     });
-    let outcome =
-        Outcome { saved: saves.collect(), not_restored: Vec::new(), evaluated: Ok(evaluated) };
-    core.finish(step, outcome, took, |_| Ok::<_, EngineError>(&LOGITS));
+    let (saved, evaluated) = (saves.collect(), Ok(evaluated));
+    let outcome = Outcome { saved, not_restored: Vec::new(), evaluated, took };
+    core.finish(step, outcome, |_| Ok::<_, EngineError>(&LOGITS));
     core.take_events();
 }
 
@@ -61,13 +65,30 @@ fn step(core: &mut Core, per_token: Duration) -> Option<Step> {
     Some(step)
 }
 
-/// Cells that a step copies to host memory.
+/// Cells that a step copies to host memory and back.
 fn copied(step: &Step) -> usize {
     let copied = step.ops.iter().filter_map(|op| match op {
         Op::Save { from, to, .. } => Some(to - from),
+        Op::Restore { n, .. } => Some(*n),
         _ => None,
     });
     copied.sum()
+}
+
+/// Does steps until nothing is asked for. The tokens that were evaluated.
+fn answer(core: &mut Core) -> usize {
+    let mut n_tokens = 0;
+    while !core.requests.is_empty() {
+        n_tokens += step(core, QUICK).map_or(0, |step| step.n_tokens());
+    }
+    n_tokens
+}
+
+/// Does steps until nothing is to be done.
+fn rest(core: &mut Core) {
+    while !core.is_idle() {
+        step(core, QUICK).expect("a core that is not idle has a step");
+    }
 }
 
 #[test]
@@ -133,22 +154,59 @@ fn a_prompt_is_read_beside_more_answers_than_a_step_holds() {
 
 #[test]
 fn few_copies_of_cells_are_made_between_two_steps() {
-    // A copied cell is one byte.
+    // Of cells that are lacking, and of an id.
+    for sequences in [8, 1] {
+        // A copied cell is one byte.
+        let cache = CachePolicy { bytes_at_once: 512, ..CachePolicy::new(1 << 30) };
+        let mut core = Core::new(limits(8192, sequences), cache, Arc::new(Letters));
+        core.submit(chat(1, 7000, 1));
+        // No further: with nothing to do, a core copies what it has cached.
+        answer(&mut core);
+        core.submit(chat(2, 7000, 1));
+        let mut n_copied = 0;
+        while let Some(step) = step(&mut core, QUICK) {
+            assert!(copied(&step) < 512 + 256, "{} cells in one step", copied(&step));
+            n_copied += copied(&step);
+        }
+        assert!(6000 < n_copied, "what was in the way is kept: {n_copied}");
+        assert!(core.is_idle());
+    }
+}
+
+/// A sequence comes back as a whole, and the next one with the next step.
+#[test]
+fn few_conversations_come_back_between_two_steps() {
     let cache = CachePolicy { bytes_at_once: 512, ..CachePolicy::new(1 << 30) };
     let mut core = Core::new(limits(8192, 8), cache, Arc::new(Letters));
-    core.submit(chat(1, 7000, 1));
-    // No further: with nothing to do, a core copies what it has cached.
-    while !core.requests.is_empty() {
-        step(&mut core, QUICK);
+    for seed in 1..=4 {
+        core.submit(chat(seed, 1000, 1));
+        answer(&mut core);
+        rest(&mut core);
     }
-    core.submit(chat(2, 7000, 1));
+    for seed in 1..=4 {
+        core.submit(chat(seed, 1010, 1));
+    }
     let mut n_copied = 0;
-    while let Some(step) = step(&mut core, QUICK) {
-        assert!(copied(&step) < 512 + 256, "{} cells in one step", copied(&step));
+    while !core.requests.is_empty() {
+        let step = step(&mut core, QUICK).expect("they go on");
+        assert!(copied(&step) <= 1000, "{} cells in one step", copied(&step));
         n_copied += copied(&step);
     }
-    assert!(6000 < n_copied, "what was in the way is kept: {n_copied}");
-    assert!(core.is_idle());
+    assert!(3 * 1000 < n_copied, "{n_copied} cells came back");
+}
+
+/// With cells of half a megabyte a whole block would take a tenth of a second.
+#[test]
+fn blocks_of_large_cells_are_short() {
+    let cache = CachePolicy { bytes_at_once: 64, ..CachePolicy::new(1 << 30) };
+    let mut core = Core::new(limits(8192, 8), cache, Arc::new(Letters));
+    core.submit(chat(1, 2000, 1));
+    answer(&mut core);
+    // The first copy says how large a cell is.
+    step(&mut core, QUICK).expect("too much is cached");
+    while let Some(step) = step(&mut core, QUICK) {
+        assert!(copied(&step) <= 64, "{} cells in one step", copied(&step));
+    }
 }
 
 /// Attention looks at all cells up to the last one in use, so a prompt would pay for those before it.
@@ -166,7 +224,7 @@ fn what_is_cached_beyond_the_limit_leaves_as_soon_as_there_is_nothing_else_to_do
         }
         assert!(core.cells_used() <= 512, "{} cells", core.cells_used());
     }
-    // Without a pause between them, two blocks leave with each step.
+    // Without a pause between them, they leave with each step.
     for seed in 4..=9 {
         core.submit(chat(seed, 2000, 1));
         while !core.requests.is_empty() {
@@ -189,18 +247,25 @@ fn short_sequences_leave_as_fast_as_long_ones() {
     assert!((300..512 + 60).contains(&most), "{most} cells");
 }
 
-/// Attention looks at all cells up to the last one in use, and after many chats few of them are.
-#[test]
-fn what_is_cached_among_free_cells_leaves_before_the_next_one_begins() {
-    let mut core = Core::new(limits(16384, 32), CachePolicy::new(1 << 30), Arc::new(Letters));
+/// A core in which sixteen chats were answered together, so that what is cached lies far apart.
+fn scattered(host_bytes: usize) -> Core {
+    let cache = CachePolicy::new(host_bytes);
+    let mut core = Core::new(limits(16384, 32), cache, Arc::new(Letters));
     for seed in 1..=16 {
         core.submit(chat(seed, 300, 30));
     }
-    while !core.requests.is_empty() {
-        step(&mut core, QUICK);
-    }
+    answer(&mut core);
+    core
+}
+
+/// Attention looks at all cells up to the last one in use, and after many chats few of them are.
+#[test]
+fn what_is_cached_among_free_cells_leaves_before_the_next_one_begins() {
+    let mut core = scattered(1 << 30);
+    core.submit(chat(20, 50, 20));
+    answer(&mut core);
     let before = core.cells_used();
-    core.submit(chat(20, 1000, 1));
+    core.submit(chat(21, 1000, 1));
     let mut n_tokens = 0;
     while n_tokens < 512 {
         n_tokens += step(&mut core, QUICK).expect("there is a prompt to read").n_tokens();
@@ -208,6 +273,68 @@ fn what_is_cached_among_free_cells_leaves_before_the_next_one_begins() {
     assert!(512 < before, "{before} cells of earlier chats were there");
     let others = core.cells_used() - n_tokens;
     assert!(others < 10, "{others} cells beside its own");
+}
+
+#[test]
+fn what_has_left_the_context_to_lie_together_is_not_read_again() {
+    // Where no copies are kept, it stays.
+    for host_bytes in [20, 1 << 30] {
+        let mut core = scattered(host_bytes);
+        core.submit(chat(20, 50, 20));
+        answer(&mut core);
+        core.submit(chat(20, 70, 1));
+        let n_tokens = answer(&mut core);
+        assert!(n_tokens <= 25, "{n_tokens} tokens with {host_bytes} bytes for copies");
+    }
+}
+
+#[test]
+fn an_idle_core_gathers_what_is_cached_and_then_leaves_it_in_peace() {
+    let mut core = scattered(1 << 30);
+    rest(&mut core);
+    assert_eq!(core.cells_used(), 0);
+    core.submit(chat(20, 400, 1));
+    answer(&mut core);
+    rest(&mut core);
+    assert!(400 <= core.cells_used(), "{} cells stay where they are", core.cells_used());
+}
+
+/// Host memory has room for one of them, and the context for the other.
+#[test]
+fn a_conversation_that_pauses_costs_no_other_one_its_copies() {
+    let mut core = Core::new(limits(8192, 8), CachePolicy::new(2300), Arc::new(Letters));
+    for seed in [1, 2] {
+        core.submit(chat(seed, 2000, 1));
+        answer(&mut core);
+        rest(&mut core);
+    }
+    for seed in [1, 2] {
+        core.submit(chat(seed, 2020, 1));
+        let n_tokens = answer(&mut core);
+        assert!(n_tokens <= 20, "{n_tokens} tokens of the one with seed {seed}");
+    }
+}
+
+#[test]
+fn who_asks_again_costs_nobody_the_copies_after_it() {
+    let mut core = Core::new(limits(8192, 8), CachePolicy::new(1 << 30), Arc::new(Letters));
+    let [beginning, one, other] = [prompt(1, 500), prompt(2, 299), prompt(3, 299)];
+    let mut ask = |rest: &[Token]| {
+        let prompt = [&beginning, rest].concat();
+        core.submit(request_of(Priority::Chat, prompt, 1));
+        let n_tokens = answer(&mut core);
+        while !core.is_idle() {
+            step(&mut core, QUICK);
+        }
+        n_tokens
+    };
+    ask(&one);
+    ask(&other);
+    assert!(ask(&[]) <= 1);
+    for rest in [one, other] {
+        let n_tokens = ask(&[rest, prompt(4, 20)].concat());
+        assert!(n_tokens <= 20, "{n_tokens} tokens are read again");
+    }
 }
 
 #[test]

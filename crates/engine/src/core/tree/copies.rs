@@ -82,11 +82,12 @@ impl Tree {
 
     /// Whether a further copy displaces none.
     pub(in super::super) fn has_host_room(&self) -> bool {
-        let next = (self.copying() + self.policy.block) * self.cell_bytes;
+        let next = (self.copying() + self.block()) * self.cell_bytes;
         self.policy.host_bytes != 0 && self.host_bytes + next <= self.policy.host_bytes
     }
 
-    /// Whether the next step copies as much as it should; one block, until a copy has said how large it is.
+    /// Whether the next step copies as much as it should, there or back; one block, until a copy has said how
+    /// large a cell is.
     pub(in super::super) fn copies_enough(&self) -> bool {
         let n = self.copying();
         0 < n && (self.cell_bytes == 0 || self.policy.bytes_at_once <= n * self.cell_bytes)
@@ -94,17 +95,25 @@ impl Tree {
 
     /// Cells that the next step copies.
     fn copying(&self) -> usize {
-        let saved = self.ops.iter().filter_map(|op| match op {
-            Op::Save { from, to, .. } => Some(to - from),
-            _ => None,
+        let copied = self.ops.iter().map(|op| match op {
+            Op::Save { from, to, .. } => to - from,
+            Op::Restore { n, .. } => *n,
+            Op::Share { .. } | Op::Truncate { .. } | Op::Free(_) => 0,
         });
-        saved.sum()
+        copied.sum()
     }
 
-    /// Takes a whole cached sequence out, so that its id is free. False when there is none.
+    /// Tokens of the next copy at most.
+    fn block(&self) -> usize {
+        let fits = self.policy.bytes_at_once / self.cell_bytes.max(1);
+        self.policy.block.min(fits.max(1))
+    }
+
+    /// Takes a whole cached sequence out, so that its id is free, or as much of it as a step copies. False
+    /// when there is none.
     pub(in super::super) fn evict_id(&mut self, keep: Option<SequenceId>) -> bool {
         let Some(id) = self.least(keep) else { return false };
-        while self.ids[id.0].is_some() {
+        while self.ids[id.0].is_some() && !self.copies_enough() {
             self.evict_end(id);
         }
         true
@@ -126,8 +135,9 @@ impl Tree {
             self.settle_cached(id);
             return;
         }
-        if self.policy.block < n {
-            self.split(at, n - self.policy.block);
+        let block = self.block();
+        if block < n {
+            self.split(at, n - block);
         }
         let node = self.node(at);
         let (from, to, parent) = (node.start, node.start + node.tokens.len(), node.parent);

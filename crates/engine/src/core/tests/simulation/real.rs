@@ -17,7 +17,7 @@ use inference::{
 use testkit::cells::Cells;
 use testkit::random_model::{Linear, unquantized, write_adapter};
 
-use crate::core::{CachePolicy, Core, Event, RequestId, Validator, execute};
+use crate::core::{CachePolicy, Core, Event, Outcome, RequestId, Validator, execute};
 use crate::llama::Llama;
 use crate::{GenerateRequest, LogprobRequest, Priority, Weights};
 
@@ -285,7 +285,7 @@ fn run(kv_cache: KvCache, flash_attention: FlashAttention, tolerance: f32) {
         let Some(step) = core.next_step() else { continue };
         let outcome = execute(&mut backend, &step, &AtomicBool::new(false));
         let (model, took) = (&backend, Duration::from_millis(1));
-        core.finish(&step, outcome, took, |entry| model.logits(entry));
+        core.finish(&step, Outcome { took, ..outcome }, |entry| model.logits(entry));
         steps += 1;
         for event in core.take_events() {
             match event {
@@ -333,7 +333,8 @@ fn logprobs_alone(
     let mut found = None;
     while let Some(step) = core.next_step() {
         let outcome = execute(llama, &step, &AtomicBool::new(false));
-        core.finish(&step, outcome, Duration::from_millis(1), |entry| llama.logits(entry));
+        let took = Duration::from_millis(1);
+        core.finish(&step, Outcome { took, ..outcome }, |entry| llama.logits(entry));
         for event in core.take_events() {
             match event {
                 Event::Logprobs { mut logprobs, .. } => found = logprobs.pop(),

@@ -52,6 +52,7 @@ pub(super) struct Seen {
     failed: u64,
     poisoned: u64,
     restored: u64,
+    gathered: u64,
     drafts: u64,
     shared: u64,
 }
@@ -68,11 +69,12 @@ impl Seen {
         self.failed += other.failed;
         self.poisoned += other.poisoned;
         self.restored += other.restored;
+        self.gathered += other.gathered;
         self.drafts += other.drafts;
         self.shared += other.shared;
     }
 
-    pub(super) fn all(&self) -> [(&'static str, u64); 11] {
+    pub(super) fn all(&self) -> [(&'static str, u64); 12] {
         [
             ("requests ended", self.ended),
             ("cancelled", self.cancelled),
@@ -83,6 +85,7 @@ impl Seen {
             ("failed steps", self.failed),
             ("poisoned steps", self.poisoned),
             ("copies restored", self.restored),
+            ("tidied while idle", self.gathered),
             ("right drafts", self.drafts),
             ("cached tokens", self.shared),
         ]
@@ -204,6 +207,10 @@ impl World {
             assert!(took < PATIENCE, "these never end: {:?}", self.requests);
         }
         assert_eq!(self.core.n_running(None), 0);
+        while !self.core.is_idle() {
+            self.step();
+            assert!(self.seen.steps - begun < PATIENCE, "it never rests");
+        }
         let counters = self.core.counters();
         self.seen.preempted += counters.preemptions;
         self.seen.drafts += counters.right_drafts;
@@ -400,7 +407,12 @@ impl World {
     fn step(&mut self) {
         self.seen.steps += 1;
         let oldest = self.oldest();
+        self.seen.gathered += u64::from(self.core.owners.is_empty() && self.core.tidies());
+        let is_idle = self.core.is_idle();
         let step = self.core.next_step();
+        if self.requests.is_empty() {
+            assert_eq!(step.is_none(), is_idle, "the thread sleeps while there is something to do");
+        }
         if let Some(owner) = oldest {
             let is_running = self.core.sequence(owner).is_some_and(|it| it.id.is_some());
             assert!(is_running, "the oldest of the most urgent is preempted");
@@ -416,14 +428,15 @@ impl World {
         }
         // What fails alone too has failed; by chance nothing does.
         self.model.is_steady = self.core.alone.is_some();
+        let took = self.per_token * u32::try_from(step.n_tokens().max(1)).unwrap();
         let outcome = execute(&mut self.model, &step, &AtomicBool::new(false));
+        let outcome = Outcome { took, ..outcome };
         if self.is_traced {
-            let Outcome { saved, not_restored, evaluated } = &outcome;
+            let Outcome { saved, not_restored, evaluated, .. } = &outcome;
             eprintln!("  -> {evaluated:?}, {} saved, not restored {not_restored:?}", saved.len());
         }
         let model = &self.model;
-        let took = self.per_token * u32::try_from(step.n_tokens().max(1)).unwrap();
-        self.core.finish(&step, outcome, took, |entry| model.logits(entry));
+        self.core.finish(&step, outcome, |entry| model.logits(entry));
         self.check_books();
         for event in self.core.take_events() {
             self.hear(event);
