@@ -220,8 +220,12 @@ fn a_command_is_told_without_the_folders_of_this_machine() {
 /// Reads the committed files of all benchmarks as a program would.
 #[test]
 fn every_row_says_where_it_was_measured_and_every_missed_goal_why() {
-    let rows: [(&str, &[&str]); 3] =
-        [("engine", &["figures", "curves"]), ("rlrf", &["rows"]), ("trainer", &["rows"])];
+    let rows: [(&str, &[&str]); 4] = [
+        ("engine", &["figures", "curves"]),
+        ("rlrf", &["rows"]),
+        ("trainer", &["rows"]),
+        ("real", &["rows"]),
+    ];
     for (bench, lists) in rows {
         let path = format!("{}/bench/{bench}/results.json", env!("CARGO_MANIFEST_DIR"));
         let file: serde_json::Value = shared::read(path.as_ref()).unwrap();
@@ -232,6 +236,11 @@ fn every_row_says_where_it_was_measured_and_every_missed_goal_why() {
                 let run: Provenance = serde_json::from_value(row.clone()).unwrap();
                 let is_known = !run.machine.is_empty() && !run.commit.is_empty();
                 assert!(is_known && row.get("command").is_some(), "{bench}, {name}: {run:?}");
+                // A figure of another program says which one.
+                let against = row["against"].as_str();
+                let is_compared = against.is_some_and(|it| it.starts_with("llama-server"))
+                    || row.get("theirs").is_some_and(|theirs| !theirs.is_null());
+                assert!(!is_compared || run.peer.is_some(), "{bench}, {name}: with what? {run:?}");
             }
         }
         let goals: Vec<shared::Goal> = serde_json::from_value(file["goals"].clone()).unwrap();

@@ -192,13 +192,16 @@ impl RoundRow {
     }
 }
 
+/// Why a goal is not reached whose unit has not been run.
+const NOT_MEASURED: &str = "not measured";
+
 impl Results {
     /// Replaces the rows of these units by what is recorded of them.
     pub(crate) fn update(&mut self, records: &Records, units: &[Unit]) {
         // A reason that a row gave goes with the row; a person's stays.
         for goal in &mut self.goals {
             let of_row = self.rows.get(unit_of(&goal.name)).and_then(|row| row.why.as_ref());
-            goal.why = goal.why.take().filter(|why| Some(why) != of_row);
+            goal.why = goal.why.take().filter(|why| Some(why) != of_row && why != NOT_MEASURED);
         }
         for &unit in units {
             if let Some(row) = row(records, unit) {
@@ -210,7 +213,8 @@ impl Results {
         for goal in &mut self.goals {
             if goal.is_reached() != Some(true) && goal.why.is_none() {
                 let row = self.rows.get(unit_of(&goal.name));
-                goal.why = row.and_then(|row| row.why.clone());
+                let unmeasured = || goal.value.is_none().then(|| NOT_MEASURED.to_owned());
+                goal.why = row.and_then(|row| row.why.clone()).or_else(unmeasured);
             }
         }
     }

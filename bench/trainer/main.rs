@@ -23,7 +23,7 @@ use protocol::{CHECKPOINT, Compute, Device, Job, Lora, Objective, Optimizer, Ste
 use serde_json::{Value, json};
 
 use parity::{Difference, N_UPDATES, PLANTED, Parity, Rounding, compare, tolerance};
-use results::{Case, Measured, Results, Round};
+use results::{Case, Measured, Results, Round, best};
 use side::Seen;
 
 const LORA: Lora = Lora { rank: 16, alpha: 32.0 };
@@ -322,20 +322,12 @@ fn rounds(
         }
         if number == 0 {
             let best = best(&theirs_by_name);
-            peer_settings.retain(|peer_setting| best.contains(&peer_setting.name()));
+            peer_settings.retain(|it| best.contains(&Some(&it.name())));
         }
         rounds.push(Round { ours, theirs: theirs_by_name });
         eprintln!("round {}: {:?}", number + 1, rounds.last());
     }
     Ok(rounds)
-}
-
-/// The fastest and the one with the least memory.
-fn best(theirs: &BTreeMap<String, Measured>) -> Vec<String> {
-    let speed = |it: &(&String, &Measured)| it.1.pairs_per_second;
-    let fastest = theirs.iter().max_by(|a, b| speed(a).total_cmp(&speed(b)));
-    let smallest = theirs.iter().min_by_key(|(_, measured)| measured.peak_bytes);
-    [fastest, smallest].into_iter().flatten().map(|(name, _)| name.clone()).collect()
 }
 
 impl PeerSetting {

@@ -86,6 +86,14 @@ impl Measured {
     }
 }
 
+/// Of the settings of one side the fastest and the one with the least memory.
+pub(crate) fn best(settings: &BTreeMap<String, Measured>) -> [Option<&str>; 2] {
+    let speed = |it: &(&String, &Measured)| it.1.pairs_per_second;
+    let fastest = settings.iter().max_by(|a, b| speed(a).total_cmp(&speed(b)));
+    let smallest = settings.iter().min_by_key(|(_, measured)| measured.peak_bytes);
+    [fastest, smallest].map(|it| it.map(|(name, _)| name.as_str()))
+}
+
 /// What each row says about its origin.
 #[derive(Debug, Serialize)]
 struct Origin {

@@ -7,13 +7,14 @@ mod parity;
 mod results;
 mod side;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use protocol::Compute;
 use serde_json::{Value, json};
 
 use parity::{N_UPDATES, Parity, Step, compare, fault, tolerance};
-use results::{Case, Measured, Results, Round};
+use results::{Case, Measured, Results, Round, best};
 
 fn steps() -> Vec<Step> {
     let step = |number: usize| Step {
@@ -158,4 +159,29 @@ fn a_run_without_the_other_side_replaces_no_comparison_with_it() {
         file()["rows"]["parity_f32_vocabulary_32000"],
         before["rows"]["parity_f32_vocabulary_32000"]
     );
+}
+
+/// Of the other side's settings one may be the fastest and another one the smallest.
+#[test]
+fn the_other_side_is_measured_by_its_best_settings() {
+    let measured =
+        |pairs_per_second, gib: u64| Measured { pairs_per_second, peak_bytes: gib * (1 << 30) };
+    let settings =
+        [("one", measured(1.0, 1)), ("four", measured(1.5, 4)), ("two", measured(1.2, 2))];
+    let theirs: BTreeMap<_, _> = settings.map(|(name, it)| (name.to_owned(), it)).into();
+    assert_eq!(best(&theirs), [Some("four"), Some("one")]);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("results.json");
+    let mut results = results(&path);
+    results.add(case(), vec![Round { ours: measured(3.0, 2), theirs }]).unwrap();
+    results.write().unwrap();
+    let file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let goal = |what: &str| {
+        let mut goals = file["goals"].as_array().unwrap().iter();
+        let goal = goals.find(|goal| goal["name"].as_str().unwrap().contains(what)).unwrap();
+        goal["value"].as_f64().unwrap()
+    };
+    let ratios = [goal("faster than TRL"), goal("smaller than TRL")];
+    assert!((ratios[0] - 2.0).abs() < 1e-9 && (ratios[1] - 0.5).abs() < 1e-9, "{ratios:?}");
 }
