@@ -252,14 +252,17 @@ fn the_programs_have_nothing_that_is_for_tests_alone() {
     names.push("..".to_owned());
     let testkit = "testkit".to_owned();
     names.retain(|name| *name != testkit && dependencies(name).contains(&testkit));
-    assert_none(&names);
+    let advice = "testkit belongs to its [dev-dependencies]";
+    let findings = names.iter().map(|name| format!("crates/{name}/Cargo.toml: {advice}"));
+    assert_none(&findings.collect::<Vec<_>>());
 }
 
 #[test]
 fn no_file_is_in_two_modules() {
     let files = texts(&["rs"]).into_iter();
     let with = |text: &str| text.lines().any(|line| line.trim_start().starts_with("#[path"));
-    let found = files.filter(|(_, text)| with(text)).map(|(path, _)| path.display().to_string());
+    let found = files.filter(|(_, text)| with(text));
+    let found = found.map(|(path, _)| format!("{}: #[path]; make it a module", path.display()));
     assert_none(&found.collect::<Vec<_>>());
 }
 

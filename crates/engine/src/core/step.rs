@@ -1,6 +1,6 @@
 //! One step of the engine: what the backend shall do, in this order. A batch in which a token comes
-//! before one that it follows cannot be made: [`Builder::push`] refuses it. Pure; made by `plan.rs`,
-//! done by [`execute`], taken in by `core.rs`.
+//! before one that it follows cannot be made: [`Builder::push`] refuses it. Pure but for [`execute`];
+//! made by `plan.rs`, taken in by `core.rs`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -481,6 +481,7 @@ impl Tree {
         is_few && is_far_more && fits
     }
 
+    /// So many more cells are in use.
     fn take(&mut self, cells: usize) {
         if self.used == 0 {
             self.peak = 0;

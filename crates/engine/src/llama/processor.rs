@@ -35,7 +35,8 @@ fn missing(compiled: &str, supported: &[(&'static str, bool)]) -> Vec<&'static s
     supported.iter().filter(is_missing).map(|&(name, _)| name).collect()
 }
 
-/// (GCC's macro in lower case, whether this processor and kernel have it).
+/// (GCC's macro in lower case, whether this processor and kernel have it). Not `avx512fp16`, without which
+/// `crates/ggml/llama.cmake` compiles the kernels.
 #[cfg(target_arch = "x86_64")]
 fn supported() -> Vec<(&'static str, bool)> {
     macro_rules! ask {

@@ -215,21 +215,15 @@ fn what_is_cached_beyond_the_limit_leaves_as_soon_as_there_is_nothing_else_to_do
     let mut core = Core::new(limits(8192, 8), CachePolicy::new(1 << 30), Arc::new(Letters));
     for seed in 1..=3 {
         core.submit(chat(seed, 2000, 1));
-        while !core.requests.is_empty() {
-            step(&mut core, QUICK);
-        }
+        answer(&mut core);
         assert!(!core.is_idle(), "the thread asks for more steps");
-        while !core.is_idle() {
-            assert!(step(&mut core, QUICK).is_some());
-        }
+        rest(&mut core);
         assert!(core.cells_used() <= 512, "{} cells", core.cells_used());
     }
     // Without a pause between them, they leave with each step.
     for seed in 4..=9 {
         core.submit(chat(seed, 2000, 1));
-        while !core.requests.is_empty() {
-            step(&mut core, QUICK);
-        }
+        answer(&mut core);
         assert!(core.cells_used() <= 512 + 2000, "{} cells", core.cells_used());
     }
 }
@@ -315,20 +309,18 @@ fn a_conversation_that_pauses_costs_no_other_one_its_copies() {
 fn who_asks_again_costs_nobody_the_copies_after_it() {
     let mut core = Core::new(limits(8192, 8), CachePolicy::new(1 << 30), Arc::new(Letters));
     let [beginning, one, other] = [prompt(1, 500), prompt(2, 299), prompt(3, 299)];
-    let mut ask = |rest: &[Token]| {
-        let prompt = [&beginning, rest].concat();
+    let mut ask = |end: &[Token]| {
+        let prompt = [&beginning, end].concat();
         core.submit(request_of(Priority::Chat, prompt, 1));
         let n_tokens = answer(&mut core);
-        while !core.is_idle() {
-            step(&mut core, QUICK);
-        }
+        rest(&mut core);
         n_tokens
     };
     ask(&one);
     ask(&other);
     assert!(ask(&[]) <= 1);
-    for rest in [one, other] {
-        let n_tokens = ask(&[rest, prompt(4, 20)].concat());
+    for end in [one, other] {
+        let n_tokens = ask(&[end, prompt(4, 20)].concat());
         assert!(n_tokens <= 20, "{n_tokens} tokens are read again");
     }
 }
@@ -341,14 +333,10 @@ fn a_conversation_that_pauses_is_not_read_again() {
     for (cache, n_prompt) in kept.into_iter().chain([(all, 7 * 256 + 9)]) {
         let mut core = Core::new(limits(8192, 8), cache, Arc::new(Letters));
         core.submit(chat(1, n_prompt, 1));
-        while !core.requests.is_empty() || !core.is_idle() {
-            step(&mut core, QUICK);
-        }
+        answer(&mut core);
+        rest(&mut core);
         core.submit(chat(1, n_prompt + 20, 1));
-        let mut n_tokens = 0;
-        while !core.requests.is_empty() {
-            n_tokens += step(&mut core, QUICK).map_or(0, |step| step.n_tokens());
-        }
+        let n_tokens = answer(&mut core);
         assert!(n_tokens <= 20 + cache.resident, "{n_tokens} tokens with {cache:?}");
     }
 }

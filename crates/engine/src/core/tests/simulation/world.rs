@@ -52,7 +52,7 @@ pub(super) struct Seen {
     failed: u64,
     poisoned: u64,
     restored: u64,
-    gathered: u64,
+    tidied: u64,
     drafts: u64,
     shared: u64,
 }
@@ -69,7 +69,7 @@ impl Seen {
         self.failed += other.failed;
         self.poisoned += other.poisoned;
         self.restored += other.restored;
-        self.gathered += other.gathered;
+        self.tidied += other.tidied;
         self.drafts += other.drafts;
         self.shared += other.shared;
     }
@@ -85,7 +85,7 @@ impl Seen {
             ("failed steps", self.failed),
             ("poisoned steps", self.poisoned),
             ("copies restored", self.restored),
-            ("tidied while idle", self.gathered),
+            ("tidied while idle", self.tidied),
             ("right drafts", self.drafts),
             ("cached tokens", self.shared),
         ]
@@ -407,7 +407,7 @@ impl World {
     fn step(&mut self) {
         self.seen.steps += 1;
         let oldest = self.oldest();
-        self.seen.gathered += u64::from(self.core.owners.is_empty() && self.core.tidies());
+        self.seen.tidied += u64::from(self.core.owners.is_empty() && self.core.tidies());
         let is_idle = self.core.is_idle();
         let step = self.core.next_step();
         if self.requests.is_empty() {
