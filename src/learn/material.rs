@@ -11,6 +11,7 @@ use super::held_out::HeldOut;
 use super::job::Lesson;
 use super::pairs::{Pairing, Tally};
 use super::replay::{self, Earlier, Replayed};
+use super::topic::Topics;
 use super::yields::Yield;
 use config::{Config, Start};
 use protocol::Objective;
@@ -63,7 +64,13 @@ pub(super) async fn collect(
         let lesson = Lesson::Answers;
         return Ok(Material { dataset, rows, n_new, replayed, tally, yielded, lesson });
     }
-    let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
+    let mut topics = Topics::new(config);
+    if !topics.is_empty() && !learn.pairs.keep_off_topic {
+        each(parts, config, |exchange| topics.add(exchange)).await?;
+        each(parts, config, |exchange| topics.weigh(exchange)).await?;
+    }
+    let pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
+    let mut pairing = pairing.passing_over(&topics);
     let earlier = parts.store.earlier_pairs(learning(config), replay::MAX_EARLIER).await?;
     let mut earlier = Earlier::new(earlier, held_out, &learn.objective, learn.pairs.positives);
     let visit = |exchange: &Exchange| {

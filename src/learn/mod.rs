@@ -45,6 +45,7 @@ pub mod survey;
 mod task;
 #[cfg(test)]
 mod tests;
+mod topic;
 mod worth;
 mod yields;
 

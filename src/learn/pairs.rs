@@ -4,7 +4,8 @@
 //! The chosen answer passes every aspect (a veto, because small judges say yes too often) and has
 //! the largest scalars; the rejected one fails at least one aspect. With `positives: best` the
 //! scalar alone decides. A refinement is trained as a *direct* answer to the prompt. What the owner
-//! has said of an answer outranks the judge (`worth`), comes first and is never cut by a cap.
+//! has said of an answer outranks the judge (`worth`), comes first and is never cut by a cap. Answers that
+//! pass a check which sees no prompt, and are off topic (`topic`), are left out.
 //!
 //! `sft` wants chosen answers alone; `mixed` wants them beside the pairs. `kto` wants single answers,
 //! good ones and bad ones: there a prompt whose answers are all good or all bad, which gives no pair,
@@ -18,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::held_out::{HeldOut, LeftOut};
 use super::random::Random;
+use super::topic::Topics;
 use super::worth::{self, Answer};
 use config::{PairPolicy, Positives, Rejected};
 use engine::{FinishReason, Token, Vocabulary};
@@ -64,6 +66,8 @@ pub struct Tally {
     /// Prompts that never enter training.
     #[serde(flatten)]
     pub left_out: LeftOut,
+    /// Answers that pass, but are not about their prompt.
+    pub off_topic: usize,
     /// No complete answer passes every aspect (`best`: there is no complete answer).
     pub without_chosen: usize,
     /// No answer may be rejected and fits a chosen one in margin, length and likeness. `grpo`: the
@@ -108,6 +112,8 @@ pub struct Pairing<'a> {
     shape: Shape,
     held_out: &'a HeldOut,
     vocabulary: &'a dyn Vocabulary,
+    /// `None`: what passes is taken to be about its prompt.
+    topics: Option<&'a Topics>,
     pairs: Vec<Pair>,
     /// Indices of each prompt's pairs: a prompt asked twice does not get twice the weight.
     per_prompt: HashMap<String, Vec<usize>>,
@@ -154,10 +160,16 @@ impl<'a> Pairing<'a> {
             shape: Shape::of(objective),
             held_out,
             vocabulary,
+            topics: None,
             pairs: Vec::new(),
             per_prompt: HashMap::new(),
             tally: Tally::default(),
         }
+    }
+
+    /// Leaves out what is off topic by these counts.
+    pub(super) fn passing_over(self, topics: &'a Topics) -> Self {
+        Self { topics: Some(topics), ..self }
     }
 
     /// Adds what one exchange gives.
@@ -167,7 +179,7 @@ impl<'a> Pairing<'a> {
             return;
         }
         let answers = self.answers(exchange);
-        let chosen = self.chosen(&answers);
+        let chosen = self.on_topic(exchange, self.chosen(&answers));
         let rejected = self.rejected(exchange, &answers);
         let is_alone = chosen.is_empty() != rejected.is_empty();
         if chosen.is_empty() && !matches!((self.shape, is_alone), (Shape::Singles, true)) {
@@ -328,6 +340,16 @@ impl<'a> Pairing<'a> {
             chosen.truncate(self.policy.per_prompt);
         }
         chosen
+    }
+
+    /// Without those that are off topic; what the owner has spoken of stays.
+    fn on_topic<'e>(&mut self, exchange: &Exchange, chosen: Vec<Answer<'e>>) -> Vec<Answer<'e>> {
+        let Some(topics) = self.topics else { return chosen };
+        let (on, off): (Vec<_>, Vec<_>) = chosen
+            .into_iter()
+            .partition(|it| it.by_owner || !topics.is_off_topic(exchange, it.candidate));
+        self.tally.off_topic += off.len();
+        on
     }
 
     /// Answers that may be rejected, in the order in which they are taken: first what the owner
