@@ -217,6 +217,19 @@ async fn a_stream_that_waits_for_the_model_is_answered_at_once() {
     assert_eq!((contents(&chunks, 0).as_str(), is_done), ("xx", true));
 }
 
+/// It takes as long as proxies are known to wait for: a comment comes every 15 seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_waits_for_the_model_is_kept_alive() {
+    let limits = Limits { cells: 4096, sequences: 1, batch_tokens: 64, outputs: 64 };
+    let script = Script::new(&"x".repeat(3000)).step_delay(Duration::from_millis(100));
+    let daemon = TestDaemon::start(script.limits(limits)).await;
+    let mut running = daemon.chat_stream(json!({"max_tokens": 2900})).await;
+    assert!(running.event().await.is_some());
+    let mut waiting = daemon.chat_stream(json!({"max_tokens": 2})).await;
+    let block = tokio::time::timeout(PATIENCE, waiting.block()).await.expect("nothing is said");
+    assert_eq!(block.as_deref(), Some(":"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_stops_reading_keeps_nobody_out_and_loses_nothing() {
     let script = Script::new(&"x".repeat(3000));

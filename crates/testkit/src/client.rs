@@ -84,14 +84,19 @@ impl Answer {
     /// The data of the next server-sent event; `None` at the end.
     pub async fn event(&mut self) -> Option<String> {
         loop {
+            // Else a comment that keeps the connection alive.
+            if let Some(data) = self.block().await?.strip_prefix("data: ") {
+                return Some(data.to_owned());
+            }
+        }
+    }
+
+    /// The next event or comment, as it was sent; `None` at the end.
+    pub async fn block(&mut self) -> Option<String> {
+        loop {
             if let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\n\n") {
-                let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
-                let event = String::from_utf8(event).unwrap();
-                if let Some(data) = event.trim_end().strip_prefix("data: ") {
-                    return Some(data.to_owned());
-                }
-                // A comment that keeps the connection alive.
-                continue;
+                let block: Vec<u8> = self.buffer.drain(..end + 2).collect();
+                return Some(String::from_utf8(block).unwrap().trim_end().to_owned());
             }
             let frame = self.response.body_mut().frame().await?.unwrap();
             self.buffer.extend_from_slice(frame.data_ref().unwrap());
