@@ -77,6 +77,15 @@ pub(crate) async fn run(setting: &Setting) -> anyhow::Result<Findings> {
             speed(0, "one_chat", "one chat after the other"),
             speed(CROWDS.len() - 1, "sixteen_chats", "sixteen chats at once"),
             measured(
+                "judgements",
+                format!("deterministic, {of}: judgements, {WIDTH} at once"),
+                "judgements/s",
+                Better::Higher,
+                &strict.judgements,
+                &plain.judgements,
+                None,
+            ),
+            measured(
                 "verdicts",
                 format!(
                     "deterministic, {of}: of {JUDGEMENTS} verdicts, those that change at width {WIDTH}"
@@ -99,6 +108,8 @@ struct Side {
     /// For each crowd, tokens a second of each round.
     speeds: Vec<Vec<f64>>,
     verdicts: f64,
+    /// Judgements a second, [`WIDTH`] at once.
+    judgements: Vec<f64>,
 }
 
 async fn side(engine: &Engine, setting: &Setting) -> anyhow::Result<Side> {
@@ -132,7 +143,8 @@ async fn side(engine: &Engine, setting: &Setting) -> anyhow::Result<Side> {
     let exploration = engine.generate(idle).await?;
     compare(&mut side, &all(engine, &questions, 4).await?);
     drop(exploration);
-    side.verdicts = verdicts(engine).await?;
+    let (verdicts, speed) = verdicts(engine).await?;
+    (side.verdicts, side.judgements) = (verdicts, vec![speed]);
     Ok(side)
 }
 
@@ -189,8 +201,8 @@ async fn all(
 }
 
 /// Judgements that come out otherwise beside others than alone. The threshold is the median, so that
-/// half of them pass whatever the model is inclined to.
-async fn verdicts(engine: &Engine) -> anyhow::Result<f64> {
+/// half of them pass whatever the model is inclined to. And how many a second are judged beside others.
+async fn verdicts(engine: &Engine) -> anyhow::Result<(f64, f64)> {
     let prompts: Vec<Vec<Token>> = (0..JUDGEMENTS)
         .map(|i| {
             let (a, b) = (i % 23, i * 7 % 19);
@@ -203,8 +215,9 @@ async fn verdicts(engine: &Engine) -> anyhow::Result<f64> {
         engine.vocabulary().tokenize(&[part]).first().copied().context("a label has a token")
     };
     let labels = vec![label("Yes")?, label("No")?];
-    let mut found = Vec::new();
+    let (mut found, mut speed) = (Vec::new(), 0.0);
     for width in [1, WIDTH] {
+        let began = Instant::now();
         let mut odds = Vec::new();
         for some in prompts.chunks(width) {
             let (labels, weights) = (labels.clone(), Weights::Active);
@@ -213,10 +226,11 @@ async fn verdicts(engine: &Engine) -> anyhow::Result<f64> {
             let scores = engine.score(request).await?;
             odds.extend(scores.iter().map(|it| f64::from(it.probabilities[0])));
         }
+        speed = f64::from(u32::try_from(JUDGEMENTS)?) / began.elapsed().as_secs_f64();
         found.push(odds);
     }
     let threshold = median(&found[0]).context("there are judgements")?;
     let changed = found[0].iter().zip(&found[1]);
     let changed = changed.filter(|(a, b)| (threshold < **a) != (threshold < **b)).count();
-    Ok(f64::from(u32::try_from(changed)?))
+    Ok((f64::from(u32::try_from(changed)?), speed))
 }

@@ -129,3 +129,34 @@ async fn an_engine_that_is_not_deterministic_now_and_then_says_something_else() 
     let differ = differ(false).await;
     assert!(differ.iter().any(|(_, n)| 0 < *n), "of {QUESTIONS} answers differ: {differ:?}");
 }
+
+/// The probabilities of two tokens after each of forty prompts, so many at once.
+async fn scores(engine: &Engine, at_once: usize) -> Vec<Vec<f32>> {
+    let prompts: Vec<_> = (0..40)
+        .map(|i| prompt(engine, &format!("Is {i} plus 3 equal to {}?", i + i % 5)))
+        .collect();
+    let labels = vec![prompts[0][0], prompts[0][1]];
+    let mut found = Vec::new();
+    for some in prompts.chunks(at_once) {
+        let (weights, priority) = (Weights::Generation(Generation::BASE), Priority::Gate);
+        let request =
+            ScoreRequest { prompts: some.to_vec(), labels: labels.clone(), weights, priority };
+        let scored = engine.score(request).await.unwrap();
+        found.extend(scored.into_iter().map(|it| it.probabilities));
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_deterministic_engine_judges_the_same_alone_and_beside_others() {
+    let (engine, _thread) = nano(true).await;
+    let alone = scores(&engine, 1).await;
+    assert_eq!(scores(&engine, 40).await, alone);
+    let exploration = explore(&engine).await;
+    assert_eq!(scores(&engine, 7).await, alone);
+    drop(exploration);
+
+    // Otherwise this test could not fail.
+    let (engine, _thread) = nano(false).await;
+    assert_ne!(scores(&engine, 1).await, scores(&engine, 40).await);
+}
