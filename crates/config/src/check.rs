@@ -222,7 +222,7 @@ impl Files<'_> {
             prompts: self.prompts_of(&mut explore, "prompts"),
             shots: explore.number("shots", 0, &(0..=64)),
             temperature: auto_or_number(&mut explore, "temperature", &ranges::TEMPERATURE),
-            top_p: explore.number("top_p", 0.95, &(0.001..=*ranges::TOP_P.end())),
+            top_p: top_p(&mut explore, 0.95),
         };
         // Faults of the prompts are reported already.
         let can_choose = prompts.as_ref().is_none_or(|prompts| prompts.can_choose());
@@ -448,12 +448,16 @@ pub(super) fn prompt_set(mut keys: Section<'_>) -> Option<PromptSet> {
     Some(set)
 }
 
+/// A mass below a thousandth leaves one token, which temperature 0 says more clearly.
+fn top_p(keys: &mut Section<'_>, default: f32) -> f32 {
+    keys.number("top_p", default, &(0.001..=*ranges::TOP_P.end()))
+}
+
 fn sampling(keys: &mut Section<'_>, engine: &EngineConfig) -> Sampling {
     let default = Sampling::default();
     Sampling {
         temperature: keys.number("temperature", default.temperature, &ranges::TEMPERATURE),
-        // A smaller mass leaves one token, which temperature 0 says more clearly.
-        top_p: keys.number("top_p", default.top_p, &(0.001..=*ranges::TOP_P.end())),
+        top_p: top_p(keys, default.top_p),
         top_k: keys.number("top_k", default.top_k, &(0..=1_000_000)),
         min_p: keys.number("min_p", default.min_p, &ranges::MIN_P),
         // The prompt needs at least one cell.
