@@ -164,6 +164,15 @@ mod tests {
         let variables = [("RUNTIME_DIRECTORY", "/run/reflectd:/run/other".to_owned())];
         let service = path(None, Some("/etc/reflectd"), Some("/var/lib/reflectd"), &variables);
         assert_eq!(daemon(&service), "/run/reflectd/reflectd.sock");
+        // Of a user's manager both are there.
+        let session = Session::new();
+        let both = [
+            ("RUNTIME_DIRECTORY", "/run/user/7/reflectd".to_owned()),
+            ("XDG_RUNTIME_DIR", session.runtime()),
+        ];
+        let user = path(None, None, None, &both);
+        assert_eq!(daemon(&user), "/run/user/7/reflectd/reflectd.sock");
+        assert_eq!(clients(&user)[0], "/run/user/7/reflectd/reflectd.sock");
         for relative in ["", "reflectd"] {
             let variables = [("RUNTIME_DIRECTORY", relative.to_owned())];
             assert_eq!(daemon(&path(None, None, None, &variables)), "/s/reflectd.sock");

