@@ -239,8 +239,10 @@ fn every_row_says_where_it_was_measured_and_every_missed_goal_why() {
                 // A figure of another program says which one.
                 let against = row["against"].as_str();
                 let is_compared = against.is_some_and(|it| it.starts_with("llama-server"))
-                    || row.get("theirs").is_some_and(|theirs| !theirs.is_null());
-                assert!(!is_compared || run.peer.is_some(), "{bench}, {name}: with what? {run:?}");
+                    || row.get("theirs").is_some_and(|theirs| !theirs.is_null())
+                    || name.starts_with("parity_");
+                let is_named = run.peer.as_ref().is_some_and(|peer| !peer.version.is_empty());
+                assert!(!is_compared || is_named, "{bench}, {name}: with what? {run:?}");
             }
         }
         let goals: Vec<shared::Goal> = serde_json::from_value(file["goals"].clone()).unwrap();
