@@ -1,6 +1,6 @@
 //! No circle between files: beside each other below one parent, modules (with all that lies in them)
-//! use each other in one direction only. What a module uses of its parents, and parents of it, does not
-//! count: they are read together. Test modules do not count either.
+//! use each other in one direction only, also where a parent re-exports what is used. What a module uses of
+//! its parents, and parents of it, does not count: they are read together. Test modules do not count either.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -99,15 +99,44 @@ fn expand<'a>(base: Module, text: &'a str, found: &mut BTreeSet<Module>) -> &'a 
     rest.find([',', '}', ';', '(']).map_or("", |at| &rest[at..])
 }
 
+/// What each file re-exports from modules below it: the path that others write, and where it leads.
+fn exports(sources: &[(String, Module, String)]) -> BTreeMap<(&str, Module), Module> {
+    let mut exports = BTreeMap::new();
+    for (folder, module, text) in sources {
+        for (at, start) in text.match_indices(" use ") {
+            let before = text[..at].lines().next_back().unwrap_or_default().trim();
+            if !before.starts_with("pub") {
+                continue;
+            }
+            let mut found = BTreeSet::new();
+            expand(module.clone(), &text[at + start.len()..], &mut found);
+            for target in found {
+                let Some(name) = target.last() else { continue };
+                let written = [module.as_slice(), std::slice::from_ref(name)].concat();
+                if written != target {
+                    exports.insert((folder.as_str(), written), target);
+                }
+            }
+        }
+    }
+    exports
+}
+
 /// For each parent module of a crate: which of its children use which.
 fn edges(
     sources: &[(String, Module, String)],
 ) -> BTreeMap<(String, Module), BTreeMap<String, BTreeSet<String>>> {
     let known: BTreeSet<(&str, &[String])> =
         sources.iter().map(|(folder, module, _)| (folder.as_str(), module.as_slice())).collect();
+    let exports = exports(sources);
     let mut edges: BTreeMap<_, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
     for (folder, module, text) in sources {
         for path in paths(module, text) {
+            let export = (0..=path.len())
+                .rev()
+                .find_map(|n| Some((exports.get(&(folder.as_str(), path[..n].to_vec()))?, n)));
+            let path =
+                export.map_or(path.clone(), |(target, n)| [target.as_slice(), &path[n..]].concat());
             let target = (0..=path.len()).rev().map(|n| &path[..n]);
             let Some(target) =
                 target.into_iter().find(|target| known.contains(&(folder.as_str(), *target)))
@@ -175,13 +204,16 @@ fn the_check_sees_a_circle() {
         file("tests/e2e/a.rs", "use crate::b::B;"),
         file("tests/e2e/b.rs", "use crate::a::A;"),
         file("src/x.rs", "// use crate::a;\nmod tests {\nuse crate::a;"),
+        file("bench/it/main.rs", "mod a;\npub(crate) use b::{deep::B, other};"),
+        file("bench/it/a.rs", "fn f() -> crate::B { todo() }"),
+        file("bench/it/b.rs", "use crate::a::A;"),
     ];
     let edges = edges(&sources);
     let top = &edges[&("src".to_owned(), Vec::new())];
     assert_eq!(top["a"], BTreeSet::from(["b".to_owned()]));
     assert_eq!(top["b"], BTreeSet::from(["a".to_owned(), "x".to_owned()]));
     assert!(!top.contains_key("x"), "comments and tests do not count");
-    for folder in ["src", "tests/e2e"] {
+    for folder in ["src", "tests/e2e", "bench/it"] {
         let found = circles(&edges[&(folder.to_owned(), Vec::new())]);
         assert_eq!(found, BTreeSet::from([vec!["a".to_owned(), "b".to_owned()]]), "{folder}");
     }

@@ -48,12 +48,22 @@ const EDGES: &[(&str, &[&str])] = &[
 /// Modules that every module may use: they hold no behaviour.
 const COMMON: &[&str] = &["paths", "socket_path", "telemetry"];
 
-/// All that some crates of the workspace are built from, so that each can be built and read without the
-/// rest: the trainer without the daemon, the database and the configuration without llama.cpp.
-const BUILT_FROM: &[(&str, &[&str])] = &[
-    ("config", &["files", "inference", "jinja", "prompt", "protocol"]),
-    ("store", &["files", "inference", "jinja", "prompt"]),
-    ("trainer", &["files", "ggml", "inference", "jinja", "nano", "prompt", "protocol"]),
+/// Crates that compile another language's library.
+const NATIVE: &[&str] = &["libsqlite3-sys", "llama-cpp-sys-2", "torch-sys"];
+
+/// All that some crates are built from, of the workspace and of [`NATIVE`], so that each can be built and
+/// read without the rest: the trainer without the daemon, the database and the configuration without
+/// llama.cpp, files without any C.
+const BUILT_FROM: &[(&str, &[&str], &[&str])] = &[
+    ("config", &["files", "inference", "jinja", "prompt", "protocol"], &[]),
+    ("files", &[], &[]),
+    ("protocol", &[], &[]),
+    ("store", &["files", "inference", "jinja", "prompt"], &["libsqlite3-sys"]),
+    (
+        "trainer",
+        &["files", "ggml", "inference", "jinja", "nano", "prompt", "protocol"],
+        &["llama-cpp-sys-2", "torch-sys"],
+    ),
 ];
 
 /// The longest a file may be, so that it can be read in one sitting.
@@ -211,50 +221,39 @@ fn the_code_map_in_lib_rs_lists_every_module_above_those_it_uses() {
     assert_none(&findings);
 }
 
-/// The crates of the workspace that a manifest names as dependencies, those for tests left out.
-fn dependencies(name: &str) -> Vec<String> {
-    let manifest = Path::new(ROOT).join("crates").join(name).join("Cargo.toml");
-    let text = fs::read_to_string(&manifest).unwrap();
-    let mut is_built_from = false;
-    let mut found = Vec::new();
-    for line in text.lines() {
-        if line.starts_with('[') {
-            is_built_from = ["[dependencies]", "[build-dependencies]"].contains(&line);
-        }
-        // `name.workspace = true` or `name = { ... }`.
-        let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
-        if is_built_from && !name.is_empty() && Path::new(ROOT).join("crates").join(name).exists() {
-            found.push(name.to_owned());
-        }
-    }
-    found
+/// The crates that a package is built from, build scripts included and tests left out, without itself.
+fn built_from(package: &str) -> BTreeSet<String> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["tree", "--offline", "--prefix", "none", "--format", "{p}"]);
+    command.args(["--edges", "normal,build", "--package", package]).current_dir(ROOT);
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo tree --package {package}: {error}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    // `name v1.2.3 (where from)`.
+    let names = lines.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned);
+    names.filter(|name| !name.is_empty() && name != package).collect()
 }
 
 #[test]
 fn crates_are_built_from_no_more_than_they_need() {
-    for (name, wanted) in BUILT_FROM {
-        let mut found = BTreeSet::new();
-        let mut left = dependencies(name);
-        while let Some(next) = left.pop() {
-            left.extend(dependencies(&next));
-            found.insert(next);
-        }
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), *wanted, "what {name} is built from");
+    for (name, ours, native) in BUILT_FROM {
+        let all = built_from(&format!("reflectd-{name}"));
+        let found: Vec<_> = all.iter().filter_map(|it| it.strip_prefix("reflectd-")).collect();
+        assert_eq!(found, *ours, "what {name} is built from");
+        let found: Vec<_> = all.iter().filter(|it| NATIVE.contains(&it.as_str())).collect();
+        assert_eq!(found, *native, "what of other languages {name} is built from");
     }
 }
 
 #[test]
 fn the_programs_have_nothing_that_is_for_tests_alone() {
-    let crates = fs::read_dir(Path::new(ROOT).join("crates")).unwrap();
-    let mut names: Vec<String> =
-        crates.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    // The root package.
-    names.push("..".to_owned());
-    let testkit = "testkit".to_owned();
-    names.retain(|name| *name != testkit && dependencies(name).contains(&testkit));
-    let advice = "testkit belongs to its [dev-dependencies]";
-    let findings = names.iter().map(|name| format!("crates/{name}/Cargo.toml: {advice}"));
-    assert_none(&findings.collect::<Vec<_>>());
+    for package in ["reflectd", "reflectd-trainer"] {
+        let all = built_from(package);
+        assert!(all.contains("reflectd-files"), "{package} is built from {all:?}");
+        let advice = "testkit belongs to [dev-dependencies]";
+        assert!(!all.contains("reflectd-testkit"), "{package}: {advice}");
+    }
 }
 
 #[test]
@@ -340,10 +339,10 @@ fn every_dependency_has_its_reason_in_the_architecture() {
 }
 
 #[test]
-fn the_shipped_configuration_has_no_problems() {
-    if let Err(error) = config::load(Path::new(ROOT)) {
-        panic!("{error}");
-    }
+fn the_shipped_configuration_has_no_problems_and_leaves_the_socket_to_its_rule() {
+    let config = config::load(Path::new(ROOT)).unwrap_or_else(|error| panic!("{error}"));
+    // One configuration is packaged for services of the system and of users.
+    assert_eq!(config.server.socket, None, "src/socket_path.rs has the rule");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Words of a private language that may not be parts of identifiers: each has a standard term of the
+//! Words of a private language that may not be parts of identifiers and of file names: each has a standard term of the
 //! field (admission, step lock, adapter or generation, host prefix cache, threshold ...). The folders
 //! where they may still stand get their names in the issues that rebuild them.
 
@@ -12,14 +12,18 @@ const WORDS: &[(&str, &str)] = &[
     ("bar", "threshold"),
     ("bars", "thresholds"),
     ("door", "admission"),
+    ("doors", "admission"),
     ("floor", "step lock"),
+    ("floors", "step locks"),
     ("lane", "adapter or generation"),
     ("lanes", "adapters or generations"),
     ("parked", "host prefix cache"),
     ("seat", "ticket"),
+    ("seats", "tickets"),
     ("stranger", "mismatched answer"),
     ("strangers", "mismatched answers"),
     ("tail", "suffix or remainder"),
+    ("tails", "suffixes or remainders"),
     ("worth", "value or verdict"),
 ];
 
@@ -60,6 +64,13 @@ fn identifiers(line: &str) -> Vec<&str> {
     code.flat_map(|code| code.split(|c| !is_word(c))).filter(|word| !word.is_empty()).collect()
 }
 
+/// The field's term, if a part of the identifier is one of the words.
+fn term_instead(identifier: &str) -> Option<&'static str> {
+    let parts = parts(identifier);
+    let (_, term) = WORDS.iter().find(|(word, _)| parts.iter().any(|part| part == word))?;
+    Some(term)
+}
+
 #[test]
 fn identifiers_use_the_terms_of_the_field() {
     let mut findings = Vec::new();
@@ -72,12 +83,12 @@ fn identifiers_use_the_terms_of_the_field() {
         if OWED.iter().any(|folder| path.starts_with(folder)) {
             continue;
         }
-        for (at, line) in text.lines().enumerate() {
+        // The names of folders and files first, as if they stood in a line before the first.
+        let names = path.replace(['/', '.', '-'], " ");
+        for (at, line) in std::iter::once(names.as_str()).chain(text.lines()).enumerate() {
             for identifier in identifiers(line) {
                 n_identifiers += 1;
-                let parts = parts(identifier);
-                let banned = WORDS.iter().find(|(word, _)| parts.iter().any(|part| part == word));
-                let Some((_, term)) = banned else { continue };
+                let Some(term) = term_instead(identifier) else { continue };
                 let foreign = FOREIGN.iter().find(|(name, _)| *name == identifier);
                 let of_file = foreign.and_then(|(name, files)| {
                     Some((*name, *files.iter().find(|file| **file == path)?))
@@ -85,7 +96,7 @@ fn identifiers_use_the_terms_of_the_field() {
                 if let Some(of_file) = of_file {
                     unused.remove(&of_file);
                 } else {
-                    findings.push(format!("{path}:{}: {identifier}; say {term}", at + 1));
+                    findings.push(format!("{path}:{at}: {identifier}; say {term}"));
                 }
             }
         }
@@ -102,5 +113,6 @@ fn the_check_takes_identifiers_apart() {
     assert_eq!(parts("JudgeBar"), ["judge", "bar"]);
     assert_eq!(parts("MIN_BAR"), ["min", "bar"]);
     assert_eq!(parts("barrier"), ["barrier"]);
+    assert_eq!(term_instead("two_doors"), Some("admission"));
     assert_eq!(identifiers("let a = f(\"not this\"); // nor this"), ["let", "a", "f"]);
 }
