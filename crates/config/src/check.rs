@@ -108,12 +108,9 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
     let engine = settings.engine;
     let default_agent = default_agent?;
     let beside = |model: PathBuf| EngineConfig { model, chat_template: None, ..engine.clone() };
-    // A verdict must not depend on what else is judged: where scores lie close together, more than a quarter
-    // did (docs/LOG.md, 2026-11-30).
-    let judge = judge.map(|model| EngineConfig { deterministic: true, ..beside(model) });
     Some(Config {
         root: root.into(),
-        judge_engine: judge,
+        judge_engine: judge.map(beside),
         reward_engine: reward.map(beside),
         engine,
         server,
