@@ -109,7 +109,7 @@ async fn a_model_in_several_files_goes_through_the_loop() {
 async fn pairs_that_teach_the_wrong_answers_are_trained_on_and_refused_by_the_gate() {
     let scratch = explored().await;
     scratch.poison();
-    // Three epochs cost one to twenty of the right answers in a hundred, and now and then none.
+    // Three epochs may cost as little as one right answer of sixty.
     scratch.train_strictly(10);
     let daemon = Daemon::start(scratch).await;
     let ended = daemon.post("/v1/runs", &json!({})).await;

@@ -217,7 +217,7 @@ async fn a_stream_that_waits_for_the_model_is_answered_at_once() {
     assert_eq!((contents(&chunks, 0).as_str(), is_done), ("xx", true));
 }
 
-/// It takes as long as proxies are known to wait for: a comment comes every 15 seconds.
+/// It takes 15 seconds, as in the real daemon.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_waits_for_the_model_is_kept_alive() {
     let limits = Limits { cells: 4096, sequences: 1, batch_tokens: 64, outputs: 64 };

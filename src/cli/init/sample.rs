@@ -253,7 +253,8 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let folder = cache.path().join(FOLDER);
         std::fs::create_dir(&folder).unwrap();
-        std::fs::write(folder.join(FILE), "cut off").unwrap();
+        files::write_atomic(&folder.join(FILE), |file| io::Write::write_all(file, b"cut off"))
+            .unwrap();
         let python = ["sh", "-c", "echo 'ERROR: asked again' >&2; exit 1"].map(OsStr::new);
         let error = fetch_into(&folder, &python).unwrap_err().to_string();
         assert!(error.ends_with("ERROR: asked again"), "{error}");
