@@ -56,7 +56,7 @@ pub(super) async fn collect(
             yielded.add(exchange);
             grouping.add(exchange);
         };
-        each(parts, config, visit).await?;
+        each(parts, learning(config), visit).await?;
         let (groups, tally) = grouping.finish();
         let dataset = Dataset::new(groups.iter().map(|grouped| &grouped.group));
         let rows: Vec<_> = groups.into_iter().flat_map(|grouped| grouped.rows).collect();
@@ -65,12 +65,12 @@ pub(super) async fn collect(
         return Ok(Material { dataset, rows, n_new, replayed, tally, yielded, lesson });
     }
     let mut topics = Topics::new(config);
-    if !topics.is_empty() && !learn.pairs.keep_off_topic {
-        each(parts, config, |exchange| topics.add(exchange)).await?;
-        each(parts, config, |exchange| topics.weigh(exchange)).await?;
+    if !learn.pairs.keep_off_topic {
+        each(parts, topics.agents(), |exchange| topics.add(exchange)).await?;
+        topics.settle();
     }
     let pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
-    let mut pairing = pairing.passing_over(&topics);
+    let mut pairing = pairing.without_off_topic(&topics);
     let earlier = parts.store.earlier_pairs(learning(config), replay::MAX_EARLIER).await?;
     let mut earlier = Earlier::new(earlier, held_out, &learn.objective, learn.pairs.positives);
     let visit = |exchange: &Exchange| {
@@ -78,7 +78,7 @@ pub(super) async fn collect(
         pairing.add(exchange);
         earlier.compare(exchange);
     };
-    each(parts, config, visit).await?;
+    each(parts, learning(config), visit).await?;
     let (pairs, tally) = pairing.finish();
     let share = match learn.start {
         // What is learned anew is learned from everything.
@@ -101,13 +101,12 @@ pub(super) async fn collect(
     })
 }
 
-/// Visits the exchanges in their order.
+/// Visits the exchanges of agents in their order.
 async fn each(
     parts: &Parts,
-    config: &Config,
+    agents: Vec<String>,
     mut visit: impl FnMut(&Exchange),
 ) -> Result<(), RunError> {
-    let agents = learning(config);
     let mut after = None;
     loop {
         let page = parts.store.learnable(agents.clone(), after, PAGE).await?;

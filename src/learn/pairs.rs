@@ -4,8 +4,8 @@
 //! The chosen answer passes every aspect (a veto, because small judges say yes too often) and has
 //! the largest scalars; the rejected one fails at least one aspect. With `positives: best` the
 //! scalar alone decides. A refinement is trained as a *direct* answer to the prompt. What the owner
-//! has said of an answer outranks the judge (`worth`), comes first and is never cut by a cap. Answers that
-//! pass a check which sees no prompt, and are off topic (`topic`), are left out.
+//! has said of an answer outranks the judge (`worth`), comes first and is never cut by a cap. Good answers
+//! that are off topic (`topic`) are left out, neither chosen nor rejected.
 //!
 //! `sft` wants chosen answers alone; `mixed` wants them beside the pairs. `kto` wants single answers,
 //! good ones and bad ones: there a prompt whose answers are all good or all bad, which gives no pair,
@@ -66,9 +66,9 @@ pub struct Tally {
     /// Prompts that never enter training.
     #[serde(flatten)]
     pub left_out: LeftOut,
-    /// Answers that pass, but are not about their prompt.
+    /// Good answers that are off topic.
     pub off_topic: usize,
-    /// No complete answer passes every aspect (`best`: there is no complete answer).
+    /// No complete answer passes every aspect (`best`: there is no complete answer), and none is off topic.
     pub without_chosen: usize,
     /// No answer may be rejected and fits a chosen one in margin, length and likeness. `grpo`: the
     /// answers are fewer than two, or worth the same.
@@ -112,7 +112,7 @@ pub struct Pairing<'a> {
     shape: Shape,
     held_out: &'a HeldOut,
     vocabulary: &'a dyn Vocabulary,
-    /// `None`: what passes is taken to be about its prompt.
+    /// `None`: every good answer is taken to be on topic.
     topics: Option<&'a Topics>,
     pairs: Vec<Pair>,
     /// Indices of each prompt's pairs: a prompt asked twice does not get twice the weight.
@@ -168,7 +168,7 @@ impl<'a> Pairing<'a> {
     }
 
     /// Leaves out what is off topic by these counts.
-    pub(super) fn passing_over(self, topics: &'a Topics) -> Self {
+    pub(super) fn without_off_topic(self, topics: &'a Topics) -> Self {
         Self { topics: Some(topics), ..self }
     }
 
@@ -178,12 +178,13 @@ impl<'a> Pairing<'a> {
         if self.tally.left_out.counts(self.held_out, &exchange.messages) {
             return;
         }
-        let answers = self.answers(exchange);
-        let chosen = self.on_topic(exchange, self.chosen(&answers));
+        let off_topic = self.tally.off_topic;
+        let answers = self.on_topic(exchange, self.answers(exchange));
+        let chosen = self.chosen(&answers);
         let rejected = self.rejected(exchange, &answers);
         let is_alone = chosen.is_empty() != rejected.is_empty();
         if chosen.is_empty() && !matches!((self.shape, is_alone), (Shape::Singles, true)) {
-            self.tally.without_chosen += 1;
+            self.tally.without_chosen += usize::from(self.tally.off_topic == off_topic);
             return;
         }
         let found = match self.shape {
@@ -342,12 +343,13 @@ impl<'a> Pairing<'a> {
         chosen
     }
 
-    /// Without those that are off topic; what the owner has spoken of stays.
-    fn on_topic<'e>(&mut self, exchange: &Exchange, chosen: Vec<Answer<'e>>) -> Vec<Answer<'e>> {
-        let Some(topics) = self.topics else { return chosen };
-        let (on, off): (Vec<_>, Vec<_>) = chosen
-            .into_iter()
-            .partition(|it| it.by_owner || !topics.is_off_topic(exchange, it.candidate));
+    /// Without good answers that are off topic; what the owner has rated as a whole stays.
+    fn on_topic<'e>(&mut self, exchange: &Exchange, answers: Vec<Answer<'e>>) -> Vec<Answer<'e>> {
+        let Some(topics) = self.topics else { return answers };
+        let is_off = |it: &Answer<'_>| {
+            it.is_good && !it.by_owner && topics.is_off_topic(exchange, it.candidate)
+        };
+        let (off, on): (Vec<_>, Vec<_>) = answers.into_iter().partition(is_off);
         self.tally.off_topic += off.len();
         on
     }

@@ -182,8 +182,8 @@ impl Verifier {
         }
     }
 
-    /// Whether it looks at an answer's form or words alone, and knows no right answer. The same check of
-    /// every prompt's answers then says nothing of whether they are about the prompt.
+    /// Whether it looks at an answer's form or words alone, and knows no right answer. As the verifier of
+    /// many prompts it does not say whether an answer is about its prompt.
     pub fn is_of_form(&self) -> bool {
         match self {
             Self::Regex { .. }

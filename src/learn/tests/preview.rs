@@ -100,6 +100,7 @@ async fn what_passes_a_check_of_form_and_is_off_topic_is_left_out_and_said() {
         config.learn.objective = Objective::Sft;
         let agent = Arc::make_mut(config.agents.get_mut("tester").unwrap());
         (agent.aspects, agent.verifier) = (Vec::new(), Some(verifier.clone()));
+        agent.reflection.verifier_weight = 1.0;
     });
     for prompt in 'A'..='L' {
         let usual = |draft: usize| ["x", "y"][draft % 2];
@@ -119,6 +120,17 @@ async fn what_passes_a_check_of_form_and_is_off_topic_is_left_out_and_said() {
     }
     let (learner, task) = world.learner();
     let left_out = async || learner.preview(1).await.unwrap().left_out.get("off_topic").copied();
+    assert_eq!(left_out().await, Some(12));
+    // Nothing else decides: a verifier of weight 0 only measures.
+    let weigh = |weight| {
+        world.change(|config| {
+            let agent = Arc::make_mut(config.agents.get_mut("tester").unwrap());
+            agent.reflection.verifier_weight = weight;
+        });
+    };
+    weigh(0.0);
+    assert_eq!(left_out().await, None);
+    weigh(1.0);
     assert_eq!(left_out().await, Some(12));
     world.change(|config| config.learn.pairs.keep_off_topic = true);
     assert_eq!(left_out().await, None);

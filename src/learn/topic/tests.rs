@@ -46,9 +46,7 @@ fn counted(verifier: Verifier, exchanges: &[Exchange]) -> Topics {
     for exchange in exchanges {
         topics.add(exchange);
     }
-    for exchange in exchanges {
-        topics.weigh(exchange);
-    }
+    topics.settle();
     topics
 }
 
@@ -99,7 +97,40 @@ fn nothing_is_off_topic_where_the_check_sees_the_prompt_or_little_is_known() {
     let exact = Verifier::Exact { expected: "right".into() };
     let same = |it: &Exchange| Exchange { verifier: Some(exact.clone()), ..it.clone() };
     let all: Vec<_> = all.iter().map(same).collect();
-    assert!(counted(exact.clone(), &all).is_empty());
+    assert!(counted(exact.clone(), &all).agents().is_empty());
+}
+
+/// Its words are no usual ones because it was asked thirty times.
+#[test]
+fn a_prompt_that_was_stored_often_is_no_other_prompt() {
+    let mut all = prompts();
+    for round in 1..30 {
+        let again = drafts(0).into_iter().map(|draft| {
+            let id = CandidateId(10_000 * round + draft.id.0);
+            Candidate { id, ..draft }
+        });
+        all.push(prompt_of(0, again.collect()));
+    }
+    let topics = counted(one_sentence(), &all);
+    for draft in &all[0].candidates[..6] {
+        assert!(!topics.is_off_topic(&all[0], draft));
+    }
+}
+
+#[test]
+fn an_answer_that_was_given_often_is_on_topic_and_a_refinement_is_no_draft() {
+    let mut all = prompts();
+    // Five drafts of ten are the same, with a word that no other prompt has, and the others are usual.
+    let again = |draft: i64| candidate(500 + draft, &[7], 1.0, true);
+    let usual = |draft: i64| candidate(600 + draft, &USUAL, 1.0, true);
+    all[0].candidates = (0..5).map(again).chain((0..5).map(usual)).collect();
+    let refined = Candidate { parent: Some(CandidateId(500)), ..candidate(700, &[7], 1.0, true) };
+    let topics = counted(one_sentence(), &all);
+    let before = topics.specificity(&all[0], &refined).unwrap();
+    assert!(!topics.is_off_topic(&all[0], &all[0].candidates[0]));
+    all[0].candidates.push(refined.clone());
+    let after = counted(one_sentence(), &all).specificity(&all[0], &refined).unwrap();
+    assert_eq!(after.to_bits(), before.to_bits());
 }
 
 /// Two words for every draft that no other has, and one that all have.
@@ -124,7 +155,7 @@ fn what_is_off_topic_is_not_learned_but_for_the_owner() {
     let topics = counted(one_sentence(), &prompts);
     let (policy, held_out) = (policy(), HeldOut::default());
     let mut pairing =
-        Pairing::new(&policy, &Objective::Sft, &held_out, &Words).passing_over(&topics);
+        Pairing::new(&policy, &Objective::Sft, &held_out, &Words).without_off_topic(&topics);
     let mut usual = prompts[0].clone();
     usual.candidates.rotate_right(1);
     pairing.add(&usual);
@@ -142,7 +173,7 @@ fn what_is_off_topic_is_not_learned_but_for_the_owner() {
         edit: None,
     }];
     let mut pairing =
-        Pairing::new(&policy, &Objective::Sft, &held_out, &Words).passing_over(&topics);
+        Pairing::new(&policy, &Objective::Sft, &held_out, &Words).without_off_topic(&topics);
     pairing.add(&praised);
     let (pairs, tally) = pairing.finish();
     assert_eq!((pairs[0].row.chosen, tally.off_topic), (Some(praised.candidates[0].id), 0));
