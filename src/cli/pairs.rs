@@ -36,10 +36,9 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> anyhow::Resul
 }
 
 /// What a cause is called for people.
-const CAUSES: [(&str, &str); 11] = [
+const CAUSES: [(&str, &str); 10] = [
     ("held_out", "prompts are held out"),
     ("near_copies", "prompts are near copies of held-out prompts"),
-    ("off_topic", "good answers are off topic (learn.pairs.keep_off_topic)"),
     ("no_positive", "prompts have no answer that passes"),
     ("nothing_to_reject", "prompts have no answer to reject"),
     ("margin_filter", "prompts have answers that are too alike in score (learn.pairs.min_margin)"),

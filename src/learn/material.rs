@@ -11,7 +11,6 @@ use super::held_out::HeldOut;
 use super::job::Lesson;
 use super::pairs::{Pairing, Tally};
 use super::replay::{self, Earlier, Replayed};
-use super::topic::Topics;
 use super::yields::Yield;
 use config::{Config, Start};
 use protocol::Objective;
@@ -56,7 +55,7 @@ pub(super) async fn collect(
             yielded.add(exchange);
             grouping.add(exchange);
         };
-        each(parts, learning(config), visit).await?;
+        each(parts, config, visit).await?;
         let (groups, tally) = grouping.finish();
         let dataset = Dataset::new(groups.iter().map(|grouped| &grouped.group));
         let rows: Vec<_> = groups.into_iter().flat_map(|grouped| grouped.rows).collect();
@@ -64,13 +63,7 @@ pub(super) async fn collect(
         let lesson = Lesson::Answers;
         return Ok(Material { dataset, rows, n_new, replayed, tally, yielded, lesson });
     }
-    let mut topics = Topics::new(config);
-    if !learn.pairs.keep_off_topic {
-        each(parts, topics.agents(), |exchange| topics.add(exchange)).await?;
-        topics.settle();
-    }
-    let pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
-    let mut pairing = pairing.without_off_topic(&topics);
+    let mut pairing = Pairing::new(&learn.pairs, &learn.objective, held_out, vocabulary);
     let earlier = parts.store.earlier_pairs(learning(config), replay::MAX_EARLIER).await?;
     let mut earlier = Earlier::new(earlier, held_out, &learn.objective, learn.pairs.positives);
     let visit = |exchange: &Exchange| {
@@ -78,7 +71,7 @@ pub(super) async fn collect(
         pairing.add(exchange);
         earlier.compare(exchange);
     };
-    each(parts, learning(config), visit).await?;
+    each(parts, config, visit).await?;
     let (pairs, tally) = pairing.finish();
     let share = match learn.start {
         // What is learned anew is learned from everything.
@@ -101,12 +94,13 @@ pub(super) async fn collect(
     })
 }
 
-/// Visits the exchanges of agents in their order.
+/// Visits the exchanges in their order.
 async fn each(
     parts: &Parts,
-    agents: Vec<String>,
+    config: &Config,
     mut visit: impl FnMut(&Exchange),
 ) -> Result<(), RunError> {
+    let agents = learning(config);
     let mut after = None;
     loop {
         let page = parts.store.learnable(agents.clone(), after, PAGE).await?;

@@ -45,7 +45,6 @@ pub mod survey;
 mod task;
 #[cfg(test)]
 mod tests;
-mod topic;
 mod worth;
 mod yields;
 

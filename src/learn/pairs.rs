@@ -4,8 +4,7 @@
 //! The chosen answer passes every aspect (a veto, because small judges say yes too often) and has
 //! the largest scalars; the rejected one fails at least one aspect. With `positives: best` the
 //! scalar alone decides. A refinement is trained as a *direct* answer to the prompt. What the owner
-//! has said of an answer outranks the judge (`worth`), comes first and is never cut by a cap. Good answers
-//! that are off topic (`topic`) are left out, neither chosen nor rejected.
+//! has said of an answer outranks the judge (`worth`), comes first and is never cut by a cap.
 //!
 //! `sft` wants chosen answers alone; `mixed` wants them beside the pairs. `kto` wants single answers,
 //! good ones and bad ones: there a prompt whose answers are all good or all bad, which gives no pair,
@@ -19,7 +18,6 @@ use sha2::{Digest as _, Sha256};
 
 use super::held_out::{HeldOut, LeftOut};
 use super::random::Random;
-use super::topic::Topics;
 use super::worth::{self, Answer};
 use config::{PairPolicy, Positives, Rejected};
 use engine::{FinishReason, Token, Vocabulary};
@@ -66,9 +64,7 @@ pub struct Tally {
     /// Prompts that never enter training.
     #[serde(flatten)]
     pub left_out: LeftOut,
-    /// Good answers that are off topic.
-    pub off_topic: usize,
-    /// No complete answer passes every aspect (`best`: there is no complete answer), and none is off topic.
+    /// No complete answer passes every aspect (`best`: there is no complete answer).
     pub without_chosen: usize,
     /// No answer may be rejected and fits a chosen one in margin, length and likeness. `grpo`: the
     /// answers are fewer than two, or worth the same.
@@ -112,8 +108,6 @@ pub struct Pairing<'a> {
     shape: Shape,
     held_out: &'a HeldOut,
     vocabulary: &'a dyn Vocabulary,
-    /// `None`: every good answer is taken to be on topic.
-    topics: Option<&'a Topics>,
     pairs: Vec<Pair>,
     /// Indices of each prompt's pairs: a prompt asked twice does not get twice the weight.
     per_prompt: HashMap<String, Vec<usize>>,
@@ -160,16 +154,10 @@ impl<'a> Pairing<'a> {
             shape: Shape::of(objective),
             held_out,
             vocabulary,
-            topics: None,
             pairs: Vec::new(),
             per_prompt: HashMap::new(),
             tally: Tally::default(),
         }
-    }
-
-    /// Leaves out what is off topic by these counts.
-    pub(super) fn without_off_topic(self, topics: &'a Topics) -> Self {
-        Self { topics: Some(topics), ..self }
     }
 
     /// Adds what one exchange gives.
@@ -178,13 +166,12 @@ impl<'a> Pairing<'a> {
         if self.tally.left_out.counts(self.held_out, &exchange.messages) {
             return;
         }
-        let off_topic = self.tally.off_topic;
-        let answers = self.on_topic(exchange, self.answers(exchange));
+        let answers = self.answers(exchange);
         let chosen = self.chosen(&answers);
         let rejected = self.rejected(exchange, &answers);
         let is_alone = chosen.is_empty() != rejected.is_empty();
         if chosen.is_empty() && !matches!((self.shape, is_alone), (Shape::Singles, true)) {
-            self.tally.without_chosen += usize::from(self.tally.off_topic == off_topic);
+            self.tally.without_chosen += 1;
             return;
         }
         let found = match self.shape {
@@ -341,17 +328,6 @@ impl<'a> Pairing<'a> {
             chosen.truncate(self.policy.per_prompt);
         }
         chosen
-    }
-
-    /// Without good answers that are off topic; what the owner has rated as a whole stays.
-    fn on_topic<'e>(&mut self, exchange: &Exchange, answers: Vec<Answer<'e>>) -> Vec<Answer<'e>> {
-        let Some(topics) = self.topics else { return answers };
-        let is_off = |it: &Answer<'_>| {
-            it.is_good && !it.by_owner && topics.is_off_topic(exchange, it.candidate)
-        };
-        let (off, on): (Vec<_>, Vec<_>) = answers.into_iter().partition(is_off);
-        self.tally.off_topic += off.len();
-        on
     }
 
     /// Answers that may be rejected, in the order in which they are taken: first what the owner

@@ -95,17 +95,15 @@ pub(super) async fn preview(parts: &Parts, limit: usize) -> Result<Preview, RunE
     Ok(Preview { lesson, total, new, wanted, data, left_out })
 }
 
-/// By cause: prompts, but for `off_topic`, `equal_answers`, `over_per_prompt` and `stale`, which are pairs or
+/// By cause: prompts, but for `equal_answers`, `over_per_prompt` and `stale`, which are pairs or
 /// answers.
 fn left_out(material: &Material) -> BTreeMap<String, usize> {
-    let Tally { left_out, off_topic, without_chosen, without_rejected, filtered, .. } =
-        &material.tally;
+    let Tally { left_out, without_chosen, without_rejected, filtered, .. } = &material.tally;
     let Filtered { margin, length, likeness } = filtered;
     let unfiltered = without_rejected.saturating_sub(margin + length + likeness);
     let causes = [
         ("held_out", left_out.held_out),
         ("near_copies", left_out.near_copies),
-        ("off_topic", *off_topic),
         ("no_positive", *without_chosen),
         ("nothing_to_reject", unfiltered),
         ("margin_filter", *margin),

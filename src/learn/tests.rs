@@ -319,7 +319,6 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
                 positives: Positives::Veto,
                 rejected: Rejected::Random,
                 use_refinements: true,
-                keep_off_topic: false,
                 replay: 1.0,
                 max_imbalance: 4.0,
                 max_group: 16,

@@ -516,9 +516,6 @@ pub struct PairPolicy {
     pub rejected: Rejected,
     /// Whether refinements take part.
     pub use_refinements: bool,
-    /// Whether good answers take part that are off topic: a verifier passes them that does not look at
-    /// the prompt, and their words are rarer in the prompt's other drafts than in other prompts' drafts.
-    pub keep_off_topic: bool,
     /// Share of a run's pairs that earlier runs were trained on or could have been; 1: all of them.
     pub replay: f64,
     /// `kto`: the larger of the two sides, good and bad answers, over the smaller at most.

@@ -263,7 +263,6 @@ fn pairs(keys: &mut Section<'_>) -> PairPolicy {
         positives: keys.value("positives", Positives::Veto),
         rejected: keys.value("rejected", Rejected::MeanMinus2Sd),
         use_refinements: keys.value("use_refinements", true),
-        keep_off_topic: keys.value("keep_off_topic", false),
         replay: keys.number("replay", 0.5, &(0.0..=1.0)),
         max_imbalance: keys.number("max_imbalance", 4.0, &(1.0..=1000.0)),
         max_group: keys.number("max_group", 16, &(2..=64)),

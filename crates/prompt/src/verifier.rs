@@ -182,22 +182,6 @@ impl Verifier {
         }
     }
 
-    /// Whether it looks at an answer's form or words alone, and knows no right answer. As the verifier of
-    /// many prompts it does not say whether an answer is about its prompt.
-    pub fn is_of_form(&self) -> bool {
-        match self {
-            Self::Regex { .. }
-            | Self::JsonSchema { .. }
-            | Self::Contains { .. }
-            | Self::NotContains { .. }
-            | Self::Length { .. } => true,
-            Self::Numeric { .. } | Self::Exact { .. } | Self::Json { .. } | Self::Command(_) => {
-                false
-            }
-            Self::All { of } | Self::Any { of } => of.iter().all(Self::is_of_form),
-        }
-    }
-
     /// The programs that it runs, in order.
     pub fn commands(&self) -> Vec<&Command> {
         match self {
@@ -293,17 +277,6 @@ mod tests {
 
     fn read(value: Value) -> Result<Verifier, String> {
         serde_json::from_value(value).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_check_of_form_has_no_part_that_knows_the_right_answer() {
-        let of = |value| read(value).unwrap().is_of_form();
-        let length = json!({"kind": "length", "words": 3});
-        let exact = json!({"kind": "exact", "expected": "yes"});
-        assert!(of(length.clone()) && of(json!({"kind": "all", "of": [length.clone()]})));
-        assert!(!of(exact.clone()) && !of(json!({"kind": "any", "of": [length, exact]})));
-        assert!(!of(json!({"kind": "numeric", "expected": 1})));
-        assert!(!of(json!({"kind": "json", "expected": {}})));
     }
 
     #[test]

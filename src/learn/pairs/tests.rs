@@ -34,7 +34,6 @@ pub(in crate::learn) fn policy() -> PairPolicy {
         positives: Positives::Veto,
         rejected: Rejected::Random,
         use_refinements: true,
-        keep_off_topic: false,
         replay: 1.0,
         max_imbalance: 4.0,
         max_group: 16,

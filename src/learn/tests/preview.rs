@@ -2,7 +2,6 @@
 
 use super::lessons::with_examples;
 use super::*;
-use prompt::Verifier;
 
 #[tokio::test]
 async fn the_preview_is_what_the_run_learns_and_says_what_is_left_out() {
@@ -89,51 +88,4 @@ async fn a_file_of_examples_with_faults_is_told_of_before_the_night() {
     let sentence = readiness::look(&world.parts).await.unwrap().to_string();
     assert!(sentence.starts_with("Not learning yet: "), "{sentence}");
     assert!(sentence.contains("examples.jsonl:1: "), "{sentence}");
-}
-
-/// Seven drafts of each of twelve prompts pass a check of form; the last one has no word of its prompt.
-#[tokio::test]
-async fn what_passes_a_check_of_form_and_is_off_topic_is_left_out_and_said() {
-    let world = World::new(improving(), "good.sh", &[]).await;
-    let verifier = Verifier::NotContains { texts: vec!["z".into()], ignore_case: false };
-    world.change(|config| {
-        config.learn.objective = Objective::Sft;
-        let agent = Arc::make_mut(config.agents.get_mut("tester").unwrap());
-        (agent.aspects, agent.verifier) = (Vec::new(), Some(verifier.clone()));
-        agent.reflection.verifier_weight = 1.0;
-    });
-    for prompt in 'A'..='L' {
-        let usual = |draft: usize| ["x", "y"][draft % 2];
-        let about =
-            (0..6).map(|draft| answer("", &format!("{prompt}{}{draft}", usual(draft)), true));
-        let exchange = NewExchange {
-            agent: "tester".into(),
-            source: Source::Explore,
-            messages: vec![user(&format!("ask {prompt}"))],
-            prompt_tokens: rendered(&prompt.to_string()),
-            reference: None,
-            verifier: Some(verifier.clone()),
-            aspect_choice: None,
-        };
-        let answers = about.chain([answer("", "xy", true)]).collect();
-        world.parts.store.record_exchange(exchange, answers, None).await.unwrap();
-    }
-    let (learner, task) = world.learner();
-    let left_out = async || learner.preview(1).await.unwrap().left_out.get("off_topic").copied();
-    assert_eq!(left_out().await, Some(12));
-    // Nothing else decides: a verifier of weight 0 only measures.
-    let weigh = |weight| {
-        world.change(|config| {
-            let agent = Arc::make_mut(config.agents.get_mut("tester").unwrap());
-            agent.reflection.verifier_weight = weight;
-        });
-    };
-    weigh(0.0);
-    assert_eq!(left_out().await, None);
-    weigh(1.0);
-    assert_eq!(left_out().await, Some(12));
-    world.change(|config| config.learn.pairs.keep_off_topic = true);
-    assert_eq!(left_out().await, None);
-    learner.shutdown().await;
-    task.await.unwrap();
 }
