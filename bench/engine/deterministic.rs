@@ -143,8 +143,8 @@ async fn side(engine: &Engine, setting: &Setting) -> anyhow::Result<Side> {
     let exploration = engine.generate(idle).await?;
     compare(&mut side, &all(engine, &questions, 4).await?);
     drop(exploration);
-    let (verdicts, speed) = verdicts(engine).await?;
-    (side.verdicts, side.judgements) = (verdicts, vec![speed]);
+    let (changed, speed) = verdicts(engine).await?;
+    (side.verdicts, side.judgements) = (changed, vec![speed]);
     Ok(side)
 }
 
@@ -201,7 +201,7 @@ async fn all(
 }
 
 /// Judgements that come out otherwise beside others than alone. The threshold is the median, so that
-/// half of them pass whatever the model is inclined to. And how many a second are judged beside others.
+/// half of them pass whatever the model is inclined to. And how many a second are made beside others.
 async fn verdicts(engine: &Engine) -> anyhow::Result<(f64, f64)> {
     let prompts: Vec<Vec<Token>> = (0..JUDGEMENTS)
         .map(|i| {
@@ -215,7 +215,7 @@ async fn verdicts(engine: &Engine) -> anyhow::Result<(f64, f64)> {
         engine.vocabulary().tokenize(&[part]).first().copied().context("a label has a token")
     };
     let labels = vec![label("Yes")?, label("No")?];
-    let (mut found, mut speed) = (Vec::new(), 0.0);
+    let (mut found, mut took) = (Vec::new(), Vec::new());
     for width in [1, WIDTH] {
         let began = Instant::now();
         let mut odds = Vec::new();
@@ -226,11 +226,12 @@ async fn verdicts(engine: &Engine) -> anyhow::Result<(f64, f64)> {
             let scores = engine.score(request).await?;
             odds.extend(scores.iter().map(|it| f64::from(it.probabilities[0])));
         }
-        speed = f64::from(u32::try_from(JUDGEMENTS)?) / began.elapsed().as_secs_f64();
         found.push(odds);
+        took.push(began.elapsed().as_secs_f64());
     }
     let threshold = median(&found[0]).context("there are judgements")?;
     let changed = found[0].iter().zip(&found[1]);
     let changed = changed.filter(|(a, b)| (threshold < **a) != (threshold < **b)).count();
+    let speed = f64::from(u32::try_from(JUDGEMENTS)?) / took[1];
     Ok((f64::from(u32::try_from(changed)?), speed))
 }

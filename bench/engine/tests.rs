@@ -240,7 +240,7 @@ fn every_row_says_where_it_was_measured_and_every_missed_goal_why() {
                 let against = row["against"].as_str();
                 let is_compared = against.is_some_and(|it| it.starts_with("llama-server"))
                     || row.get("theirs").is_some_and(|theirs| !theirs.is_null())
-                    || name.starts_with("parity_");
+                    || row["parities"].as_array().is_some_and(|parities| !parities.is_empty());
                 let is_named = run.peer.as_ref().is_some_and(|peer| !peer.version.is_empty());
                 assert!(!is_compared || is_named, "{bench}, {name}: with what? {run:?}");
             }

@@ -319,12 +319,11 @@ impl Results {
 /// Speed and memory against whichever setting of the other side is best at it, once it had more than one
 /// micro-batch to be best at; the largest of each difference over the seeds.
 fn goals(name: &str, row: &Value) -> Vec<Goal> {
-    let sides = row["theirs"].as_object().into_iter().flat_map(serde_json::Map::values);
-    let sides: Vec<&Value> = sides.collect();
-    let settings = row["theirs"].as_object().into_iter().flat_map(serde_json::Map::keys);
-    let micro_batches: BTreeSet<_> = settings.filter_map(|name| name.split(',').next()).collect();
+    let theirs: Vec<(&String, &Value)> = row["theirs"].as_object().into_iter().flatten().collect();
+    let micro_batches: BTreeSet<_> =
+        theirs.iter().filter_map(|(name, _)| name.split(',').next()).collect();
     let least = |ratio: &str| {
-        let ratios = sides.iter().filter_map(|side| side[ratio].as_f64());
+        let ratios = theirs.iter().filter_map(|(_, side)| side[ratio].as_f64());
         ratios.reduce(f64::min).filter(|_| 1 < micro_batches.len())
     };
     let ratios = [("faster than TRL", "speed_ratio"), ("smaller than TRL", "memory_ratio")];

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use inference::backend::Limits;
 use serde_json::{Value, json};
+use testkit::client::Answer;
 use testkit::fake::Script;
 
 use crate::harness::{PATIENCE, TestDaemon};
@@ -187,14 +188,19 @@ async fn two_chats_share_the_steps() {
     assert!(steps < 290, "{steps} steps for {generated} tokens: the chats were not batched");
 }
 
-/// The model has one sequence, and it is taken.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_waits_for_the_model_is_answered_at_once() {
+/// A daemon whose model has one sequence, and the stream that has it.
+async fn taken(step_delay: Duration) -> (TestDaemon, Answer) {
     let limits = Limits { cells: 4096, sequences: 1, batch_tokens: 64, outputs: 64 };
-    let script = Script::new(&"x".repeat(3000)).step_delay(Duration::from_millis(5));
+    let script = Script::new(&"x".repeat(3000)).step_delay(step_delay);
     let daemon = TestDaemon::start(script.limits(limits)).await;
     let mut running = daemon.chat_stream(json!({"max_tokens": 2900})).await;
     assert!(running.event().await.is_some());
+    (daemon, running)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_waits_for_the_model_is_answered_at_once() {
+    let (daemon, mut running) = taken(Duration::from_millis(5)).await;
     for mode in ["off", "inline"] {
         let fields = json!({"max_tokens": 2, "reflectd": {"mode": mode}});
         let mut waiting = daemon.chat_stream(fields).await;
@@ -217,14 +223,10 @@ async fn a_stream_that_waits_for_the_model_is_answered_at_once() {
     assert_eq!((contents(&chunks, 0).as_str(), is_done), ("xx", true));
 }
 
-/// It takes 15 seconds, as in the real daemon.
+/// It takes 15 seconds, the daemon's own interval.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_waits_for_the_model_is_kept_alive() {
-    let limits = Limits { cells: 4096, sequences: 1, batch_tokens: 64, outputs: 64 };
-    let script = Script::new(&"x".repeat(3000)).step_delay(Duration::from_millis(100));
-    let daemon = TestDaemon::start(script.limits(limits)).await;
-    let mut running = daemon.chat_stream(json!({"max_tokens": 2900})).await;
-    assert!(running.event().await.is_some());
+    let (daemon, _running) = taken(Duration::from_millis(100)).await;
     let mut waiting = daemon.chat_stream(json!({"max_tokens": 2})).await;
     let block = tokio::time::timeout(PATIENCE, waiting.block()).await.expect("nothing is said");
     assert_eq!(block.as_deref(), Some(":"));

@@ -99,7 +99,8 @@ fn expand<'a>(base: Module, text: &'a str, found: &mut BTreeSet<Module>) -> &'a 
     rest.find([',', '}', ';', '(']).map_or("", |at| &rest[at..])
 }
 
-/// What each file re-exports from modules below it: the path that others write, and where it leads.
+/// What each file re-exports from modules below it: the path that others write, and where it leads. One step
+/// is followed, and `as` is not.
 fn exports(sources: &[(String, Module, String)]) -> BTreeMap<(&str, Module), Module> {
     let mut exports = BTreeMap::new();
     for (folder, module, text) in sources {
@@ -135,8 +136,10 @@ fn edges(
             let export = (0..=path.len())
                 .rev()
                 .find_map(|n| Some((exports.get(&(folder.as_str(), path[..n].to_vec()))?, n)));
-            let path =
-                export.map_or(path.clone(), |(target, n)| [target.as_slice(), &path[n..]].concat());
+            let path = match export {
+                Some((target, n)) => [target.as_slice(), &path[n..]].concat(),
+                None => path,
+            };
             let target = (0..=path.len()).rev().map(|n| &path[..n]);
             let Some(target) =
                 target.into_iter().find(|target| known.contains(&(folder.as_str(), *target)))

@@ -48,12 +48,12 @@ const EDGES: &[(&str, &[&str])] = &[
 /// Modules that every module may use: they hold no behaviour.
 const COMMON: &[&str] = &["paths", "socket_path", "telemetry"];
 
-/// Crates that compile another language's library.
+/// The crates of others that compile a large library of another language.
 const NATIVE: &[&str] = &["libsqlite3-sys", "llama-cpp-sys-2", "torch-sys"];
 
 /// All that some crates are built from, of the workspace and of [`NATIVE`], so that each can be built and
 /// read without the rest: the trainer without the daemon, the database and the configuration without
-/// llama.cpp, files without any C.
+/// llama.cpp, files and protocol without any of them.
 const BUILT_FROM: &[(&str, &[&str], &[&str])] = &[
     ("config", &["files", "inference", "jinja", "prompt", "protocol"], &[]),
     ("files", &[], &[]),

@@ -1,6 +1,6 @@
-//! Words of a private language that may not be parts of identifiers and of file names: each has a standard term of the
-//! field (admission, step lock, adapter or generation, host prefix cache, threshold ...). The folders
-//! where they may still stand get their names in the issues that rebuild them.
+//! Words of a private language that may not be parts of identifiers and of file names: each has a standard
+//! term of the field (admission, step lock, adapter or generation, host prefix cache, threshold ...). The
+//! folders where they may still stand get their names in the issues that rebuild them.
 
 use std::collections::BTreeSet;
 

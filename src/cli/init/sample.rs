@@ -87,7 +87,7 @@ pub(in crate::cli) fn fetch() -> anyhow::Result<PathBuf> {
     fetch_into(&std::path::absolute(&folder)?, &[OsStr::new("python3")])
 }
 
-/// `python` is a program and its first arguments.
+/// Into this folder; `python` is a program and its first arguments.
 fn fetch_into(folder: &Path, python: &[&OsStr]) -> anyhow::Result<PathBuf> {
     let file = folder.join(FILE);
     if files::sha256(&file).is_ok_and(|sha256| sha256 == SHA256) {
