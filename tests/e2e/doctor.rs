@@ -91,6 +91,7 @@ async fn a_program_for_another_processor_says_so_and_nothing_else() {
 #[tokio::test]
 async fn training_is_planned_and_timed_by_the_trainer() {
     let scratch = Scratch::new();
+    scratch.train_for(1);
     let (code, found) = report(scratch.root(), &["--context", "600", "--pair", "40,20"]).await;
     let training = &found["training"];
     assert_eq!((code, &training["trainable"]), (Some(0), &json!(true)), "{found}");

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::chats::questions;
 use crate::daemon::Daemon;
 use crate::explored::explored;
-use crate::scratch::Scratch;
+use crate::scratch::{EPOCHS, Scratch};
 
 #[tokio::test]
 async fn single_answers_and_the_owners_edits_are_learned_from() {
@@ -93,7 +93,7 @@ async fn examples_are_learned_first() {
 #[tokio::test]
 async fn pairs_are_learned_from_on_top_of_supervised_training() {
     let scratch = explored().await;
-    scratch.train_by("rs", 1);
+    scratch.train_by("rs", EPOCHS);
     let daemon = Daemon::start(scratch).await;
     let (run, supervised) = trained::<Example>(&daemon).await;
     assert_eq!(run["state"], "promoted", "{run}");
