@@ -107,8 +107,15 @@ struct ExploreNumbers(Learner);
 impl Collector for ExploreNumbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let harvest = self.0.harvest();
-        let Harvest { prompts, candidates, positives, generated_tokens, enough, given_up } =
-            harvest;
+        let Harvest {
+            prompts,
+            candidates,
+            positives,
+            generated_tokens,
+            enough,
+            given_up,
+            expected,
+        } = harvest;
         for (name, help, value) in [
             ("explore_prompts", "Prompts that exploration has left", prompts),
             ("explore_candidates", "Answers of exploration", candidates),
@@ -116,6 +123,7 @@ impl Collector for ExploreNumbers {
             ("explore_generated_tokens", "Tokens that exploration has sampled", generated_tokens),
             ("explore_enough", "Prompts left early with enough of good and bad", enough),
             ("explore_given_up", "Prompts given up because nothing passes", given_up),
+            ("explore_expected", "Prompts whose verifier's answer is learned", expected),
         ] {
             let counter = ConstCounter::new(u64::try_from(value).unwrap_or(u64::MAX));
             let kind = counter.metric_type();

@@ -61,6 +61,15 @@ fn stopped(refining: &Refining) -> String {
     )
 }
 
+fn by_verifier(expected: u64) -> String {
+    if expected == 0 {
+        return String::new();
+    }
+    format!(
+        "To {expected} of the prompts no answer was right: what their verifier expects is learned.\n"
+    )
+}
+
 /// The outcome of a long operation in one line.
 fn describe(ended: &Ended) -> String {
     match ended {
@@ -71,6 +80,7 @@ fn describe(ended: &Ended) -> String {
             generated_tokens,
             enough,
             given_up,
+            expected,
             positives_per_1000_tokens,
             left_out,
             refining,
@@ -78,8 +88,9 @@ fn describe(ended: &Ended) -> String {
         } => format!(
             "Explored {prompts} prompts in {} ({enough} had enough good and bad answers early, \
              {given_up} were given up): {candidates} new answers, {positives} pass every aspect; \
-             {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n{}{}",
+             {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n{}{}{}",
             span(*wall_s),
+            by_verifier(*expected),
             without(left_out),
             refining.iter().filter(|it| it.compared.stopped).map(stopped).collect::<String>()
         ),

@@ -174,6 +174,8 @@ pub(super) enum Ended {
         generated_tokens: u64,
         enough: u64,
         given_up: u64,
+        #[serde(default)]
+        expected: u64,
         positives_per_1000_tokens: f64,
         #[serde(default)]
         left_out: LeftOut,

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::error::RunError;
 use super::held_out::LeftOut;
 use super::op_queue::Exploration;
-use super::{Ended, Parts, Stage, practice};
+use super::{Ended, Parts, Stage, expected, practice};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{self, Compared, Explored, Practising, ReflectError, Shot, Trial};
 use config::{Agent, Promising};
@@ -41,6 +41,9 @@ pub struct Harvest {
     pub enough: usize,
     /// Prompts given up, because nothing passes.
     pub given_up: usize,
+    /// Prompts whose right answer, as the verifier names it, is learned from now on, because none of the
+    /// model's is right.
+    pub expected: usize,
 }
 
 impl Harvest {
@@ -49,8 +52,9 @@ impl Harvest {
         self.positives += news.positives;
         self.generated_tokens += news.generated_tokens;
     }
-    fn leave(&mut self, reason: Option<Reason>) {
+    fn leave(&mut self, reason: Option<Reason>, is_expected: bool) {
         self.prompts += 1;
+        self.expected += usize::from(is_expected);
         self.enough += usize::from(reason == Some(Reason::Enough));
         self.given_up += usize::from(reason == Some(Reason::Hopeless));
     }
@@ -120,18 +124,20 @@ pub(super) async fn explore(
         let explored = fill(parts, &todo, aim, false, told).await?;
         begun.fetch_add(1, Ordering::Relaxed);
         change(&|_| {});
-        let mut easy = easy.lock().expect("nobody panics while holding it");
-        easy.entry(todo.agent.name.clone()).or_default().add(&explored);
-        drop(easy);
+        {
+            let mut easy = easy.lock().expect("nobody panics while holding it");
+            easy.entry(todo.agent.name.clone()).or_default().add(&explored);
+        }
         let enough = todo.aim.stop_early.enough as usize;
         let has_enough = |n| 0 < enough && enough <= n;
         let is_left = explored.left.is_none()
             || has_enough(explored.positives)
                 && has_enough(explored.drafts.saturating_sub(explored.positives));
         if is_left {
-            change(&|harvest| harvest.leave(explored.left));
+            let is_expected = supply(parts, &todo, explored.left).await?;
+            change(&|harvest| harvest.leave(explored.left, is_expected));
         }
-        Ok::<_, ReflectError>((!is_left).then_some(todo))
+        Ok::<_, RunError>((!is_left).then_some(todo))
     };
     let fills: Vec<_> = todo.into_iter().map(first).collect();
     // In their order, so that the rest is pursued in it.
@@ -144,8 +150,9 @@ pub(super) async fn explore(
     let second = |todo: Todo| async move {
         let all_pass = easy.get(&todo.agent.name).is_some_and(Easy::are_most);
         let explored = fill(parts, &todo, todo.aim, all_pass, told).await?;
-        change(&|harvest| harvest.leave(explored.left));
-        Ok::<(), ReflectError>(())
+        let is_expected = supply(parts, &todo, explored.left).await?;
+        change(&|harvest| harvest.leave(explored.left, is_expected));
+        Ok::<(), RunError>(())
     };
     let fills: Vec<_> = rest.into_iter().flatten().map(second).collect();
     stream::iter(fills).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
@@ -242,6 +249,13 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut
         }));
     }
     Ok((todo, practised.left_out))
+}
+
+/// Gives a prompt that a file names, and that was tried to the end, the answer that its verifier expects;
+/// see [`expected`].
+async fn supply(parts: &Parts, todo: &Todo, left: Option<Reason>) -> Result<bool, RunError> {
+    let is_tried = matches!(left, Some(Reason::Hopeless | Reason::Filled));
+    Ok(is_tried && todo.aim.anew && expected::supply(parts, &todo.agent, todo.exchange).await?)
 }
 
 /// A prompt that no longer fits, or whose adapter went away during a swap, yields nothing more.

@@ -12,6 +12,7 @@ mod cancel;
 pub mod child;
 pub mod dataset;
 mod error;
+mod expected;
 mod explore;
 pub mod gate;
 mod general;

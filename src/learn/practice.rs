@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::Parts;
 use super::dataset::Dataset;
 use super::error::{ExampleError, RunError};
+use super::expected;
 use super::held_out::{self, HeldOut, LeftOut};
 use super::job::Lesson;
 use super::material::{Material, learning};
@@ -178,12 +179,15 @@ async fn store_prompts(
             return Ok(stored);
         }
         let messages: Vec<_> = some.iter().map(PromptLine::messages).collect();
-        let (reflector, agent) = (parts.reflector.clone(), agent.clone());
+        let (reflector, owner) = (parts.reflector.clone(), agent.clone());
         let prompts = blocking(move || {
-            let prompts = some.into_iter().map(|line| reflector.practice_prompt(&agent, line));
+            let prompts = some.into_iter().map(|line| reflector.practice_prompt(&owner, line));
             prompts.collect::<Result<Vec<_>, _>>()
         });
         let kept = parts.store.keep_prompts(prompts.await?).await?;
+        for &(exchange, _) in kept.iter().filter(|(_, kept)| *kept == Kept::Changed) {
+            expected::renew(parts, agent, exchange).await?;
+        }
         stored.extend(kept.into_iter().map(|(exchange, _)| exchange).zip(messages));
     }
 }

@@ -1,13 +1,13 @@
 //! Prompts and examples of files on their way into the store: rendered, tokenized, and an example's
-//! answer held against its own verifier. Generates and stores nothing. Used by `learn`, and by `check`
-//! for what needs no model.
+//! answer held against its own verifier; and the answer that a verifier names itself, as an example.
+//! Generates and stores nothing. Used by `learn`, and by `check` for what needs no model.
 
-use config::{Agent, ExampleLine, PromptLine};
+use config::{Agent, ExampleLine, PromptLine, Verifier};
 use engine::{FinishReason, Sampling, Token};
 use prompt::{ChatTemplate, Message, Role};
-use store::{Assessment, Author, CandidateId, FilePrompt, NewCandidate, Source};
+use store::{Assessment, Author, CandidateId, Exchange, FilePrompt, NewCandidate, Source};
 
-use super::assess::Verification;
+use super::assess::{Verification, passes};
 use super::prepared::{Prepared, conversation};
 use super::{ReflectError, Reflector};
 
@@ -69,11 +69,42 @@ impl Reflector {
         let assessments = verified(agent, &line)?;
         let text = line.answer.trim().to_owned();
         let prepared = Prepared::new(self, agent, &line.messages(), line.verifier)?;
-        let mut tokens = self.continuation(&prepared.messages, &prepared.prompt, &text)?;
-        tokens.push(self.engine.info().end_of_turn);
-        let reference = line.reference.unwrap_or_else(|| text.clone());
+        let (messages, prompt) = (&prepared.messages, &prepared.prompt);
+        let example = self.by_owner(messages, prompt, text.clone(), assessments)?;
+        let reference = line.reference.unwrap_or(text);
         let exchange = prepared.into_exchange(agent, Source::Explore, Some(reference));
-        let example = NewCandidate {
+        Ok(FilePrompt { exchange, example: Some(example) })
+    }
+
+    /// The answer that the verifier of a stored prompt names whole; `None`: it names none, or its word does
+    /// not count.
+    pub fn expected(
+        &self,
+        agent: &Agent,
+        exchange: &Exchange,
+    ) -> Result<Option<NewCandidate>, ReflectError> {
+        let verifier = exchange.verifier.as_ref().or(agent.verifier.as_ref());
+        let verification = Verification::new(agent, verifier, None)?;
+        let text = verifier.and_then(Verifier::whole_answer).filter(|text| !text.is_empty());
+        let (Some(text), Some(verification)) = (text, verification) else { return Ok(None) };
+        let assessments = verification.assess_by_itself(&text).unwrap_or_default();
+        if !passes(&assessments) {
+            return Ok(None);
+        }
+        let (messages, prompt) = (&exchange.messages, &exchange.prompt_tokens);
+        self.by_owner(messages, prompt, text, assessments).map(Some)
+    }
+
+    fn by_owner(
+        &self,
+        messages: &[Message],
+        prompt: &[Token],
+        text: String,
+        assessments: Vec<Assessment>,
+    ) -> Result<NewCandidate, ReflectError> {
+        let mut tokens = self.continuation(messages, prompt, &text)?;
+        tokens.push(self.engine.info().end_of_turn);
+        Ok(NewCandidate {
             author: Author::Owner,
             parent: None,
             generation: self.engine.stats().active,
@@ -87,8 +118,7 @@ impl Reflector {
             critic: None,
             shots: Vec::new(),
             assessments,
-        };
-        Ok(FilePrompt { exchange, example: Some(example) })
+        })
     }
 
     /// The template that prompts are rendered with.

@@ -182,6 +182,16 @@ impl Verifier {
         }
     }
 
+    /// The whole of a right answer, where it names one: of other right answers, which a pattern or the last
+    /// number allows, it knows nothing.
+    pub fn whole_answer(&self) -> Option<String> {
+        match self {
+            Self::Exact { expected } => Some(expected.trim().to_owned()),
+            Self::Json { expected } => Some(expected.to_string()),
+            _ => None,
+        }
+    }
+
     /// The programs that it runs, in order.
     pub fn commands(&self) -> Vec<&Command> {
         match self {

@@ -1,5 +1,7 @@
 //! Files that a night practises on, examples, and the run on examples alone.
 
+use serde_json::json;
+
 use super::*;
 use config::prompt_file::Faults;
 use config::{ExampleLine, Verifier};
@@ -286,13 +288,69 @@ async fn a_night_learns_from_examples_then_explores_and_trains_until_nothing_is_
     assert!(drafts.clone().all(|it| it.generation == Generation(1)) && 0 < drafts.count());
 }
 
+/// Prompts to practise on, all with this verifier.
+fn practice(n: usize, verifier: &serde_json::Value) -> String {
+    let line = |i: usize| json!({ "id": i.to_string(), "prompt": format!("ask practice {i}"), "verifier": verifier });
+    (0..n).map(|i| line(i).to_string() + "\n").collect()
+}
+
+#[tokio::test]
+async fn where_no_answer_is_right_what_the_verifier_expects_is_learned() {
+    let script = judge().on("ask practice 0", &[("good", 1.0)]).on("ask", &[("bad", 1.0)]);
+    let world = World::new(script, "good.sh", &[]).await;
+    let path = world.root().join("practice.jsonl");
+    let exact = |expected| json!({ "kind": "exact", "expected": expected });
+    write(&path, &practice(3, &exact("good")));
+    world.change_agent(|agent| {
+        agent.practice.prompts = Some(path.clone());
+        agent.reflection.verifier_weight = 1.0;
+        agent.reflection.explore = (2, 0);
+    });
+    let explored = async || {
+        let (learner, task) = world.learner();
+        let ended = learner.explore(all(9)).await.unwrap();
+        let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+        learner.shutdown().await;
+        task.await.unwrap();
+        harvest.expected
+    };
+    let examples = async || {
+        let rows = world.parts.store.examples(vec!["tester".into()]).await.unwrap();
+        rows.into_iter().map(|row| (row.messages[0].content.clone(), row.text)).collect::<Vec<_>>()
+    };
+    let of = |prompts: &[usize], text: &str| -> Vec<_> {
+        prompts.iter().map(|i| (format!("ask practice {i}"), text.to_owned())).collect()
+    };
+    // Its own right answer to the first one is nearer to it.
+    assert_eq!((explored().await, examples().await), (2, of(&[1, 2], "good")));
+    // All the same pairs as with an example of a file.
+    let config = world.parts.config.borrow().clone();
+    let material = material::collect(&world.parts, &config, &HeldOut::default()).await.unwrap();
+    let chosen = material.rows.iter().map(|row| row.chosen);
+    let rows = world.parts.store.examples(vec!["tester".into()]).await.unwrap();
+    assert_eq!(
+        chosen.collect::<Vec<_>>(),
+        rows.iter().map(|it| Some(it.candidate)).collect::<Vec<_>>()
+    );
+
+    // What was right once is no longer learned.
+    write(&path, &practice(3, &exact("better")));
+    practice::sync(&world.parts, &config).await.unwrap();
+    assert_eq!(examples().await, of(&[1, 2], "better"));
+
+    // A pattern knows no whole answer, and a program whose word does not count teaches nothing.
+    let pattern = practice(6, &json!({ "kind": "regex", "pattern": "^good$" }));
+    write(&path, &pattern);
+    assert_eq!(explored().await, 0);
+    world.change_agent(|agent| agent.reflection.verifier_weight = 0.0);
+    write(&path, &practice(9, &exact("good")));
+    assert_eq!(explored().await, 0);
+}
+
 /// Gives a world's agent sixteen prompts to practise on, which a program checks.
 pub(super) fn practise(world: &World) {
     let path = world.root().join("practice.jsonl");
-    let verifier = serde_json::to_string(&Verifier::Exact { expected: "good".into() }).unwrap();
-    let line =
-        |i| format!("{{\"id\":\"{i}\",\"prompt\":\"ask practice {i}\",\"verifier\":{verifier}}}\n");
-    write(&path, &(0..16).map(line).collect::<String>());
+    write(&path, &practice(16, &json!({ "kind": "contains", "texts": ["good"] })));
     world.change_agent(|agent| {
         agent.practice.prompts = Some(path);
         agent.reflection.verifier_weight = 1.0;
