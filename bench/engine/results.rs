@@ -167,6 +167,11 @@ impl Results {
             let provenance = Provenance { peer: None, ..run.clone() };
             self.curves.insert(name, Curve { provenance, ..curve });
         }
+        self.renew_goals();
+    }
+
+    /// The goals follow from the figures.
+    pub(crate) fn renew_goals(&mut self) {
         let goals = self.figures.iter().filter_map(|(name, figure)| figure.goal_of(name));
         self.goals = shared::with_reasons(goals.collect(), &self.goals);
     }

@@ -263,6 +263,15 @@ fn the_document_shows_what_the_file_says() {
     assert!(document.contains(&table), "run `make bench-engine ARGS=--render`:\n{table}");
 }
 
+#[test]
+fn the_goals_of_the_file_follow_from_its_figures() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/engine/results.json");
+    let mut results: Results = shared::read(path.as_ref()).unwrap();
+    let written = results.goals.clone();
+    results.renew_goals();
+    assert_eq!(results.goals, written);
+}
+
 fn figure() -> Figure {
     Figure {
         workload: "chats".to_owned(),

@@ -208,6 +208,11 @@ impl Results {
                 self.rows.insert(unit.to_string(), row);
             }
         }
+        self.renew_goals();
+    }
+
+    /// The goals follow from the rows.
+    pub(crate) fn renew_goals(&mut self) {
         let goals = self.new_goals();
         self.goals = with_reasons(goals, &self.goals);
         for goal in &mut self.goals {

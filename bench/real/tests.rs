@@ -309,3 +309,12 @@ async fn a_unit_runs_from_an_empty_folder_to_its_row_and_is_not_done_again() {
     }
     assert_eq!(steps(), before);
 }
+
+#[test]
+fn the_goals_of_the_file_follow_from_its_rows() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/real/results.json");
+    let mut results: Results = testkit::bench::results::read(path.as_ref()).unwrap();
+    let written = results.goals.clone();
+    results.renew_goals();
+    assert_eq!(results.goals, written);
+}

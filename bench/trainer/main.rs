@@ -23,8 +23,9 @@ use protocol::{CHECKPOINT, Compute, Device, Job, Lora, Objective, Optimizer, Ste
 use serde_json::{Value, json};
 
 use parity::{Difference, N_UPDATES, PLANTED, Parity, Rounding, compare, tolerance};
-use results::{Case, Measured, Results, Round, best};
+use results::{Case, File, Measured, Results, Round, best};
 use side::Seen;
+use testkit::bench::{markers, results as shared};
 
 const LORA: Lora = Lora { rank: 16, alpha: 32.0 };
 const BETA: f64 = 0.1;
@@ -79,6 +80,9 @@ struct Arguments {
     /// The other side's script.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/trainer/peer.py"))]
     peer: PathBuf,
+    /// Prints the table of what is in the file, puts it into the document, and measures nothing.
+    #[arg(long)]
+    render: bool,
     /// Where results are written.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/trainer"))]
     out: PathBuf,
@@ -112,6 +116,9 @@ struct PeerSetting {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if arguments.render {
+        return publish(&arguments.out, &shared::read(&arguments.out.join("results.json"))?);
+    }
     let [n_pairs, batch_pairs]: [usize; 2] = arguments.pairs[..].try_into()?;
     let lengths: [usize; 2] = arguments.lengths[..].try_into()?;
     let [parity_pairs, parity_lengths @ ..]: [usize; 3] = arguments.parity[..].try_into()?;
@@ -160,10 +167,21 @@ fn main() -> anyhow::Result<()> {
         }
     }
     results.write()?;
-    eprintln!("{}", results.table());
+    publish(&arguments.out, results.file())?;
     let faults = results.faults();
     ensure!(faults.is_empty(), "the two sides do not compute the same:\n{}", faults.join("\n"));
     Ok(())
+}
+
+/// The table, and into the repository that of the repository's results.
+fn publish(out: &Path, file: &File) -> anyhow::Result<()> {
+    let table = file.table()?;
+    eprintln!("{table}");
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if out != repository.join("bench/trainer") {
+        return Ok(());
+    }
+    markers::insert(&repository.join("docs/internals/performance.md"), "trainer", &table)
 }
 
 fn kind(compute: &str) -> anyhow::Result<Compute> {

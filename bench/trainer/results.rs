@@ -44,8 +44,8 @@ pub(crate) struct Results {
 
 /// The file: rows by name. Those of other runs are kept as they are.
 #[derive(Debug, Default, Deserialize, Serialize)]
-struct File {
-    goals: Vec<Goal>,
+pub(crate) struct File {
+    pub(crate) goals: Vec<Goal>,
     rows: BTreeMap<String, Value>,
 }
 
@@ -273,9 +273,13 @@ impl Results {
         for (name, row) in rows.chain(parities) {
             self.file.rows.insert(name, row.context("a row is plain data")?);
         }
-        let goals = self.file.rows.iter().flat_map(|(name, row)| goals(name, row));
-        self.file.goals = shared::with_reasons(goals.collect(), &self.file.goals);
+        self.file.renew_goals();
         shared::write(&self.path, &self.file)
+    }
+
+    /// What is in the file now.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// What differs by more than rounding explains, and planted faults that are not seen, by row.
@@ -286,14 +290,44 @@ impl Results {
         };
         self.parities.iter().flat_map(faults).collect()
     }
+}
 
-    /// Speed and memory for people.
-    pub(crate) fn table(&self) -> String {
+/// Of a row about speed and memory what people see.
+#[derive(Debug, Deserialize)]
+struct Shown {
+    n_vocab: u64,
+    compute: String,
+    ours: ShownSide,
+    theirs: BTreeMap<String, ShownSide>,
+    rounds: Vec<Value>,
+    #[serde(flatten)]
+    provenance: Provenance,
+}
+
+#[derive(Debug, Deserialize)]
+struct ShownSide {
+    tokens_per_second: f64,
+    peak_bytes: f64,
+    speed_ratio: Option<f64>,
+    memory_ratio: Option<f64>,
+}
+
+impl File {
+    /// The goals follow from the rows.
+    pub(crate) fn renew_goals(&mut self) {
+        let goals = self.rows.iter().flat_map(|(name, row)| goals(name, row));
+        self.goals = shared::with_reasons(goals.collect(), &self.goals);
+    }
+
+    /// Speed and memory for people, and where they were measured.
+    pub(crate) fn table(&self) -> anyhow::Result<String> {
         let mut text = String::from(
             "| vocabulary | compute | side | tokens/s | peak MB | ours is faster | ours is smaller |\n\
              |---|---|---|---|---|---|---|\n",
         );
-        for row in &self.rows {
+        let mut origins = BTreeSet::new();
+        for (name, row) in self.rows.iter().filter(|(name, _)| name.starts_with(SPEED)) {
+            let row: Shown = serde_json::from_value(row.clone()).context(name.clone())?;
             let theirs = row.theirs.iter().map(|(name, side)| (format!("TRL, {name}"), side));
             for (name, side) in [("ours".to_owned(), &row.ours)].into_iter().chain(theirs) {
                 let ratio = |ratio: Option<f64>| match ratio.filter(|_| name != "ours") {
@@ -304,15 +338,31 @@ impl Results {
                 writeln!(
                     text,
                     "| {} | {} | {name} | {:.0} | {:.0} | {speed} | {memory} |",
-                    row.case.n_vocab,
-                    row.case.compute,
+                    row.n_vocab,
+                    row.compute,
                     side.tokens_per_second,
                     side.peak_bytes / 1e6
-                )
-                .expect("writing to a string succeeds");
+                )?;
             }
+            let Provenance { machine, commit, command, peer: _ } = row.provenance;
+            let command = command.unwrap_or_default();
+            let (n, what) = (row.rounds.len(), format!("{machine}; commit {commit}; `{command}`"));
+            origins.insert(format!(
+                "Vocabulary {}, {}: {what}; rounds: {n}.",
+                row.n_vocab, row.compute
+            ));
         }
-        text
+        text.push('\n');
+        for origin in origins {
+            writeln!(text, "{origin}")?;
+        }
+        text.push('\n');
+        for goal in self.goals.iter().filter(|goal| goal.is_reached() != Some(true)) {
+            let value = goal.value.map_or("not measured".to_owned(), |value| format!("{value:.2}"));
+            let why = goal.why.as_deref().unwrap_or_default();
+            writeln!(text, "- {}: {value}, goal {}. {why}", goal.name, goal.goal)?;
+        }
+        Ok(text)
     }
 }
 

@@ -14,7 +14,8 @@ use protocol::Compute;
 use serde_json::{Value, json};
 
 use parity::{N_UPDATES, Parity, Step, compare, fault, tolerance};
-use results::{Case, Measured, Results, Round, best};
+use results::{Case, File, Measured, Results, Round, best};
+use testkit::bench::results as shared;
 
 fn steps() -> Vec<Step> {
     let step = |number: usize| Step {
@@ -199,4 +200,17 @@ fn one_micro_batch_has_no_best() {
     let file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let goals = file["goals"].as_array().unwrap();
     assert_eq!(goals.iter().map(|goal| &goal["value"]).collect::<Vec<_>>(), [&Value::Null; 2]);
+}
+
+#[test]
+fn the_document_shows_what_the_file_says_and_its_goals_follow_from_its_rows() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut file: File = shared::read(&root.join("bench/trainer/results.json")).unwrap();
+    let document = std::fs::read_to_string(root.join("docs/internals/performance.md")).unwrap();
+    let table = file.table().unwrap();
+    let table = table.trim_end();
+    assert!(document.contains(table), "run `make bench-trainer ARGS=--render`:\n{table}");
+    let written = file.goals.clone();
+    file.renew_goals();
+    assert_eq!(file.goals, written);
 }
