@@ -68,7 +68,11 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
     let mut model: Option<(String, PathBuf)> = None;
     let names = stems(&root.join("agents"));
     if names.is_empty() {
-        problems.add(Path::new("agents"), "", "has no agent; one YAML file an agent is needed");
+        problems.add(
+            Path::new("agents"),
+            "",
+            "has no agent; one YAML file an agent is needed, which `reflectd init` writes",
+        );
     }
     for name in &names {
         let file = Path::new("agents").join(format!("{name}.yaml"));

@@ -510,7 +510,10 @@ fn an_agents_own_aspect_comes_before_the_shared_one() {
 #[test]
 fn an_empty_root_says_what_is_needed() {
     let root = Root(tempfile::tempdir().unwrap());
-    assert_eq!(root.problems(), "agents: has no agent; one YAML file an agent is needed");
+    assert_eq!(
+        root.problems(),
+        "agents: has no agent; one YAML file an agent is needed, which `reflectd init` writes"
+    );
 }
 
 #[test]
