@@ -311,10 +311,15 @@ async fn a_unit_runs_from_an_empty_folder_to_its_row_and_is_not_done_again() {
 }
 
 #[test]
-fn the_goals_of_the_file_follow_from_its_rows() {
+fn the_goals_of_the_file_follow_from_its_rows_and_the_document_shows_both() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/real/results.json");
     let mut results: Results = testkit::bench::results::read(path.as_ref()).unwrap();
     let written = results.goals.clone();
     results.renew_goals();
     assert_eq!(results.goals, written);
+
+    let document = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/internals/real.md");
+    let table = table::render(&results);
+    let shown = std::fs::read_to_string(document).unwrap();
+    assert!(shown.contains(table.trim_end()), "run `make bench-real ARGS=--render`:\n{table}");
 }

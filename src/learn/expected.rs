@@ -4,43 +4,43 @@
 
 use super::Parts;
 use super::error::RunError;
-use config::{Agent, VERIFIER};
-use store::{Author, Candidate, Exchange, ExchangeId};
+use config::Agent;
+use store::{Author, Exchange, ExchangeId};
 
-/// Stores it where no answer of the model passes the verifier; whether that is new.
+/// Stores it where neither an answer of the model nor an example passes the verifier of today; whether
+/// that is new.
 pub(super) async fn supply(parts: &Parts, agent: &Agent, id: ExchangeId) -> Result<bool, RunError> {
     let exchange = parts.store.exchange(id).await?;
-    let is_solved = own(&exchange).any(|candidate| {
-        let mut said = candidate.assessments.iter();
-        said.any(|said| said.aspect == VERIFIER && said.passes)
-    });
-    Ok(!is_solved && replace(parts, agent, &exchange).await?)
+    add(parts, agent, &exchange, |author| author == Author::Model).await
 }
 
-/// Stores it where an example for another verifier stands, so that nobody learns what was right once.
+/// Stores it where the newest example fails the verifier of today.
 pub(super) async fn renew(parts: &Parts, agent: &Agent, id: ExchangeId) -> Result<(), RunError> {
     let exchange = parts.store.exchange(id).await?;
-    if example(&exchange).is_some() {
-        replace(parts, agent, &exchange).await?;
-    }
-    Ok(())
+    add(parts, agent, &exchange, |_| false).await.map(drop)
 }
 
-async fn replace(parts: &Parts, agent: &Agent, exchange: &Exchange) -> Result<bool, RunError> {
+/// Stores it unless the newest example, or an answer of an author who `counts`, is right.
+async fn add(
+    parts: &Parts,
+    agent: &Agent,
+    exchange: &Exchange,
+    counts: impl Fn(Author) -> bool,
+) -> Result<bool, RunError> {
     let Some(expected) = parts.reflector.expected(agent, exchange)? else { return Ok(false) };
-    if example(exchange).is_some_and(|example| example.text == expected.text) {
+    let mut examples =
+        exchange.candidates.iter().filter(|it| it.author == Author::Owner && it.parent.is_none());
+    // Where two files contradict each other it was stored before, and the other one is stored again.
+    if examples.clone().any(|example| example.text == expected.text) {
         return Ok(false);
+    }
+    let answers = exchange.candidates.iter().filter(|it| counts(it.author));
+    for answer in examples.next_back().into_iter().chain(answers) {
+        // By the verifier of today, which a file may have changed since the answer was judged.
+        if parts.reflector.check(agent, exchange, &answer.text).await? == Some(true) {
+            return Ok(false);
+        }
     }
     parts.store.add_candidates(exchange.id, vec![expected]).await?;
     Ok(true)
-}
-
-fn own(exchange: &Exchange) -> impl Iterator<Item = &Candidate> {
-    exchange.candidates.iter().filter(|candidate| candidate.author == Author::Model)
-}
-
-/// The newest.
-fn example(exchange: &Exchange) -> Option<&Candidate> {
-    let is_example = |it: &&Candidate| it.author == Author::Owner && it.parent.is_none();
-    exchange.candidates.iter().rfind(is_example)
 }

@@ -134,8 +134,7 @@ pub(super) async fn explore(
             || has_enough(explored.positives)
                 && has_enough(explored.drafts.saturating_sub(explored.positives));
         if is_left {
-            let is_expected = supply(parts, &todo, explored.left).await?;
-            change(&|harvest| harvest.leave(explored.left, is_expected));
+            change(&|harvest| harvest.leave(explored.left, false));
         }
         Ok::<_, RunError>((!is_left).then_some(todo))
     };

@@ -112,7 +112,14 @@ pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practise
         let Some(path) = agent.practice.prompts.clone() else { continue };
         let (lines, left_out) = lines(config, path).await?;
         practised.left_out.add(left_out);
-        stored.push((agent.name.clone(), store_prompts(parts, agent, lines).await?));
+        let prompts = store_prompts(parts, agent, lines).await?;
+        let named: HashSet<ExchangeId> = prompts.iter().map(|(exchange, _)| *exchange).collect();
+        for row in parts.store.examples(vec![agent.name.clone()]).await? {
+            if named.contains(&row.exchange) {
+                expected::renew(parts, agent, row.exchange).await?;
+            }
+        }
+        stored.push((agent.name.clone(), prompts));
     }
     let (held_out, aside) = held_out::settle(&parts.store, config).await?;
     for (name, prompts) in stored {
@@ -179,15 +186,12 @@ async fn store_prompts(
             return Ok(stored);
         }
         let messages: Vec<_> = some.iter().map(PromptLine::messages).collect();
-        let (reflector, owner) = (parts.reflector.clone(), agent.clone());
+        let (reflector, agent) = (parts.reflector.clone(), agent.clone());
         let prompts = blocking(move || {
-            let prompts = some.into_iter().map(|line| reflector.practice_prompt(&owner, line));
+            let prompts = some.into_iter().map(|line| reflector.practice_prompt(&agent, line));
             prompts.collect::<Result<Vec<_>, _>>()
         });
         let kept = parts.store.keep_prompts(prompts.await?).await?;
-        for &(exchange, _) in kept.iter().filter(|(_, kept)| *kept == Kept::Changed) {
-            expected::renew(parts, agent, exchange).await?;
-        }
         stored.extend(kept.into_iter().map(|(exchange, _)| exchange).zip(messages));
     }
 }

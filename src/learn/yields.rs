@@ -16,7 +16,7 @@ const SHOWN: usize = 3;
 /// What the stored answers come to.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Yield {
-    /// Answers that somebody has judged.
+    /// Answers of the model that somebody has judged.
     pub answers: usize,
     /// Of these, the good ones.
     pub passing: usize,
@@ -36,7 +36,8 @@ pub struct Refused {
 impl Yield {
     /// Counts the judged answers of an exchange.
     pub(super) fn add(&mut self, exchange: &Exchange) {
-        for answer in worth::answers(exchange) {
+        let answers = worth::answers(exchange).into_iter();
+        for answer in answers.filter(|answer| !answer.is_edit()) {
             self.answers += 1;
             if answer.is_good {
                 self.passing += 1;

@@ -16,6 +16,7 @@ use tokio::process::Command;
 use super::parity::load;
 use crate::daemon::Daemon;
 use crate::explored::explored;
+use crate::scratch::EPOCHS;
 use testkit::random_model::{ARCHITECTURES, N_VOCAB, unquantized, write, write_adapter};
 use testkit::skipped;
 
@@ -157,7 +158,7 @@ fn entries(folder: &Path) -> Vec<String> {
 async fn a_generation_leaves_as_files_and_comes_back_as_a_candidate() {
     let scratch = explored().await;
     // Long enough that it changes more than activations are rounded.
-    scratch.train_for(4);
+    scratch.train_for(EPOCHS);
     let daemon = Daemon::start(scratch).await;
     let root = daemon.scratch().root().to_owned();
     let root = root.as_path();

@@ -338,6 +338,26 @@ async fn where_no_answer_is_right_what_the_verifier_expects_is_learned() {
     practice::sync(&world.parts, &config).await.unwrap();
     assert_eq!(examples().await, of(&[1, 2], "better"));
 
+    // The owner's own example stays where it is right too, however it is written.
+    let json = json!({ "kind": "json", "expected": { "a": 1 } });
+    let spaced = "{\"prompt\":\"ask practice 1\",\"answer\":\"{ \\\"a\\\": 1 }\"}\n";
+    learn(&world, spaced).await.unwrap();
+    write(&path, &practice(3, &json));
+    practice::sync(&world.parts, &config).await.unwrap();
+    assert_eq!(examples().await, [of(&[1], "{ \"a\": 1 }"), of(&[2], "{\"a\":1}")].concat());
+
+    // Two files that contradict each other store nothing without end.
+    let other = "{\"prompt\":\"ask practice 2\",\"answer\":\"{}\"}\n";
+    for _ in 0..3 {
+        learn(&world, other).await.unwrap();
+        practice::sync(&world.parts, &config).await.unwrap();
+    }
+    let id = world.parts.store.examples(vec!["tester".into()]).await.unwrap()[1].exchange;
+    let stored = world.parts.store.exchange(id).await.unwrap().candidates;
+    let by_owner = stored.iter().filter(|it| it.author == Author::Owner);
+    let texts: Vec<_> = by_owner.map(|it| it.text.as_str()).collect();
+    assert_eq!(texts, ["good", "better", "{\"a\":1}", "{}"]);
+
     // A pattern knows no whole answer, and a program whose word does not count teaches nothing.
     let pattern = practice(6, &json!({ "kind": "regex", "pattern": "^good$" }));
     write(&path, &pattern);
