@@ -155,6 +155,7 @@ fn intent(data: &Path, seed: u64) -> anyhow::Result<Task> {
     let names = data::intents(&train).join(", ");
     let of =
         |requests: Vec<data::Request>| requests.into_iter().map(data::Request::intent).collect();
+    // The gate asks 200 of the 400 (`learn.gate.prompts`).
     let [chosen, practice, gate] = split(of(data::balanced(&train, seed)), [70, 230, 400])?;
     Ok(Task {
         kind: Kind::Intent,

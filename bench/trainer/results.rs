@@ -50,7 +50,7 @@ pub(crate) struct File {
 }
 
 /// What is compared.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Case {
     pub(crate) n_blocks: u64,
     pub(crate) n_vocab: u64,
@@ -60,7 +60,7 @@ pub(crate) struct Case {
 }
 
 /// Both sides, one after the other.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Round {
     pub(crate) ours: Measured,
     /// By setting. The first round has all of them, later ones the fastest and the smallest.
@@ -74,7 +74,7 @@ impl Case {
     }
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Measured {
     pub(crate) pairs_per_second: f64,
     pub(crate) peak_bytes: u64,
@@ -95,7 +95,7 @@ pub(crate) fn best(settings: &BTreeMap<String, Measured>) -> [Option<&str>; 2] {
 }
 
 /// What each row says about its origin.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Origin {
     #[serde(flatten)]
     provenance: Provenance,
@@ -105,7 +105,7 @@ struct Origin {
 }
 
 /// Speed and memory: medians, and ratios above 1 where ours is better.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct SpeedRow {
     #[serde(skip)]
     name: String,
@@ -132,7 +132,7 @@ struct ParityRow {
     parities: Vec<Parity>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Side {
     /// As [`Case::tokens`] counts them.
     tokens_per_second: f64,
@@ -292,26 +292,6 @@ impl Results {
     }
 }
 
-/// Of a row about speed and memory what people see.
-#[derive(Debug, Deserialize)]
-struct Shown {
-    n_vocab: u64,
-    compute: String,
-    ours: ShownSide,
-    theirs: BTreeMap<String, ShownSide>,
-    rounds: Vec<Value>,
-    #[serde(flatten)]
-    provenance: Provenance,
-}
-
-#[derive(Debug, Deserialize)]
-struct ShownSide {
-    tokens_per_second: f64,
-    peak_bytes: f64,
-    speed_ratio: Option<f64>,
-    memory_ratio: Option<f64>,
-}
-
 impl File {
     /// The goals follow from the rows.
     pub(crate) fn renew_goals(&mut self) {
@@ -327,7 +307,7 @@ impl File {
         );
         let mut origins = BTreeSet::new();
         for (name, row) in self.rows.iter().filter(|(name, _)| name.starts_with(SPEED)) {
-            let row: Shown = serde_json::from_value(row.clone()).context(name.clone())?;
+            let row: SpeedRow = serde_json::from_value(row.clone()).context(name.clone())?;
             let theirs = row.theirs.iter().map(|(name, side)| (format!("TRL, {name}"), side));
             for (name, side) in [("ours".to_owned(), &row.ours)].into_iter().chain(theirs) {
                 let ratio = |ratio: Option<f64>| match ratio.filter(|_| name != "ours") {
@@ -338,18 +318,19 @@ impl File {
                 writeln!(
                     text,
                     "| {} | {} | {name} | {:.0} | {:.0} | {speed} | {memory} |",
-                    row.n_vocab,
-                    row.compute,
+                    row.case.n_vocab,
+                    row.case.compute,
                     side.tokens_per_second,
                     side.peak_bytes / 1e6
                 )?;
             }
-            let Provenance { machine, commit, command, peer: _ } = row.provenance;
-            let command = command.unwrap_or_default();
-            let (n, what) = (row.rounds.len(), format!("{machine}; commit {commit}; `{command}`"));
+            let Provenance { machine, commit, command, peer: _ } = row.origin.provenance;
+            let command = command.map_or("not recorded".to_owned(), |it| format!("`{it}`"));
             origins.insert(format!(
-                "Vocabulary {}, {}: {what}; rounds: {n}.",
-                row.n_vocab, row.compute
+                "Vocabulary {}, {}: {machine}; commit {commit}; command: {command}; rounds: {}.",
+                row.case.n_vocab,
+                row.case.compute,
+                row.rounds.len()
             ));
         }
         text.push('\n');

@@ -65,9 +65,7 @@ fn by_verifier(expected: u64) -> String {
     if expected == 0 {
         return String::new();
     }
-    format!(
-        "To {expected} of the prompts no answer was right: what their verifier expects is learned.\n"
-    )
+    format!("For {expected} prompts no answer was right; what their verifier expects is learned.\n")
 }
 
 /// The outcome of a long operation in one line.

@@ -5,27 +5,28 @@
 use super::Parts;
 use super::error::RunError;
 use config::Agent;
-use store::{Author, Exchange, ExchangeId};
+use store::{Author, Candidate, Exchange, ExchangeId};
 
 /// Stores it where neither an answer of the model nor an example passes the verifier of today; whether
 /// that is new.
 pub(super) async fn supply(parts: &Parts, agent: &Agent, id: ExchangeId) -> Result<bool, RunError> {
     let exchange = parts.store.exchange(id).await?;
-    add(parts, agent, &exchange, |author| author == Author::Model).await
+    let own = exchange.candidates.iter().filter(|it| it.author == Author::Model);
+    add(parts, agent, &exchange, own.collect()).await
 }
 
 /// Stores it where the newest example fails the verifier of today.
 pub(super) async fn renew(parts: &Parts, agent: &Agent, id: ExchangeId) -> Result<(), RunError> {
     let exchange = parts.store.exchange(id).await?;
-    add(parts, agent, &exchange, |_| false).await.map(drop)
+    add(parts, agent, &exchange, Vec::new()).await.map(drop)
 }
 
-/// Stores it unless the newest example, or an answer of an author who `counts`, is right.
+/// Stores it unless the newest example or one of these answers is right.
 async fn add(
     parts: &Parts,
     agent: &Agent,
     exchange: &Exchange,
-    counts: impl Fn(Author) -> bool,
+    answers: Vec<&Candidate>,
 ) -> Result<bool, RunError> {
     let Some(expected) = parts.reflector.expected(agent, exchange)? else { return Ok(false) };
     let mut examples =
@@ -34,7 +35,6 @@ async fn add(
     if examples.clone().any(|example| example.text == expected.text) {
         return Ok(false);
     }
-    let answers = exchange.candidates.iter().filter(|it| counts(it.author));
     for answer in examples.next_back().into_iter().chain(answers) {
         // By the verifier of today, which a file may have changed since the answer was judged.
         if parts.reflector.check(agent, exchange, &answer.text).await? == Some(true) {

@@ -52,9 +52,8 @@ impl Harvest {
         self.positives += news.positives;
         self.generated_tokens += news.generated_tokens;
     }
-    fn leave(&mut self, reason: Option<Reason>, is_expected: bool) {
+    fn leave(&mut self, reason: Option<Reason>) {
         self.prompts += 1;
-        self.expected += usize::from(is_expected);
         self.enough += usize::from(reason == Some(Reason::Enough));
         self.given_up += usize::from(reason == Some(Reason::Hopeless));
     }
@@ -134,7 +133,7 @@ pub(super) async fn explore(
             || has_enough(explored.positives)
                 && has_enough(explored.drafts.saturating_sub(explored.positives));
         if is_left {
-            change(&|harvest| harvest.leave(explored.left, false));
+            change(&|harvest| harvest.leave(explored.left));
         }
         Ok::<_, RunError>((!is_left).then_some(todo))
     };
@@ -150,7 +149,10 @@ pub(super) async fn explore(
         let all_pass = easy.get(&todo.agent.name).is_some_and(Easy::are_most);
         let explored = fill(parts, &todo, todo.aim, all_pass, told).await?;
         let is_expected = supply(parts, &todo, explored.left).await?;
-        change(&|harvest| harvest.leave(explored.left, is_expected));
+        change(&|harvest| {
+            harvest.leave(explored.left);
+            harvest.expected += usize::from(is_expected);
+        });
         Ok::<(), RunError>(())
     };
     let fills: Vec<_> = rest.into_iter().flatten().map(second).collect();

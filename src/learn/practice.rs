@@ -114,20 +114,18 @@ pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practise
         practised.left_out.add(left_out);
         let prompts = store_prompts(parts, agent, lines).await?;
         let named: HashSet<ExchangeId> = prompts.iter().map(|(exchange, _)| *exchange).collect();
-        for row in parts.store.examples(vec![agent.name.clone()]).await? {
-            if named.contains(&row.exchange) {
-                expected::renew(parts, agent, row.exchange).await?;
-            }
+        let examples = parts.store.examples(vec![agent.name.clone()]).await?;
+        for row in examples.iter().filter(|row| named.contains(&row.exchange)) {
+            expected::renew(parts, agent, row.exchange).await?;
         }
-        stored.push((agent.name.clone(), prompts));
+        stored.push((agent.name.clone(), prompts, examples));
     }
     let (held_out, aside) = held_out::settle(&parts.store, config).await?;
-    for (name, prompts) in stored {
+    for (name, prompts, examples) in stored {
         let usable = prompts
             .into_iter()
             .filter(|(_, messages)| !practised.left_out.counts(&held_out, messages));
         let mut found: HashSet<ExchangeId> = usable.map(|(exchange, _)| exchange).collect();
-        let examples = parts.store.examples(vec![name.clone()]).await?;
         let usable = examples.into_iter().filter(|row| !held_out.contains(&row.messages));
         found.extend(usable.map(|row| row.exchange));
         practised.by_agent.insert(name, found);

@@ -70,14 +70,14 @@ impl Reflector {
         let text = line.answer.trim().to_owned();
         let prepared = Prepared::new(self, agent, &line.messages(), line.verifier)?;
         let (messages, prompt) = (&prepared.messages, &prepared.prompt);
-        let example = self.by_owner(messages, prompt, text.clone(), assessments)?;
+        let example = self.example_candidate(messages, prompt, text.clone(), assessments)?;
         let reference = line.reference.unwrap_or(text);
         let exchange = prepared.into_exchange(agent, Source::Explore, Some(reference));
         Ok(FilePrompt { exchange, example: Some(example) })
     }
 
-    /// The answer that the verifier of a stored prompt names whole; `None`: it names none, or its word does
-    /// not count.
+    /// The answer that the verifier of a stored prompt names whole; `None`: it names none, or its weight
+    /// is 0.
     pub fn expected(
         &self,
         agent: &Agent,
@@ -92,10 +92,10 @@ impl Reflector {
             return Ok(None);
         }
         let (messages, prompt) = (&exchange.messages, &exchange.prompt_tokens);
-        self.by_owner(messages, prompt, text, assessments).map(Some)
+        self.example_candidate(messages, prompt, text, assessments).map(Some)
     }
 
-    fn by_owner(
+    fn example_candidate(
         &self,
         messages: &[Message],
         prompt: &[Token],

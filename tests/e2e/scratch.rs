@@ -31,8 +31,7 @@ learn:
     max_general_loss: 100
 ";
 
-/// Enough to change some of the answers to 20 held-out prompts (with one epoch now and then none), at about
-/// 0.2 s each.
+/// Enough to change some of the answers to 20 held-out prompts; one epoch now and then changes none.
 pub(crate) const EPOCHS: u32 = 12;
 
 /// Root and state; removed when dropped.

@@ -182,8 +182,7 @@ impl Verifier {
         }
     }
 
-    /// The whole of a right answer, where it names one: of other right answers, which a pattern or the last
-    /// number allows, it knows nothing.
+    /// The full text of a right answer; `None` for verifiers that only describe one.
     pub fn whole_answer(&self) -> Option<String> {
         match self {
             Self::Exact { expected } => Some(expected.trim().to_owned()),

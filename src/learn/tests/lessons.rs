@@ -321,9 +321,9 @@ async fn where_no_answer_is_right_what_the_verifier_expects_is_learned() {
     let of = |prompts: &[usize], text: &str| -> Vec<_> {
         prompts.iter().map(|i| (format!("ask practice {i}"), text.to_owned())).collect()
     };
-    // Its own right answer to the first one is nearer to it.
+    // It has solved the first prompt by itself.
     assert_eq!((explored().await, examples().await), (2, of(&[1, 2], "good")));
-    // All the same pairs as with an example of a file.
+    // They are chosen over its wrong answers, as examples of a file are.
     let config = world.parts.config.borrow().clone();
     let material = material::collect(&world.parts, &config, &HeldOut::default()).await.unwrap();
     let chosen = material.rows.iter().map(|row| row.chosen);
