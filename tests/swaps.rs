@@ -9,7 +9,8 @@ use engine::{
     Engine, EngineConfig, FinishReason, FlashAttention, GenerateRequest, Generation, KvCache,
     Piece, Priority, Sampling, TextPart, Weights, spawn,
 };
-use files::gguf::{Gguf, Value, Writer};
+use files::gguf::{Gguf, Writer};
+use files::lora::header::Header;
 
 const SWAPS: u32 = 200;
 /// After these swaps the allocator and the page tables have reached their size.
@@ -28,12 +29,7 @@ fn write_adapter(path: &Path, seed: u64) {
     let mut noise =
         |n: u64| (0..n).map(|_| random.f32().mul_add(0.02, -0.01)).collect::<Vec<f32>>();
     let mut writer = Writer::default();
-    for (key, value) in
-        [("general.type", "adapter"), ("adapter.type", "lora"), ("general.architecture", "llama")]
-    {
-        writer.metadata(key, Value::String(value.to_owned()));
-    }
-    writer.metadata("adapter.lora.alpha", Value::Float(16.0));
+    Header::new("llama", 16.0).write(&mut writer);
     let layers = base.tensors().iter().filter(|t| t.name.starts_with("blk.") && t.shape.len() == 2);
     for tensor in layers {
         let [n_in, n_out] = tensor.shape[..] else { panic!("a matrix has two sides") };

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use engine::llama::{Quantization, quantize};
-use files::gguf::{Hyperparameters, Value, Writer};
+use files::gguf::{Hyperparameters, Writer};
+use files::lora::header::Header;
 use sha2::{Digest as _, Sha256};
 
 use crate::vocabulary::{SIZE, Vocabulary};
@@ -152,11 +153,7 @@ fn follow(rng: &mut fastrand::Rng, vocabulary: &Vocabulary, embedding: &[f32], o
 /// Writes a random adapter of rank 16 on every projection.
 pub(crate) fn write_adapter(path: &Path, seed: u64) -> anyhow::Result<()> {
     let mut writer = Writer::default();
-    let text = |text: &str| Value::String(text.to_owned());
-    writer.metadata("general.type", text("adapter"));
-    writer.metadata("general.architecture", text("llama"));
-    writer.metadata("adapter.type", text("lora"));
-    writer.metadata("adapter.lora.alpha", Value::Float(RANK as f64));
+    Header::new("llama", RANK as f64).write(&mut writer);
     let mut rng = fastrand::Rng::with_seed(seed);
     for layer in 0..LAYERS {
         for Projection { name, n_in, n_out, adds } in projections() {

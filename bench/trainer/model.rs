@@ -6,7 +6,8 @@ use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use files::gguf::{Hyperparameters, Value, Writer};
+use files::gguf::{Hyperparameters, Writer};
+use files::lora::header::Header;
 use protocol::{Example, Lora};
 
 const WIDTH: u64 = 768;
@@ -78,11 +79,8 @@ pub(crate) fn write_start(
     let rank = lora.rank as u64;
     let mut rng = fastrand::Rng::with_seed(rank + seed);
     let mut writer = Writer::default();
-    writer.metadata("general.architecture", text("llama"));
-    writer.metadata("general.type", text("adapter"));
-    writer.metadata("adapter.type", text("lora"));
-    writer.metadata("adapter.lora.alpha", Value::Float(lora.alpha));
-    writer.metadata("reflectd.base_sha256", text(base_sha256));
+    Header { base_sha256: Some(base_sha256), ..Header::new("llama", lora.alpha) }
+        .write(&mut writer);
     for layer in 0..n_blocks {
         for (name, n_in, n_out) in LINEARS {
             let name = format!("blk.{layer}.{name}.weight");
@@ -118,10 +116,6 @@ pub(crate) fn write_pairs(
     }
     files::write_atomic(path, |file| file.write_all(&lines))
         .with_context(|| format!("write {}", path.display()))
-}
-
-fn text(text: &str) -> Value {
-    Value::String(text.to_owned())
 }
 
 fn ones() -> Vec<f32> {

@@ -4,8 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use files::gguf::{Gguf, GgufError, Parts, TensorInfo, TensorKind};
-
-pub use files::lora::BASE_KEY;
+use files::lora::header::{ALPHA_KEY, check_architecture, check_base, check_kind};
 
 /// Why a file is not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -68,22 +67,12 @@ pub fn check_hash(path: &Path, sha256: &str) -> Result<(), AdapterError> {
 }
 
 fn check_header(adapter: &Gguf, base: &Gguf, base_sha256: &str) -> Result<(), String> {
-    let wanted = [
-        ("general.type", Some("adapter")),
-        ("adapter.type", Some("lora")),
-        ("general.architecture", base.string("general.architecture")),
-        (BASE_KEY, Some(base_sha256)),
-    ];
-    for (key, wanted) in wanted {
-        let found = adapter.string(key);
-        if found.is_none() || found != wanted {
-            let word = |text: Option<&str>| text.map_or("missing".into(), |t| format!("`{t}`"));
-            return Err(format!("{key} is {}, not {}", word(found), word(wanted)));
-        }
-    }
-    match adapter.float("adapter.lora.alpha") {
+    check_kind(adapter)?;
+    check_architecture(adapter, base.string("general.architecture").unwrap_or_default())?;
+    check_base(adapter, base_sha256)?;
+    match adapter.float(ALPHA_KEY) {
         Some(alpha) if alpha.is_finite() && 0.0 < alpha => Ok(()),
-        alpha => Err(format!("adapter.lora.alpha is {alpha:?}, not a number above 0")),
+        alpha => Err(format!("{ALPHA_KEY} is {alpha:?}, not a number above 0")),
     }
 }
 
@@ -130,6 +119,7 @@ fn shapes_fit(a: &TensorInfo, b: &TensorInfo, base: &TensorInfo) -> bool {
 mod tests {
     use super::*;
     use files::gguf::{Value, Writer};
+    use files::lora::header::{BASE_KEY, Header};
 
     const BASE_SHA256: &str = "abc";
 
@@ -173,15 +163,9 @@ mod tests {
 
     impl Parts {
         fn sound() -> Self {
-            let text = |text: &str| Value::String(text.into());
+            let header = Header { base_sha256: Some(BASE_SHA256), ..Header::new("llama", 16.0) };
             Self {
-                metadata: vec![
-                    ("general.type", text("adapter")),
-                    ("adapter.type", text("lora")),
-                    ("general.architecture", text("llama")),
-                    ("adapter.lora.alpha", Value::Float(16.0)),
-                    (BASE_KEY, text(BASE_SHA256)),
-                ],
+                metadata: header.entries(),
                 tensors: vec![
                     ("blk.0.attn_q.weight.lora_a", vec![4, 2], vec![0.5; 8]),
                     ("blk.0.attn_q.weight.lora_b", vec![2, 6], vec![0.5; 12]),
@@ -206,8 +190,8 @@ mod tests {
             ("adapter.type", Value::String("aLoRA".into())),
             ("general.architecture", Value::String("qwen3".into())),
             (BASE_KEY, Value::String("another base".into())),
-            ("adapter.lora.alpha", Value::Float(f64::NAN)),
-            ("adapter.lora.alpha", Value::Float(0.0)),
+            (ALPHA_KEY, Value::Float(f64::NAN)),
+            (ALPHA_KEY, Value::Float(0.0)),
         ] {
             let refusal = files.refusal(|parts| parts.set(key, wrong)).unwrap();
             assert!(refusal.contains(key), "{refusal}");

@@ -26,6 +26,7 @@ use config::{
 };
 use engine::{self, EngineConfig, EngineThread, FinishReason, Sampling, Token};
 use files::gguf::{Value, Writer};
+use files::lora::header::Header;
 use files::write_atomic;
 use prompt::{ChatTemplate, Message, PromptSet, Role};
 use protocol::{
@@ -239,15 +240,8 @@ fn model_file() -> Writer {
 
 fn adapter_file() -> Writer {
     let mut adapter = Writer::default();
-    for (key, value) in [
-        ("general.type", "adapter".to_owned()),
-        ("adapter.type", "lora".to_owned()),
-        ("general.architecture", "fake".to_owned()),
-        (adapter::BASE_KEY, "0".repeat(64)),
-    ] {
-        adapter.metadata(key, Value::String(value));
-    }
-    adapter.metadata("adapter.lora.alpha", Value::Float(16.0));
+    let base = "0".repeat(64);
+    Header { base_sha256: Some(&base), ..Header::new("fake", 16.0) }.write(&mut adapter);
     adapter.tensor("blk.0.attn_q.weight.lora_a", &[4, 2], vec![0.5; 8]);
     adapter.tensor("blk.0.attn_q.weight.lora_b", &[2, 6], vec![0.5; 12]);
     adapter

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use engine::{Engine, Generation, LogprobRequest, Priority, Token, Weights};
 use files::gguf::{Gguf, Value, Writer};
+use files::lora::header::ALPHA_KEY;
 use llama_cpp_sys_2 as sys;
 use protocol::Example;
 use reflectd::learn::gate::Parity;
@@ -67,7 +68,7 @@ fn adapters(right: &Path) -> [(&'static str, PathBuf); 4] {
     let copy = |name: &str, alpha: f32, change: &dyn Fn(&str) -> Vec<f32>| {
         let mut writer = Writer::default();
         for (key, value) in file.entries() {
-            let is_alpha = key == "adapter.lora.alpha";
+            let is_alpha = key == ALPHA_KEY;
             let scaled = Value::Float(f64::from(alpha) * file.float(key).unwrap_or_default());
             writer.metadata(key, if is_alpha { scaled } else { value.clone() });
         }

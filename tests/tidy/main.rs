@@ -61,7 +61,7 @@ const BUILT_FROM: &[(&str, &[&str], &[&str])] = &[
     ("store", &["files", "inference", "jinja", "prompt"], &["libsqlite3-sys"]),
     (
         "trainer",
-        &["files", "ggml", "inference", "jinja", "nano", "prompt", "protocol"],
+        &["files", "ggml", "inference", "jinja", "nano", "prompt", "protocol", "statistics"],
         &["bzip2-sys", "llama-cpp-sys-2", "torch-sys", "zstd-sys"],
     ),
 ];

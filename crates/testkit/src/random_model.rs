@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use files::gguf::{Gguf, Hyperparameters, Value, Writer};
+use files::lora::header::Header;
 use nano::tokenizer::Tokenizer;
 
 /// All that the trainer knows.
@@ -52,15 +53,8 @@ pub fn write_adapter(
 ) {
     let mut rng = fastrand::Rng::with_seed(11);
     let mut writer = Writer::default();
-    for (key, value) in [
-        ("general.architecture", architecture),
-        ("general.type", "adapter"),
-        ("adapter.type", "lora"),
-        ("reflectd.base_sha256", base_sha256),
-    ] {
-        writer.metadata(key, text(value));
-    }
-    writer.metadata("adapter.lora.alpha", Value::Float(2.0 * rank as f64));
+    Header { base_sha256: Some(base_sha256), ..Header::new(architecture, 2.0 * rank as f64) }
+        .write(&mut writer);
     for Linear { name, n_in, n_out } in linears {
         let a = noise(&mut rng, n_in * rank, 1.0 / (*n_in as f32).sqrt());
         let b = noise(&mut rng, rank * n_out, 0.1);

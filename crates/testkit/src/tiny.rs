@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use files::gguf::{Hyperparameters, Value, Writer};
+use files::lora::header::Header;
 
 use crate::vocabulary;
 
@@ -110,10 +111,8 @@ pub fn model() -> Parts {
 
 pub fn adapter() -> Parts {
     let mut parts = Parts::default();
-    parts.put("general.type", "adapter");
-    parts.put("general.architecture", "llama");
-    parts.put("adapter.type", "lora");
-    parts.put("adapter.lora.alpha", 4.0);
+    let header = Header::new("llama", 4.0).entries().into_iter();
+    parts.metadata.extend(header.map(|(key, value)| (key.to_owned(), value)));
     for (name, n_in, n_out) in [
         ("attn_q", EMBEDDING, EMBEDDING),
         ("attn_v", EMBEDDING, EMBEDDING / 2),

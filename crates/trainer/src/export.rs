@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
-use files::gguf::{Gguf, Value, Writer};
+use files::gguf::{Gguf, Writer};
+use files::lora::header::{ALPHA_KEY, Header, check_base};
 use tch::{Device, Tensor};
 
 use crate::arch::Shape;
@@ -12,20 +13,17 @@ use crate::lora::Lora;
 use crate::model::Model;
 use crate::weights::add_tensor;
 
-/// Metadata key with the hash of the base that an adapter was trained for.
-const BASE_KEY: &str = "reflectd.base_sha256";
-
 /// Writes a complete adapter on the base, not a change to an earlier one.
 pub(crate) fn save(model: &Model, base_sha256: &str, run: &str, path: &Path) -> anyhow::Result<()> {
     let lora = model.lora.as_ref().context("the model has an adapter")?;
     let mut writer = Writer::default();
-    let string = |text: &str| Value::String(text.to_owned());
-    writer.metadata("general.architecture", string(model.shape.architecture.name));
-    writer.metadata("general.type", string("adapter"));
-    writer.metadata("general.name", string(run));
-    writer.metadata("adapter.type", string("lora"));
-    writer.metadata("adapter.lora.alpha", Value::Float(lora.alpha));
-    writer.metadata(BASE_KEY, string(base_sha256));
+    Header {
+        architecture: model.shape.architecture.name,
+        alpha: lora.alpha,
+        name: Some(run),
+        base_sha256: Some(base_sha256),
+    }
+    .write(&mut writer);
     for (name, (a, b)) in &lora.pairs {
         add_tensor(&mut writer, &format!("{name}.weight.lora_a"), a)?;
         add_tensor(&mut writer, &format!("{name}.weight.lora_b"), b)?;
@@ -43,10 +41,10 @@ pub(crate) fn load(
     device: Device,
 ) -> anyhow::Result<Lora> {
     let file = Gguf::open(path)?;
-    if file.string(BASE_KEY) != Some(base_sha256) {
+    if check_base(&file, base_sha256).is_err() {
         bail!("{} was trained for another base model: roll back to generation 0", path.display());
     }
-    let alpha = file.float("adapter.lora.alpha").context("adapter.lora.alpha is missing")?;
+    let alpha = file.float(ALPHA_KEY).with_context(|| format!("{ALPHA_KEY} is missing"))?;
     let mut lora = Lora::new(shape, wanted.rank, wanted.alpha, device);
     let stored = |name: &str| {
         let info =

@@ -22,6 +22,7 @@
 //!   sampler and trainer)
 
 use protocol::Objective;
+use statistics::mean;
 use tch::{Kind, Tensor};
 
 /// Answers of a batch, each tensor `[B]`.
@@ -211,7 +212,7 @@ pub(crate) fn grpo(settings: Grpo, tokens: &Tokens) -> Losses {
 /// Advantage of each answer in its group, and the standard deviation of the rewards.
 pub(crate) fn advantages(rewards: &[f64]) -> (Vec<f64>, f64) {
     let n = rewards.len() as f64;
-    let mean = rewards.iter().sum::<f64>() / n;
+    let mean = mean(rewards.iter().copied());
     let squares: f64 = rewards.iter().map(|reward| (reward - mean).powi(2)).sum();
     let deviation = (squares / (n - 1.0).max(1.0)).sqrt();
     (rewards.iter().map(|reward| (reward - mean) / (deviation + 1e-4)).collect(), deviation)

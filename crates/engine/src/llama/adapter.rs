@@ -16,6 +16,7 @@ use super::open::{c_path, load_error, open};
 use super::process::last_error;
 use crate::EngineError;
 use files::gguf::{Gguf, StoredType, TensorInfo, TensorKind};
+use files::lora::header::{ALPHA_KEY, check_architecture, check_kind};
 
 /// The tensors of the base by name, in ggml's `ne` order.
 pub(super) type Shapes = BTreeMap<String, Vec<u64>>;
@@ -64,25 +65,12 @@ pub(super) fn weights(header: &Gguf) -> Result<u64, String> {
 /// Refuses what is not an adapter of this model. llama.cpp aborts on a metadata value of another
 /// type than it wants, and on ranks that differ once it computes.
 fn check(header: &Gguf, architecture: &str, base: &Shapes) -> Result<(), String> {
-    let expected = [
-        ("general.type", "adapter"),
-        ("adapter.type", "lora"),
-        ("general.architecture", architecture),
-    ];
-    for (key, value) in expected {
-        if header.string(key) != Some(value) {
-            let found: String = header.string(key).unwrap_or("nothing").chars().take(40).collect();
-            return Err(format!("{key} is {found} but must be {value}"));
-        }
-    }
-    let alpha = "adapter.lora.alpha";
-    if let Some(stored) = header.stored_type(alpha)
-        && (stored.value != StoredType::F32 || !header.float(alpha).is_some_and(f64::is_finite))
+    check_kind(header)?;
+    check_architecture(header, architecture)?;
+    if let Some(stored) = header.stored_type(ALPHA_KEY)
+        && (stored.value != StoredType::F32 || !header.float(ALPHA_KEY).is_some_and(f64::is_finite))
     {
-        return Err(format!("{alpha} is not a finite 32-bit float"));
-    }
-    if header.metadata("adapter.alora.invocation_tokens").is_some() {
-        return Err("it is an activated LoRA, which is not served".into());
+        return Err(format!("{ALPHA_KEY} is not a finite 32-bit float"));
     }
     check_data(header)?;
     if header.tensors().is_empty() {

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use super::super::llama::{Llama, survey};
 use super::*;
 use files::gguf::{Gguf, Value, Writer};
+use files::lora::header::Header;
 use inference::backend::{Backend as _, Entry, SequenceId};
 use testkit::split::split;
 
@@ -196,11 +197,7 @@ fn an_adapter_that_memory_has_no_room_for_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("huge.gguf");
     let mut writer = Writer::default();
-    for (key, value) in
-        [("general.type", "adapter"), ("adapter.type", "lora"), ("general.architecture", "llama")]
-    {
-        writer.metadata(key, Value::String(value.into()));
-    }
+    Header::new("llama", 1.0).write(&mut writer);
     let floats = |n: u64| vec![0.0; usize::try_from(n).unwrap()];
     let (a, b) = (format!("{target}.lora_a"), format!("{target}.lora_b"));
     writer.tensor(&a, &[n_in, 1], floats(n_in));

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use super::super::llama::{Llama, Quantization, quantize};
 use super::*;
 use files::gguf::{Gguf, Hyperparameters, Value, Writer};
+use files::lora::header::Header;
 use ggml::dequantize;
 
 pub(super) const EMBEDDING: u64 = 64;
@@ -106,10 +107,7 @@ pub(super) fn write_model_with(
 
 pub(super) fn write_adapter(path: &Path, architecture: &str, width: u64, seed: u64) {
     let mut writer = Writer::default();
-    writer.metadata("general.type", text("adapter"));
-    writer.metadata("general.architecture", text(architecture));
-    writer.metadata("adapter.type", text("lora"));
-    writer.metadata("adapter.lora.alpha", Value::Float(4.0));
+    Header::new(architecture, 4.0).write(&mut writer);
     for layer in 0..LAYERS {
         let name = format!("blk.{layer}.attn_q.weight");
         writer.tensor(&format!("{name}.lora_a"), &[width, 4], noise(width * 4, 0.5, seed));

@@ -1,6 +1,7 @@
 //! LoRA adapters as files: in memory, as llama.cpp's GGUF, as a PEFT folder. It must
 //! not ask the daemon and not judge an adapter. Used by `reflectd export` (out) and by `learn` (in).
 
+pub mod header;
 pub mod names;
 pub mod peft;
 
@@ -8,13 +9,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::gguf::{Gguf, GgufError, Value, Writer};
+use crate::gguf::{Gguf, GgufError, Writer};
 
-/// Metadata key under which our trainer writes the SHA-256 of the base that it trained on.
-/// llama.cpp does not look: it would load the adapter of another base of equal shape.
-pub const BASE_KEY: &str = "reflectd.base_sha256";
-
-const ALPHA: &str = "adapter.lora.alpha";
+use header::{ALPHA_KEY, BASE_KEY, Header, check_kind};
 
 /// Why a file was not read or written.
 #[derive(Debug, thiserror::Error)]
@@ -110,27 +107,19 @@ impl Adapter {
     pub fn read(path: &Path) -> Result<Self, LoraError> {
         let file = Gguf::open(path)?;
         let refused = |reason: String| LoraError::refused(path, reason);
-        for (key, wanted) in [("general.type", "adapter"), ("adapter.type", "lora")] {
-            let found = file.string(key).unwrap_or("missing");
-            if found != wanted {
-                return Err(refused(format!("{key} is {found}, not {wanted}")));
-            }
-        }
-        if file.metadata("adapter.alora.invocation_tokens").is_some() {
-            return Err(refused("it is an activated LoRA, which is not served".to_owned()));
-        }
+        check_kind(&file).map_err(refused)?;
         let architecture = file.string("general.architecture").unwrap_or_default().to_owned();
         let pairs = read_pairs(&file).map_err(|error| match error {
             PairError::Gguf(error) => error.into(),
             PairError::Refused(reason) => refused(reason),
         })?;
         // llama.cpp takes an alpha that is 0 or missing for "scale by 1".
-        let alpha = match file.float(ALPHA) {
+        let alpha = match file.float(ALPHA_KEY) {
             Some(alpha) if alpha != 0.0 => alpha,
-            _ => one_rank(&pairs).ok_or_else(|| refused(format!("{ALPHA} is missing")))? as f64,
+            _ => one_rank(&pairs).ok_or_else(|| refused(format!("{ALPHA_KEY} is missing")))? as f64,
         };
         if !alpha.is_finite() || alpha < 0.0 {
-            return Err(refused(format!("{ALPHA} is {alpha}")));
+            return Err(refused(format!("{ALPHA_KEY} is {alpha}")));
         }
         let base_sha256 = file.string(BASE_KEY).map(str::to_owned);
         Ok(Self { architecture, alpha, base_sha256, pairs })
@@ -139,15 +128,13 @@ impl Adapter {
     /// Writes it as the trainer writes its own.
     pub fn write(&self, name: &str, path: &Path) -> io::Result<()> {
         let mut writer = Writer::default();
-        let text = |text: &str| Value::String(text.to_owned());
-        writer.metadata("general.architecture", text(&self.architecture));
-        writer.metadata("general.type", text("adapter"));
-        writer.metadata("general.name", text(name));
-        writer.metadata("adapter.type", text("lora"));
-        writer.metadata(ALPHA, Value::Float(self.alpha));
-        if let Some(sha256) = &self.base_sha256 {
-            writer.metadata(BASE_KEY, text(sha256));
+        Header {
+            architecture: &self.architecture,
+            alpha: self.alpha,
+            name: Some(name),
+            base_sha256: self.base_sha256.as_deref(),
         }
+        .write(&mut writer);
         for (name, pair) in &self.pairs {
             for (half, matrix) in [("lora_a", &pair.a), ("lora_b", &pair.b)] {
                 let shape = [matrix.width as u64, matrix.n_rows() as u64];
