@@ -155,6 +155,7 @@ impl Collector for EngineNumbers {
             ("generated_tokens", "Tokens sampled", stats.generated_tokens),
             ("drafted_tokens", "Tokens evaluated ahead", stats.drafted_tokens),
             ("right_drafts", "Of these, tokens that were then sampled", stats.right_drafts),
+            ("preemptions", "Sequences that gave way, to go on later", stats.preemptions),
         ];
         for (name, help, value) in counters {
             count(&mut encoder, &format!("{prefix}_{name}"), help, value)?;

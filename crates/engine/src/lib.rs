@@ -235,6 +235,8 @@ pub struct EngineStats {
     pub drafted_tokens: u64,
     /// Of these, those that the model then said.
     pub right_drafts: u64,
+    /// Times a sequence gave way to others, to go on later.
+    pub preemptions: u64,
     /// Milliseconds since the loop last went round; zero while it waits for something to do.
     pub last_beat_ms: u64,
     /// How long nothing of priority `Chat` or `Inline` has run; zero while some does.

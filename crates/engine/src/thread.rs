@@ -366,6 +366,7 @@ impl<B: Backend> Loop<B> {
         self.stats.generated_tokens = counters.generated_tokens;
         self.stats.drafted_tokens = counters.drafted_tokens;
         self.stats.right_drafts = counters.right_drafts;
+        self.stats.preemptions = counters.preemptions;
         let is_urgent = core.is_urgent();
         let mut pulse = self.shared.pulse.lock().expect("nobody panics while holding the pulse");
         pulse.beat(self.stats.clone(), is_working, is_urgent, Instant::now());

@@ -290,7 +290,9 @@ impl Core {
                     self.requests[at].sequences[owner.sequence].last_token = self.n_planned;
                 }
             }
-            (tokens, self.drafts(&decoding, tokens))
+            // Drafts leave prompts their part of a step too.
+            let most = if prompts.is_empty() { tokens } else { tokens / 2 };
+            (tokens, self.drafts(&decoding, most))
         };
         let mut builder = Builder::new(&self.tree, tokens, self.limits.outputs);
         for &(id, _) in &decoding {
@@ -362,15 +364,15 @@ impl Core {
         self.tree.evaluated(id) + 1 == self.tree.len(id)
     }
 
-    /// What the answers may go on with. Together at most half a batch, and to each the same, so that
-    /// they cost neither another answer its token nor a prompt its place.
+    /// What the answers may go on with, to each the same. With their last tokens it is at most half a
+    /// batch and at most `most`, so that it costs no other answer its token.
     fn drafts(
         &mut self,
         decoding: &[(SequenceId, Owner)],
-        tokens: usize,
+        most: usize,
     ) -> Vec<(SequenceId, Vec<super::Token>)> {
         let room = self.limits.batch_tokens.min(self.limits.outputs) / 2;
-        let room = room.max(1).min(tokens).saturating_sub(decoding.len());
+        let room = room.max(1).min(most).saturating_sub(decoding.len());
         let writers: Vec<(SequenceId, Owner)> = decoding
             .iter()
             .copied()

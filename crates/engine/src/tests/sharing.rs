@@ -148,6 +148,7 @@ async fn agents_that_ask_for_the_whole_context_all_end() {
         n_ended += 1;
     }
     assert_eq!(n_ended, 8);
+    assert!(0 < engine.stats().preemptions, "the context holds less than half of it");
 }
 
 #[tokio::test]

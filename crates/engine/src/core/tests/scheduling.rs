@@ -3,16 +3,19 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use inference::backend::Limits;
+use inference::backend::{Limits, SequenceId};
 use inference::{EngineError, Generation, Sampling, Token};
 
-use super::simulation::Letters;
+use super::simulation::{Chances, Letters, Model};
 use crate::Priority;
 use crate::core::op::Op;
 use crate::core::request::{Generating, Purpose, Request, State};
+use crate::core::step::execute;
 use crate::core::{CachePolicy, Core, Outcome, Step};
+use crate::draft::Draft;
 use crate::sample::Sampler;
 
 const QUICK: Duration = Duration::from_millis(1);
@@ -153,6 +156,69 @@ fn a_prompt_is_read_beside_more_answers_than_a_step_holds() {
 }
 
 #[test]
+fn answers_and_prompts_share_a_step_that_is_too_small_for_both() {
+    let mut core = Core::new(limits(2_000, 32), CachePolicy::new(0), Arc::new(Letters));
+    for seed in 0..16 {
+        core.submit(chat(seed, 5, 60));
+    }
+    // Ten tokens take 2 s.
+    let per_token = Duration::from_millis(200);
+    while !core.requests.iter().all(|it| it.sequences[0].is_decoding()) {
+        step(&mut core, per_token).expect("they go on");
+    }
+    core.submit(chat(16, 20, 60));
+    let mut n_steps = 0;
+    while !core.requests[16].sequences[0].is_decoding() {
+        step(&mut core, per_token).expect("they go on");
+        n_steps += 1;
+    }
+    assert!((4..=5).contains(&n_steps), "20 tokens of a prompt take {n_steps} steps");
+}
+
+#[test]
+fn drafts_leave_a_prompt_its_part_of_a_step() {
+    let mut core = Core::new(limits(4_000, 32), CachePolicy::new(0), Arc::new(Letters));
+    // What they are to say is known, so all of it is drafted.
+    let said: Arc<[Token]> = vec![Token(0); 400].into();
+    for seed in 0..16 {
+        let sampler = Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, 0);
+        let draft = Some(Draft::new(Arc::clone(&said)));
+        let state = State::Generate(Box::new(Generating::new(sampler, Vec::new(), draft)));
+        let purpose = Purpose::Generate { seed: 0, max_tokens: 400, top_logprobs: 0 };
+        let sequences = [(prompt(seed, 5), state)].into_iter();
+        core.submit(Request::new(Priority::Explore, Generation::BASE, purpose, sequences));
+    }
+    // A step of idle work holds 64 tokens.
+    let per_token = Duration::from_millis(10);
+    while !core.requests.iter().all(|it| it.sequences[0].is_decoding()) {
+        step(&mut core, per_token).expect("they go on");
+    }
+    let alone = step(&mut core, per_token).expect("they go on");
+    assert_eq!(alone.n_tokens(), 64, "their drafts fill a step");
+    core.submit(request(Priority::Explore, 16, 60, 60));
+    for _ in 0..2 {
+        step(&mut core, per_token).expect("they go on");
+    }
+    assert!(core.requests[16].sequences[0].is_decoding(), "60 tokens are half of two steps");
+}
+
+#[test]
+fn the_oldest_of_many_that_outgrow_the_context_never_gives_way() {
+    let mut core = Core::new(limits(800, 16), CachePolicy::new(1 << 20), Arc::new(Letters));
+    for seed in 0..8 {
+        core.submit(chat(seed, 5, 225));
+    }
+    while !core.requests.is_empty() {
+        let runs = |request: &Request| request.sequences[0].id.is_some();
+        let had_begun = runs(&core.requests[0]);
+        let step = core.next_step().expect("they go on");
+        assert!(runs(&core.requests[0]) || !had_begun, "the oldest gave way");
+        finish(&mut core, &step, step.n_tokens(), QUICK * 50);
+    }
+    assert!(0 < core.counters.preemptions);
+}
+
+#[test]
 fn few_copies_of_cells_are_made_between_two_steps() {
     // Of cells that are lacking, and of an id.
     for sequences in [8, 1] {
@@ -174,6 +240,21 @@ fn few_copies_of_cells_are_made_between_two_steps() {
 }
 
 /// A sequence comes back as a whole, and the next one with the next step.
+/// Else many copies make the steps after them small.
+#[test]
+fn the_time_of_copying_is_not_taken_for_that_of_evaluating() {
+    let limits = limits(100, 2);
+    let mut core = Core::new(limits, CachePolicy::new(0), Arc::new(Letters));
+    core.submit(chat(0, 20, 5));
+    let step = core.next_step().unwrap();
+    let copying = Op::Save { id: SequenceId(1), from: 0, to: 0, copy: 0 };
+    let step = Step { ops: [step.ops, vec![copying]].concat(), ..step };
+    let mut model = Model::new(limits, 0, Chances::default(), false);
+    model.copy_takes = Duration::from_millis(100);
+    let outcome = execute(&mut model, &step, &AtomicBool::new(false));
+    assert!(outcome.took < model.copy_takes / 2, "{:?}", outcome.took);
+}
+
 #[test]
 fn few_conversations_come_back_between_two_steps() {
     let cache = CachePolicy { bytes_at_once: 512, ..CachePolicy::new(1 << 30) };

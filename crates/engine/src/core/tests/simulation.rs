@@ -8,7 +8,7 @@ mod model;
 mod real;
 mod world;
 
-pub(super) use model::Letters;
+pub(super) use model::{Chances, Letters, Model};
 
 use super::super::faults::{self, Fault};
 use world::{Setting, World};

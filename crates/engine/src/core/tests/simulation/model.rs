@@ -1,10 +1,12 @@
 //! A model for the simulation: what it says next depends on all tokens that its cells were made of,
 //! so that a cell in the wrong place changes an answer. It fails, and is interrupted, by chance.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use inference::backend::{Backend, Entry, Limits, SequenceId};
 use inference::{EngineError, Generation, ModelInfo, TextPart, Token, Vocabulary};
@@ -18,13 +20,18 @@ pub(super) const POISON: Token = Token(8);
 
 /// See the file's header.
 #[derive(Debug)]
-pub(super) struct Model {
+pub(in super::super) struct Model {
     pub(super) cells: Cells,
     limits: Limits,
     selected: Generation,
+    /// By generation what is loaded under its number, which comes again with other weights.
+    weights: BTreeMap<Generation, Generation>,
+    n_loaded: u32,
     rows: Vec<Option<Vec<f32>>>,
     random: fastrand::Rng,
     pub(super) chances: Chances,
+    /// What a copy of cells takes.
+    pub(in super::super) copy_takes: Duration,
     /// Whether what it says depends on the batches too, in which its tokens were evaluated.
     has_shapes: bool,
     /// Only poison fails.
@@ -36,22 +43,30 @@ pub(super) struct Model {
 }
 
 /// How likely each mishap is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Chances {
+#[derive(Clone, Copy, Debug, Default)]
+pub(in super::super) struct Chances {
     pub(super) fail: f64,
     pub(super) interrupt: f64,
     pub(super) lose_copy: f64,
 }
 
 impl Model {
-    pub(super) fn new(limits: Limits, seed: u64, chances: Chances, has_shapes: bool) -> Self {
+    pub(in super::super) fn new(
+        limits: Limits,
+        seed: u64,
+        chances: Chances,
+        has_shapes: bool,
+    ) -> Self {
         Self {
             cells: Cells::new(limits, N_VOCAB),
             limits,
             selected: Generation::BASE,
+            weights: BTreeMap::from([(Generation::BASE, Generation::BASE)]),
+            n_loaded: 0,
             rows: Vec::new(),
             random: fastrand::Rng::with_seed(seed),
             chances,
+            copy_takes: Duration::ZERO,
             has_shapes,
             is_steady: false,
             n_failed: 0,
@@ -61,12 +76,25 @@ impl Model {
         }
     }
 
+    /// Loads weights that there have not been before.
+    pub(super) fn load_new(&mut self, generation: Generation) {
+        self.n_loaded += 1;
+        let before = self.weights.insert(generation, Generation(self.n_loaded));
+        assert_eq!(before, None, "generation {generation} was not freed");
+    }
+
+    /// What is loaded as a generation.
+    pub(super) fn weights(&self, generation: Generation) -> Generation {
+        self.weights[&generation]
+    }
+
     /// Evaluates the first `n` entries of a batch.
     fn evaluate(&mut self, batch: &[Entry<'_>], n: usize) {
+        let weights = self.weights(self.selected);
         for (i, entry) in batch[..n].iter().enumerate() {
             let shape = self.has_shapes.then_some([batch.len(), i]);
-            self.cells.evaluate_one(entry, self.selected, shape);
-            let hash = self.cells.hash(entry.sequences[0], self.selected);
+            self.cells.evaluate_one(entry, weights, shape);
+            let hash = self.cells.hash(entry.sequences[0], weights);
             self.rows.push(entry.logits.then(|| row(hash)));
         }
     }
@@ -142,6 +170,7 @@ impl Backend for Model {
 
     fn save(&mut self, sequence: SequenceId, positions: Range<usize>) -> Option<Vec<u8>> {
         let lose = self.chances.lose_copy;
+        std::thread::sleep(self.copy_takes);
         let copy = self.cells.save(sequence, positions);
         (!self.chance(lose)).then_some(copy)
     }
@@ -169,7 +198,9 @@ impl Backend for Model {
         Ok(())
     }
 
-    fn free(&mut self, _: Generation) {}
+    fn free(&mut self, generation: Generation) {
+        self.weights.remove(&generation).expect("a loaded generation is freed");
+    }
 }
 
 /// One letter a token.

@@ -125,7 +125,6 @@ pub(super) struct World {
     generations: Vec<Generation>,
     /// With `SIMULATION_TRACE` every step is printed.
     is_traced: bool,
-    next_generation: u32,
     /// What a token takes.
     per_token: Duration,
     /// Steps since an answer that could go on got its last token.
@@ -180,7 +179,6 @@ impl World {
             stems,
             generations: vec![Generation::BASE],
             is_traced: std::env::var_os("SIMULATION_TRACE").is_some(),
-            next_generation: 1,
             // Of some worlds a step of two seconds is a few tokens.
             per_token: Duration::from_millis(if random.u32(0..4) == 0 { 400 } else { 1 }),
             waited: BTreeMap::new(),
@@ -280,14 +278,19 @@ impl World {
 
     fn load_or_free(&mut self) {
         if self.generations.len() < 3 {
-            self.generations.push(Generation(self.next_generation));
-            self.next_generation += 1;
+            // A number comes again with other weights, as that of a candidate does after a refusal.
+            let unused = (1..4).map(Generation).filter(|it| !self.generations.contains(it));
+            let generation = self.random.choice(unused.collect::<Vec<_>>()).unwrap();
+            self.model.load_new(generation);
+            self.generations.push(generation);
         } else {
             let oldest = self.generations[1];
             if !self.core.uses(oldest) {
                 self.generations.remove(1);
                 self.core.free(oldest);
                 self.seen.freed += 1;
+                // It leaves the backend before another one is loaded.
+                self.step();
             }
         }
     }
@@ -345,7 +348,8 @@ impl World {
                 sequence.tokens[at] = POISON;
             }
         }
-        let mut expected = expect(request.clone(), self.core.blocks);
+        let weights = self.model.weights(generation);
+        let mut expected = expect(request.clone(), weights, self.core.blocks);
         expected.is_poisoned = is_poisoned;
         self.go_on_from(&request.sequences[0].tokens, &expected);
         let id = self.core.submit(request);
@@ -383,7 +387,7 @@ impl World {
             };
             let plain = [(prompt.clone(), state(None))];
             let plain = Request::new(priority, generation, purpose.clone(), plain.into_iter());
-            let plain = expect(plain, self.core.blocks);
+            let plain = expect(plain, self.model.weights(generation), self.core.blocks);
             let mut said = [tokens(&plain.answers[0]), copied].concat();
             for token in &mut said {
                 if self.random.u32(0..8) == 0 {
@@ -584,7 +588,7 @@ fn shape(block: usize, position: usize, n_prompt: usize) -> [usize; 2] {
 }
 
 /// What a request is told when nobody disturbs it: each sequence alone, one token after another.
-fn expect(mut request: Request, blocks: Option<Blocks>) -> Expected {
+fn expect(mut request: Request, weights: Generation, blocks: Option<Blocks>) -> Expected {
     let n = request.sequences.len();
     let mut answers = vec![Vec::new(); n];
     let is_generation = matches!(request.purpose, Purpose::Generate { .. });
@@ -603,8 +607,8 @@ fn expect(mut request: Request, blocks: Option<Blocks>) -> Expected {
             let entry =
                 inference::backend::Entry { token, position, sequences: &sequences, logits: true };
             let shape = blocks.map(|blocks| shape(blocks.size(), position, n_prompt));
-            cells.evaluate_one(&entry, request.generation, shape);
-            let hash = cells.hash(SequenceId(0), request.generation);
+            cells.evaluate_one(&entry, weights, shape);
+            let hash = cells.hash(SequenceId(0), weights);
             let said = request.consume(which, position, token, &row(hash), &Letters).unwrap();
             let index = request.sequences[which].index;
             for said in said.into_iter().flatten() {
