@@ -2,7 +2,7 @@
 //! problem. Needs no daemon. Called by `cli::run`.
 
 use std::error::Error as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -10,6 +10,7 @@ use super::{Json, terminal};
 use crate::learn::gate::Power;
 use crate::learn::held_out::{self, HeldOut};
 use crate::learn::near::Likeness;
+use crate::learn::practice::MOST_PROMPTS;
 use crate::reflect;
 use crate::reflect::verify::command::try_program;
 use config::prompt_file::{self, Fault, Faults, PromptFileError};
@@ -19,24 +20,35 @@ use prompt::{ChatTemplate, Message};
 use protocol::exit::Exit;
 
 pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
-    let loaded = config::load(root).and_then(|mut config| {
-        let mut problems = templates(&config);
-        problems.extend(programs(&config));
-        problems.extend(files_of(&config));
-        config.warnings.extend(too_few_held_out(&config));
-        config.warnings.extend(near_copies(&config));
-        if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
-    });
+    let mut warnings = Vec::new();
+    let loaded = match config::load(root) {
+        Ok(config) => {
+            let mut problems = templates(&config);
+            problems.extend(programs(&config));
+            problems.extend(files_of(&config));
+            warnings.extend(config.warnings.iter().cloned());
+            warnings.extend(too_few_held_out(&config));
+            warnings.extend(near_copies(&config));
+            warnings.extend(long_files(&config));
+            if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
+        }
+        Err(error) => {
+            let file = Config::file(root);
+            let message =
+                "the files and programs that agents name are looked at when this is mended";
+            warnings.push(Problem { file, key: String::new(), message: message.to_owned() });
+            Err(error)
+        }
+    };
     if json.json {
         let problems = loaded.as_ref().err().map_or(&[][..], |error| &error.0);
-        let warnings = loaded.as_ref().map_or(&[][..], |config| &config.warnings);
         terminal::print_json(&json!({ "problems": problems, "warnings": warnings }))?;
         return Ok(if problems.is_empty() { Exit::Ok } else { Exit::Config });
     }
-    let config = loaded?;
-    for warning in &config.warnings {
+    for warning in &warnings {
         terminal::print(&format!("warning: {warning}\n"))?;
     }
+    let config = loaded?;
     let agents: Vec<&str> = config.agents.keys().map(String::as_str).collect();
     let file = Config::file(&config.root);
     terminal::print(&format!("{} is good; agents: {}\n", file.display(), agents.join(", ")))?;
@@ -86,6 +98,20 @@ fn near_copies(config: &Config) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Practice files of which a night uses a part.
+fn long_files(config: &Config) -> Vec<Problem> {
+    let problem = |path: &PathBuf| {
+        let n_lines = prompt_file::read(path).ok()?.len();
+        let message = format!(
+            "has {n_lines} prompts, of which nights use {MOST_PROMPTS}, always the same ones: \
+             split it to use others"
+        );
+        let is_long = MOST_PROMPTS < n_lines;
+        is_long.then(|| Problem { file: path.clone(), key: String::new(), message })
+    };
+    config.agents.values().filter_map(|it| problem(it.practice.prompts.as_ref()?)).collect()
 }
 
 /// Agents whose first turn the chat template cannot render. The daemon serves the others.

@@ -29,7 +29,7 @@ use protocol::Example;
 use store::{CandidateId, ExampleRow, ExchangeId, Kept, PairRow, Store};
 
 /// Prompts of a practice file that are used; of a longer file always the same ones.
-const MOST_PROMPTS: usize = 10_000;
+pub(crate) const MOST_PROMPTS: usize = 10_000;
 /// Rows stored at once, between which others may use the store.
 const AT_ONCE: usize = 500;
 /// A scheduled run on examples needs so many that are new.

@@ -5,6 +5,7 @@
 
 mod architectures;
 mod chats;
+mod check;
 mod crash;
 mod daemon;
 mod doctor;

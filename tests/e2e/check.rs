@@ -1,0 +1,79 @@
+//! `reflectd check` on files and programs that are wrong: all of it at once, and nothing is kept of it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use files::write_atomic;
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::scratch::Scratch;
+
+fn write(path: &Path, text: &str) {
+    write_atomic(path, |file| file.write_all(text.as_bytes())).unwrap();
+}
+
+/// An agent of the nano model whose answers a program checks.
+fn write_agent(scratch: &Scratch, name: &str, command: &str, more: &str) {
+    let text = format!(
+        "model: agents/nano/model.gguf\nprompts: agents/nano/prompts.yaml\naspects: [readability]\n\
+         verifier: {{ kind: command, command: {command}, timeout_s: 1 }}\n{more}"
+    );
+    write(&scratch.root().join(format!("agents/{name}.yaml")), &text);
+}
+
+/// Its exit code, problems and warnings.
+async fn check(root: &Path) -> (Option<i32>, Vec<String>, Vec<String>) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd"));
+    command.args(["check", "--json", "--root"]).arg(root);
+    let output = command.output().await.unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let list = |key: &str| said[key].as_array().unwrap().iter().map(Value::to_string).collect();
+    (output.status.code(), list("problems"), list("warnings"))
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_with_files_and_programs_is_said_at_once() {
+    let scratch = Scratch::new();
+    write_agent(&scratch, "hangs", "[sleep, \"60\"]", "");
+    write_agent(&scratch, "garbage", "[yes]", "");
+    write_agent(&scratch, "missing", "[./no-such-program]", "explore: { prompts: long.jsonl }\n");
+    let mut lines = String::new();
+    for id in 0..10_001 {
+        writeln!(lines, "{{\"id\":\"{id}\",\"prompt\":\"What is {id} + 1?\"}}").unwrap();
+    }
+    write(&scratch.root().join("long.jsonl"), &lines);
+    write_agent(&scratch, "lines", "[\"true\"]", "examples: examples.jsonl\n");
+    let example =
+        "{\"prompt\":\"Hello\",\"answer\":\"Hi\",\"colour\":\"blue\"}\n{\"prompt\":\"Hello\"}\n";
+    write(&scratch.root().join("examples.jsonl"), example);
+
+    let before = fs::read_dir(scratch.root().join("state")).map(Iterator::count).ok();
+    let (code, problems, warnings) = check(scratch.root()).await;
+    assert_eq!(code, Some(78), "{problems:?}");
+    let told = |agent: &str, what: &str| {
+        let is_it = |it: &&String| it.contains(agent) && it.contains(what);
+        assert!(problems.iter().any(|it| is_it(&it)), "{agent}: {what}: {problems:#?}");
+    };
+    told("agents/hangs.yaml", "1 s");
+    told("agents/garbage.yaml", "verifier");
+    told("agents/missing.yaml", "no-such-program");
+    told("examples.jsonl", "line 1");
+    told("examples.jsonl", "line 2");
+    let is_long = |it: &&String| it.contains("long.jsonl") && it.contains("10001 prompts");
+    assert!(warnings.iter().any(|it| is_long(&it)), "{warnings:?}");
+    let after = fs::read_dir(scratch.root().join("state")).map(Iterator::count).ok();
+    assert_eq!(before, after, "a check stores nothing");
+}
+
+#[tokio::test]
+async fn what_is_not_looked_at_because_of_a_key_is_said() {
+    let scratch = Scratch::new();
+    write_agent(&scratch, "missing", "[./no-such-program]", "colour: blue\n");
+    let (code, problems, warnings) = check(scratch.root()).await;
+    assert_eq!((code, problems.len()), (Some(78), 1), "{problems:?}");
+    assert!(problems[0].contains("colour"), "{problems:?}");
+    assert!(warnings[0].contains("when this is mended"), "{warnings:?}");
+}
