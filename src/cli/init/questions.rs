@@ -12,6 +12,8 @@ pub(super) struct Answers {
     pub(super) system: Option<String>,
     /// A file of examples, whole.
     pub(super) examples: Option<PathBuf>,
+    /// How long an answer may be at most.
+    pub(super) length: Option<Length>,
     /// When nights begin, UTC; `None`: never by themselves.
     pub(super) hour: Option<u8>,
 }
@@ -19,7 +21,28 @@ pub(super) struct Answers {
 impl Default for Answers {
     /// Of an owner who is not asked.
     fn default() -> Self {
-        Self { system: None, examples: None, hour: Some(3) }
+        Self { system: None, examples: None, length: None, hour: Some(3) }
+    }
+}
+
+/// So many of a unit that the verifier `length` counts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Length {
+    pub(super) most: u32,
+    /// A key of the verifier.
+    pub(super) unit: &'static str,
+}
+
+impl Length {
+    /// "1 sentence", "50 words", "3 lines".
+    fn parse(said: &str) -> Option<Self> {
+        let (most, unit) = said.split_once(' ')?;
+        let most = most.parse().ok().filter(|most| 0 < *most)?;
+        let unit = unit.trim().to_lowercase();
+        let units = ["words", "sentences", "lines"];
+        let unit =
+            units.into_iter().find(|it| *it == unit || it.strip_suffix('s') == Some(&unit))?;
+        Some(Self { most, unit })
     }
 }
 
@@ -42,6 +65,15 @@ pub(super) fn ask_all(
             Err(error) => refuse(&format!("{:#}\n", anyhow::Error::from(error)))?,
         }
     };
+    let length = loop {
+        let said =
+            ask("How long may an answer be at most, as \"1 sentence\" or \"50 words\"? [any]: ")?;
+        match Length::parse(&said) {
+            None if said.is_empty() => break None,
+            None => refuse(&format!("{said:?} is no number of words, sentences or lines.\n"))?,
+            length => break length,
+        }
+    };
     let hour = loop {
         let said = ask("At which hour may it train, 0 to 23 (UTC), or never? [3]: ")?;
         match said.as_str() {
@@ -53,7 +85,7 @@ pub(super) fn ask_all(
             },
         }
     };
-    Ok(Answers { system, examples, hour })
+    Ok(Answers { system, examples, length, hour })
 }
 
 #[cfg(test)]
@@ -81,7 +113,7 @@ mod tests {
 
     #[test]
     fn nothing_typed_is_as_nobody_asked() {
-        assert_eq!(answered(&["", "", ""]), (Answers::default(), vec![]));
+        assert_eq!(answered(&["", "", "", ""]), (Answers::default(), vec![]));
     }
 
     #[test]
@@ -94,15 +126,29 @@ mod tests {
         };
         write("{\"prompt\":\"a\",\"answer\":\"b\"}\n");
         let file = path.to_str().unwrap();
-        let typed = ["Be brief.", "/nowhere/x.jsonl", file, "24", "noon", "never"];
+        let typed = [
+            "Be brief.",
+            "/nowhere/x.jsonl",
+            file,
+            "short",
+            "0 words",
+            "1 Sentence",
+            "24",
+            "noon",
+            "never",
+        ];
         let (answers, refused) = answered(&typed);
-        let expected =
-            Answers { system: Some("Be brief.".into()), examples: Some(path.clone()), hour: None };
+        let expected = Answers {
+            system: Some("Be brief.".into()),
+            examples: Some(path.clone()),
+            length: Some(Length { most: 1, unit: "sentences" }),
+            hour: None,
+        };
         assert_eq!(answers, expected);
         assert!(refused[0].contains("/nowhere/x.jsonl"), "{refused:?}");
-        assert_eq!(refused.len(), 3);
+        assert_eq!(refused.len(), 5);
         write("{\"prompt\":\"a\"}\n");
-        let (_, refused) = answered(&["", file, "", "7"]);
+        let (_, refused) = answered(&["", file, "", "", "7"]);
         assert!(refused[0].contains("answer"), "{refused:?}");
     }
 }

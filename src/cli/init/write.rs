@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use super::plan::Plan;
+use super::questions::Length;
 
 /// The settings of the daemon.
 const SETTINGS: &str = "reflectd.yaml";
@@ -183,6 +184,10 @@ fn agent_yaml(plan: &Plan) -> String {
         || format!("#examples: agents/{name}/examples.jsonl"),
         |path| format!("examples: {}", quoted(&path.to_string_lossy())),
     );
+    let verifier = answers.length.map_or_else(
+        || r#"#verifier: { kind: regex, pattern: "^[^\n]+$" }"#.to_owned(),
+        |Length { most, unit }| format!("verifier: {{ kind: length, {unit}: {{ max: {most} }} }}"),
+    );
     format!(
         r#"# The agent {name}: how requests are answered that name it, or "default", as their model.
 # Made by `reflectd init`. Change what you like: changes count at once, but for another model, and
@@ -231,9 +236,10 @@ learn: true
 #   {{"prompt": "Lamp on", "answer": "{{\"device\": \"lamp\", \"on\": true}}"}}
 {examples}
 
-# A check that every answer has to pass, for tasks that have one: numeric, exact, regex, json_schema.
-# It counts beside the model's own judgement, which is poor in small models.
-#verifier: {{ kind: regex, pattern: "^[^\n]+$" }}
+# A check that every answer has to pass, for tasks that have one: numeric, exact, regex, json,
+# json_schema, contains, not_contains, length, all, any, or a program of yours (command). It counts
+# beside the model's own judgement, which is poor in small models.
+{verifier}
 
 # Questions that a newly trained model has to answer better before it is served; it never trains on
 # them. There is no training with fewer than 20.

@@ -79,13 +79,20 @@ fn what_the_owner_says_is_written() {
     let examples = root.join("my examples.jsonl");
     put(&examples, "{\"prompt\":\"a\",\"answer\":\"b\"}\n");
     let system = "Say \"no\": #1\n{x}";
-    let answers =
-        Answers { system: Some(system.into()), examples: Some(examples.clone()), hour: None };
+    let length = Some(Length { most: 50, unit: "words" });
+    let answers = Answers {
+        system: Some(system.into()),
+        examples: Some(examples.clone()),
+        length,
+        hour: None,
+    };
     write(root, &files(&Plan { answers, ..plan(root) })).unwrap();
     let config = config::load(root).unwrap();
     let agent = &config.agents["mine"];
     assert_eq!((agent.system.as_deref(), &agent.examples), (Some(system), &Some(examples)));
     assert!(config.learn.schedule.is_none());
+    let verifier = format!("{:?}", agent.verifier);
+    assert!(verifier.contains("Length") && verifier.contains("50"), "{verifier}");
 }
 
 /// YAML reads some bare words as booleans, nulls or numbers.
