@@ -109,11 +109,15 @@ pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practise
         Practised { left_out: sync_examples(parts, config).await?, ..Practised::default() };
     let mut stored = Vec::new();
     for agent in config.agents.values().filter(|agent| agent.learn) {
-        let Some(path) = agent.practice.prompts.clone() else { continue };
+        let Some(path) = agent.practice.prompts.clone() else {
+            expected::forget(parts, agent, &HashSet::new()).await?;
+            continue;
+        };
         let (lines, left_out) = lines(config, path).await?;
         practised.left_out.add(left_out);
         let prompts = store_prompts(parts, agent, lines).await?;
         let named: HashSet<ExchangeId> = prompts.iter().map(|(exchange, _)| *exchange).collect();
+        expected::forget(parts, agent, &named).await?;
         let examples = parts.store.examples(vec![agent.name.clone()]).await?;
         for row in examples.iter().filter(|row| named.contains(&row.exchange)) {
             expected::renew(parts, agent, row.exchange).await?;

@@ -1,0 +1,106 @@
+//! Answers that the verifiers of practice prompts name, as examples: when they are, and when no longer.
+
+use serde_json::{Value, json};
+
+use super::lessons::{learn, practice};
+use super::*;
+
+/// A world whose agent practises on a file that its answers never satisfy.
+struct Practising {
+    world: World,
+    path: PathBuf,
+}
+
+impl Practising {
+    async fn new(script: Script) -> Self {
+        let world = World::new(script, "good.sh", &[]).await;
+        let path = world.root().join("practice.jsonl");
+        write(&path, "");
+        world.change_agent(|agent| {
+            agent.practice.prompts = Some(path.clone());
+            agent.reflection.verifier_weight = 1.0;
+            agent.reflection.explore = (2, 0);
+        });
+        Self { world, path }
+    }
+
+    /// So many prompts with this verifier are in the file.
+    fn write(&self, n: usize, verifier: &Value) {
+        write(&self.path, &practice(n, verifier));
+    }
+
+    async fn sync(&self) {
+        let config = self.world.parts.config.borrow().clone();
+        super::practice::sync(&self.world.parts, &config).await.unwrap();
+    }
+
+    async fn explore(&self) -> Harvest {
+        let (learner, task) = self.world.learner();
+        let ended = learner.explore(all(999)).await.unwrap();
+        let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+        learner.shutdown().await;
+        task.await.unwrap();
+        harvest
+    }
+
+    /// Their answers, in the order of their prompts.
+    async fn examples(&self) -> Vec<String> {
+        let rows = self.world.parts.store.examples(vec!["tester".into()]).await.unwrap();
+        rows.into_iter().map(|row| row.text).collect()
+    }
+}
+
+fn exact(expected: &str) -> Value {
+    json!({ "kind": "exact", "expected": expected })
+}
+
+fn pattern() -> Value {
+    json!({ "kind": "regex", "pattern": "^B$" })
+}
+
+#[tokio::test]
+async fn what_a_verifier_named_is_no_example_once_it_names_nothing_or_its_line_is_gone() {
+    let file = Practising::new(standing()).await;
+    file.write(3, &exact("B"));
+    assert_eq!(file.explore().await.expected, 3);
+    // What the owner himself says stays, also where it is the same.
+    let own = "{\"prompt\":\"ask practice 0\",\"answer\":\"B\"}\n";
+    learn(&file.world, own).await.unwrap();
+    file.write(2, &exact("B"));
+    file.sync().await;
+    assert_eq!(file.examples().await, ["B", "B"], "one line is gone");
+    file.write(2, &pattern());
+    file.sync().await;
+    assert_eq!(file.examples().await, ["B"], "the owner's own");
+
+    // Nor is it where its word does not count, or no file is practised on.
+    let changes: [fn(&mut Agent); 2] =
+        [|agent| agent.reflection.verifier_weight = 0.0, |agent| agent.practice.prompts = None];
+    for change in changes {
+        let other = Practising::new(standing()).await;
+        other.write(1, &exact("B"));
+        assert_eq!(other.explore().await.expected, 1);
+        other.world.change_agent(change);
+        other.sync().await;
+        assert_eq!(other.examples().await, [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_verifier_that_goes_back_brings_its_answer_back_and_what_was_learned_of_it_stays_learned()
+{
+    let file = Practising::new(standing()).await;
+    file.write(1, &exact("B"));
+    file.explore().await;
+    let ids = async || {
+        let rows = file.world.parts.store.examples(vec!["tester".into()]).await.unwrap();
+        rows.into_iter().map(|row| row.candidate).collect::<Vec<_>>()
+    };
+    let first = ids().await;
+    for expected in ["C", "B"] {
+        file.write(1, &exact(expected));
+        file.sync().await;
+        assert_eq!(file.examples().await, [expected]);
+    }
+    assert_eq!(ids().await, first);
+}
