@@ -3,7 +3,7 @@
 //! prompts are left over is read from the store, so that a wish after a stop, a crash or a kill goes
 //! on where the last one was. Used by `task`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -89,7 +89,7 @@ pub(super) async fn explore(
     tellers: Tellers<'_>,
 ) -> Result<Ended, RunError> {
     let began = Instant::now();
-    let (todo, left_out) = wanted(parts, wish).await?;
+    let Wanted { todo, tried, left_out } = wanted(parts, wish).await?;
     let total = todo.len();
     let mut trials: Vec<(String, Arc<Trial>)> = Vec::new();
     for trial in todo.iter().filter_map(|todo| Some((todo.agent.name.clone(), todo.trial.clone()?)))
@@ -114,6 +114,10 @@ pub(super) async fn explore(
         });
     };
     change(&|_| {});
+    for (agent, exchange) in tried {
+        let is_expected = expected::supply(parts, &agent, exchange).await?;
+        change(&|harvest| harvest.expected += usize::from(is_expected));
+    }
     let told = &|news: Explored| change(&|harvest| harvest.add(&news));
     let easy = &Mutex::new(BTreeMap::<String, Easy>::new());
     // First a few drafts of every prompt: an exploration that is cut short has something of all of them
@@ -200,9 +204,19 @@ struct Todo {
     shots: Vec<Shot>,
 }
 
-/// The prompts that are worth exploring, fewest answers first. Those that an earlier exploration
-/// left for good do not count. Also how many prompts of files are left out.
-async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut), RunError> {
+/// What there is to explore.
+struct Wanted {
+    /// The prompts that are worth it, fewest answers first. Those that an earlier exploration left for good
+    /// do not count.
+    todo: Vec<Todo>,
+    /// Those among the prompts of files that have no example: their answers may be wrong by a verifier that
+    /// was another one then, or nothing was said of them after the last answer.
+    tried: Vec<(Arc<Agent>, ExchangeId)>,
+    /// Prompts of files that are not explored.
+    left_out: LeftOut,
+}
+
+async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Wanted, RunError> {
     let config = parts.config.borrow().clone();
     let generation = parts.engine.stats().active;
     let is_wanted = |agent: &&Arc<Agent>| match &wish.agent {
@@ -210,7 +224,7 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut
         None => agent.learn,
     };
     let practised = practice::sync(parts, &config).await?;
-    let mut todo = Vec::new();
+    let (mut todo, mut tried) = (Vec::new(), Vec::new());
     for agent in config.agents.values().filter(is_wanted) {
         let (drafts, refinements) = wish.split.unwrap_or(agent.reflection.explore);
         let only = practised.by_agent.get(&agent.name).filter(|_| !wish.all);
@@ -221,19 +235,17 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut
             && 0 < aim.stop_early.enough
             && agent.reflection.promising == Promising::BestFaulty;
         let trial = is_open.then(Arc::<Trial>::default);
-        let (name, split) = (agent.name.clone(), (drafts, refinements));
+        // Of what is practised on also those that are filled.
+        let split = if anew { (u32::MAX, u32::MAX) } else { (drafts, refinements) };
+        let name = agent.name.clone();
         let mut filled = parts.store.explorable(name, split, generation, anew).await?;
         filled.retain(|it| {
             !practised.aside.contains(&it.exchange)
                 && only.is_none_or(|only| only.contains(&it.exchange))
         });
-        let examples = match agent.practice.shots {
-            0 => Vec::new(),
-            _ => {
-                let examples = parts.store.examples(vec![agent.name.clone()]).await?;
-                practice::in_order(examples, generation)
-            }
-        };
+        let examples = parts.store.examples(vec![agent.name.clone()]).await?;
+        let taught: HashSet<ExchangeId> = examples.iter().map(|row| row.exchange).collect();
+        let examples = practice::in_order(examples, generation);
         // Where the best draft is revised whatever its levels are, any draft may be it.
         let filled: Vec<_> = filled
             .into_iter()
@@ -242,18 +254,23 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut
                 Promising::Best => Filled { faulty_drafts: it.drafts, ..it },
             })
             .collect();
-        let worth = filled.iter().filter(|it| !matches!(pursue::next(&aim, it), Next::Leave(_)));
-        let exchanges = worth.map(|filled| filled.exchange).take(wish.limit - todo.len());
+        let is_left = |it: &&Filled| matches!(pursue::next(&aim, it), Next::Leave(_));
+        let (left, worth): (Vec<_>, Vec<_>) = filled.iter().partition(is_left);
+        let left = left
+            .into_iter()
+            .filter(|it| anew && 0 < it.drafts + it.refinements && !taught.contains(&it.exchange));
+        tried.extend(left.map(|it| (agent.clone(), it.exchange)));
+        let exchanges = worth.iter().map(|it| it.exchange).take(wish.limit - todo.len());
         todo.extend(exchanges.map(|exchange| {
             let shots = practice::shots(&examples, exchange, agent.practice.shots);
             Todo { agent: agent.clone(), exchange, aim, trial: trial.clone(), shots }
         }));
     }
-    Ok((todo, practised.left_out))
+    Ok(Wanted { todo, tried, left_out: practised.left_out })
 }
 
 /// Gives a prompt that a file names, and that was tried to the end, the answer that its verifier expects;
-/// see [`expected`].
+/// see [`expected`]. Chats are not practised on: what they are checked by is the owner's business.
 async fn supply(parts: &Parts, todo: &Todo, left: Option<Reason>) -> Result<bool, RunError> {
     let is_tried = matches!(left, Some(Reason::Hopeless | Reason::Filled));
     Ok(is_tried && todo.aim.anew && expected::supply(parts, &todo.agent, todo.exchange).await?)

@@ -104,3 +104,27 @@ async fn a_verifier_that_goes_back_brings_its_answer_back_and_what_was_learned_o
     }
     assert_eq!(ids().await, first);
 }
+
+#[tokio::test]
+async fn prompts_that_were_tried_before_get_what_their_verifier_of_today_names() {
+    let file = Practising::new(standing()).await;
+    // A pattern names nothing; by the one that they were judged by all answers are right.
+    for pattern in ["^bad$", "^B$"] {
+        file.write(2, &json!({ "kind": "regex", "pattern": pattern }));
+        assert_eq!(file.explore().await.expected, 0, "{pattern}");
+    }
+    file.write(2, &exact("B"));
+    let harvest = file.explore().await;
+    assert_eq!((harvest.expected, harvest.prompts, harvest.candidates), (2, 0, 0), "{harvest:?}");
+    assert_eq!(file.examples().await, ["B", "B"]);
+    // As after a kill between the last draft and what is expected: the line has come back.
+    file.write(1, &exact("B"));
+    file.sync().await;
+    file.write(2, &exact("B"));
+    assert_eq!(file.examples().await.len(), 1);
+    assert_eq!((file.explore().await.expected, file.examples().await.len()), (1, 2));
+    assert_eq!(file.explore().await.expected, 0, "once");
+    // Where the model has the right answer it needs none.
+    file.write(3, &exact("bad"));
+    assert_eq!(file.explore().await.expected, 0);
+}
