@@ -115,6 +115,7 @@ impl Collector for ExploreNumbers {
             enough,
             given_up,
             expected,
+            unfit,
         } = harvest;
         for (name, help, value) in [
             ("explore_prompts", "Prompts that exploration has left", prompts),
@@ -124,6 +125,7 @@ impl Collector for ExploreNumbers {
             ("explore_enough", "Prompts left early with enough of good and bad", enough),
             ("explore_given_up", "Prompts given up because nothing passes", given_up),
             ("explore_expected", "Prompts whose verifier's answer is learned", expected),
+            ("explore_unfit", "Prompts whose verifier's answer does not fit", unfit),
         ] {
             let counter = ConstCounter::new(u64::try_from(value).unwrap_or(u64::MAX));
             let kind = counter.metric_type();

@@ -61,11 +61,19 @@ fn stopped(refining: &Refining) -> String {
     )
 }
 
-fn by_verifier(expected: u64) -> String {
-    if expected == 0 {
-        return String::new();
-    }
-    format!("For {expected} prompts no answer was right; what their verifier expects is learned.\n")
+fn by_verifier(expected: u64, unfit: u64) -> String {
+    let expected = (0 < expected).then(|| {
+        format!(
+            "For {expected} prompts no answer was right; what their verifier expects is learned.\n"
+        )
+    });
+    let unfit = (0 < unfit).then(|| {
+        format!(
+            "For {unfit} prompts what their verifier expects does not fit the chat template or the \
+             context; the daemon's log names them.\n"
+        )
+    });
+    expected.into_iter().chain(unfit).collect()
 }
 
 /// The outcome of a long operation in one line.
@@ -79,6 +87,7 @@ fn describe(ended: &Ended) -> String {
             enough,
             given_up,
             expected,
+            unfit,
             positives_per_1000_tokens,
             left_out,
             refining,
@@ -88,7 +97,7 @@ fn describe(ended: &Ended) -> String {
              {given_up} were given up): {candidates} new answers, {positives} pass every aspect; \
              {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n{}{}{}",
             span(*wall_s),
-            by_verifier(*expected),
+            by_verifier(*expected, *unfit),
             without(left_out),
             refining.iter().filter(|it| it.compared.stopped).map(stopped).collect::<String>()
         ),

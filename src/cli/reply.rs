@@ -176,6 +176,8 @@ pub(super) enum Ended {
         given_up: u64,
         #[serde(default)]
         expected: u64,
+        #[serde(default)]
+        unfit: u64,
         positives_per_1000_tokens: f64,
         #[serde(default)]
         left_out: LeftOut,

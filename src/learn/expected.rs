@@ -5,22 +5,47 @@
 
 use std::collections::HashSet;
 
+use tracing::warn;
+
 use super::Parts;
 use super::error::RunError;
+use crate::reflect::Named;
 use config::Agent;
-use store::{Author, Candidate, Exchange, ExchangeId, Expected};
+use store::{Author, Candidate, Exchange, ExchangeId, Expected, NewCandidate};
+
+/// What became of a prompt.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Supplied {
+    /// What its verifier names is its example now.
+    New,
+    /// It was before.
+    Known,
+    /// It cannot be one.
+    Unfit,
+    /// An answer is right, or its verifier names none.
+    Nothing,
+}
 
 /// Makes it the example where neither an answer of the model nor an example of the owner passes the
-/// verifier of today; whether that is new.
-pub(super) async fn supply(parts: &Parts, agent: &Agent, id: ExchangeId) -> Result<bool, RunError> {
+/// verifier of today.
+pub(super) async fn supply(
+    parts: &Parts,
+    agent: &Agent,
+    id: ExchangeId,
+) -> Result<Supplied, RunError> {
     let exchange = parts.store.exchange(id).await?;
-    let Some(expected) = parts.reflector.expected(agent, &exchange)? else { return Ok(false) };
+    let named = parts.reflector.expected(agent, &exchange)?;
+    if matches!(named, Named::Nothing) {
+        return Ok(Supplied::Nothing);
+    }
     let own = exchange.candidates.iter().filter(|it| it.author == Author::Model);
     let answers: Vec<_> = own.chain(example(&exchange)).collect();
     if is_any_right(parts, agent, &exchange, &answers).await? {
-        return Ok(false);
+        return Ok(Supplied::Nothing);
     }
-    Ok(parts.store.set_expected(id, Some(expected)).await?)
+    let Some(answer) = fitting(id, named) else { return Ok(Supplied::Unfit) };
+    let is_new = parts.store.set_expected(id, Some(answer)).await?;
+    Ok(if is_new { Supplied::New } else { Supplied::Known })
 }
 
 /// Takes it from the prompts of an agent that its file no longer `named`.
@@ -40,7 +65,7 @@ pub(super) async fn forget(
 /// Brings the example of a prompt to what the verifier of today names, unless the owner's own is right.
 pub(super) async fn renew(parts: &Parts, agent: &Agent, id: ExchangeId) -> Result<(), RunError> {
     let exchange = parts.store.exchange(id).await?;
-    let mut expected = parts.reflector.expected(agent, &exchange)?;
+    let mut expected = fitting(id, parts.reflector.expected(agent, &exchange)?);
     if expected.is_some()
         && is_any_right(parts, agent, &exchange, example(&exchange).as_slice()).await?
     {
@@ -51,6 +76,18 @@ pub(super) async fn renew(parts: &Parts, agent: &Agent, id: ExchangeId) -> Resul
         parts.store.set_expected(id, expected).await?;
     }
     Ok(())
+}
+
+/// What can be an example; of what cannot, the log tells.
+fn fitting(exchange: ExchangeId, named: Named) -> Option<NewCandidate> {
+    match named {
+        Named::Nothing => None,
+        Named::Answer(answer) => Some(*answer),
+        Named::Unfit(reason) => {
+            warn!(%exchange, reason, "What a verifier names is no example, because it does not fit.");
+            None
+        }
+    }
 }
 
 /// The owner's newest own example.

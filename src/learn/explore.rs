@@ -14,9 +14,10 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::error::RunError;
+use super::expected::{self, Supplied};
 use super::held_out::LeftOut;
 use super::op_queue::Exploration;
-use super::{Ended, Parts, Stage, expected, practice};
+use super::{Ended, Parts, Stage, practice};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{self, Compared, Explored, Practising, ReflectError, Shot, Trial};
 use config::{Agent, Promising};
@@ -44,6 +45,8 @@ pub struct Harvest {
     /// Prompts whose right answer, as the verifier names it, is learned from now on, because none of the
     /// model's is right.
     pub expected: usize,
+    /// Prompts of which it is not, because it does not fit the chat template or the context.
+    pub unfit: usize,
 }
 
 impl Harvest {
@@ -56,6 +59,10 @@ impl Harvest {
         self.prompts += 1;
         self.enough += usize::from(reason == Some(Reason::Enough));
         self.given_up += usize::from(reason == Some(Reason::Hopeless));
+    }
+    fn supply(&mut self, supplied: Supplied) {
+        self.expected += usize::from(supplied == Supplied::New);
+        self.unfit += usize::from(supplied == Supplied::Unfit);
     }
     /// The yield: positives for each 1,000 generated tokens.
     pub fn positives_per_1000_tokens(&self) -> f64 {
@@ -115,8 +122,8 @@ pub(super) async fn explore(
     };
     change(&|_| {});
     for (agent, exchange) in tried {
-        let is_expected = expected::supply(parts, &agent, exchange).await?;
-        change(&|harvest| harvest.expected += usize::from(is_expected));
+        let supplied = expected::supply(parts, &agent, exchange).await?;
+        change(&|harvest| harvest.supply(supplied));
     }
     let told = &|news: Explored| change(&|harvest| harvest.add(&news));
     let easy = &Mutex::new(BTreeMap::<String, Easy>::new());
@@ -152,10 +159,10 @@ pub(super) async fn explore(
     let second = |todo: Todo| async move {
         let all_pass = easy.get(&todo.agent.name).is_some_and(Easy::are_most);
         let explored = fill(parts, &todo, todo.aim, all_pass, told).await?;
-        let is_expected = supply(parts, &todo, explored.left).await?;
+        let supplied = supply(parts, &todo, explored.left).await?;
         change(&|harvest| {
             harvest.leave(explored.left);
-            harvest.expected += usize::from(is_expected);
+            harvest.supply(supplied);
         });
         Ok::<(), RunError>(())
     };
@@ -271,9 +278,13 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Wanted, RunError> {
 
 /// Gives a prompt that a file names, and that was tried to the end, the answer that its verifier expects;
 /// see [`expected`]. Chats are not practised on: what they are checked by is the owner's business.
-async fn supply(parts: &Parts, todo: &Todo, left: Option<Reason>) -> Result<bool, RunError> {
-    let is_tried = matches!(left, Some(Reason::Hopeless | Reason::Filled));
-    Ok(is_tried && todo.aim.anew && expected::supply(parts, &todo.agent, todo.exchange).await?)
+async fn supply(parts: &Parts, todo: &Todo, left: Option<Reason>) -> Result<Supplied, RunError> {
+    match left {
+        Some(Reason::Hopeless | Reason::Filled) if todo.aim.anew => {
+            expected::supply(parts, &todo.agent, todo.exchange).await
+        }
+        _ => Ok(Supplied::Nothing),
+    }
 }
 
 /// A prompt that no longer fits, or whose adapter went away during a swap, yields nothing more.

@@ -128,3 +128,31 @@ async fn prompts_that_were_tried_before_get_what_their_verifier_of_today_names()
     file.write(3, &exact("bad"));
     assert_eq!(file.explore().await.expected, 0);
 }
+
+#[tokio::test]
+async fn what_does_not_fit_is_counted_and_no_example_and_the_exploration_goes_on() {
+    let mut file = Practising::new(standing()).await;
+    let parts = &mut file.world.parts;
+    let picky = CHAT_TEMPLATE.replace(
+        "{{ m.content }}",
+        "{% if 'tool' in m.content %}{{ raise_exception('no tools') }}{% endif %}{{ m.content }}",
+    );
+    let template = ChatTemplate::new(Some(&picky), "<|begin|>", "<|end|>");
+    parts.reflector = Reflector::new(parts.engine.clone(), parts.store.clone(), Arc::new(template));
+    let long = "B".repeat(1 << 13);
+    let line = |(i, expected): (usize, &str)| {
+        json!({ "id": i.to_string(), "prompt": format!("ask {i}"), "verifier": exact(expected) })
+            .to_string()
+            + "\n"
+    };
+    let lines = ["a tool", long.as_str(), "B"].into_iter().enumerate().map(line);
+    write(&file.path, &lines.collect::<String>());
+    // Examples are shown, also those that were just made.
+    file.world.change_agent(|agent| agent.practice.shots = 4);
+    let harvest = file.explore().await;
+    assert_eq!((harvest.prompts, harvest.expected, harvest.unfit), (3, 1, 2), "{harvest:?}");
+    assert_eq!(file.examples().await, ["B"]);
+    file.world.change_agent(|agent| agent.reflection.explore = (4, 0));
+    let harvest = file.explore().await;
+    assert_eq!((harvest.prompts, harvest.candidates), (3, 6), "{harvest:?}");
+}
