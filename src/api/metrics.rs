@@ -116,6 +116,7 @@ impl Collector for ExploreNumbers {
             given_up,
             expected,
             unfit,
+            unpursued,
         } = harvest;
         for (name, help, value) in [
             ("explore_prompts", "Prompts that exploration has left", prompts),
@@ -126,6 +127,7 @@ impl Collector for ExploreNumbers {
             ("explore_given_up", "Prompts given up because nothing passes", given_up),
             ("explore_expected", "Prompts whose verifier's answer is learned", expected),
             ("explore_unfit", "Prompts whose verifier's answer does not fit", unfit),
+            ("explore_unpursued", "Prompts left because no answer of any passes", unpursued),
         ] {
             let counter = ConstCounter::new(u64::try_from(value).unwrap_or(u64::MAX));
             let kind = counter.metric_type();

@@ -129,6 +129,8 @@ pub(super) enum Stage {
         positives: u64,
         generated_tokens: u64,
         positives_per_1000_tokens: f64,
+        #[serde(default)]
+        unpursued: u64,
     },
     Pairing,
     Training {
@@ -178,6 +180,8 @@ pub(super) enum Ended {
         expected: u64,
         #[serde(default)]
         unfit: u64,
+        #[serde(default)]
+        unpursued: u64,
         positives_per_1000_tokens: f64,
         #[serde(default)]
         left_out: LeftOut,

@@ -18,11 +18,11 @@ use store::{Author, Candidate, Exchange, ExchangeId, Expected, NewCandidate};
 pub(super) enum Supplied {
     /// What its verifier names is its example now.
     New,
-    /// It was before.
+    /// It was before, or an example of the owner is right.
     Known,
     /// It cannot be one.
     Unfit,
-    /// An answer is right, or its verifier names none.
+    /// An answer of the model is right, or its verifier names none.
     Nothing,
 }
 
@@ -39,9 +39,12 @@ pub(super) async fn supply(
         return Ok(Supplied::Nothing);
     }
     let own = exchange.candidates.iter().filter(|it| it.author == Author::Model);
-    let answers: Vec<_> = own.chain(example(&exchange)).collect();
-    if is_any_right(parts, agent, &exchange, &answers).await? {
+    let own: Vec<_> = own.collect();
+    if is_any_right(parts, agent, &exchange, &own).await? {
         return Ok(Supplied::Nothing);
+    }
+    if is_any_right(parts, agent, &exchange, example(&exchange).as_slice()).await? {
+        return Ok(Supplied::Known);
     }
     let Some(answer) = fitting(id, named) else { return Ok(Supplied::Unfit) };
     let is_new = parts.store.set_expected(id, Some(answer)).await?;

@@ -17,6 +17,7 @@ use super::error::RunError;
 use super::expected::{self, Supplied};
 use super::held_out::LeftOut;
 use super::op_queue::Exploration;
+use super::passing::{Counts, Passing};
 use super::{Ended, Parts, Stage, practice};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{self, Compared, Explored, Practising, ReflectError, Shot, Trial};
@@ -47,6 +48,9 @@ pub struct Harvest {
     pub expected: usize,
     /// Prompts of which it is not, because it does not fit the chat template or the context.
     pub unfit: usize,
+    /// Prompts left after their first drafts, because next to no answer to prompts of their kind passes:
+    /// what their verifier names is learned without further tries.
+    pub unpursued: usize,
 }
 
 impl Harvest {
@@ -118,6 +122,7 @@ pub(super) async fn explore(
             positives: harvest.positives,
             generated_tokens: harvest.generated_tokens,
             positives_per_1000_tokens: harvest.positives_per_1000_tokens(),
+            unpursued: harvest.unpursued,
         });
     };
     change(&|_| {});
@@ -138,6 +143,7 @@ pub(super) async fn explore(
             let mut easy = easy.lock().expect("nobody panics while holding it");
             easy.entry(todo.agent.name.clone()).or_default().add(&explored);
         }
+        todo.count(&explored);
         let enough = todo.aim.stop_early.enough as usize;
         let has_enough = |n| 0 < enough && enough <= n;
         let is_left = explored.left.is_none()
@@ -157,8 +163,17 @@ pub(super) async fn explore(
     }
     let easy = &easy;
     let second = |todo: Todo| async move {
+        if let Some(supplied) = unpursued(parts, &todo).await? {
+            change(&|harvest| {
+                harvest.leave(None);
+                harvest.unpursued += 1;
+                harvest.supply(supplied);
+            });
+            return Ok(());
+        }
         let all_pass = easy.get(&todo.agent.name).is_some_and(Easy::are_most);
         let explored = fill(parts, &todo, todo.aim, all_pass, told).await?;
+        todo.count(&explored);
         let supplied = supply(parts, &todo, explored.left).await?;
         change(&|harvest| {
             harvest.leave(explored.left);
@@ -208,7 +223,18 @@ struct Todo {
     aim: Aim,
     /// Whether refining pays; `None`: exactly what was asked for is made.
     trial: Option<Arc<Trial>>,
+    /// How many answers pass to the prompts of its agent whose verifier names the right one; `None`: its own
+    /// does not, or no file names it.
+    passing: Option<Arc<Passing>>,
     shots: Vec<Shot>,
+}
+
+impl Todo {
+    fn count(&self, &Explored { drafts, refinements, positives, .. }: &Explored) {
+        if let Some(passing) = &self.passing {
+            passing.add(Counts { drafts, refinements, passes: positives });
+        }
+    }
 }
 
 /// What there is to explore.
@@ -216,8 +242,8 @@ struct Wanted {
     /// The prompts that are worth it, fewest answers first. Those that an earlier exploration left for good
     /// do not count.
     todo: Vec<Todo>,
-    /// Those among the prompts of files that have no example: their answers may be wrong by a verifier that
-    /// was another one then, or nothing was said of them after the last answer.
+    /// Those among the prompts whose verifier names the right answer, and that have no example: their answers
+    /// may be right by a verifier that was another one then, or the daemon was killed after the last.
     tried: Vec<(Arc<Agent>, ExchangeId)>,
     /// Prompts of files that are not explored.
     left_out: LeftOut,
@@ -261,26 +287,54 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Wanted, RunError> {
                 Promising::Best => Filled { faulty_drafts: it.drafts, ..it },
             })
             .collect();
+        let has_answer = |it: &&Filled| anew && practised.answered.contains(&it.exchange);
+        let passing = Arc::new(Passing::of(filled.iter().filter(has_answer)));
         let is_left = |it: &&Filled| matches!(pursue::next(&aim, it), Next::Leave(_));
         let (left, worth): (Vec<_>, Vec<_>) = filled.iter().partition(is_left);
-        let left = left
-            .into_iter()
-            .filter(|it| anew && 0 < it.drafts + it.refinements && !taught.contains(&it.exchange));
+        let is_tried = |it: &&Filled| {
+            has_answer(it) && 0 < it.drafts + it.refinements && !taught.contains(&it.exchange)
+        };
+        let left = left.into_iter().filter(is_tried);
         tried.extend(left.map(|it| (agent.clone(), it.exchange)));
-        let exchanges = worth.iter().map(|it| it.exchange).take(wish.limit - todo.len());
-        todo.extend(exchanges.map(|exchange| {
-            let shots = practice::shots(&examples, exchange, agent.practice.shots);
-            Todo { agent: agent.clone(), exchange, aim, trial: trial.clone(), shots }
+        let worth = worth.into_iter().take(wish.limit - todo.len());
+        todo.extend(worth.map(|it| Todo {
+            agent: agent.clone(),
+            exchange: it.exchange,
+            aim,
+            trial: trial.clone(),
+            passing: has_answer(&it).then(|| passing.clone()),
+            shots: practice::shots(&examples, it.exchange, agent.practice.shots),
         }));
     }
     Ok(Wanted { todo, tried, left_out: practised.left_out })
 }
 
+/// What became of a prompt that is left after its first drafts, because next to no answer to prompts of its
+/// kind passes and what its verifier names is its example; `None`: it is to be pursued.
+async fn unpursued(parts: &Parts, todo: &Todo) -> Result<Option<Supplied>, RunError> {
+    let Some(passing) = &todo.passing else { return Ok(None) };
+    let Some(counts) = passing.next_to_none(0 < todo.aim.refinements) else { return Ok(None) };
+    let supplied = expected::supply(parts, &todo.agent, todo.exchange).await?;
+    if matches!(supplied, Supplied::Unfit | Supplied::Nothing) {
+        return Ok(None);
+    }
+    if passing.is_to_be_told() {
+        let Counts { drafts, refinements, .. } = counts;
+        info!(
+            agent = todo.agent.name,
+            drafts,
+            refinements,
+            "No answer passes, so prompts whose verifier names the right one are not pursued further."
+        );
+    }
+    Ok(Some(supplied))
+}
+
 /// Gives a prompt that a file names, and that was tried to the end, the answer that its verifier expects;
-/// see [`expected`]. Chats are not practised on: what they are checked by is the owner's business.
+/// see [`expected`].
 async fn supply(parts: &Parts, todo: &Todo, left: Option<Reason>) -> Result<Supplied, RunError> {
     match left {
-        Some(Reason::Hopeless | Reason::Filled) if todo.aim.anew => {
+        Some(Reason::Hopeless | Reason::Filled) if todo.passing.is_some() => {
             expected::supply(parts, &todo.agent, todo.exchange).await
         }
         _ => Ok(Supplied::Nothing),

@@ -156,3 +156,49 @@ async fn what_does_not_fit_is_counted_and_no_example_and_the_exploration_goes_on
     let harvest = file.explore().await;
     assert_eq!((harvest.prompts, harvest.candidates), (3, 6), "{harvest:?}");
 }
+
+/// Eighty prompts with four first drafts each.
+async fn eighty(script: Script, explore: (u32, u32), expected: &str) -> Practising {
+    let file = Practising::new(script).await;
+    file.world.change_agent(|agent| {
+        agent.reflection.explore = explore;
+        agent.reflection.stop_early = StopEarly { enough: 2, give_up: 0 };
+    });
+    file.write(80, &exact(expected));
+    file
+}
+
+#[tokio::test]
+async fn where_next_to_nothing_passes_prompts_with_a_known_answer_are_not_pursued() {
+    let file = eighty(standing(), (10, 0), "B").await;
+    let other = json!({ "id": "other", "prompt": "ask other", "verifier": pattern() });
+    write(&file.path, &(practice(80, &exact("B")) + &other.to_string() + "\n"));
+    let harvest = file.explore().await;
+    assert_eq!((harvest.prompts, harvest.unpursued, harvest.expected), (81, 80, 80), "{harvest:?}");
+    assert_eq!(harvest.candidates, 80 * 4 + 10, "what names no answer is pursued as ever");
+    let harvest = file.explore().await;
+    assert_eq!((harvest.unpursued, harvest.expected, harvest.candidates), (80, 0, 0));
+
+    // Refinements have a rate of their own.
+    let file = eighty(standing(), (6, 16), "B").await;
+    let harvest = file.explore().await;
+    assert!(0 < harvest.unpursued && harvest.expected == 80, "{harvest:?}");
+    assert!(80 * 4 + 299 < harvest.candidates && harvest.candidates < 80 * 22, "{harvest:?}");
+    let file = eighty(standing(), (6, 4), "good").await;
+    let harvest = file.explore().await;
+    assert_eq!(harvest.unpursued, 0, "refinements are right: {harvest:?}");
+}
+
+#[tokio::test]
+async fn where_few_answers_pass_all_prompts_are_pursued() {
+    let rare = judge().on("ask practice 79", &[("good", 1.0)]).on("ask", &[("bad", 1.0)]);
+    let file = eighty(rare, (6, 0), "good").await;
+    let harvest = file.explore().await;
+    assert_eq!((harvest.unpursued, harvest.expected), (0, 79), "{harvest:?}");
+    assert_eq!(harvest.candidates, 80 * 6);
+    // Nor does a handful of answers say that there are none.
+    let file = eighty(standing(), (6, 0), "B").await;
+    file.write(9, &exact("B"));
+    let harvest = file.explore().await;
+    assert_eq!((harvest.unpursued, harvest.expected, harvest.candidates), (0, 9, 9 * 6));
+}
