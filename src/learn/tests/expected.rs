@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::lessons::{learn, practice};
 use super::*;
+use config::Verifier;
 
 /// A world whose agent practises on a file that its answers never satisfy.
 struct Practising {
@@ -201,4 +202,35 @@ async fn where_few_answers_pass_all_prompts_are_pursued() {
     file.write(9, &exact("B"));
     let harvest = file.explore().await;
     assert_eq!((harvest.unpursued, harvest.expected, harvest.candidates), (0, 9, 9 * 6));
+}
+
+#[tokio::test]
+async fn prompts_of_no_practice_file_get_no_example() {
+    let remember = async |world: &World, prompt: &str| {
+        let exchange = NewExchange {
+            agent: "tester".into(),
+            source: Source::Chat,
+            messages: vec![user(prompt)],
+            prompt_tokens: rendered(prompt),
+            reference: None,
+            verifier: Some(Verifier::Exact { expected: "B".into() }),
+            aspect_choice: None,
+        };
+        world.parts.store.record_exchange(exchange, Vec::new(), None).await.unwrap();
+    };
+    let file = Practising::new(standing()).await;
+    file.write(1, &exact("B"));
+    remember(&file.world, "ask in a chat").await;
+    let (learner, task) = file.world.learner();
+    let ended = learner.explore(Exploration { all: true, ..all(9) }).await.unwrap();
+    let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+    learner.shutdown().await;
+    task.await.unwrap();
+    assert_eq!((harvest.prompts, harvest.expected), (2, 0), "{harvest:?}");
+    assert_eq!(file.explore().await.expected, 1, "the file's");
+    file.world.change_agent(|agent| agent.practice.prompts = None);
+    remember(&file.world, "ask in another chat").await;
+    let harvest = file.explore().await;
+    assert_eq!((harvest.prompts, harvest.expected), (1, 0), "{harvest:?}");
+    assert_eq!(file.examples().await, [""; 0]);
 }
