@@ -63,6 +63,8 @@ fn pattern() -> Value {
 async fn what_a_verifier_named_is_no_example_once_it_names_nothing_or_its_line_is_gone() {
     let file = Practising::new(standing()).await;
     file.write(3, &exact("B"));
+    let sentence = readiness::look(&file.world.parts).await.unwrap().to_string();
+    assert!(sentence.contains("no answer to a practice prompt is judged"), "{sentence}");
     assert_eq!(file.explore().await.expected, 3);
     // What the owner himself says stays, also where it is the same.
     let own = "{\"prompt\":\"ask practice 0\",\"answer\":\"B\"}\n";
