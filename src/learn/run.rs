@@ -515,7 +515,8 @@ impl Run<'_> {
         let (parts, active) = (self.parts, self.start);
         let arena = Arena { parts, config, run: self.id, active, start, candidate };
         let probe = trained.probe.as_deref();
-        let evidence = arena.evidence(probe, &asked, &general, &show).await?;
+        let mut evidence = arena.evidence(probe, &asked, &general, &show).await?;
+        evidence.available.beyond = held_out::count(&self.questions.held_out) - asked.len();
         Ok(gate::judge(&evidence, config))
     }
 
