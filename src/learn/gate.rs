@@ -543,7 +543,7 @@ fn discordant(outcomes: impl Iterator<Item = (bool, bool)>) -> (usize, usize) {
 }
 
 /// P(at least `wins` heads in `wins + losses` tosses of a fair coin).
-fn mcnemar(wins: usize, losses: usize) -> f64 {
+pub(super) fn mcnemar(wins: usize, losses: usize) -> f64 {
     let n = wins + losses;
     // ln C(n, k) - n ln 2, summed from k = n downwards; logarithms, because 2^-n underflows.
     let mut ln_term = -(n as f64) * std::f64::consts::LN_2;
