@@ -133,6 +133,7 @@ fn what_is_sampled_often_and_what_scores_best_are_told_apart() {
         critique: None,
         critic: None,
         shots: Vec::new(),
+        expected: None,
         assessments: vec![Assessment {
             aspect: "arithmetic".into(),
             rubric_version: "1".into(),

@@ -115,6 +115,8 @@ impl Collector for ExploreNumbers {
             enough,
             given_up,
             expected,
+            unfit,
+            unpursued,
         } = harvest;
         for (name, help, value) in [
             ("explore_prompts", "Prompts that exploration has left", prompts),
@@ -124,6 +126,8 @@ impl Collector for ExploreNumbers {
             ("explore_enough", "Prompts left early with enough of good and bad", enough),
             ("explore_given_up", "Prompts given up because nothing passes", given_up),
             ("explore_expected", "Prompts whose verifier's answer is learned", expected),
+            ("explore_unfit", "Prompts whose verifier's answer does not fit", unfit),
+            ("explore_unpursued", "Prompts left because no answer of any passes", unpursued),
         ] {
             let counter = ConstCounter::new(u64::try_from(value).unwrap_or(u64::MAX));
             let kind = counter.metric_type();

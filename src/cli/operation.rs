@@ -61,11 +61,25 @@ fn stopped(refining: &Refining) -> String {
     )
 }
 
-fn by_verifier(expected: u64) -> String {
-    if expected == 0 {
-        return String::new();
-    }
-    format!("For {expected} prompts no answer was right; what their verifier expects is learned.\n")
+fn by_verifier(expected: u64, unfit: u64, unpursued: u64) -> String {
+    let unpursued = (0 < unpursued).then(|| {
+        format!(
+            "No answer passes, so {unpursued} prompts whose verifier names the right one were left after \
+             their first drafts.\n"
+        )
+    });
+    let expected = (0 < expected).then(|| {
+        format!(
+            "For {expected} prompts no answer was right; what their verifier expects is learned.\n"
+        )
+    });
+    let unfit = (0 < unfit).then(|| {
+        format!(
+            "For {unfit} prompts what their verifier expects does not fit the chat template or the \
+             context; the daemon's log names them.\n"
+        )
+    });
+    unpursued.into_iter().chain(expected).chain(unfit).collect()
 }
 
 /// The outcome of a long operation in one line.
@@ -79,6 +93,8 @@ fn describe(ended: &Ended) -> String {
             enough,
             given_up,
             expected,
+            unfit,
+            unpursued,
             positives_per_1000_tokens,
             left_out,
             refining,
@@ -88,7 +104,7 @@ fn describe(ended: &Ended) -> String {
              {given_up} were given up): {candidates} new answers, {positives} pass every aspect; \
              {generated_tokens} tokens, {positives_per_1000_tokens:.2} of these for every 1,000.\n{}{}{}",
             span(*wall_s),
-            by_verifier(*expected),
+            by_verifier(*expected, *unfit, *unpursued),
             without(left_out),
             refining.iter().filter(|it| it.compared.stopped).map(stopped).collect::<String>()
         ),
@@ -113,5 +129,22 @@ fn describe(ended: &Ended) -> String {
         }
         Ended::Failed { run: Some(run), reason } => format!("Run {run} failed: {reason}\n"),
         Ended::Failed { run: None, reason } => format!("Nothing was done: {reason}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_verifiers_have_named_is_said_in_numbers() {
+        assert_eq!(by_verifier(0, 0, 0), "");
+        let text = by_verifier(299, 2, 249);
+        for said in
+            ["249 prompts whose verifier names", "For 299 prompts no answer", "For 2 prompts what"]
+        {
+            assert!(text.contains(said), "{text}");
+        }
+        assert_eq!(text.lines().count(), 3);
     }
 }

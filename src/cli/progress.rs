@@ -98,13 +98,18 @@ fn view(stage: &Stage) -> Option<View> {
             positives,
             generated_tokens,
             positives_per_1000_tokens,
+            unpursued,
         } => View {
             name: "exploring",
             done: *done,
             total: *total,
             message: format!(
                 "{begun} begun, {positives} answers pass, {positives_per_1000_tokens:.2} for every 1,000 of \
-                     {generated_tokens} tokens"
+                     {generated_tokens} tokens{}",
+                match unpursued {
+                    0 => String::new(),
+                    n => format!(", {n} not pursued: no answer passes"),
+                }
             ),
         },
         Stage::Importing => View { name: "importing", done: 0, total: 1, message: String::new() },
@@ -202,6 +207,16 @@ mod tests {
                 positives: 9,
                 generated_tokens: 4500,
                 positives_per_1000_tokens: 2.0,
+                unpursued: 0,
+            },
+            learn::Stage::Exploring {
+                done: 90,
+                begun: 99,
+                total: 99,
+                positives: 0,
+                generated_tokens: 4500,
+                positives_per_1000_tokens: 0.0,
+                unpursued: 60,
             },
             learn::Stage::Pairing,
             learn::Stage::Importing,
@@ -216,6 +231,8 @@ mod tests {
         let expected = [
             "idle",
             "exploring: 1/2 2 begun, 9 answers pass, 2.00 for every 1,000 of 4500 tokens",
+            "exploring: 90/99 99 begun, 0 answers pass, 0.00 for every 1,000 of 4500 tokens, 60 not pursued: \
+             no answer passes",
             "pairing: 0/1",
             "importing: 0/1",
             "training run 7: 3/10 loss 0.500, reward accuracy 0.75, 1234 tokens/s, 1 min 15 s left, \
@@ -258,6 +275,7 @@ mod tests {
             positives: 0,
             generated_tokens,
             positives_per_1000_tokens,
+            unpursued: 0,
         });
         stage_progress.show(&Stage::Pairing);
         let (kind, counter) = stage_progress.current.as_ref().unwrap();

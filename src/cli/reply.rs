@@ -129,6 +129,8 @@ pub(super) enum Stage {
         positives: u64,
         generated_tokens: u64,
         positives_per_1000_tokens: f64,
+        #[serde(default)]
+        unpursued: u64,
     },
     Pairing,
     Training {
@@ -176,6 +178,10 @@ pub(super) enum Ended {
         given_up: u64,
         #[serde(default)]
         expected: u64,
+        #[serde(default)]
+        unfit: u64,
+        #[serde(default)]
+        unpursued: u64,
         positives_per_1000_tokens: f64,
         #[serde(default)]
         left_out: LeftOut,

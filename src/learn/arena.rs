@@ -280,6 +280,7 @@ fn available(questions: &[Question]) -> Available {
         prompts: questions.len(),
         verified: verified().count(),
         guarded: verified().filter(|question| !verifier_decides(question)).count(),
+        beyond: 0,
     }
 }
 

@@ -3,7 +3,7 @@
 //! prompts are left over is read from the store, so that a wish after a stop, a crash or a kill goes
 //! on where the last one was. Used by `task`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -14,9 +14,11 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::error::RunError;
+use super::expected::{self, Supplied};
 use super::held_out::LeftOut;
 use super::op_queue::Exploration;
-use super::{Ended, Parts, Stage, expected, practice};
+use super::passing::{Counts, Passing};
+use super::{Ended, Parts, Stage, practice};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{self, Compared, Explored, Practising, ReflectError, Shot, Trial};
 use config::{Agent, Promising};
@@ -44,6 +46,11 @@ pub struct Harvest {
     /// Prompts whose right answer, as the verifier names it, is learned from now on, because none of the
     /// model's is right.
     pub expected: usize,
+    /// Prompts of which it is not, because it does not fit the chat template or the context.
+    pub unfit: usize,
+    /// Prompts left after their first drafts, because next to no answer to prompts of their kind passes:
+    /// what their verifier names is learned without further tries.
+    pub unpursued: usize,
 }
 
 impl Harvest {
@@ -56,6 +63,10 @@ impl Harvest {
         self.prompts += 1;
         self.enough += usize::from(reason == Some(Reason::Enough));
         self.given_up += usize::from(reason == Some(Reason::Hopeless));
+    }
+    fn supply(&mut self, supplied: Supplied) {
+        self.expected += usize::from(supplied == Supplied::New);
+        self.unfit += usize::from(supplied == Supplied::Unfit);
     }
     /// The yield: positives for each 1,000 generated tokens.
     pub fn positives_per_1000_tokens(&self) -> f64 {
@@ -89,7 +100,7 @@ pub(super) async fn explore(
     tellers: Tellers<'_>,
 ) -> Result<Ended, RunError> {
     let began = Instant::now();
-    let (todo, left_out) = wanted(parts, wish).await?;
+    let Wanted { todo, tried, left_out } = wanted(parts, wish).await?;
     let total = todo.len();
     let mut trials: Vec<(String, Arc<Trial>)> = Vec::new();
     for trial in todo.iter().filter_map(|todo| Some((todo.agent.name.clone(), todo.trial.clone()?)))
@@ -111,9 +122,14 @@ pub(super) async fn explore(
             positives: harvest.positives,
             generated_tokens: harvest.generated_tokens,
             positives_per_1000_tokens: harvest.positives_per_1000_tokens(),
+            unpursued: harvest.unpursued,
         });
     };
     change(&|_| {});
+    for (agent, exchange) in tried {
+        let supplied = expected::supply(parts, &agent, exchange).await?;
+        change(&|harvest| harvest.supply(supplied));
+    }
     let told = &|news: Explored| change(&|harvest| harvest.add(&news));
     let easy = &Mutex::new(BTreeMap::<String, Easy>::new());
     // First a few drafts of every prompt: an exploration that is cut short has something of all of them
@@ -127,6 +143,7 @@ pub(super) async fn explore(
             let mut easy = easy.lock().expect("nobody panics while holding it");
             easy.entry(todo.agent.name.clone()).or_default().add(&explored);
         }
+        todo.count(&explored);
         let enough = todo.aim.stop_early.enough as usize;
         let has_enough = |n| 0 < enough && enough <= n;
         let is_left = explored.left.is_none()
@@ -146,12 +163,21 @@ pub(super) async fn explore(
     }
     let easy = &easy;
     let second = |todo: Todo| async move {
+        if let Some(supplied) = unpursued(parts, &todo).await? {
+            change(&|harvest| {
+                harvest.leave(None);
+                harvest.unpursued += 1;
+                harvest.supply(supplied);
+            });
+            return Ok(());
+        }
         let all_pass = easy.get(&todo.agent.name).is_some_and(Easy::are_most);
         let explored = fill(parts, &todo, todo.aim, all_pass, told).await?;
-        let is_expected = supply(parts, &todo, explored.left).await?;
+        todo.count(&explored);
+        let supplied = supply(parts, &todo, explored.left).await?;
         change(&|harvest| {
             harvest.leave(explored.left);
-            harvest.expected += usize::from(is_expected);
+            harvest.supply(supplied);
         });
         Ok::<(), RunError>(())
     };
@@ -197,12 +223,33 @@ struct Todo {
     aim: Aim,
     /// Whether refining pays; `None`: exactly what was asked for is made.
     trial: Option<Arc<Trial>>,
+    /// How many answers pass to the prompts of its agent whose verifier names the right one; `None`: its own
+    /// does not, or no file names it.
+    passing: Option<Arc<Passing>>,
     shots: Vec<Shot>,
 }
 
-/// The prompts that are worth exploring, fewest answers first. Those that an earlier exploration
-/// left for good do not count. Also how many prompts of files are left out.
-async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut), RunError> {
+impl Todo {
+    fn count(&self, &Explored { drafts, refinements, positives, .. }: &Explored) {
+        if let Some(passing) = &self.passing {
+            passing.add(Counts { drafts, refinements, passes: positives });
+        }
+    }
+}
+
+/// What there is to explore.
+struct Wanted {
+    /// The prompts that are worth it, fewest answers first. Those that an earlier exploration left for good
+    /// do not count.
+    todo: Vec<Todo>,
+    /// Those among the prompts whose verifier names the right answer, and that have no example: their answers
+    /// may be right by a verifier that was another one then, or the daemon was killed after the last.
+    tried: Vec<(Arc<Agent>, ExchangeId)>,
+    /// Prompts of files that are not explored.
+    left_out: LeftOut,
+}
+
+async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Wanted, RunError> {
     let config = parts.config.borrow().clone();
     let generation = parts.engine.stats().active;
     let is_wanted = |agent: &&Arc<Agent>| match &wish.agent {
@@ -210,7 +257,7 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut
         None => agent.learn,
     };
     let practised = practice::sync(parts, &config).await?;
-    let mut todo = Vec::new();
+    let (mut todo, mut tried) = (Vec::new(), Vec::new());
     for agent in config.agents.values().filter(is_wanted) {
         let (drafts, refinements) = wish.split.unwrap_or(agent.reflection.explore);
         let only = practised.by_agent.get(&agent.name).filter(|_| !wish.all);
@@ -221,19 +268,17 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut
             && 0 < aim.stop_early.enough
             && agent.reflection.promising == Promising::BestFaulty;
         let trial = is_open.then(Arc::<Trial>::default);
-        let (name, split) = (agent.name.clone(), (drafts, refinements));
+        // Of what is practised on also those that are filled.
+        let split = if anew { (u32::MAX, u32::MAX) } else { (drafts, refinements) };
+        let name = agent.name.clone();
         let mut filled = parts.store.explorable(name, split, generation, anew).await?;
         filled.retain(|it| {
             !practised.aside.contains(&it.exchange)
                 && only.is_none_or(|only| only.contains(&it.exchange))
         });
-        let examples = match agent.practice.shots {
-            0 => Vec::new(),
-            _ => {
-                let examples = parts.store.examples(vec![agent.name.clone()]).await?;
-                practice::in_order(examples, generation)
-            }
-        };
+        let examples = parts.store.examples(vec![agent.name.clone()]).await?;
+        let taught: HashSet<ExchangeId> = examples.iter().map(|row| row.exchange).collect();
+        let examples = practice::in_order(examples, generation);
         // Where the best draft is revised whatever its levels are, any draft may be it.
         let filled: Vec<_> = filled
             .into_iter()
@@ -242,21 +287,58 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<(Vec<Todo>, LeftOut
                 Promising::Best => Filled { faulty_drafts: it.drafts, ..it },
             })
             .collect();
-        let worth = filled.iter().filter(|it| !matches!(pursue::next(&aim, it), Next::Leave(_)));
-        let exchanges = worth.map(|filled| filled.exchange).take(wish.limit - todo.len());
-        todo.extend(exchanges.map(|exchange| {
-            let shots = practice::shots(&examples, exchange, agent.practice.shots);
-            Todo { agent: agent.clone(), exchange, aim, trial: trial.clone(), shots }
+        let has_answer = |it: &&Filled| anew && practised.answered.contains(&it.exchange);
+        let passing = Arc::new(Passing::of(filled.iter().filter(has_answer)));
+        let is_left = |it: &&Filled| matches!(pursue::next(&aim, it), Next::Leave(_));
+        let (left, worth): (Vec<_>, Vec<_>) = filled.iter().partition(is_left);
+        let is_tried = |it: &&Filled| {
+            has_answer(it) && 0 < it.drafts + it.refinements && !taught.contains(&it.exchange)
+        };
+        let left = left.into_iter().filter(is_tried);
+        tried.extend(left.map(|it| (agent.clone(), it.exchange)));
+        let worth = worth.into_iter().take(wish.limit - todo.len());
+        todo.extend(worth.map(|it| Todo {
+            agent: agent.clone(),
+            exchange: it.exchange,
+            aim,
+            trial: trial.clone(),
+            passing: has_answer(&it).then(|| passing.clone()),
+            shots: practice::shots(&examples, it.exchange, agent.practice.shots),
         }));
     }
-    Ok((todo, practised.left_out))
+    Ok(Wanted { todo, tried, left_out: practised.left_out })
+}
+
+/// What became of a prompt that is left after its first drafts, because next to no answer to prompts of its
+/// kind passes and what its verifier names is its example; `None`: it is to be pursued.
+async fn unpursued(parts: &Parts, todo: &Todo) -> Result<Option<Supplied>, RunError> {
+    let Some(passing) = &todo.passing else { return Ok(None) };
+    let Some(counts) = passing.next_to_none(0 < todo.aim.refinements) else { return Ok(None) };
+    let supplied = expected::supply(parts, &todo.agent, todo.exchange).await?;
+    if matches!(supplied, Supplied::Unfit | Supplied::Nothing) {
+        return Ok(None);
+    }
+    if passing.is_to_be_told() {
+        let Counts { drafts, refinements, .. } = counts;
+        info!(
+            agent = todo.agent.name,
+            drafts,
+            refinements,
+            "No answer passes, so prompts whose verifier names the right one are not pursued further."
+        );
+    }
+    Ok(Some(supplied))
 }
 
 /// Gives a prompt that a file names, and that was tried to the end, the answer that its verifier expects;
 /// see [`expected`].
-async fn supply(parts: &Parts, todo: &Todo, left: Option<Reason>) -> Result<bool, RunError> {
-    let is_tried = matches!(left, Some(Reason::Hopeless | Reason::Filled));
-    Ok(is_tried && todo.aim.anew && expected::supply(parts, &todo.agent, todo.exchange).await?)
+async fn supply(parts: &Parts, todo: &Todo, left: Option<Reason>) -> Result<Supplied, RunError> {
+    match left {
+        Some(Reason::Hopeless | Reason::Filled) if todo.passing.is_some() => {
+            expected::supply(parts, &todo.agent, todo.exchange).await
+        }
+        _ => Ok(Supplied::Nothing),
+    }
 }
 
 /// A prompt that no longer fits, or whose adapter went away during a swap, yields nothing more.

@@ -97,6 +97,8 @@ pub struct Available {
     pub verified: usize,
     /// Of those, prompts with a verifier that does not decide.
     pub guarded: usize,
+    /// Further held-out prompts, which no gate asks because of `gate.prompts`.
+    pub beyond: usize,
 }
 
 /// Shares of right answers by a verifier that may or may not count.
@@ -240,7 +242,7 @@ impl Trial {
     /// Before the first answer.
     pub(super) fn new(config: &GateConfig, available: Available) -> Self {
         let bet = |mean, horizon| Bet::new(mean, config.confidence, horizon);
-        let Available { prompts, verified, guarded } = available;
+        let Available { prompts, verified, guarded, beyond: _ } = available;
         Self {
             n: 0,
             gain: bet(config.margin, prompts),
@@ -350,7 +352,7 @@ pub fn judge(evidence: &Evidence, config: &GateConfig) -> Verdict {
         cut_off: CutOff::of(comparisons),
         parity: evidence.parity,
     };
-    let (objections, reported) = objections(&verdict, &trial, comparisons, config);
+    let (objections, reported) = objections(&verdict, &trial, evidence, config);
     verdict.promote = objections.is_empty();
     verdict.reason = if verdict.promote {
         format!(
@@ -378,7 +380,7 @@ pub fn judge(evidence: &Evidence, config: &GateConfig) -> Verdict {
 fn objections(
     verdict: &Verdict,
     trial: &Trial,
-    comparisons: &[Comparison],
+    Evidence { comparisons, available, .. }: &Evidence,
     config: &GateConfig,
 ) -> (Vec<String>, Vec<String>) {
     if let Some(parity) = verdict.parity.filter(|parity| !parity.holds()) {
@@ -393,8 +395,10 @@ fn objections(
     }
     let mut objections = Vec::new();
     if !trial.gain.is_won() {
+        let more = unasked(available.prompts, available.beyond);
         let prompts = verdict.plan.prompts.map_or(String::new(), |prompts| {
-            format!(" (to see it with probability {POWER}, {prompts} prompts are needed)")
+            let more = more.filter(|_| available.prompts < prompts).unwrap_or_default();
+            format!(" (to see it with probability {POWER}, {prompts} prompts are needed{more})")
         });
         objections.push(format!(
             "the gain on {} of {} held-out prompts is {:+.3}, but its lower bound {:+.3} is not \
@@ -525,6 +529,12 @@ pub fn prompts_needed(
     bet::needed(gain, margin, bet::binary_sd(gain, discordant), confidence, power)
 }
 
+/// What to change where held-out prompts are there that no gate asks.
+fn unasked(asked: usize, beyond: usize) -> Option<String> {
+    let all = asked + beyond;
+    (0 < beyond).then(|| format!("; of {all} that there are `learn.gate.prompts` asks {asked}"))
+}
+
 /// (only the candidate, only the active one).
 fn discordant(outcomes: impl Iterator<Item = (bool, bool)>) -> (usize, usize) {
     outcomes.fold((0, 0), |(wins, losses), (active, candidate)| {
@@ -533,7 +543,7 @@ fn discordant(outcomes: impl Iterator<Item = (bool, bool)>) -> (usize, usize) {
 }
 
 /// P(at least `wins` heads in `wins + losses` tosses of a fair coin).
-fn mcnemar(wins: usize, losses: usize) -> f64 {
+pub(super) fn mcnemar(wins: usize, losses: usize) -> f64 {
     let n = wins + losses;
     // ln C(n, k) - n ln 2, summed from k = n downwards; logarithms, because 2^-n underflows.
     let mut ln_term = -(n as f64) * std::f64::consts::LN_2;

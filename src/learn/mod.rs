@@ -30,6 +30,7 @@ pub mod near;
 mod night;
 mod op_queue;
 pub mod pairs;
+mod passing;
 pub mod practice;
 mod preview;
 pub mod program;
@@ -162,6 +163,9 @@ pub enum Stage {
         generated_tokens: usize,
         /// The yield so far.
         positives_per_1000_tokens: f64,
+        /// Of the prompts that are done, those that were not pursued after their first drafts, because no
+        /// answer passes.
+        unpursued: usize,
     },
     /// Reading an adapter that was made elsewhere.
     Importing,

@@ -97,6 +97,8 @@ pub(super) struct Practised {
     /// By their names: prompts and examples of those that name a file of prompts. Others practise on
     /// all that is stored.
     pub(super) by_agent: BTreeMap<String, HashSet<ExchangeId>>,
+    /// Of these, prompts of files whose verifier names the right answer whole.
+    pub(super) answered: HashSet<ExchangeId>,
     /// Set aside for the gate: nobody practises on these.
     pub(super) aside: HashSet<ExchangeId>,
     /// Lines of files that they do not practise on.
@@ -109,11 +111,17 @@ pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practise
         Practised { left_out: sync_examples(parts, config).await?, ..Practised::default() };
     let mut stored = Vec::new();
     for agent in config.agents.values().filter(|agent| agent.learn) {
-        let Some(path) = agent.practice.prompts.clone() else { continue };
+        let Some(path) = agent.practice.prompts.clone() else {
+            expected::forget(parts, agent, &HashSet::new()).await?;
+            continue;
+        };
         let (lines, left_out) = lines(config, path).await?;
         practised.left_out.add(left_out);
         let prompts = store_prompts(parts, agent, lines).await?;
-        let named: HashSet<ExchangeId> = prompts.iter().map(|(exchange, _)| *exchange).collect();
+        let named: HashSet<ExchangeId> = prompts.iter().map(|it| it.exchange).collect();
+        let answered = prompts.iter().filter(|it| it.is_answered).map(|it| it.exchange);
+        practised.answered.extend(answered);
+        expected::forget(parts, agent, &named).await?;
         let examples = parts.store.examples(vec![agent.name.clone()]).await?;
         for row in examples.iter().filter(|row| named.contains(&row.exchange)) {
             expected::renew(parts, agent, row.exchange).await?;
@@ -122,10 +130,9 @@ pub(super) async fn sync(parts: &Parts, config: &Arc<Config>) -> Result<Practise
     }
     let (held_out, aside) = held_out::settle(&parts.store, config).await?;
     for (name, prompts, examples) in stored {
-        let usable = prompts
-            .into_iter()
-            .filter(|(_, messages)| !practised.left_out.counts(&held_out, messages));
-        let mut found: HashSet<ExchangeId> = usable.map(|(exchange, _)| exchange).collect();
+        let usable =
+            prompts.into_iter().filter(|it| !practised.left_out.counts(&held_out, &it.messages));
+        let mut found: HashSet<ExchangeId> = usable.map(|it| it.exchange).collect();
         let usable = examples.into_iter().filter(|row| !held_out.contains(&row.messages));
         found.extend(usable.map(|row| row.exchange));
         practised.by_agent.insert(name, found);
@@ -170,12 +177,21 @@ async fn lines(
     .await
 }
 
-/// Where the prompts are in the store now.
+/// A prompt of a practice file.
+#[derive(Debug)]
+struct Stored {
+    /// Where it is in the store.
+    exchange: ExchangeId,
+    messages: Vec<Message>,
+    /// Its verifier names the right answer whole.
+    is_answered: bool,
+}
+
 async fn store_prompts(
     parts: &Parts,
     agent: &Arc<Agent>,
     lines: Vec<PromptLine>,
-) -> Result<Vec<(ExchangeId, Vec<Message>)>, RunError> {
+) -> Result<Vec<Stored>, RunError> {
     let mut stored = Vec::with_capacity(lines.len());
     let mut lines = lines.into_iter();
     loop {
@@ -183,14 +199,20 @@ async fn store_prompts(
         if some.is_empty() {
             return Ok(stored);
         }
-        let messages: Vec<_> = some.iter().map(PromptLine::messages).collect();
+        let is_answered = |line: &PromptLine| {
+            let verifier = line.verifier.as_ref().or(agent.verifier.as_ref());
+            verifier.is_some_and(|verifier| verifier.whole_answer().is_some())
+        };
+        let said: Vec<_> = some.iter().map(|line| (line.messages(), is_answered(line))).collect();
         let (reflector, agent) = (parts.reflector.clone(), agent.clone());
         let prompts = blocking(move || {
             let prompts = some.into_iter().map(|line| reflector.practice_prompt(&agent, line));
             prompts.collect::<Result<Vec<_>, _>>()
         });
         let kept = parts.store.keep_prompts(prompts.await?).await?;
-        stored.extend(kept.into_iter().map(|(exchange, _)| exchange).zip(messages));
+        stored.extend(kept.into_iter().zip(said).map(
+            |((exchange, _), (messages, is_answered))| Stored { exchange, messages, is_answered },
+        ));
     }
 }
 

@@ -14,12 +14,15 @@ use super::pairs::Tally;
 use super::practice::{self, FEWEST_EXAMPLES};
 use super::program;
 use super::yields::Yield;
+use config::Config;
 
 /// What a run would find now.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Readiness {
     /// Agents that learn.
     pub agents: usize,
+    /// Files of prompts that they practise on.
+    pub practice_files: usize,
     /// Pairs, or single answers.
     pub pairs: usize,
     /// Of these, the ones that no run has learned from.
@@ -42,9 +45,11 @@ pub struct Readiness {
 
 impl Readiness {
     /// Of what was collected.
-    pub(super) fn new(material: &Material, agents: usize, held_out: usize, min: usize) -> Self {
+    pub(super) fn new(material: &Material, config: &Config, held_out: usize, min: usize) -> Self {
+        let learning = || config.agents.values().filter(|agent| agent.learn);
         Self {
-            agents,
+            agents: learning().count(),
+            practice_files: learning().filter(|agent| agent.practice.prompts.is_some()).count(),
             pairs: material.rows.len(),
             new_pairs: material.n_new,
             min_new_pairs: min.max(1),
@@ -81,6 +86,10 @@ impl Readiness {
                  ten answers",
                 self.pairs
             ),
+            _ if tally.prompts == 0 && 0 < self.practice_files => format!(
+                "{pairs}, no answer to a practice prompt is judged: `reflectd explore` practises on the \
+                 files that the agents name"
+            ),
             _ if tally.prompts == 0 => {
                 format!(
                     "{pairs}, no stored prompts: chat with it, or `reflectd explore --prompts FILE`"
@@ -91,7 +100,8 @@ impl Readiness {
             }
             Yield { passing: 0, .. } => format!(
                 "{yielded}; nothing to reinforce: add at least {FEWEST_EXAMPLES} examples of right answers \
-                 (`examples` of the agent, or `reflectd learn FILE`)"
+                 (`examples` of the agent, or `reflectd learn FILE`), or practice prompts whose `exact` or \
+                 `json` verifier names the right answer (`explore: {{ prompts: FILE }}` of the agent)"
             ),
             Yield { answers, passing, .. } if answers == passing => {
                 format!("{pairs}, all {answers} answers pass: harder prompts would help")
@@ -139,8 +149,7 @@ impl fmt::Display for Readiness {
 /// What a run would find now. Reads all stored exchanges.
 pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
     let config = parts.config.borrow().clone();
-    let agents = config.agents.values().filter(|agent| agent.learn).count();
-    if agents == 0 {
+    if !config.agents.values().any(|agent| agent.learn) {
         return Ok(Readiness::default());
     }
     let fault = practice::sync_examples(parts, &config)
@@ -150,7 +159,7 @@ pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
     let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     let asked = held_out::count(&questions.held_out);
     let material = material::collect(parts, &config, &held_out).await?;
-    let readiness = Readiness::new(&material, agents, asked, config.learn.min_new_pairs);
+    let readiness = Readiness::new(&material, &config, asked, config.learn.min_new_pairs);
     let trainer_fault =
         program::command_line(&config.trainer).err().map(|it| it.to_string()).or(fault);
     let waiting = practice::waiting(parts, &config, &held_out, false).await?;
@@ -165,6 +174,7 @@ mod tests {
     fn readiness(answers: usize, passing: usize, new_pairs: usize) -> Readiness {
         Readiness {
             agents: 1,
+            practice_files: 0,
             pairs: new_pairs,
             new_pairs,
             min_new_pairs: 50,
@@ -190,11 +200,16 @@ mod tests {
             text.contains("0 of 40 answers pass; nothing to reinforce: add at least 10"),
             "{text}"
         );
+        assert!(text.contains("or practice prompts whose `exact` or `json` verifier"), "{text}");
         let text = readiness(40, 40, 0).to_string();
         assert!(text.contains("all 40 answers pass: harder prompts"), "{text}");
         let learned = Readiness { pairs: 30, ..readiness(40, 7, 0) }.to_string();
         assert!(learned.contains("the 30 pairs that there are were learned before"), "{learned}");
         assert!(readiness(0, 0, 0).to_string().contains("no answer is judged"));
+        let nothing = Readiness { tally: Tally::default(), ..readiness(0, 0, 0) };
+        assert!(nothing.to_string().contains("no stored prompts: chat with it"), "{nothing}");
+        let file = Readiness { practice_files: 1, ..nothing }.to_string();
+        assert!(file.contains("`reflectd explore` practises on the files"), "{file}");
         let none = Readiness { agents: 0, ..readiness(0, 0, 0) };
         assert_eq!(none.to_string(), "Not learning yet: no agent has `learn: true`");
     }

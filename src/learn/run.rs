@@ -165,8 +165,7 @@ async fn begin(
     let material = lesson::next(parts, config, held_out, 0 < min_new_pairs).await?;
     let is_too_little = material.rows.is_empty() || material.n_new < min_new_pairs;
     if material.lesson == Lesson::Answers && is_too_little {
-        let agents = config.agents.values().filter(|agent| agent.learn).count();
-        let found = Readiness::new(&material, agents, n_held_out, min_new_pairs);
+        let found = Readiness::new(&material, config, n_held_out, min_new_pairs);
         return Err(nothing_to_learn(parts, &found).await?);
     }
     let Material { dataset, rows, tally, yielded, replayed, lesson, .. } = material;
@@ -516,7 +515,8 @@ impl Run<'_> {
         let (parts, active) = (self.parts, self.start);
         let arena = Arena { parts, config, run: self.id, active, start, candidate };
         let probe = trained.probe.as_deref();
-        let evidence = arena.evidence(probe, &asked, &general, &show).await?;
+        let mut evidence = arena.evidence(probe, &asked, &general, &show).await?;
+        evidence.available.beyond = held_out::count(&self.questions.held_out) - asked.len();
         Ok(gate::judge(&evidence, config))
     }
 

@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Parts;
 use super::error::RunError;
+use super::gate::mcnemar;
 use super::held_out::HeldOut;
 use super::job::Lesson;
 use super::pairs::prompt_id;
@@ -32,6 +33,9 @@ const MOST: usize = 64;
 const FEWEST: usize = 10;
 /// Stored prompts looked at for them, at most.
 const LOOKED_AT: usize = 1000;
+/// How probable so many losses may be where nothing is worse: what a normal error exceeds by one standard
+/// error or more.
+const CHANCE: f64 = 0.1587;
 /// Prompts under way at once.
 const PARALLEL: usize = 4;
 
@@ -80,11 +84,9 @@ impl Standing {
         }
     }
 
-    /// By more than one standard error of the difference. A loss that may be chance is for the gate,
-    /// which has more prompts.
+    /// By an exact sign test. A loss that may be chance is for the gate, which has more prompts.
     fn is_worse(&self) -> bool {
-        let lost = self.losses as f64 - self.wins as f64;
-        ((self.losses + self.wins) as f64).sqrt() < lost
+        mcnemar(self.losses, self.wins) < CHANCE
     }
 }
 
@@ -329,6 +331,8 @@ mod tests {
         assert!(refusal.contains("right of 40: 10 as served, at most 6 trained"), "{refusal}");
         assert_eq!(selection(&[(0, 3), (0, 10)]).refusal(), None);
         assert_eq!(selection(&[(1, 10)]).refusal(), None, "one answer may be chance");
+        assert_eq!(selection(&[(2, 10)]).refusal(), None, "two may be, in one of four cases");
+        assert!(selection(&[(3, 10)]).refusal().is_some());
     }
 
     #[test]

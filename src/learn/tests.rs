@@ -3,6 +3,7 @@
 
 mod aside;
 mod data;
+mod expected;
 mod guards;
 
 mod imports;

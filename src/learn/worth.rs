@@ -8,6 +8,8 @@
 //!   thumb up that is older.
 //! - An edit is a good answer of its own, and like a thumb down on what it edits. Of several edits
 //!   of one answer the newest counts.
+//! - What a prompt's verifier names whole is an example that takes the place of the owner's; what it named
+//!   before is neither good nor bad.
 //! - A verifier that counts is as sure as the owner: what the owner praises and it refuses is
 //!   neither good nor bad, and is left out.
 
@@ -15,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::reflect::{passes, scalar};
 use config::{BY_REFERENCE, Positives, REWARD, VERIFIER};
-use store::{Assessment, Author, Candidate, CandidateId, Exchange, Standard};
+use store::{Assessment, Author, Candidate, CandidateId, Exchange, Expected, Standard};
 
 /// An answer that somebody has judged.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +71,9 @@ pub(super) fn answers(exchange: &Exchange) -> Vec<Answer<'_>> {
 pub(super) fn standing(exchange: &Exchange) -> Vec<(CandidateId, Option<Answer<'_>>)> {
     let words = words(exchange);
     let silence = Words::default();
-    let newest_edits: HashMap<_, _> = edits(exchange).map(|it| (it.parent, it.id)).collect();
+    let (own, named): (Vec<_>, Vec<_>) = edits(exchange).partition(|it| it.expected.is_none());
+    let newest_edits: HashMap<_, _> =
+        own.into_iter().chain(named).map(|it| (it.parent, it.id)).collect();
     let spoken_of = |it: &&Candidate| !it.assessments.is_empty() || words.contains_key(&it.id);
     let is_newest =
         |it: &Candidate| it.author == Author::Model || newest_edits.get(&it.parent) == Some(&it.id);
@@ -95,8 +99,11 @@ fn standards(candidate: &Candidate) -> BTreeSet<Standard> {
     candidate.assessments.iter().filter(counts).map(standard).collect()
 }
 
+/// Edits and examples that count.
 fn edits(exchange: &Exchange) -> impl Iterator<Item = &Candidate> {
-    exchange.candidates.iter().filter(|candidate| candidate.author == Author::Owner)
+    let counts =
+        |it: &&Candidate| it.author == Author::Owner && it.expected != Some(Expected::Before);
+    exchange.candidates.iter().filter(counts)
 }
 
 /// What the owner last said of one answer.

@@ -20,6 +20,17 @@ pub struct Shot {
     pub turns: Vec<Message>,
 }
 
+/// What a prompt's verifier names.
+#[derive(Debug)]
+pub enum Named {
+    /// No whole answer, or its word does not count.
+    Nothing,
+    /// An answer that cannot be an example, and why.
+    Unfit(String),
+    /// This answer.
+    Answer(Box<NewCandidate>),
+}
+
 /// What is wrong with an example, as far as that can be told without the model.
 pub fn try_example(
     agent: &Agent,
@@ -76,23 +87,34 @@ impl Reflector {
         Ok(FilePrompt { exchange, example: Some(example) })
     }
 
-    /// The answer that the verifier of a stored prompt names whole; `None`: it names none, or its weight
-    /// is 0.
-    pub fn expected(
-        &self,
-        agent: &Agent,
-        exchange: &Exchange,
-    ) -> Result<Option<NewCandidate>, ReflectError> {
+    /// The answer that the verifier of a stored prompt names whole.
+    pub fn expected(&self, agent: &Agent, exchange: &Exchange) -> Result<Named, ReflectError> {
         let verifier = exchange.verifier.as_ref().or(agent.verifier.as_ref());
         let verification = Verification::new(agent, verifier, None)?;
         let text = verifier.and_then(Verifier::whole_answer).filter(|text| !text.is_empty());
-        let (Some(text), Some(verification)) = (text, verification) else { return Ok(None) };
+        let (Some(text), Some(verification)) = (text, verification) else {
+            return Ok(Named::Nothing);
+        };
         let assessments = verification.assess_by_itself(&text).unwrap_or_default();
         if !passes(&assessments) {
-            return Ok(None);
+            return Ok(Named::Nothing);
+        }
+        // An example may be shown as a turn, in which a template may refuse what it does not refuse behind
+        // a prompt.
+        let answer = Message { role: Role::Assistant, content: text.clone() };
+        let whole: Vec<Message> = exchange.messages.iter().cloned().chain([answer]).collect();
+        if let Err(error) = self.template.render_whole(&whole) {
+            return Ok(Named::Unfit(error.to_string()));
         }
         let (messages, prompt) = (&exchange.messages, &exchange.prompt_tokens);
-        self.example_candidate(messages, prompt, text, assessments).map(Some)
+        let named = self.example_candidate(messages, prompt, text, assessments)?;
+        let (needed, room) = (prompt.len() + named.tokens.len(), self.engine.info().max_sequence);
+        if room < needed {
+            let reason =
+                format!("prompt and answer have {needed} tokens, and there is room for {room}");
+            return Ok(Named::Unfit(reason));
+        }
+        Ok(Named::Answer(Box::new(named)))
     }
 
     fn example_candidate(

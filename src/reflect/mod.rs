@@ -46,7 +46,7 @@ use verify::command::{CommandError, Programs, Question};
 
 pub use assess::{is_checked, passes, question, scalar};
 pub use explore::exploring;
-pub use from_file::{Shot, try_example};
+pub use from_file::{Named, Shot, try_example};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
 pub use trial::{Compared, Trial, Yield};
 

@@ -96,6 +96,7 @@ pub(super) async fn record(
         critique: new.critique,
         critic: new.critic,
         shots: new.shots,
+        expected: None,
         assessments: new.assessments,
     });
     Ok((Some(id), stored.collect()))

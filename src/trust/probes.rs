@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::reflect::question;
 use config::{ProbeLine, VERIFIER};
 use engine::Generation;
-use store::{Assessment, Candidate, Exchange, Feedback, Standard};
+use store::{Assessment, Candidate, Exchange, Expected, Feedback, Standard};
 
 /// Where a label comes from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -85,7 +85,9 @@ pub(super) fn of_exchange(
         known: Vec::new(),
     };
     let mut probes = Vec::new();
-    for candidate in &exchange.candidates {
+    // The verifier that named those has said so of another right answer.
+    let counts = |it: &&Candidate| it.expected != Some(Expected::Before);
+    for candidate in exchange.candidates.iter().filter(counts) {
         let mut labelled =
             probe(format!("candidate {}", candidate.id), &candidate.text, Origin::Verifier);
         labelled.generation = Some(candidate.generation);
@@ -158,6 +160,7 @@ mod tests {
             critique: None,
             critic: None,
             shots: Vec::new(),
+            expected: None,
             assessments: vec![said("kind", true), said(VERIFIER, right)],
         };
         Exchange {
@@ -184,6 +187,16 @@ mod tests {
             aspect: aspect.map(str::to_owned),
             edit: edit.map(str::to_owned),
         }
+    }
+
+    #[test]
+    fn what_a_verifier_names_no_longer_is_no_label() {
+        let mut exchange = exchange([true, true]);
+        exchange.candidates[0].expected = Some(Expected::Before);
+        exchange.candidates[1].expected = Some(Expected::Now);
+        let probes = of_exchange(&exchange, &[], &[]);
+        let answers: Vec<_> = probes.iter().map(|probe| probe.answer.as_str()).collect();
+        assert_eq!(answers, ["answer 2"]);
     }
 
     #[test]

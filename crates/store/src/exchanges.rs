@@ -5,8 +5,8 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use super::columns::{Json, Logprobs, Tokens, Word, limit, now_ms};
 use super::thread::{Outcome, Refusal};
 use super::{
-    Assessment, Candidate, CandidateId, ChosenAspects, Exchange, ExchangeId, NewCandidate,
-    NewExchange, Parent, feedback, require,
+    Assessment, Candidate, CandidateId, ChosenAspects, Exchange, ExchangeId, Expected,
+    NewCandidate, NewExchange, Parent, feedback, require,
 };
 use inference::Generation;
 
@@ -223,6 +223,9 @@ fn read_candidate(row: &Row<'_>) -> rusqlite::Result<Candidate> {
         critique: row.get("critique")?,
         critic: row.get::<_, Option<Word<_>>>("critic")?.map(|it| it.0),
         shots: row.get::<_, Option<Json<_>>>("shots")?.map(|it| it.0).unwrap_or_default(),
+        expected: row
+            .get::<_, Option<bool>>("expected")?
+            .map(|counts| if counts { Expected::Now } else { Expected::Before }),
         assessments: Vec::new(),
     })
 }

@@ -5,6 +5,7 @@
 mod columns;
 mod evaluations;
 mod exchanges;
+mod expected;
 mod feedback;
 mod filled;
 mod generations;
@@ -29,7 +30,7 @@ use prompt::Message;
 
 pub use rows::{
     Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, Critic, EarlierPair,
-    Evaluation, Event, ExampleRow, Exchange, ExchangeId, Feedback, FilePrompt, Filled,
+    Evaluation, Event, ExampleRow, Exchange, ExchangeId, Expected, Feedback, FilePrompt, Filled,
     GenerationRow, JudgeReport, JudgeThreshold, Kept, Live, NewCandidate, NewExchange, PairRow,
     Parent, Relevance, Run, RunId, RunState, Source, Standard, Watch, WatchState,
 };
@@ -171,8 +172,25 @@ impl Store {
     pub async fn keep_prompts(&self, prompts: Vec<FilePrompt>) -> Result<Vec<(ExchangeId, Kept)>> {
         self.write("store the prompts of a file", move |tx| practice::keep(tx, &prompts)).await
     }
-    /// The owner's examples for these agents: the newest one of each prompt, in the order of the
-    /// prompts.
+    /// From now on a prompt's verifier names this answer whole, which becomes its example; `None`: it
+    /// names none, and what it named before is no example any more. Whether that is new. The owner's own
+    /// examples stay as they are.
+    pub async fn set_expected(
+        &self,
+        exchange: ExchangeId,
+        answer: Option<NewCandidate>,
+    ) -> Result<bool> {
+        self.write("store the answer that a verifier names", move |tx| {
+            expected::set(tx, exchange, answer.as_ref())
+        })
+        .await
+    }
+    /// Prompts of an agent whose example is what their verifier names.
+    pub async fn expected(&self, agent: String) -> Result<Vec<ExchangeId>> {
+        self.read("list the answers that verifiers name", move |tx| expected::all(tx, &agent)).await
+    }
+    /// The examples for these agents: of each prompt what its verifier names, else the newest one of the
+    /// owner, in the order of the prompts.
     pub async fn examples(&self, agents: Vec<String>) -> Result<Vec<ExampleRow>> {
         self.read("list examples", move |tx| practice::examples(tx, &agents)).await
     }

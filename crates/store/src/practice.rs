@@ -31,7 +31,8 @@ fn keep_one(
     let mut kept = Kept::Known;
     if let Some(example) = example {
         let sql = "SELECT text FROM candidates
-            WHERE exchange = ? AND author = 'owner' AND parent IS NULL ORDER BY id DESC LIMIT 1";
+            WHERE exchange = ? AND author = 'owner' AND parent IS NULL AND expected IS NULL
+            ORDER BY id DESC LIMIT 1";
         let newest: Option<String> =
             tx.prepare_cached(sql)?.query_row([id], |row| row.get(0)).optional()?;
         if newest.as_deref() != Some(example.text.as_str()) {
@@ -50,15 +51,18 @@ fn check(tx: &Transaction<'_>, id: ExchangeId, exchange: &NewExchange) -> Outcom
     Ok(0 < tx.prepare_cached(sql)?.execute(params![id, exchange.reference, verifier])?)
 }
 
-/// The newest example of each prompt of these agents, in the order of the prompts.
+/// The example of each prompt of these agents, in the order of the prompts: what its verifier names, which
+/// is stored only where the owner's newest is not right, and else that.
 pub(super) fn examples(tx: &Transaction<'_>, agents: &[String]) -> Outcome<Vec<ExampleRow>> {
     let sql = "SELECT agent, exchanges.id AS exchange, candidates.id AS candidate, messages,
             prompt_tokens, text, tokens
         FROM candidates JOIN exchanges ON exchanges.id = candidates.exchange
         WHERE author = 'owner' AND parent IS NULL
             AND agent IN (SELECT value FROM json_each(?))
-            AND candidates.id = (SELECT max(id) FROM candidates AS newest
-                WHERE newest.exchange = exchanges.id AND author = 'owner' AND parent IS NULL)
+            AND candidates.id = (SELECT id FROM candidates AS first
+                WHERE first.exchange = exchanges.id AND author = 'owner' AND parent IS NULL
+                    AND expected IS NOT 0
+                ORDER BY expected IS NULL, id DESC LIMIT 1)
         ORDER BY exchanges.id";
     let mut query = tx.prepare_cached(sql)?;
     let rows = query.query_map([Json(agents)], |row| {

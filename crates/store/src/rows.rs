@@ -77,6 +77,16 @@ pub enum Author {
     Owner,
 }
 
+/// An example that a verifier names, and that nobody wrote.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Expected {
+    /// The prompt's verifier names it.
+    Now,
+    /// It named it once: what was learned from it is traced, and it is an example no more.
+    Before,
+}
+
 /// A prompt, not yet stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewExchange {
@@ -294,6 +304,9 @@ pub struct Candidate {
     pub critic: Option<Critic>,
     /// The examples that stood before the prompt, as turns, when it was sampled.
     pub shots: Vec<CandidateId>,
+    /// A verifier names it; `None`: it is anything else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Expected>,
     /// What the judge and the verifiers said.
     pub assessments: Vec<Assessment>,
 }

@@ -14,5 +14,6 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(include_str!("schema_reasons.sql")),
         M::up(include_str!("schema_practice.sql")),
         M::up(include_str!("schema_set_aside.sql")),
+        M::up(include_str!("schema_expected.sql")),
     ])
 }

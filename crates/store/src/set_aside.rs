@@ -49,7 +49,8 @@ fn messages(
         "SELECT id, messages FROM exchanges
         WHERE agent IN (SELECT value FROM json_each(?)) AND id {operator} (
             SELECT exchange FROM pairs
-            UNION SELECT exchange FROM candidates WHERE author = 'owner' AND parent IS NULL)
+            UNION SELECT exchange FROM candidates
+                WHERE author = 'owner' AND parent IS NULL AND expected IS NOT 0)
         ORDER BY id"
     );
     let mut query = tx.prepare_cached(&sql)?;

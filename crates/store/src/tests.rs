@@ -150,6 +150,7 @@ async fn an_exchange_comes_back_as_it_went_in_also_after_a_restart() {
         critique: refinement.critique,
         critic: refinement.critic,
         shots: Vec::new(),
+        expected: None,
         assessments: vec![],
     };
     assert_eq!(found.candidates[2], expected);
@@ -381,6 +382,7 @@ fn a_database_of_the_first_version_keeps_its_pairs() {
     let count = |sql: &str| new.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(count("SELECT count(*) FROM pairs WHERE chosen = 1"), 2);
     assert_eq!(count("SELECT count(*) FROM candidates WHERE author = 'model'"), 2);
+    assert_eq!(count("SELECT count(*) FROM candidates WHERE expected IS NULL"), 2);
     assert_eq!(count("SELECT count(*) FROM pragma_foreign_key_check"), 0);
     let no_side = "INSERT INTO pairs VALUES (1, 2, 1, NULL, NULL, 0)";
     new.execute_batch(no_side).unwrap_err();

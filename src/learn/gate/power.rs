@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::{MIN_PROMPTS, POWER, prompts_needed};
+use super::{MIN_PROMPTS, POWER, prompts_needed, unasked};
 use config::GateConfig;
 
 /// Share of prompts that only one of two generations answers well, as `reflectd gate plan` has it.
@@ -28,6 +28,7 @@ pub struct Power {
 impl Power {
     /// For so many held-out prompts.
     pub fn new(prompts: usize, config: &GateConfig) -> Self {
+        let beyond = prompts.saturating_sub(config.prompts);
         let prompts = prompts.min(config.prompts);
         let gain = visible_gain(prompts, config);
         let wished = needed(WISHED, config)
@@ -50,6 +51,7 @@ impl Power {
                 shown(visible_gain(MIN_PROMPTS, config))
             )
         };
+        let says = says + &unasked(prompts, beyond).unwrap_or_default();
         Self { prompts, needed: MIN_PROMPTS, visible_gain: gain, says }
     }
 
@@ -101,7 +103,13 @@ mod tests {
     }
 
     #[test]
-    fn prompts_that_no_gate_asks_show_nothing() {
-        assert_eq!(power(500), power(200));
+    fn prompts_that_no_gate_asks_show_nothing_and_the_key_is_named() {
+        let (all, asked) = (power(500), power(200));
+        assert_eq!((all.prompts, all.visible_gain), (asked.prompts, asked.visible_gain));
+        assert_eq!(all.says, asked.says + "; of 500 that there are `learn.gate.prompts` asks 200");
+        // Where it asks too few, more prompts would not help.
+        let config = GateConfig { prompts: 10, ..crate::learn::gate::tests::config() };
+        let few = Power::new(60, &config);
+        assert!(!few.is_enough() && few.says.ends_with("`learn.gate.prompts` asks 10"), "{few:?}");
     }
 }

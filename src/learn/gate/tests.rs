@@ -63,7 +63,7 @@ fn of(mut comparisons: Vec<Comparison>) -> Evidence {
     let has_truth = |both: &&Comparison| truth(both).is_some();
     let verified = || comparisons.iter().filter(has_truth);
     let guarded = verified().filter(|both| !both.verifier_decides).count();
-    let available = Available { prompts, verified: verified().count(), guarded };
+    let available = Available { prompts, verified: verified().count(), guarded, beyond: 0 };
     let parity = Some(Parity::new(&[(0.4, 0.41), (-0.2, -0.21)]));
     Evidence { parity, comparisons, available, general: Vec::new() }
 }
@@ -287,6 +287,12 @@ fn a_verdict_says_how_many_prompts_the_gain_seen_needs() {
     assert!((600..=700).contains(&needed), "{needed}");
     assert!(verdict.reason.contains(&format!("{needed} prompts are needed")), "{}", verdict.reason);
     assert!((0.08..0.1).contains(&verdict.plan.visible_gain), "{:?}", verdict.plan);
+    assert!(!verdict.reason.contains("gate.prompts"), "{}", verdict.reason);
+    // More are there, and a key says that they are not asked.
+    let mut limited = evidence(32, 22, 146);
+    limited.available.beyond = 300;
+    let reason = judge(&limited, &config()).reason;
+    assert!(reason.contains("; of 500 that there are `learn.gate.prompts` asks 200)"), "{reason}");
     assert_eq!(judge(&evidence(10, 20, 100), &config()).plan.prompts, None);
 }
 

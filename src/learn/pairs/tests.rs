@@ -71,6 +71,7 @@ pub(in crate::learn) fn candidate(id: i64, tokens: &[i32], value: f32, passes: b
         critique: None,
         critic: None,
         shots: Vec::new(),
+        expected: None,
         assessments: vec![assessment(value, passes)],
     }
 }

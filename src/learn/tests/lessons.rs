@@ -289,7 +289,7 @@ async fn a_night_learns_from_examples_then_explores_and_trains_until_nothing_is_
 }
 
 /// Prompts to practise on, all with this verifier.
-fn practice(n: usize, verifier: &serde_json::Value) -> String {
+pub(super) fn practice(n: usize, verifier: &serde_json::Value) -> String {
     let line = |i: usize| json!({ "id": i.to_string(), "prompt": format!("ask practice {i}"), "verifier": verifier });
     (0..n).map(|i| line(i).to_string() + "\n").collect()
 }

@@ -47,6 +47,26 @@ fn a_thumb_outranks_the_judge_and_the_newest_one_counts() {
 }
 
 #[test]
+fn what_the_verifier_names_takes_the_place_of_an_example_and_what_it_named_before_counts_no_more() {
+    let example = |id: i64, expected| Candidate {
+        author: Author::Owner,
+        expected,
+        ..candidate(id, &[i32::try_from(id).unwrap()], 0.9, true)
+    };
+    let counting = |candidates: Vec<Candidate>| -> Vec<i64> {
+        worth(candidates, vec![]).into_iter().map(|(id, ..)| id).collect()
+    };
+    let (now, before) = (Some(Expected::Now), Some(Expected::Before));
+    assert_eq!(counting(vec![example(1, None), example(2, now)]), [2]);
+    assert_eq!(counting(vec![example(1, now), example(2, None)]), [1], "whichever is newer");
+    assert_eq!(counting(vec![example(1, None), example(2, before)]), [1]);
+    // A pair of before is stale then, and not as it was.
+    let exchange = exchange(1, "p", vec![example(1, before)]);
+    let standing = standing(&exchange);
+    assert!(matches!(standing.as_slice(), [(CandidateId(1), None)]), "{standing:?}");
+}
+
+#[test]
 fn a_rating_of_an_aspect_replaces_the_judges_level() {
     assert_eq!(of_one(false, vec![on_aspect("correct", 1)]), Some((true, 1.0)));
     assert_eq!(of_one(true, vec![on_aspect("correct", 0)]), Some((false, 0.0)));
