@@ -34,17 +34,20 @@ pub(super) async fn night(
             explored = timeout(left / 2, explored) => explored.unwrap_or(Ok(())),
             stop = cancel.cancelled() => Err(RunError::Cancelled(stop)),
         };
-        if let Err(error) = explored {
-            return last.unwrap_or(Ended::Failed { run: None, reason: error.reason() });
-        }
-        let left = budget.saturating_sub(began.elapsed());
-        let ended = run::run(parts, Some(min_new_pairs), left, tellers.stage, cancel.clone()).await;
+        let ended = match explored {
+            Ok(()) => {
+                let left = budget.saturating_sub(began.elapsed());
+                run::run(parts, Some(min_new_pairs), left, tellers.stage, cancel.clone()).await
+            }
+            Err(error) => run::broken(parts, &error).await,
+        };
         let is_trained = match &ended {
             // Candidates may be refused before they come to the gate.
             Ended::Rejected { run, verdict, .. } if verdict.is_null() => {
                 let recorded = parts.store.run(*run).await;
                 recorded.is_ok_and(|recorded| guards::is_round(&recorded))
             }
+            // Stopped before it had a record.
             Ended::Failed { run: None, .. } => false,
             _ => true,
         };
@@ -54,7 +57,7 @@ pub(super) async fn night(
                 info!("The night goes on with the new generation.");
                 last = Some(ended);
             }
-            // Nothing was left to learn, which has a record of its own.
+            // Nothing was left to learn, which has a record of its own, or nobody wants more.
             ended if !is_trained => return last.unwrap_or(ended),
             ended => return ended,
         }

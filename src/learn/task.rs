@@ -420,7 +420,7 @@ impl Task {
     fn ended(&mut self, ended: &Ended) {
         self.operation = None;
         if let Some(Wish::Train { .. } | Wish::Night { .. } | Wish::Resume) = self.queue.running() {
-            // A run that never started has used nothing and says nothing about the trainer.
+            // What has no record was stopped, or told to the owner who asked for it.
             let failed =
                 matches!(ended, Ended::Failed { run: Some(_), .. } | Ended::Interrupted { .. });
             self.schedule.ended(Utc::now(), failed);

@@ -4,11 +4,9 @@
 mod aside;
 mod data;
 mod guards;
-
 mod imports;
-
 mod lessons;
-
+mod nights;
 mod preview;
 mod resume;
 mod trust;
