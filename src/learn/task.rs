@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::cancel::{Cancel, Stop};
@@ -468,7 +469,9 @@ async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Ca
         Wish::Train { min_new_pairs } => {
             run::run(parts, Some(min_new_pairs), budget(parts), tellers.stage, cancel).await
         }
-        Wish::Night { min_new_pairs } => night::night(parts, min_new_pairs, tellers, cancel).await,
+        Wish::Night { min_new_pairs } => {
+            night::night(parts, min_new_pairs, tellers, cancel, &Instant::now()).await
+        }
         Wish::Resume => run::run(parts, None, budget(parts), tellers.stage, cancel).await,
         Wish::Import(source) => import::import(parts, source, tellers.stage, cancel).await,
         Wish::Explore(wish) => {
