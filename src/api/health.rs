@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::State;
 
 use super::error::ApiError;
-use super::wire::{ConfigWord, Health, HealthWord, JudgeState, Learning, Status};
+use super::wire::{ConfigWord, Health, HealthWord, JudgeState, LastRun, Learning, Status};
 use super::{Api, Phase, judge};
 use crate::learn::program;
 use engine::Engine;
@@ -31,6 +31,7 @@ pub(super) async fn health(State(api): State<Api>) -> Json<Health> {
 pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiError> {
     let parts = &api.parts;
     let judges = judges(&api).await?;
+    let last_run = parts.store.runs(1).await?.pop().map(LastRun::from);
     Ok(Json(Status {
         version: VERSION,
         uptime_s: api.since.elapsed().as_secs(),
@@ -40,6 +41,7 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         stage: parts.learner.stage().borrow().clone(),
         learning: learning(&api),
         next_run: parts.learner.next_run().map(|time| time.to_rfc3339()),
+        last_run,
         judges,
         guards: parts.learner.guards(),
         agents: api.config().agents.keys().cloned().collect(),

@@ -12,7 +12,7 @@ use crate::reflect::CallCounts;
 use crate::trust::{Attack, Report, Standing};
 use config::{ExampleLine, Mode, Problem, PromptLine, Verifier};
 use engine::{EngineStats, FinishReason, Generation, ModelInfo};
-use store::{CandidateId, Counts, ExchangeId};
+use store::{CandidateId, Counts, ExchangeId, Run, RunId, RunState};
 
 /// Body of every error.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -468,6 +468,8 @@ pub struct Status {
     pub learning: Option<Learning>,
     /// RFC 3339, when a schedule is set.
     pub next_run: Option<String>,
+    /// The newest run, also one that broke before it trained.
+    pub last_run: Option<LastRun>,
     /// Why scheduled runs wait, what is watched, and the newest alarms.
     pub guards: Guards,
     /// Names.
@@ -482,6 +484,26 @@ pub struct Status {
     pub trainer_fault: Option<String>,
     /// The configuration.
     pub config: ConfigReport,
+}
+
+/// Inside [`Status`]: a run, without what it was given and what it measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct LastRun {
+    /// Its number.
+    pub id: RunId,
+    /// Unix milliseconds.
+    pub started_ms: i64,
+    /// How it stands.
+    pub state: RunState,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+impl From<Run> for LastRun {
+    fn from(run: Run) -> Self {
+        let Run { id, started_ms, state, reason, .. } = run;
+        Self { id, started_ms, state, reason }
+    }
 }
 
 /// Inside [`Status`]: what a run would find, as of the last operation.

@@ -231,6 +231,8 @@ pub(super) struct Status {
     #[serde(default)]
     pub(super) learning: Option<Learning>,
     pub(super) next_run: Option<String>,
+    #[serde(default)]
+    pub(super) last_run: Option<LastRun>,
     pub(super) guards: Guards,
     pub(super) agents: Vec<String>,
     #[serde(default)]
@@ -240,6 +242,15 @@ pub(super) struct Status {
     #[serde(default)]
     pub(super) trainer_fault: Option<String>,
     pub(super) config: ConfigState,
+}
+
+/// Inside [`Status`].
+#[derive(Debug, Deserialize)]
+pub(super) struct LastRun {
+    pub(super) id: RunId,
+    pub(super) started_ms: i64,
+    pub(super) state: RunState,
+    pub(super) reason: Option<String>,
 }
 
 /// Inside [`Status`]: whether there is something to learn.

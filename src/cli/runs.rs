@@ -130,7 +130,7 @@ fn took(run: &Run) -> String {
     span(Duration::from_millis(took_ms).as_secs_f64())
 }
 
-fn state(state: RunState) -> &'static str {
+pub(super) fn state(state: RunState) -> &'static str {
     match state {
         RunState::Training => "training",
         RunState::Gating => "gating",

@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::client::Client;
-use super::reply::{Seen, Side, Status};
+use super::reply::{LastRun, Seen, Side, Status};
 use super::table::{or_none, pairs, span, time};
-use super::{Json, judge_report, progress, terminal};
+use super::{Json, judge_report, progress, runs, terminal};
 use protocol::exit::Exit;
 use store::{Watch, WatchState};
 
@@ -31,6 +31,7 @@ fn render(status: &Status) -> String {
         ("KV cells", format!("{} of {}", engine.cells_used, engine.cells)),
         ("learner", progress::describe(&status.stage)),
         ("next run", or_none(status.next_run.as_ref())),
+        ("last run", or_none(status.last_run.as_ref().map(last_run))),
         ("paused", or_none(status.guards.paused.as_ref())),
         ("held out", or_none(status.guards.held_out.as_ref().map(|it| &it.says))),
         ("watch", or_none(status.guards.watch.as_ref().map(watch))),
@@ -65,6 +66,12 @@ fn render(status: &Status) -> String {
     }
 }
 
+/// `run 7 of 2026-11-30 03:00:00, failed: the judge at ... does not answer`.
+fn last_run(run: &LastRun) -> String {
+    let reason = run.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("run {} of {}, {}{reason}", run.id, time(run.started_ms), runs::state(run.state))
+}
+
 /// `generation 2 beside 1, canary with 20 % of the chats: judged 31 (0.71 -> 0.70), rated 0`.
 fn watch((watch, seen): &(Watch, Seen)) -> String {
     let role = match watch.state {
@@ -93,6 +100,7 @@ mod tests {
     fn a_configuration_that_was_rolled_back_is_shown_with_its_problems() {
         let status = json!({
             "version": "0.1.0", "uptime_s": 75, "agents": ["nano"], "next_run": null,
+            "last_run": {"id": 7, "started_ms": 0, "state": "failed", "reason": "the judge sleeps"},
             "model": {"name": "nano", "path": "m.gguf", "sha256": "ab", "architecture": "llama",
                       "n_parameters": 800_000},
             "engine": {"active": 2, "running": 1, "queued": 0, "cells_used": 10, "cells": 4096},
@@ -118,6 +126,8 @@ mod tests {
         );
         assert!(text.contains("up for         1 min 15 s\n"), "{text}");
         assert!(text.contains("generation     2\n"), "{text}");
+        assert!(text.contains("last run       run 7 of 19"), "{text}");
+        assert!(text.contains(", failed: the judge sleeps\n"), "{text}");
         assert!(text.contains("trainer        not installed\n"), "{text}");
         assert!(text.contains("paused         2 rounds in a row brought no gain\n"), "{text}");
         assert!(text.contains("held out       12 held-out prompts are too few\n"), "{text}");

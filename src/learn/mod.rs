@@ -138,7 +138,7 @@ pub async fn restore(parts: &Parts) -> Generation {
 /// Starts the learning task. It ends after [`Learner::shutdown`], or when the last handle is gone.
 pub fn spawn(parts: Parts) -> (Learner, JoinHandle<()>) {
     let (commands, inbox) = mpsc::channel(QUEUE);
-    let (task, news) = task::Task::new(parts);
+    let (task, news) = task::Task::new(parts, Utc::now());
     (Learner { commands, news }, tokio::spawn(task.run(inbox)))
 }
 

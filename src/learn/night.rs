@@ -1,18 +1,38 @@
 //! A night: explore, train, compare, and again, until its time is over or nothing is left to learn. What
 //! each part does is `explore`'s and `run`'s business. Used by `task`.
 
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::cancel::Cancel;
 use super::error::RunError;
 use super::explore::{self, Tellers};
+use super::job::Lesson;
 use super::op_queue::Exploration;
 use super::{Ended, Parts, guards, held_out, practice, run};
+use store::RunId;
 
 /// Prompts that a night explores at most before it trains.
 const MOST_PROMPTS: usize = 10_000;
+
+/// How late it is, since the night began. A parameter, because tests turn it by hand.
+pub(super) trait Clock: Sync {
+    fn elapsed(&self) -> Duration;
+    /// Resolves when it is so late.
+    fn reaches(&self, late: Duration) -> BoxFuture<'_, ()>;
+}
+
+impl Clock for Instant {
+    fn elapsed(&self) -> Duration {
+        Instant::elapsed(self)
+    }
+    fn reaches(&self, late: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(sleep_until(*self + late))
+    }
+}
 
 /// Rounds until the budget is spent, or until one brings no new generation for all chats. How the last
 /// round that was a run has ended.
@@ -21,44 +41,53 @@ pub(super) async fn night(
     min_new_pairs: usize,
     tellers: Tellers<'_>,
     mut cancel: Cancel,
+    clock: &dyn Clock,
 ) -> Ended {
     let budget = parts.config.borrow().learn.night;
-    let began = Instant::now();
     let mut last = None;
+    let mut has_refused_examples = false;
     loop {
-        let left = budget.saturating_sub(began.elapsed());
-        // The other half is for training and the gate.
+        let now = clock.elapsed();
         let explored: BoxFuture<'_, _> = Box::pin(explored(parts, tellers));
         let explored = tokio::select! {
-            // What is stored when the time is over stays.
-            explored = timeout(left / 2, explored) => explored.unwrap_or(Ok(())),
+            explored = explored => explored,
+            // What is stored by then stays. The other half is for training and the gate.
+            () = clock.reaches(now + budget.saturating_sub(now) / 2) => Ok(()),
             stop = cancel.cancelled() => Err(RunError::Cancelled(stop)),
         };
-        if let Err(error) = explored {
-            return last.unwrap_or(Ended::Failed { run: None, reason: error.reason() });
-        }
-        let left = budget.saturating_sub(began.elapsed());
-        let ended = run::run(parts, Some(min_new_pairs), left, tellers.stage, cancel.clone()).await;
-        let is_trained = match &ended {
-            // Candidates may be refused before they come to the gate.
-            Ended::Rejected { run, verdict, .. } if verdict.is_null() => {
-                let recorded = parts.store.run(*run).await;
-                recorded.is_ok_and(|recorded| guards::is_round(&recorded))
+        let ended = match explored {
+            Ok(()) => {
+                let left = budget.saturating_sub(clock.elapsed());
+                run::run(parts, Some(min_new_pairs), left, tellers.stage, cancel.clone()).await
             }
-            Ended::Failed { run: None, .. } => false,
-            _ => true,
+            Err(error) => run::broken(parts, &error).await,
         };
-        match ended {
+        let goes_on = match &ended {
             // A canary is tried first.
-            Ended::Promoted { share, .. } if 1.0 <= share && began.elapsed() < budget => {
-                info!("The night goes on with the new generation.");
-                last = Some(ended);
-            }
-            // Nothing was left to learn, which has a record of its own.
-            ended if !is_trained => return last.unwrap_or(ended),
-            ended => return ended,
+            Ended::Promoted { share, .. } => 1.0 <= *share,
+            Ended::Rejected { run, .. } => match compared(parts, *run).await {
+                // Its own answers may teach it what the examples have not.
+                Some(Lesson::Examples) => !std::mem::replace(&mut has_refused_examples, true),
+                Some(Lesson::Answers) => false,
+                // Nothing was left to learn, which has a record of its own.
+                None => return last.unwrap_or(ended),
+            },
+            // It was stopped before it had a record.
+            Ended::Failed { run: None, .. } => return last.unwrap_or(ended),
+            _ => false,
+        };
+        if !goes_on || budget <= clock.elapsed() {
+            return ended;
         }
+        info!("The night goes on.");
+        last = Some(ended);
     }
+}
+
+/// What a run has learned from that was refused after its adapter was compared; others are refused before.
+async fn compared(parts: &Parts, run: RunId) -> Option<Lesson> {
+    let run = parts.store.run(run).await.ok().filter(guards::is_round)?;
+    Some(serde_json::from_value(run.metrics["lesson"].clone()).unwrap_or(Lesson::Answers))
 }
 
 /// Explores, unless a run on examples is due: a model that cannot do its task has little to explore.

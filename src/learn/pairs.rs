@@ -87,7 +87,7 @@ pub struct Tally {
 pub struct Filtered {
     /// None is better by the least margin.
     pub margin: usize,
-    /// They differ too much in length.
+    /// They differ too much in length, and only a judge tells them apart.
     pub length: usize,
     /// They are a refinement and its parent, and nearly the same.
     pub likeness: usize,
@@ -375,9 +375,13 @@ impl<'a> Pairing<'a> {
         if margin <= 0.0 || margin < self.policy.min_margin {
             return Some(Misfit::Margin);
         }
-        // The rule keeps a judge's taste for long answers out. The owner means the length.
-        let by_owner = is_edit_of(chosen, rejected) || is_example(chosen);
-        if !by_owner && self.policy.max_length_ratio < length_ratio(&a.tokens, &b.tokens) {
+        // The rule keeps a judge's taste for long answers out. The owner means the length, and a program
+        // has no taste.
+        let by_owner = [chosen, rejected].iter().any(|it| it.by_owner || it.is_edit());
+        let by_program =
+            (chosen.is_verified(), rejected.is_verified()) == (Some(true), Some(false));
+        let is_bound = !by_owner && !by_program;
+        if is_bound && self.policy.max_length_ratio < length_ratio(&a.tokens, &b.tokens) {
             return Some(Misfit::Length);
         }
         // Nearly the same text on both sides pushes down what it should push up.

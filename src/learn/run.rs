@@ -31,7 +31,7 @@ use crate::trust::Standing;
 use config::Config;
 use engine::Generation;
 use protocol::{Job, Objective, Step, TrainerEvent};
-use store::{RunId, RunState};
+use store::{RunId, RunState, StoreError};
 
 /// A recorded run with what its steps need.
 pub(super) struct Run<'a> {
@@ -72,7 +72,26 @@ pub(super) async fn run(
         Err(RunError::NothingToLearn { run, reason }) => {
             Ended::Rejected { run, reason, verdict: serde_json::Value::Null }
         }
+        Err(error) if min_new_pairs.is_some_and(|n| 0 < n) => broken(parts, &error).await,
         Err(error) => Ended::Failed { run: None, reason: error.reason() },
+    }
+}
+
+/// What became of a scheduled run that broke before it had anything to train on. Nobody waits to be told,
+/// so it is recorded.
+pub(super) async fn broken(parts: &Parts, error: &RunError) -> Ended {
+    let (state, reason) = (error.state(), error.reason());
+    if state != RunState::Failed {
+        // Somebody has stopped it.
+        return Ended::Failed { run: None, reason };
+    }
+    warn!(error = reason, "A scheduled run has failed before it trained.");
+    match record(parts, state, reason.clone(), json!({})).await {
+        Ok(run) => Ended::Failed { run: Some(run), reason },
+        Err(error) => {
+            warn!(%error, "It is not recorded that a scheduled run has failed.");
+            Ended::Failed { run: None, reason }
+        }
     }
 }
 
@@ -211,14 +230,24 @@ async fn begin(
 /// numbers.
 async fn nothing_to_learn(parts: &Parts, found: &Readiness) -> Result<RunError, RunError> {
     let reason = found.lacks().unwrap_or_default();
-    let start = parts.engine.stats().active;
-    let id = parts.store.start_run(start, String::new(), json!({}), Vec::new()).await?;
-    let facts = json!({
-        "tally": found.tally, "yield": found.yielded, "version": env!("CARGO_PKG_VERSION")
-    });
-    parts.store.update_run(id, RunState::Rejected, Some(reason.clone()), facts).await?;
+    let facts = json!({ "tally": found.tally, "yield": found.yielded });
+    let id = record(parts, RunState::Rejected, reason.clone(), facts).await?;
     info!(run_id = %id, reason, "There is nothing to learn from.");
     Ok(RunError::NothingToLearn { run: id, reason })
+}
+
+/// Records a run that has ended before it had anything to train on.
+async fn record(
+    parts: &Parts,
+    state: RunState,
+    reason: String,
+    mut facts: serde_json::Value,
+) -> Result<RunId, StoreError> {
+    facts["version"] = json!(env!("CARGO_PKG_VERSION"));
+    let start = parts.engine.stats().active;
+    let id = parts.store.start_run(start, String::new(), json!({}), Vec::new()).await?;
+    parts.store.update_run(id, state, Some(reason), facts).await?;
+    Ok(id)
 }
 
 impl Run<'_> {

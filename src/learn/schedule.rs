@@ -101,10 +101,16 @@ impl Schedule {
             self.due = self.after(now.max(self.not_before));
         }
     }
-    /// The last run that the schedule has started began then, before the daemon did: one that was due
-    /// since is due now.
-    pub fn catch_up(&mut self, last: DateTime<Utc>, now: DateTime<Utc>) {
-        if let Some(missed) = self.after(last).filter(|missed| *missed <= now) {
+    /// When a plan was set and when the last run that it started began, both before the daemon did: one
+    /// that was due after the newer of the two is due now.
+    pub fn catch_up(
+        &mut self,
+        set: Option<DateTime<Utc>>,
+        last: Option<DateTime<Utc>>,
+        now: DateTime<Utc>,
+    ) {
+        let missed = set.max(last).and_then(|since| self.after(since));
+        if let Some(missed) = missed.filter(|missed| *missed <= now) {
             self.due = Some(missed);
         }
     }
@@ -275,13 +281,18 @@ mod tests {
     fn a_run_that_was_missed_is_made_up_for_once() {
         let morning = at("2026-07-03T07:00:00Z");
         let mut schedule = Schedule::new(Some(&nightly()), morning);
-        schedule.catch_up(at("2026-07-01T01:00:10Z"), morning);
+        let set = Some(at("2026-06-01T12:00:00Z"));
+        schedule.catch_up(set, Some(at("2026-07-01T01:00:10Z")), morning);
         assert_eq!(schedule.decide(morning, LONG, IDLE), Decision::Start, "two nights were missed");
         schedule.ended(morning, false);
         assert_eq!(schedule.due(), Some(at("2026-07-04T01:00:00Z")));
         let mut schedule = Schedule::new(Some(&nightly()), morning);
-        schedule.catch_up(at("2026-07-03T01:00:10Z"), morning);
+        schedule.catch_up(set, Some(at("2026-07-03T01:00:10Z")), morning);
         assert!(matches!(schedule.decide(morning, LONG, IDLE), Decision::NotDue(_)));
+        schedule.catch_up(Some(morning), Some(at("2026-07-01T01:00:10Z")), morning);
+        assert!(matches!(schedule.decide(morning, LONG, IDLE), Decision::NotDue(_)));
+        schedule.catch_up(set, None, morning);
+        assert_eq!(schedule.decide(morning, LONG, IDLE), Decision::Start, "the first night");
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::mem::discriminant;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::cancel::{Cancel, Stop};
@@ -22,7 +24,7 @@ use super::{
     Command, Ended, LearnError, News, Parts, Stage, explore, held_out, import, judge, night,
     preview, promote, resume, run,
 };
-use store::{RunId, StoreError, Watch};
+use store::{Event, RunId, StoreError, Watch};
 
 /// How often the schedule looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
@@ -33,6 +35,8 @@ const RECENT: usize = 20;
 const ALARMS: usize = 5;
 /// The event that the schedule has started something.
 const NIGHT: &str = "night";
+/// The event that the schedule is another one, with what it is now.
+const SCHEDULED: &str = "scheduled";
 
 #[derive(Debug)]
 pub(super) struct Task {
@@ -57,9 +61,9 @@ struct Operation {
 }
 
 impl Task {
-    pub(super) fn new(parts: Parts) -> (Self, News) {
+    pub(super) fn new(parts: Parts, now: DateTime<Utc>) -> (Self, News) {
         let plan = parts.config.borrow().learn.schedule.clone();
-        let schedule = Schedule::new(plan.as_ref(), Utc::now());
+        let schedule = Schedule::new(plan.as_ref(), now);
         let (stage, stages) = watch::channel(Stage::Idle);
         let (harvest, harvests) = watch::channel(Harvest::default());
         let (next_run, next_runs) = watch::channel(schedule.due());
@@ -93,16 +97,8 @@ impl Task {
             Ok(runs) => self.schedule.set_interrupted(!runs.is_empty()),
             Err(error) => warn!(%error, "Interrupted runs are not looked for."),
         }
-        match self.parts.store.events(NIGHT, 1).await {
-            Ok(nights) => {
-                let last =
-                    nights.first().and_then(|it| DateTime::from_timestamp_millis(it.created_ms));
-                if let Some(last) = last {
-                    self.schedule.catch_up(last, Utc::now());
-                    self.next_run.send_replace(self.schedule.due());
-                }
-            }
-            Err(error) => warn!(%error, "Nights that were missed are not looked for."),
+        if let Err(error) = self.catch_up(Utc::now()).await {
+            warn!(%error, "Nights that were missed are not looked for.");
         }
         let mut ticks = tokio::time::interval(TICK);
         let mut looks = tokio::time::interval(LOOK);
@@ -125,6 +121,9 @@ impl Task {
                 Ok(()) = config.changed() => {
                     let plan = config.borrow_and_update().learn.schedule.clone();
                     self.schedule.replan(plan.as_ref(), Utc::now());
+                    if let Err(error) = self.note_schedule(Utc::now()).await {
+                        warn!(%error, "It is not noted that the schedule is another one.");
+                    }
                     self.next_run.send_replace(self.schedule.due());
                     self.look(false).await;
                     self.see_readiness();
@@ -141,6 +140,34 @@ impl Task {
         if let Some(reply) = last_word {
             reply.send(()).ok();
         }
+    }
+
+    /// Makes up for a night that was due after the last one, or after the schedule was set.
+    pub(super) async fn catch_up(&mut self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let set = self.note_schedule(now).await?;
+        let nights = self.parts.store.events(NIGHT, 1).await?;
+        self.schedule.catch_up(set, nights.first().and_then(happened), now);
+        self.next_run.send_replace(self.schedule.due());
+        Ok(())
+    }
+
+    /// Stores what the schedule is, where that is news: a machine that was off at the hour of its first
+    /// night has missed it. Since when there has been a schedule; `None`: an older version may have had
+    /// one.
+    async fn note_schedule(&self, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, StoreError> {
+        let none = json!({});
+        let detail = match &self.parts.config.borrow().learn.schedule {
+            Some((cron, zone)) => json!({ "cron": cron, "time_zone": zone.name() }),
+            None => none.clone(),
+        };
+        let noted = self.parts.store.events(SCHEDULED, 1).await?.pop();
+        let before = noted.as_ref().map_or(&none, |noted| &noted.detail);
+        if *before != detail {
+            self.parts.store.add_event(SCHEDULED.to_owned(), detail).await?;
+        }
+        let Some(noted) = noted else { return Ok(None) };
+        // While there was none nothing was missed.
+        Ok(if noted.detail == none { Some(now) } else { happened(&noted) })
     }
 
     async fn obey(&mut self, command: Command) {
@@ -231,8 +258,7 @@ impl Task {
         {
             info!(reason = %decision, "Training starts.");
             if decision == Decision::Start
-                && let Err(error) =
-                    self.parts.store.add_event(NIGHT.to_owned(), serde_json::json!({})).await
+                && let Err(error) = self.parts.store.add_event(NIGHT.to_owned(), json!({})).await
             {
                 warn!(%error, "It is not noted that a night has begun.");
             }
@@ -368,7 +394,7 @@ impl Task {
             return Ok(());
         }
         let newest = self.parts.store.runs(1).await?.first().map(|run| run.id);
-        let detail = serde_json::json!({ "after_run": newest });
+        let detail = json!({ "after_run": newest });
         self.parts.store.add_event("resumed".to_owned(), detail).await?;
         info!("Scheduled runs may start again.");
         self.look(false).await;
@@ -395,7 +421,7 @@ impl Task {
     fn ended(&mut self, ended: &Ended) {
         self.operation = None;
         if let Some(Wish::Train { .. } | Wish::Night { .. } | Wish::Resume) = self.queue.running() {
-            // A run that never started has used nothing and says nothing about the trainer.
+            // What has no record was stopped, or told to the owner who asked for it.
             let failed =
                 matches!(ended, Ended::Failed { run: Some(_), .. } | Ended::Interrupted { .. });
             self.schedule.ended(Utc::now(), failed);
@@ -420,6 +446,10 @@ impl Task {
     }
 }
 
+fn happened(event: &Event) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(event.created_ms)
+}
+
 /// The end of the operation under way; never, when there is none.
 async fn finished(operation: &mut Option<Operation>) -> Ended {
     let Some(operation) = operation else { return std::future::pending().await };
@@ -439,7 +469,9 @@ async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Ca
         Wish::Train { min_new_pairs } => {
             run::run(parts, Some(min_new_pairs), budget(parts), tellers.stage, cancel).await
         }
-        Wish::Night { min_new_pairs } => night::night(parts, min_new_pairs, tellers, cancel).await,
+        Wish::Night { min_new_pairs } => {
+            night::night(parts, min_new_pairs, tellers, cancel, &Instant::now()).await
+        }
         Wish::Resume => run::run(parts, None, budget(parts), tellers.stage, cancel).await,
         Wish::Import(source) => import::import(parts, source, tellers.stage, cancel).await,
         Wish::Explore(wish) => {

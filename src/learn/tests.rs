@@ -5,11 +5,9 @@ mod aside;
 mod data;
 mod expected;
 mod guards;
-
 mod imports;
-
 mod lessons;
-
+mod nights;
 mod preview;
 mod resume;
 mod trust;

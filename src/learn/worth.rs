@@ -36,6 +36,11 @@ impl Answer<'_> {
     pub(super) fn is_edit(&self) -> bool {
         self.candidate.author == Author::Owner
     }
+    /// What programs that count say of it: verifiers, and the comparison with a reference where nothing
+    /// else decides; `None`: none of them has spoken.
+    pub(super) fn is_verified(&self) -> Option<bool> {
+        verified(&self.candidate.assessments)
+    }
     /// Whether it may be what is learned. By the scalar alone the caller compares two.
     pub(super) fn may_be_chosen(&self, positives: Positives) -> bool {
         match positives {
@@ -145,7 +150,7 @@ fn weigh<'a>(candidate: &'a Candidate, words: &Words<'_>) -> Option<Answer<'a>> 
     };
     match words.thumb {
         Some(..0) => answer(-1.0, false),
-        Some(_) if is_refused(&candidate.assessments) => None,
+        Some(_) if verified(&candidate.assessments) == Some(false) => None,
         Some(_) => answer(1.0, true),
         None => {
             let assessments = corrected(&candidate.assessments, &words.aspects);
@@ -155,10 +160,10 @@ fn weigh<'a>(candidate: &'a Candidate, words: &Words<'_>) -> Option<Answer<'a>> 
     }
 }
 
-/// Whether a verifier that counts says no.
-fn is_refused(assessments: &[Assessment]) -> bool {
+/// Whether all verifiers that count say yes; `None`: there are none.
+fn verified(assessments: &[Assessment]) -> Option<bool> {
     let counts = |it: &&Assessment| it.aspect == VERIFIER && 0.0 < it.weight;
-    assessments.iter().filter(counts).any(|verifier| !verifier.passes)
+    assessments.iter().filter(counts).map(|verifier| verifier.passes).reduce(|a, b| a && b)
 }
 
 /// The judge's assessments with the owner's levels in their places.

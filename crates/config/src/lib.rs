@@ -506,7 +506,9 @@ pub struct PairPolicy {
     pub per_prompt: usize,
     /// Least difference of the scalars (0 to 2).
     pub min_margin: f64,
-    /// Longest over shortest answer, in tokens.
+    /// Longest over shortest answer, in tokens, where only a judge tells them apart: no matter where the
+    /// owner has spoken of one of them, or where a verifier of weight above 0, or a reference in its
+    /// place, passes the chosen one and refuses the other.
     pub max_length_ratio: f64,
     /// A refinement is not paired with its parent when their texts are this alike (0 to 1).
     pub max_parent_similarity: f64,

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::reflect;
+use config::VERIFIER;
 use engine::{Generation, Sampling, TextPart};
 use prompt::{Message, Role};
 use store::{Assessment, Author, CandidateId, ExchangeId, Feedback, Source};
@@ -422,6 +423,35 @@ fn the_owners_word_is_not_cut_by_a_cap_and_a_held_out_prompt_is_never_learned_fr
     assert_eq!((pairs, tally.left_out), (vec![], LeftOut { held_out: 1, near_copies: 1 }));
 }
 
+/// The same with the word of a verifier of this weight.
+fn checked(mut candidate: Candidate, passes: bool, weight: f64) -> Candidate {
+    let said = assessment(if passes { 1.0 } else { -1.0 }, passes);
+    candidate.assessments.push(Assessment { aspect: VERIFIER.into(), weight, ..said });
+    candidate
+}
+
+#[test]
+fn where_a_verifier_or_the_owner_decides_answers_may_differ_in_length() {
+    let long: Vec<i32> = (1..40).collect();
+    let (good, bad) = (candidate(1, &[5], 0.9, true), candidate(2, &long, -0.9, false));
+    let of = |good: &Candidate, bad: &Candidate, feedback: Vec<Feedback>| {
+        let one = exchange(1, "p", vec![good.clone(), bad.clone()]);
+        let (pairs, tally) = paired(&policy(), DPO, &[Exchange { feedback, ..one }]);
+        assert_eq!(tally.filtered.length, usize::from(pairs.is_empty()));
+        pairs.len()
+    };
+    assert_eq!(of(&good, &bad, vec![]), 0, "a judge may have a taste for short answers");
+    let by_verifier = |passes, weight| {
+        of(&checked(good.clone(), true, weight), &checked(bad.clone(), passes, weight), vec![])
+    };
+    assert_eq!(by_verifier(false, 1.0), 1);
+    assert_eq!(by_verifier(false, 0.0), 0, "it only measures");
+    assert_eq!(by_verifier(true, 1.0), 0, "it tells nothing apart");
+    for (id, rating) in [(1, 1), (2, -1)] {
+        assert_eq!(of(&good, &bad, vec![word(id, Some(rating))]), 1);
+    }
+}
+
 fn any_candidate() -> impl Strategy<Value = Candidate> {
     let tokens = prop::collection::vec(1i32..4, 0..6);
     (tokens, -1.0f32..1.0, any::<bool>(), any::<bool>(), any::<bool>(), prop::option::of(1i64..6))
@@ -441,17 +471,21 @@ fn any_candidate() -> impl Strategy<Value = Candidate> {
 
 fn any_exchanges() -> impl Strategy<Value = Vec<Exchange>> {
     let prompt = prop::sample::select(vec!["a", "b", "c", "Held  OUT"]);
-    let one = (prompt, prop::collection::vec(any_candidate(), 0..12));
-    prop::collection::vec(one, 0..6).prop_map(|list| {
+    // Each with what a verifier would say of it, where the prompt has one.
+    let candidates = prop::collection::vec((any_candidate(), any::<bool>()), 0..12);
+    prop::collection::vec((prompt, any::<bool>(), candidates), 0..6).prop_map(|list| {
         let mut next = 0;
-        let number = |(index, (prompt, mut candidates)): (usize, (&str, Vec<Candidate>))| {
-            for candidate in &mut candidates {
+        let mut exchanges = Vec::new();
+        for (index, (prompt, has_verifier, candidates)) in (0..).zip(list) {
+            let number = |(mut candidate, passes): (Candidate, bool)| {
                 next += 1;
                 candidate.id = CandidateId(next);
-            }
-            exchange(i64::try_from(index).unwrap(), prompt, candidates)
-        };
-        list.into_iter().enumerate().map(number).collect()
+                let is_checked = has_verifier && !candidate.assessments.is_empty();
+                if is_checked { checked(candidate, passes, 1.0) } else { candidate }
+            };
+            exchanges.push(exchange(index, prompt, candidates.into_iter().map(number).collect()));
+        }
+        exchanges
     })
 }
 
@@ -493,9 +527,13 @@ proptest! {
                 prop_assert!(!is_vetoed || !reflect::passes(&rejected.assessments));
                 prop_assert!(0.0 < pair.row.margin && policy.min_margin <= pair.row.margin);
                 prop_assert!(chosen.tokens != rejected.tokens);
-                prop_assert!(
-                    length_ratio(&chosen.tokens, &rejected.tokens) <= policy.max_length_ratio
-                );
+                let said = |candidate: &Candidate| {
+                    let verifier = candidate.assessments.iter().find(|it| it.aspect == VERIFIER);
+                    verifier.map(|it| it.passes)
+                };
+                let by_verifier = (said(&chosen), said(&rejected)) == (Some(true), Some(false));
+                let ratio = length_ratio(&chosen.tokens, &rejected.tokens);
+                prop_assert!(by_verifier || ratio <= policy.max_length_ratio);
             }
         }
     }

@@ -1,6 +1,9 @@
 //! What a run is given to learn from, and when it begins.
 
+use chrono::TimeDelta;
+
 use super::*;
+use crate::learn::task::Task;
 
 #[tokio::test]
 async fn kto_is_given_single_answers_and_weights_that_balance_them() {
@@ -125,11 +128,41 @@ async fn a_new_schedule_shows_when_the_next_run_is_due() {
     let world = World::new(standing(), "good.sh", &[]).await;
     let (learner, _task) = world.learner();
     assert_eq!(learner.next_run(), None);
+    // It has begun before the schedule is set.
+    assert!(!learner.cancel().await.unwrap());
     let mut next_run = learner.news.next_run.clone();
     let hourly = Some(("0 * * * *".to_owned(), chrono_tz::UTC));
     world.change(|config| config.learn.schedule = hourly);
     let due = *next_run.wait_for(Option::is_some).await.unwrap();
     assert_eq!(learner.next_run(), due);
+    assert_eq!(world.parts.store.events("scheduled", 9).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_first_night_is_made_up_for_on_a_machine_that_was_off_at_its_hour() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    let nightly = Some(("0 3 * * *".to_owned(), chrono_tz::UTC));
+    world.change(|config| config.learn.schedule.clone_from(&nightly));
+    let (learner, task) = world.learner();
+    learner.shutdown().await;
+    task.await.unwrap();
+    let is_due = async |now| {
+        let (mut task, shown) = Task::new(world.parts.clone(), now);
+        task.catch_up(now).await.unwrap();
+        shown.next_run.borrow().is_some_and(|due| due <= now)
+    };
+    let (today, tomorrow) = (Utc::now(), Utc::now() + TimeDelta::days(1));
+    assert!(!is_due(today).await, "it has begun before that hour");
+    assert!(is_due(tomorrow).await);
+    assert!(is_due(tomorrow).await, "until a night has begun");
+    // Of another plan too, but not while there was none.
+    world.change(|config| config.learn.schedule = Some(("0 4 * * *".to_owned(), chrono_tz::UTC)));
+    assert!(is_due(tomorrow).await);
+    world.change(|config| config.learn.schedule = None);
+    assert!(!is_due(tomorrow).await);
+    world.change(|config| config.learn.schedule.clone_from(&nightly));
+    assert!(!is_due(tomorrow).await);
+    assert!(is_due(tomorrow).await, "it was set today");
 }
 
 #[tokio::test]

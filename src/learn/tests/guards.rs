@@ -152,7 +152,7 @@ async fn two_rounds_without_gain_pause_what_is_scheduled_until_the_owner_says_so
 
     // It is read from the store: a new start knows it.
     let world = world.restarted(standing()).await;
-    let (mut task, shown) = Task::new(world.parts.clone());
+    let (mut task, shown) = Task::new(world.parts.clone(), Utc::now());
     task.look(false).await;
     assert!(shown.guards.borrow().paused.is_some());
     let (learner, _task) = world.learner();
@@ -204,7 +204,7 @@ async fn chats(world: &World, generation: Generation, n: usize, passes: bool) {
 
 /// What the learning task does at its start and then every few seconds.
 async fn look(world: &World) -> Guards {
-    let (mut task, shown) = Task::new(world.parts.clone());
+    let (mut task, shown) = Task::new(world.parts.clone(), Utc::now());
     task.look(false).await;
     task.look(true).await;
     shown.guards.borrow().clone()

@@ -268,26 +268,6 @@ async fn a_file_of_examples_with_faults_stops_the_run_with_all_of_them() {
     assert_eq!(world.parts.store.counts().await.unwrap().exchanges, 0);
 }
 
-#[tokio::test]
-async fn a_night_learns_from_examples_then_explores_and_trains_until_nothing_is_left() {
-    // Generation 1 answers well, so that a night after it finds nothing to reject.
-    let world = with_examples(improving(), 12).await;
-    let (_switch, cancel) = Cancel::new();
-    let (stage, _stages) = watch::channel(Stage::Idle);
-    let (total, harvests) = watch::channel(Harvest::default());
-    let tellers = explore::Tellers { stage: &stage, total: &total };
-    let ended = night::night(&world.parts, 1, tellers, cancel).await;
-    assert!(matches!(ended, Ended::Promoted { generation: Generation(1), .. }), "{ended:?}");
-    let runs = world.parts.store.runs(9).await.unwrap();
-    assert_eq!(runs.len(), 2, "after it there was nothing to learn, which is recorded");
-    assert_eq!((runs[0].n_pairs, &runs[1].metrics["lesson"]), (0, &"examples".into()));
-    // The prompts of the examples, by generation 1 and not by the base, which cannot do them.
-    assert_eq!(harvests.borrow().prompts, 12);
-    let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
-    let drafts = exchange.candidates.iter().filter(|it| it.author == Author::Model);
-    assert!(drafts.clone().all(|it| it.generation == Generation(1)) && 0 < drafts.count());
-}
-
 /// Prompts to practise on, all with this verifier.
 pub(super) fn practice(n: usize, verifier: &serde_json::Value) -> String {
     let line = |i: usize| json!({ "id": i.to_string(), "prompt": format!("ask practice {i}"), "verifier": verifier });

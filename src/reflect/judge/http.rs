@@ -133,8 +133,11 @@ fn read(
     if status.is_success() {
         return json.map_err(|error| Fault::lasting(format!("does not answer in JSON: {error}")));
     }
-    let error = json.ok().map(|mut json| json["error"].take()).unwrap_or_default();
+    let json = json.unwrap_or_default();
+    // Some servers put nothing around it.
+    let error = json.get("error").unwrap_or(&json);
     let said = error["message"].as_str().or(error.as_str()).unwrap_or_default();
+    let is_too_long = is_too_long(status, error, said);
     let said: String = said.chars().take(300).collect();
     let is_transient = status.is_server_error()
         || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
@@ -143,6 +146,16 @@ fn read(
         reason: format!("answers with status {}: {said}", status.as_u16()),
         is_transient,
         retry_after: seconds.map(Duration::from_secs),
-        is_too_long: error["code"] == "context_length_exceeded",
+        is_too_long,
     })
+}
+
+/// OpenAI has a code for it and llama-server a type; others have a sentence alone.
+fn is_too_long(status: StatusCode, error: &Value, said: &str) -> bool {
+    let said = said.to_lowercase();
+    let is_said = said.contains("context")
+        && ["length", "size", "window"].iter().any(|word| said.contains(word));
+    error["code"] == "context_length_exceeded"
+        || error["type"] == "exceed_context_size_error"
+        || status == StatusCode::BAD_REQUEST && is_said
 }

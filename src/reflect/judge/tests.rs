@@ -412,6 +412,8 @@ async fn faults_that_stay_are_not_repeated_and_say_what_is_wrong() {
     let no_logprobs = json!({"choices": [{"message": {"content": "+"}}]});
     for (turn, expected) in [
         (Turn::Answer(404, refusal), "answers with status 404: no such model"),
+        (Turn::Answer(400, json!({"error": "no `size`"})), "answers with status 400: no `size`"),
+        (Turn::Answer(400, json!("what?")), "answers with status 400: what?"),
         (Turn::Answer(200, no_logprobs), "answers without `top_logprobs`"),
         (Turn::Answer(200, json!("x".repeat(5 << 20))), "breaks off: length limit exceeded"),
     ] {
@@ -439,11 +441,39 @@ async fn an_endpoint_that_hangs_is_given_up() {
 #[tokio::test]
 async fn an_answer_that_an_endpoint_gives_no_level_is_left_unjudged() {
     let thinking = levels(&[("<think>", 1.0)]);
-    let too_long = json!({"error": {"message": "too long", "code": "context_length_exceeded"}});
-    for turn in [Turn::Answer(200, thinking), Turn::Answer(400, too_long)] {
+    let openai = json!({"error": {"message": "too long", "code": "context_length_exceeded"}});
+    for turn in [Turn::Answer(200, thinking), Turn::Answer(400, openai)]
+        .into_iter()
+        .chain(too_long().map(|body| Turn::Answer(400, body)))
+    {
         let server = Server::start(vec![turn]).await;
         let world = World::new(script()).await;
         assert!(judged(&world, &server).await.unwrap().is_empty());
+    }
+}
+
+/// What llama-server says of a conversation that is too long, and what servers say that have a sentence
+/// for it and no word.
+fn too_long() -> [Value; 2] {
+    [
+        json!({"error": {"code": 400, "message": "the request has too many tokens",
+            "type": "exceed_context_size_error", "n_prompt_tokens": 9000, "n_ctx": 4096}}),
+        json!({"object": "error", "message": "This model's maximum context length is 4096 tokens.",
+            "type": "BadRequestError", "param": null, "code": 400}),
+    ]
+}
+
+#[tokio::test]
+async fn answers_that_are_too_long_for_an_endpoint_do_not_end_an_exploration() {
+    for body in too_long() {
+        let server = Server::start(vec![Turn::Answer(400, body)]).await;
+        let world = World::new(script()).await;
+        let id = world.outcome(task(agent(), Mode::Explore, "ask bad")).await.exchange.unwrap();
+        let explored = world.reflector.explore(&server.agent(), id, aim(3, 0), &|_| {}).await;
+        assert_eq!(explored.unwrap().drafts, 2);
+        let stored = world.store.exchange(id).await.unwrap().candidates;
+        let unjudged = stored.iter().filter(|it| it.assessments.is_empty()).count();
+        assert_eq!((stored.len(), unjudged), (3, 3));
     }
 }
 
