@@ -131,12 +131,13 @@ pub(super) async fn explore(
         change(&|harvest| harvest.supply(supplied));
     }
     let told = &|news: Explored| change(&|harvest| harvest.add(&news));
+    let failed = &Mutex::new(None);
     let easy = &Mutex::new(BTreeMap::<String, Easy>::new());
     // First a few drafts of every prompt: an exploration that is cut short has something of all of them
     // and not everything of some.
     let first = |todo: Todo| async move {
         let aim = todo.aim.first_stage();
-        let explored = fill(parts, &todo, aim, false, told).await?;
+        let explored = fill(parts, &todo, aim, false, (told, failed)).await?;
         begun.fetch_add(1, Ordering::Relaxed);
         change(&|_| {});
         {
@@ -144,11 +145,8 @@ pub(super) async fn explore(
             easy.entry(todo.agent.name.clone()).or_default().add(&explored);
         }
         todo.count(&explored);
-        let enough = todo.aim.stop_early.enough as usize;
-        let has_enough = |n| 0 < enough && enough <= n;
-        let is_left = explored.left.is_none()
-            || has_enough(explored.positives)
-                && has_enough(explored.drafts.saturating_sub(explored.positives));
+        let negatives = explored.drafts.saturating_sub(explored.positives);
+        let is_left = explored.left.is_none() || todo.aim.has_enough(explored.positives, negatives);
         if is_left {
             change(&|harvest| harvest.leave(explored.left));
         }
@@ -172,7 +170,7 @@ pub(super) async fn explore(
             return Ok(());
         }
         let all_pass = easy.get(&todo.agent.name).is_some_and(Easy::are_most);
-        let explored = fill(parts, &todo, todo.aim, all_pass, told).await?;
+        let explored = fill(parts, &todo, todo.aim, all_pass, (told, failed)).await?;
         todo.count(&explored);
         let supplied = supply(parts, &todo, explored.left).await?;
         change(&|harvest| {
@@ -184,6 +182,11 @@ pub(super) async fn explore(
     let fills: Vec<_> = rest.into_iter().flatten().map(second).collect();
     stream::iter(fills).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
     let harvest = harvest.into_inner().expect("nobody panics while holding the harvest");
+    let failed = failed.lock().expect("nobody panics while holding it").take();
+    if let Some(error) = failed.filter(|_| harvest.generated_tokens == 0) {
+        // It is no matter of a single prompt.
+        return Err(ReflectError::Engine(error).into());
+    }
     let refining = trials.into_iter().filter_map(|(agent, trial)| {
         let compared = trial.compared()?;
         Some(Refining { agent, compared })
@@ -341,22 +344,28 @@ async fn supply(parts: &Parts, todo: &Todo, left: Option<Reason>) -> Result<Supp
     }
 }
 
-/// A prompt that no longer fits, or whose adapter went away during a swap, yields nothing more.
+/// A prompt that no longer fits, that the engine fails at, or whose adapter went away during a swap, yields
+/// nothing more.
 async fn fill(
     parts: &Parts,
     todo: &Todo,
     aim: Aim,
     all_pass: bool,
-    told: &(dyn Fn(Explored) + Sync),
+    (told, failed): (&(dyn Fn(Explored) + Sync), &Mutex<Option<EngineError>>),
 ) -> Result<Explored, ReflectError> {
     let &Todo { ref agent, exchange, ref trial, ref shots, .. } = todo;
     let sampling = reflect::exploring(agent, all_pass);
     let how = Practising { aim, shots, trial: trial.as_deref(), sampling };
     match parts.reflector.practise(agent, exchange, how, told).await {
         Err(ReflectError::Engine(
-            error @ (EngineError::TooLong { .. } | EngineError::NotLoaded(_)),
+            error @ (EngineError::TooLong { .. }
+            | EngineError::NotLoaded(_)
+            | EngineError::Failed(_)),
         )) => {
             warn!(exchange = %exchange, %error, "A prompt is left out of the exploration.");
+            if matches!(error, EngineError::Failed(_)) {
+                *failed.lock().expect("nobody panics while holding it") = Some(error);
+            }
             Ok(Explored::default())
         }
         other => other,

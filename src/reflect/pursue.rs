@@ -28,6 +28,11 @@ impl Aim {
     pub fn drafts_only(self) -> Self {
         Self { drafts: self.drafts.saturating_add(self.refinements), refinements: 0, ..self }
     }
+    /// Whether so many good and bad answers are all that training needs of a prompt.
+    pub fn has_enough(self, positives: usize, negatives: usize) -> bool {
+        let enough = self.stop_early.enough as usize;
+        0 < enough && enough <= positives.min(negatives)
+    }
     /// The first stage of drafts alone.
     #[must_use]
     pub fn first_stage(self) -> Self {
@@ -65,10 +70,10 @@ const SMALLEST_STAGE: u32 = 4;
 /// What to do next, given what is there. It is counted anew after every stage.
 pub fn next(aim: &Aim, have: &Filled) -> Next {
     let StopEarly { enough, give_up } = aim.stop_early;
-    let has_positives = 0 < enough && enough <= have.positives;
-    if has_positives && enough <= have.negatives {
+    if aim.has_enough(have.positives as usize, have.negatives as usize) {
         return Next::Leave(Reason::Enough);
     }
+    let has_positives = 0 < enough && enough <= have.positives;
     // Not before a refinement was tried, however many drafts there are: it is what helps.
     let tried = 0 < give_up && have.positives == 0 && give_up <= have.tries;
     if tried && (0 < have.refinements || aim.refinements == 0) {

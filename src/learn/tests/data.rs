@@ -124,6 +124,24 @@ async fn an_exploration_leaves_prompts_alone_that_need_nothing_or_that_nothing_h
 }
 
 #[tokio::test]
+async fn a_prompt_that_the_engine_fails_at_costs_the_others_nothing() {
+    let explored = async |poison: &str| {
+        let world = World::new(improving().poison(poison), "good.sh", &[]).await;
+        for prompt in ["ask broken", "ask fine"] {
+            world.remember_answers(prompt, vec![]).await;
+        }
+        let (learner, _task) = world.learner();
+        learner.explore(all(9)).await.unwrap()
+    };
+    let ended = explored("ask broken").await;
+    let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+    assert!(harvest.prompts == 2 && 0 < harvest.positives, "{harvest:?}");
+    let ended = explored("ask").await;
+    let Ended::Failed { reason, .. } = ended else { panic!("{ended:?}") };
+    assert!(reason.contains("finite") || reason.contains("logits"), "{reason}");
+}
+
+#[tokio::test]
 async fn a_new_schedule_shows_when_the_next_run_is_due() {
     let world = World::new(standing(), "good.sh", &[]).await;
     let (learner, _task) = world.learner();

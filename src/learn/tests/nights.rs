@@ -180,7 +180,7 @@ async fn half_of_a_night_is_for_exploring_and_when_it_is_over_no_round_begins() 
     let world = World::new(slow, "good.sh", &[]).await;
     world.remember_some().await;
     let watcher = Watcher::new();
-    world.change(|config| config.learn.night = Duration::from_mins(60));
+    world.change(|config| config.learn.night = Duration::from_hours(1));
     let turn = async {
         let minutes = |minutes| watcher.clock.0.send_replace(Duration::from_mins(minutes));
         watcher.sees(|stage| matches!(stage, Stage::Exploring { .. })).await;
