@@ -127,7 +127,7 @@ impl Collector for ExploreNumbers {
             ("explore_given_up", "Prompts given up because nothing passes", given_up),
             ("explore_expected", "Prompts whose verifier's answer is learned", expected),
             ("explore_unfit", "Prompts whose verifier's answer does not fit", unfit),
-            ("explore_unpursued", "Prompts left because no answer of any passes", unpursued),
+            ("explore_unpursued", "Prompts left because next to no answer passes", unpursued),
         ] {
             let counter = ConstCounter::new(u64::try_from(value).unwrap_or(u64::MAX));
             let kind = counter.metric_type();

@@ -64,7 +64,7 @@ fn stopped(refining: &Refining) -> String {
 fn by_verifier(expected: u64, unfit: u64, unpursued: u64) -> String {
     let unpursued = (0 < unpursued).then(|| {
         format!(
-            "No answer passes, so {unpursued} prompts whose verifier names the right one were left after \
+            "Next to no answer passes, so {unpursued} prompts whose verifier names the right one were left after \
              their first drafts.\n"
         )
     });

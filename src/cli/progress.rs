@@ -108,7 +108,7 @@ fn view(stage: &Stage) -> Option<View> {
                      {generated_tokens} tokens{}",
                 match unpursued {
                     0 => String::new(),
-                    n => format!(", {n} not pursued: no answer passes"),
+                    n => format!(", {n} not pursued: next to none passes"),
                 }
             ),
         },
@@ -232,7 +232,7 @@ mod tests {
             "idle",
             "exploring: 1/2 2 begun, 9 answers pass, 2.00 for every 1,000 of 4500 tokens",
             "exploring: 90/99 99 begun, 0 answers pass, 0.00 for every 1,000 of 4500 tokens, 60 not pursued: \
-             no answer passes",
+             next to none passes",
             "pairing: 0/1",
             "importing: 0/1",
             "training run 7: 3/10 loss 0.500, reward accuracy 0.75, 1234 tokens/s, 1 min 15 s left, \

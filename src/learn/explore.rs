@@ -322,12 +322,14 @@ async fn unpursued(parts: &Parts, todo: &Todo) -> Result<Option<Supplied>, RunEr
         return Ok(None);
     }
     if passing.is_to_be_told() {
-        let Counts { drafts, refinements, .. } = counts;
+        let Counts { drafts, refinements, passes } = counts;
         info!(
             agent = todo.agent.name,
             drafts,
             refinements,
-            "No answer passes, so prompts whose verifier names the right one are not pursued further."
+            passes,
+            "Next to no answer passes, so prompts whose verifier names the right one are not pursued \
+             further."
         );
     }
     Ok(Some(supplied))

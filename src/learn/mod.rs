@@ -163,8 +163,8 @@ pub enum Stage {
         generated_tokens: usize,
         /// The yield so far.
         positives_per_1000_tokens: f64,
-        /// Of the prompts that are done, those that were not pursued after their first drafts, because no
-        /// answer passes.
+        /// Of the prompts that are done, those that were not pursued after their first drafts, because next
+        /// to no answer passes.
         unpursued: usize,
     },
     /// Reading an adapter that was made elsewhere.

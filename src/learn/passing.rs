@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use store::Filled;
 
-/// So many answers of which none passes exclude that one in a hundred would, with 95 % confidence.
-const NONE: usize = 299;
+/// A share of answers that is next to none: of a hundred tries for one prompt one would be right.
+const RATE: f64 = 0.01;
+/// With this confidence the share is smaller.
+const CONFIDENCE: f64 = 0.95;
 
 /// Answers of the generation that is served.
 #[derive(Debug, Default)]
@@ -50,7 +52,8 @@ impl Passing {
     pub(super) fn next_to_none(&self, refines: bool) -> Option<Counts> {
         let counts = *self.counts.lock().expect("nobody panics while holding the counts");
         let Counts { drafts, refinements, passes } = counts;
-        let is_none = passes == 0 && NONE <= drafts && (!refines || NONE <= refinements);
+        // As if all passes were of either kind.
+        let is_none = is_excluded(drafts, passes) && (!refines || is_excluded(refinements, passes));
         is_none.then_some(counts)
     }
 
@@ -58,6 +61,25 @@ impl Passing {
     pub(super) fn is_to_be_told(&self) -> bool {
         !self.is_told.swap(true, Ordering::Relaxed)
     }
+}
+
+/// Whether so few passes say that fewer answers than [`RATE`] would: the one-sided bound of Clopper and
+/// Pearson. None of 299, 1 of 473.
+fn is_excluded(answers: usize, passes: usize) -> bool {
+    if answers <= passes {
+        return false;
+    }
+    // ln of C(n, k) r^k (1 - r)^(n - k), summed from k = 0 upwards; logarithms, because the first underflows.
+    let mut ln_term = answers as f64 * (1.0 - RATE).ln();
+    let mut p = 0.0;
+    for k in 0..=passes {
+        p += ln_term.exp();
+        if 1.0 - CONFIDENCE <= p {
+            return false;
+        }
+        ln_term += ((answers - k) as f64 / (k + 1) as f64).ln() + (RATE / (1.0 - RATE)).ln();
+    }
+    true
 }
 
 #[cfg(test)]
@@ -71,17 +93,22 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_of_one_in_a_hundred_is_excluded_before_prompts_are_no_longer_pursued() {
-        let none_of = |n: usize| 0.99_f64.powf(n as f64);
-        assert!(none_of(NONE) < 0.05 && 0.05 < none_of(NONE - 1));
+    fn a_share_of_one_in_a_hundred_is_excluded_or_prompts_are_pursued() {
+        // 0.99^299 < 0.05 < 0.99^298; the others are sums of math.comb in Python.
+        for (passes, fewest) in [(0, 299), (1, 473), (2, 628), (10, 1693)] {
+            assert!(is_excluded(fewest, passes), "{passes} of {fewest}");
+            assert!(!is_excluded(fewest - 1, passes), "{passes} of {}", fewest - 1);
+        }
+        assert!(!is_excluded(100_000, 50_000) && !is_excluded(0, 0) && !is_excluded(3, 3));
     }
 
     #[test]
-    fn a_single_answer_that_passes_or_too_few_that_do_not_leave_it_open() {
-        assert!(of(NONE, NONE, 0).next_to_none(true).is_some());
-        assert_eq!(of(9 * NONE, 9 * NONE, 1).next_to_none(true), None);
-        assert_eq!(of(NONE - 1, 9 * NONE, 0).next_to_none(true), None);
-        assert_eq!(of(9 * NONE, NONE - 1, 0).next_to_none(true), None);
-        assert!(of(NONE, 0, 0).next_to_none(false).is_some());
+    fn drafts_and_refinements_have_shares_of_their_own() {
+        assert!(of(299, 299, 0).next_to_none(true).is_some());
+        assert_eq!(of(298, 9999, 0).next_to_none(true), None);
+        assert_eq!(of(9999, 298, 0).next_to_none(true), None);
+        assert!(of(299, 0, 0).next_to_none(false).is_some());
+        assert_eq!(of(299, 9999, 1).next_to_none(true), None);
+        assert!(of(1196, 473, 1).next_to_none(true).is_some());
     }
 }
