@@ -20,25 +20,25 @@ use prompt::{ChatTemplate, Message};
 use protocol::exit::Exit;
 
 pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
+    let (config, mut problems) = config::load_sound(root);
     let mut warnings = Vec::new();
-    let loaded = match config::load(root) {
-        Ok(config) => {
-            let mut problems = templates(&config);
-            problems.extend(programs(&config));
-            problems.extend(files_of(&config));
-            warnings.extend(config.warnings.iter().cloned());
-            warnings.extend(too_few_held_out(&config));
-            warnings.extend(near_copies(&config));
-            warnings.extend(long_files(&config));
-            if problems.is_empty() { Ok(config) } else { Err(ConfigError(problems)) }
-        }
-        Err(error) => {
-            let file = Config::file(root);
-            let message =
-                "the files and programs that agents name are looked at when this is mended";
-            warnings.push(Problem { file, key: String::new(), message: message.to_owned() });
-            Err(error)
-        }
+    if !problems.is_empty() {
+        let file = Config::file(root);
+        let message = "files and programs that wrong keys name are looked at when those are mended";
+        warnings.push(Problem { file, key: String::new(), message: message.to_owned() });
+    }
+    if let Some(config) = &config {
+        problems.extend(templates(config));
+        problems.extend(programs(config));
+        problems.extend(files_of(config));
+        warnings.extend(config.warnings.iter().cloned());
+        warnings.extend(too_few_held_out(config));
+        warnings.extend(near_copies(config));
+        warnings.extend(long_files(config));
+    }
+    let loaded = match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(ConfigError(problems)),
     };
     if json.json {
         let problems = loaded.as_ref().err().map_or(&[][..], |error| &error.0);

@@ -73,7 +73,7 @@ async fn what_is_not_looked_at_because_of_a_key_is_said() {
     let scratch = Scratch::new();
     write_agent(&scratch, "missing", "[./no-such-program]", "colour: blue\n");
     let (code, problems, warnings) = check(scratch.root()).await;
-    assert_eq!((code, problems.len()), (Some(78), 1), "{problems:?}");
-    assert!(problems[0].contains("colour"), "{problems:?}");
-    assert!(warnings[0].contains("when this is mended"), "{warnings:?}");
+    assert_eq!(code, Some(78));
+    assert!(problems.iter().any(|it| it.contains("colour")), "{problems:?}");
+    assert!(warnings[0].contains("when those are mended"), "{warnings:?}");
 }

@@ -18,7 +18,7 @@ use super::settings::{Settings, auto_or_number};
 use super::verifier::verifier;
 use super::{
     Agent, AgentAspect, Aspect, Config, ConfigError, HeldOut, JudgeConfig, Mode, Pass, Practice,
-    Promising, REWARD, Reflection, ScalarConfig, StopEarly, VERIFIER,
+    Problem, Promising, REWARD, Reflection, ScalarConfig, StopEarly, VERIFIER,
 };
 use inference::{EngineConfig, Sampling, ranges};
 use prompt::{Message, PromptSet, Role};
@@ -30,18 +30,21 @@ const RESERVED: [&str; 2] = [VERIFIER, REWARD];
 
 /// Reads and checks everything below a root folder.
 pub fn load(root: &Path) -> Result<Config, ConfigError> {
+    match load_sound(root) {
+        (Some(config), problems) if problems.is_empty() => Ok(config),
+        (_, problems) => Err(ConfigError(problems)),
+    }
+}
+
+/// The same, with what is sound beside what is not: enough to look on for more problems, and not to serve.
+pub fn load_sound(root: &Path) -> (Option<Config>, Vec<Problem>) {
     let problems = Problems::default();
     // Whole paths, because the trainer runs in a folder of its own.
     let root = fs::canonicalize(root).unwrap_or_else(|error| {
         problems.add(root, "", format!("cannot be opened: {error}"));
         root.to_owned()
     });
-    let config = check(&root, &problems);
-    let problems = problems.into_inner();
-    match config {
-        Some(config) if problems.is_empty() => Ok(config),
-        _ => Err(ConfigError(problems)),
-    }
+    (check(&root, &problems), problems.into_inner())
 }
 
 /// Reads and checks one file of reflection templates (the nano model is trained on its own).

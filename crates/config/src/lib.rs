@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use inference::{EngineConfig, Sampling};
 use prompt::PromptSet;
 
-pub use check::{load, load_prompts};
+pub use check::{load, load_prompts, load_sound};
 pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
 pub use keys::keys;
 pub use prompt::{ExampleLine, PromptLine, Verifier};
