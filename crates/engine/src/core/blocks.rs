@@ -7,13 +7,27 @@
 
 use inference::backend::Limits;
 
-/// Tokens of a block. A multiple of the rows that kernels take at once (at most 16), and few enough
-/// that a step of a model with one token a second ends within a watchdog's minute.
+/// Tokens of a block, if it is evaluated in time. A multiple of the rows that kernels take at once (at
+/// most 16).
 const BLOCK: usize = 32;
+/// Parameters times tokens that a thread does in a step of two seconds: half of what was measured for a
+/// prompt on two shared cores (SmolLM2, 135 million parameters: 300 tokens/s).
+const WORK: u64 = 20_000_000_000;
+/// A context has two sequence ids, one of them for copies, and a batch must hold a token of each.
+const LEAST: usize = 2;
 
 /// See the file's header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Blocks(usize);
+
+/// Tokens of the blocks of a model on the processor. They follow from what does not change from one day
+/// to the next and not from the measured speed: another size would round in another way.
+pub(crate) fn block_tokens(n_parameters: u64, threads: usize) -> usize {
+    let fits = WORK.saturating_mul(threads as u64) / n_parameters.max(1);
+    let fits = usize::try_from(fits).unwrap_or(usize::MAX).clamp(LEAST, BLOCK);
+    // A power of two.
+    1 << fits.ilog2()
+}
 
 impl Blocks {
     /// As large as a batch may be whatever it asks logits of.
@@ -36,6 +50,18 @@ impl Blocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_of_a_model_that_is_large_for_its_threads_are_small() {
+        let billion = 1_000_000_000;
+        assert_eq!(block_tokens(billion / 8, 2), 32);
+        assert_eq!(block_tokens(billion, 2), 32);
+        assert_eq!(block_tokens(3 * billion, 2), 8);
+        assert_eq!(block_tokens(7 * billion, 2), 4);
+        assert_eq!(block_tokens(7 * billion, 16), 32);
+        assert_eq!(block_tokens(700 * billion, 1), 2);
+        assert_eq!(block_tokens(0, 1), 32);
+    }
 
     #[test]
     fn a_prompt_goes_block_by_block_and_an_answer_token_by_token() {
