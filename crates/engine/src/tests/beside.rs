@@ -90,7 +90,7 @@ fn judgements_have_a_context_of_their_own_where_memory_has_room_for_it() {
     let mut model = load(&judging, 0);
     let judge = model.take_judge().unwrap().open().unwrap();
     assert!(judge.is_deterministic() && !model.is_deterministic());
-    assert_eq!((judge.limits().sequences, judge.limits().batch_tokens), (1, 32));
+    assert_eq!((judge.limits().sequences, judge.limits().batch_tokens), (1, 128));
     assert_eq!(judge.info().max_sequence, model.info().max_sequence);
     assert!(model.take_judge().is_none(), "there is one");
     // What has to be there comes first; the model is served nevertheless.

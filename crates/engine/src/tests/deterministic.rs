@@ -31,10 +31,14 @@ async fn judging_nano(deterministic: bool, deterministic_judge: bool) -> (Engine
     spawn(&config).await.unwrap()
 }
 
+/// What prompts begin with.
+fn stem() -> String {
+    "Answer briefly, and only what was asked. Numbers are written as digits. ".repeat(6)
+}
+
 /// Half of them greedy. They begin alike, for one block of tokens and a part of the next, and two are
 /// the same.
 fn questions(engine: &Engine) -> Vec<GenerateRequest> {
-    let stem = "Answer briefly, and only what was asked. Numbers are written as digits. ".repeat(2);
     (0..QUESTIONS)
         .map(|i| {
             let temperature = if i % 2 == 0 { 0.0 } else { 0.8 };
@@ -42,7 +46,8 @@ fn questions(engine: &Engine) -> Vec<GenerateRequest> {
             let sampling =
                 Sampling { temperature, max_tokens: MAX_TOKENS, seed, ..Sampling::default() };
             let asked = i.min(QUESTIONS - 2) * 37 % 50;
-            let prompt = prompt(engine, &format!("{stem}What is {asked} plus {}?", asked % 7));
+            let prompt = prompt(engine, &format!("{}What is {asked} plus {}?", stem(), asked % 7));
+            assert!((129..256).contains(&prompt.len()), "{}", prompt.len());
             GenerateRequest { sampling, ..request(prompt) }
         })
         .collect()
@@ -140,7 +145,7 @@ async fn an_engine_that_is_not_deterministic_now_and_then_says_something_else() 
 /// The probabilities of two tokens after each of forty prompts, so many at once.
 async fn scores(engine: &Engine, at_once: usize, priority: Priority) -> Vec<Vec<f32>> {
     let prompts: Vec<_> = (0..40)
-        .map(|i| prompt(engine, &format!("Is {i} plus 3 equal to {}?", i + i % 5)))
+        .map(|i| prompt(engine, &format!("{}Is {i} plus 3 equal to {}?", stem(), i + i % 5)))
         .collect();
     let labels = vec![prompts[0][0], prompts[0][1]];
     let mut found = Vec::new();
