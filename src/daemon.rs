@@ -212,7 +212,7 @@ pub async fn start(options: Options) -> Result<Daemon, StartError> {
     let later = need(config.judge_engine.as_ref()) + need(config.reward_engine.as_ref());
     let others = OtherModels { later, ..OtherModels::default() };
     let models = Models { source: engine, step_lock: &step_lock, state: &state_dir };
-    let (engine, engine_thread) = models.engine(&config.engine, others).await?;
+    let (engine, engine_thread) = models.engine(&config.served_engine(), others).await?;
     let template = Arc::new(chat_template(engine.info()));
     let reflector = Reflector::new(engine.clone(), store.clone(), template);
     let (reflector, beside) = models.beside(&engine, reflector, &config).await?;

@@ -93,6 +93,7 @@ async fn two_hundred_swaps_under_chats_leave_no_memory_behind() {
         flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
         deterministic: false,
+        deterministic_judge: false,
         queue: 16,
     };
     let (engine, _thread) = spawn(&config).await.unwrap();

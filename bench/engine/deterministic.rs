@@ -1,11 +1,15 @@
 //! What `engine.deterministic` costs, and what it gives: the same answers alone, with 3, 7 and 15
-//! others and beside an exploration, against an engine without it. And how often a judgement comes out
-//! otherwise when it is computed beside 63 others. With `--model`, on that model. Called by `main`.
+//! others and beside an exploration, against an engine without it. And the same of
+//! `engine.deterministic_judge`: how often a judgement comes out otherwise when it is asked for with 63
+//! others, in the context for judgements and in the one of answers. With `--model`, on that model. Called
+//! by `main`.
 
 use std::time::Instant;
 
 use anyhow::Context as _;
-use engine::{Engine, EngineConfig, GenerateRequest, Priority, ScoreRequest, Token, Weights};
+use engine::{
+    Engine, EngineConfig, GenerateRequest, Generation, Priority, ScoreRequest, Token, Weights,
+};
 use engine::{TextPart, spawn};
 use futures_util::future::try_join_all;
 use prompt::{ChatTemplate, Message, Role};
@@ -26,14 +30,18 @@ const WIDTH: usize = 64;
 
 pub(crate) async fn run(setting: &Setting) -> anyhow::Result<Findings> {
     let model = setting.real_model.clone().unwrap_or_else(|| setting.model.clone());
-    let plain = EngineConfig { model, ..setting.engine() };
+    let plain = EngineConfig { model, deterministic_judge: true, ..setting.engine() };
     let strict = EngineConfig { deterministic: true, ..plain.clone() };
-    let mut sides = Vec::new();
+    let (mut sides, mut judging) = (Vec::new(), None);
     for config in [strict, plain] {
         // Both models at once would share the processor's caches.
         let (engine, _thread) = spawn(&config).await?;
         sides.push(side(&engine, setting).await?);
+        if let Some(judge) = engine.judge_context() {
+            judging = Some([verdicts(judge).await?, verdicts(&engine).await?]);
+        }
     }
+    let [own, beside] = judging.context("judgements have a context of their own")?;
     let [strict, plain] = &sides[..] else { unreachable!("there are two") };
     let of = if setting.real_model.is_some() { "a real model" } else { "random weights" };
     let measured = |name: &str, title: String, unit, better, ours: &[f64], other: &[f64], goal| {
@@ -62,6 +70,10 @@ pub(crate) async fn run(setting: &Setting) -> anyhow::Result<Findings> {
             None,
         )
     };
+    let judged = |name: &str, what: &str, [own, beside]: [f64; 2]| {
+        let title = format!("deterministic, {of}: {what}");
+        measured(name, title, "judgements/s", Better::Higher, &[own], &[beside], None)
+    };
     let asked = QUESTIONS as usize * strict.n_settings;
     Ok(Findings {
         measured: vec![
@@ -76,15 +88,8 @@ pub(crate) async fn run(setting: &Setting) -> anyhow::Result<Findings> {
             ),
             speed(0, "one_chat", "one chat after the other"),
             speed(CROWDS.len() - 1, "sixteen_chats", "sixteen chats at once"),
-            measured(
-                "judgements",
-                format!("deterministic, {of}: judgements, {WIDTH} at once"),
-                "judgements/s",
-                Better::Higher,
-                &strict.judgements,
-                &plain.judgements,
-                None,
-            ),
+            judged("judgements_alone", "one judgement after the other", [own.alone, beside.alone]),
+            judged("judgements", &format!("judgements, {WIDTH} at once"), [own.wide, beside.wide]),
             measured(
                 "verdicts",
                 format!(
@@ -92,9 +97,9 @@ pub(crate) async fn run(setting: &Setting) -> anyhow::Result<Findings> {
                 ),
                 "verdicts",
                 Better::Lower,
-                &[strict.verdicts],
-                &[plain.verdicts],
-                None,
+                &[own.changed],
+                &[beside.changed],
+                Some(Goal::AtMost(0.01 * f64::from(u32::try_from(JUDGEMENTS)?))),
             ),
         ],
         curves: Vec::new(),
@@ -107,9 +112,17 @@ struct Side {
     n_settings: usize,
     /// For each crowd, tokens a second of each round.
     speeds: Vec<Vec<f64>>,
-    verdicts: f64,
+}
+
+/// What one context says and how fast.
+#[derive(Clone, Copy, Debug)]
+struct Judging {
+    /// Verdicts that come out otherwise beside others than alone.
+    changed: f64,
+    /// Judgements a second, one by one.
+    alone: f64,
     /// Judgements a second, [`WIDTH`] at once.
-    judgements: Vec<f64>,
+    wide: f64,
 }
 
 async fn side(engine: &Engine, setting: &Setting) -> anyhow::Result<Side> {
@@ -143,8 +156,6 @@ async fn side(engine: &Engine, setting: &Setting) -> anyhow::Result<Side> {
     let exploration = engine.generate(idle).await?;
     compare(&mut side, &all(engine, &questions, 4).await?);
     drop(exploration);
-    let (changed, speed) = verdicts(engine).await?;
-    (side.verdicts, side.judgements) = (changed, vec![speed]);
     Ok(side)
 }
 
@@ -200,9 +211,9 @@ async fn all(
     Ok(found)
 }
 
-/// Judgements that come out otherwise beside others than alone. The threshold is the median, so that
-/// half of them pass whatever the model is inclined to. And how many a second are made beside others.
-async fn verdicts(engine: &Engine) -> anyhow::Result<(f64, f64)> {
+/// The same judgements alone and beside others. The threshold is the median, so that half of them pass
+/// whatever the model is inclined to.
+async fn verdicts(engine: &Engine) -> anyhow::Result<Judging> {
     let prompts: Vec<Vec<Token>> = (0..JUDGEMENTS)
         .map(|i| {
             let (a, b) = (i % 23, i * 7 % 19);
@@ -220,7 +231,7 @@ async fn verdicts(engine: &Engine) -> anyhow::Result<(f64, f64)> {
         let began = Instant::now();
         let mut odds = Vec::new();
         for some in prompts.chunks(width) {
-            let (labels, weights) = (labels.clone(), Weights::Active);
+            let (labels, weights) = (labels.clone(), Weights::Generation(Generation::BASE));
             let request =
                 ScoreRequest { prompts: some.to_vec(), labels, weights, priority: Priority::Gate };
             let scores = engine.score(request).await?;
@@ -232,6 +243,7 @@ async fn verdicts(engine: &Engine) -> anyhow::Result<(f64, f64)> {
     let threshold = median(&found[0]).context("there are judgements")?;
     let changed = found[0].iter().zip(&found[1]);
     let changed = changed.filter(|(a, b)| (threshold < **a) != (threshold < **b)).count();
-    let speed = f64::from(u32::try_from(JUDGEMENTS)?) / took[1];
-    Ok((f64::from(u32::try_from(changed)?), speed))
+    let speed = |seconds: f64| u32::try_from(JUDGEMENTS).map(|n| f64::from(n) / seconds);
+    let changed = f64::from(u32::try_from(changed)?);
+    Ok(Judging { changed, alone: speed(took[0])?, wide: speed(took[1])? })
 }

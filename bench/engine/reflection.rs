@@ -154,8 +154,11 @@ async fn inline(daemon: &Daemon, question: &str) -> anyhow::Result<Tally> {
 
 async fn counters(daemon: &Daemon) -> anyhow::Result<Tally> {
     let status = daemon.endpoint.get("/v1/status").await?;
-    let number = |key: &str| {
-        status["engine"][key].as_u64().with_context(|| format!("the status has no {key}"))
+    let number = |key: &str| -> anyhow::Result<u64> {
+        let engine = status["engine"][key].as_u64();
+        // Of a daemon that judges beside its answers there is no other.
+        let judge = status["judge_context"][key].as_u64().unwrap_or(0);
+        Ok(judge + engine.with_context(|| format!("the status has no {key}"))?)
     };
     let evaluated = number("prompt_tokens")?;
     Ok(Tally {

@@ -55,6 +55,7 @@ impl Setting {
             flash_attention: self.flash_attention,
             kv_cache: KvCache::F16,
             deterministic: false,
+            deterministic_judge: false,
             queue: 64,
         }
     }

@@ -46,6 +46,7 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         guards: parts.learner.guards(),
         agents: api.config().agents.keys().cloned().collect(),
         judge_engine: parts.reflector.judge_engine().map(Engine::stats),
+        judge_context: parts.reflector.judge_context().map(Engine::stats),
         endpoint_calls: parts.reflector.endpoint_calls(),
         trainer_fault: program::command_line(&api.config().trainer).err().map(|it| it.to_string()),
         config: parts.report.borrow().clone(),

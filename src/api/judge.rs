@@ -45,7 +45,9 @@ pub(super) async fn states(api: &Api) -> Result<Vec<JudgeState>, ApiError> {
         let advisory: Vec<&str> = agent.advisory().collect();
         let standing = trust::standing(&agent.name, &advisory, report.as_ref(), &config.trust);
         let (judge, scalar) = (reflector.judge_name(agent)?, reflector.scalar_name(agent));
-        states.push(JudgeState { agent: agent.name.clone(), judge, scalar, standing, report });
+        let deterministic = reflector.judges_deterministically(agent)?;
+        let agent = agent.name.clone();
+        states.push(JudgeState { agent, judge, deterministic, scalar, standing, report });
     }
     Ok(states)
 }

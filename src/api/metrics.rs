@@ -71,6 +71,9 @@ impl Metrics {
         if let Some(judge) = reflector.judge_engine() {
             registry.register_collector(Box::new(EngineNumbers("judge_engine", judge.clone())));
         }
+        if let Some(judge) = reflector.judge_context() {
+            registry.register_collector(Box::new(EngineNumbers("judge_context", judge.clone())));
+        }
         registry.register_collector(Box::new(EndpointNumbers(reflector.clone())));
         registry.register_collector(Box::new(ExploreNumbers(learner.clone())));
         Self { registry, requests, admission, answer, dropped_reflections }

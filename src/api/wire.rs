@@ -476,8 +476,11 @@ pub struct Status {
     pub agents: Vec<String>,
     /// Who judges each agent's answers, and whether it can be trusted, without the report.
     pub judges: Vec<JudgeState>,
-    /// Live numbers of a second model that judges.
+    /// Live numbers of a second model that judges, where it reads levels.
     pub judge_engine: Option<EngineStats>,
+    /// Live numbers of the served model's context for judgements; `None`: it judges beside its answers, or
+    /// not at all.
+    pub judge_context: Option<EngineStats>,
     /// How asking endpoints has gone.
     pub endpoint_calls: CallCounts,
     /// Why nothing can be trained: the trainer program is not installed.
@@ -566,6 +569,9 @@ pub struct JudgeState {
     pub agent: String,
     /// As assessments name the judge.
     pub judge: String,
+    /// Whether a verdict depends on what is judged alone, never on what else is computed; `None`: an endpoint
+    /// judges, or nobody.
+    pub deterministic: Option<bool>,
     /// What becomes the one number of an answer.
     pub scalar: String,
     /// Whether a model may learn from its judge.

@@ -57,6 +57,8 @@ struct Engine {
     batch_threads: Option<usize>,
     kv_cache: engine::KvCache,
     flash_attention: String,
+    /// Where levels are read, and why not in a context of their own though they should.
+    judgements: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,9 +105,11 @@ async fn examine(root: &Path, model: Option<PathBuf>, wishes: &training::Wishes)
     let config = config::load(root);
     let is_about_file = model.is_some();
     let Defaults { mut engine, trainer: trainer_settings, learn } = match &config {
-        Ok(Config { engine, trainer, learn, .. }) => {
-            Defaults { engine: engine.clone(), trainer: trainer.clone(), learn: learn.clone() }
-        }
+        Ok(config @ Config { trainer, learn, .. }) => Defaults {
+            engine: config.served_engine(),
+            trainer: trainer.clone(),
+            learn: learn.clone(),
+        },
         Err(_) => config::defaults(),
     };
     if let Some(model) = model {
@@ -161,6 +165,21 @@ fn decided(engine: &EngineConfig, machine: Option<&Machine>, model: Option<&Mode
         batch_threads: engine.batch_threads.map(narrow).or(threads),
         kv_cache: engine.kv_cache,
         flash_attention: flash_attention.to_owned(),
+        judgements: judgements(engine, model),
+    }
+}
+
+fn judgements(engine: &EngineConfig, model: Option<&Model>) -> String {
+    let plan = model.and_then(|model| model.survey.memory.as_ref());
+    if engine.deterministic {
+        return "beside answers, one after the other".to_owned();
+    }
+    if !engine.deterministic_judge {
+        return "beside answers".to_owned();
+    }
+    match plan.and_then(|plan| plan.judge_refusal.as_ref()) {
+        Some(reason) => format!("beside answers, not in a context of their own: {reason}"),
+        None => "in a context of their own".to_owned(),
     }
 }
 
@@ -256,6 +275,7 @@ fn render(report: &Report) -> String {
     ));
     rows.push(("KV cache", json!(kv_cache).as_str().unwrap_or_default().to_owned()));
     rows.push(("flash attention", engine.flash_attention.clone()));
+    rows.push(("judgements", engine.judgements.clone()));
     let mut text = String::new();
     if let Some(Model { path, chat_template, survey, servable }) = model {
         rows.push(("model", path.display().to_string()));
@@ -303,19 +323,28 @@ fn tables(survey: &Survey) -> String {
         types.row([stored.kind.clone(), stored.tensors.to_string(), mib(stored.bytes)]);
     }
     let text = format!("\n{}", types.render());
-    let Some(MemoryPlan { gpu_layers, host, gpu }) = &survey.memory else { return text };
-    let header =
-        ["memory", "weights", "KV cache", "compute", "logits", "copies", "total", "available"];
-    let mut memory = Table::new(header);
+    let Some(MemoryPlan { gpu_layers, host, gpu, .. }) = &survey.memory else { return text };
+    let mut memory = Table::new([
+        "memory",
+        "weights",
+        "KV cache",
+        "compute",
+        "logits",
+        "judging",
+        "copies",
+        "total",
+        "available",
+    ]);
     let mut row = |place: &str, share: &MemoryShare| {
-        let MemoryShare { weights, kv_cache, compute, logits, prefix_cache, available, source } =
-            share;
+        let MemoryShare { weights, kv_cache, compute, logits, .. } = share;
+        let MemoryShare { judge, prefix_cache, available, source, .. } = share;
         memory.row([
             place.to_owned(),
             mib(*weights),
             mib(*kv_cache),
             mib(*compute),
             mib(*logits),
+            mib(*judge),
             mib(*prefix_cache),
             mib(share.total()),
             format!("{} ({source})", mib(*available)),

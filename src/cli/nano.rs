@@ -166,6 +166,7 @@ async fn measure(model: &Path, prompts: &Path, n: usize, seed: u64) -> anyhow::R
         flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
         deterministic: false,
+        deterministic_judge: false,
         queue: 64,
     };
     let (engine, thread) = engine::spawn(&config).await?;

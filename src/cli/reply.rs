@@ -264,6 +264,7 @@ pub(super) struct Learning {
 pub(super) struct JudgeState {
     pub(super) agent: String,
     pub(super) judge: String,
+    pub(super) deterministic: Option<bool>,
     pub(super) scalar: String,
     #[serde(flatten)]
     pub(super) standing: Standing,

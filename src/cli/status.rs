@@ -43,7 +43,12 @@ fn render(status: &Status) -> String {
     ];
     for state in &status.judges {
         let (who, standing) = (&state.judge, judge_report::describe(&state.standing));
-        let text = format!("{}: {who}; scalar: {}; {standing}", state.agent, state.scalar);
+        let repeats = match state.deterministic {
+            Some(true) => "; its verdicts can be repeated",
+            Some(false) => "; its verdicts depend on what else is computed",
+            None => "",
+        };
+        let text = format!("{}: {who}{repeats}; scalar: {}; {standing}", state.agent, state.scalar);
         rows.push(("judge", text));
     }
     if let Some(fault) = &status.trainer_fault {
@@ -108,6 +113,8 @@ mod tests {
                        "new_exchanges": 1},
             "stage": {"stage": "idle"},
             "trainer_fault": "not installed",
+            "judges": [{"agent": "nano", "judge": "generation 0 of ab", "deterministic": false,
+                        "scalar": "mean of the aspects", "standing": "trusted", "unmeasured": []}],
             "learning": {"sentence": "Not learning yet: 3 of 50 new pairs; no schedule."},
             "guards": {"paused": "2 rounds in a row brought no gain", "alarms": [],
                        "held_out": {"says": "12 held-out prompts are too few"},
@@ -134,6 +141,9 @@ mod tests {
         let watch = "generation 2 beside 1, canary with 20 % of the chats: \
                      judged 31 (0.71 -> 0.70), rated 0\n";
         assert!(text.contains(watch), "{text}");
+        let judge = "judge          nano: generation 0 of ab; its verdicts depend on what else is \
+                     computed; scalar: mean of the aspects; trusted\n";
+        assert!(text.contains(judge), "{text}");
         assert!(text.contains("configuration  rolled back\n"), "{text}");
         assert!(text.ends_with("reflectd.yaml: learn: unknown\n"), "{text}");
     }

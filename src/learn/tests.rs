@@ -278,6 +278,7 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
             flash_attention: engine::FlashAttention::Auto,
             kv_cache: engine::KvCache::F16,
             deterministic: false,
+            deterministic_judge: false,
             queue: 8,
         },
         server: ServerConfig {

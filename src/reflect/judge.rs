@@ -308,6 +308,15 @@ impl Reflector {
         Ok(self.judge_of(agent)?.name())
     }
 
+    /// Whether verdicts on this agent's answers depend on what is judged alone; `None`: no model of this
+    /// process judges.
+    pub fn judges_deterministically(&self, agent: &Agent) -> Result<Option<bool>, ReflectError> {
+        Ok(match self.judge_of(agent)? {
+            Source::Nobody | Source::Endpoint(_) => None,
+            Source::Model(model) => Some(model.is_deterministic()),
+        })
+    }
+
     /// What the agent's aspects are judged by at present, in their order.
     pub fn standards(&self, agent: &Agent) -> Result<Vec<Standard>, ReflectError> {
         let judge = self.judge_name(agent)?;

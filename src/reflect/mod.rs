@@ -251,14 +251,20 @@ impl Reflector {
         Self { reward: Some(RewardJudge { reward, template }), ..self }
     }
 
-    /// The second model's engine, if there is one.
+    /// Where a second model reads levels, if there is one.
     pub fn judge_engine(&self) -> Option<&Engine> {
-        self.second.as_ref().map(|second| &second.engine)
+        self.second.as_ref().map(|second| second.engine.judge())
+    }
+
+    /// The served model's context for judgements, if it has one.
+    pub fn judge_context(&self) -> Option<&Engine> {
+        self.engine.judge_context()
     }
 
     /// How long nobody has waited for words, of the served model or of its judge.
     pub fn quiet(&self) -> Duration {
-        let engines = [&self.engine].into_iter().chain(self.judge_engine());
+        let models = [Some(&self.engine), self.second.as_ref().map(|second| &second.engine)];
+        let engines = models.into_iter().flatten().flat_map(|model| [model, model.judge()]);
         let quiet = engines.map(|engine| engine.stats().quiet_ms).min();
         Duration::from_millis(quiet.unwrap_or(0))
     }

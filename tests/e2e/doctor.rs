@@ -43,7 +43,8 @@ async fn what_would_serve_is_found_ready() {
     assert_eq!(found["model"]["architecture"], "llama");
     assert_eq!(found["model"]["chat_template"], "renders");
     let memory = &found["model"]["memory"]["host"];
-    for part in ["weights", "kv_cache", "compute", "logits", "available"] {
+    assert_eq!(found["engine"]["judgements"], "in a context of their own");
+    for part in ["weights", "kv_cache", "compute", "logits", "judge", "available"] {
         assert!(memory[part].as_u64().unwrap() > 0, "{part}: {memory}");
     }
     assert_eq!(found["trainer"]["fault"], Value::Null, "{found}");

@@ -123,7 +123,28 @@ async fn a_second_model_and_a_reward_model_judge_beside_the_served_one() {
     let entry = ["agent", "judge", "scalar"].map(|key| &status["judges"][0][key]);
     assert_eq!(entry, ["nano", &names[0], &names[1]], "{status}");
     assert!(0 < status["judge_engine"]["prompt_tokens"].as_u64().unwrap(), "{status}");
+    assert_eq!(status["judges"][0]["deterministic"], true, "{status}");
+    assert_eq!(status["judge_context"], Value::Null, "the served model does not judge: {status}");
     daemon.stop().await;
+}
+
+#[tokio::test]
+async fn the_served_model_judges_in_a_context_of_its_own_unless_told_otherwise() {
+    for own in [true, false] {
+        let scratch = Scratch::new();
+        let path = scratch.root().join("reflectd.yaml");
+        let settings = fs::read_to_string(path).unwrap();
+        let engine = format!("engine: {{ deterministic_judge: {own}, ");
+        scratch.write("reflectd.yaml", &settings.replace("engine: { ", &engine));
+        let daemon = Daemon::start(scratch).await;
+        let reply = reflected(&daemon, &questions(1, 5)[0]).await;
+        assert!(!candidates(&daemon, &reply).await.is_empty(), "{reply}");
+        let status = daemon.get("/v1/status").await;
+        let context = &status["judge_context"];
+        assert_eq!(status["judges"][0]["deterministic"], own, "{status}");
+        assert_eq!(context["prompt_tokens"].as_u64().is_some_and(|n| 0 < n), own, "{status}");
+        daemon.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -197,6 +218,7 @@ fn config(model: &Path) -> EngineConfig {
         flash_attention: FlashAttention::Off,
         kv_cache: KvCache::F32,
         deterministic: false,
+        deterministic_judge: false,
         queue: 1,
     }
 }

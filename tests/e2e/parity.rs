@@ -182,6 +182,7 @@ pub(crate) async fn load(model: &Path) -> (Engine, EngineThread) {
         // As the trainer computes: f16 alone makes log-probs differ by more than 1e-3.
         kv_cache: KvCache::F32,
         deterministic: false,
+        deterministic_judge: false,
         queue: 8,
     };
     engine::spawn(&config).await.unwrap()

@@ -118,7 +118,9 @@ fn check(root: &Path, problems: &Problems) -> Option<Config> {
     Some(Config {
         root: root.into(),
         judge_engine: judge.map(beside),
-        reward_engine: reward.map(beside),
+        // It has one sequence at a time, so that its number depends on nothing else.
+        reward_engine: reward
+            .map(|model| EngineConfig { deterministic_judge: false, ..beside(model) }),
         engine,
         server,
         trainer,

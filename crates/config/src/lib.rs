@@ -576,6 +576,17 @@ impl Config {
     pub fn file(root: &Path) -> PathBuf {
         root.join("reflectd.yaml")
     }
+
+    /// The model's thread as it is started: without a context for judgements where no agent is judged by
+    /// the served model. One that is so from a later reload on is judged beside the answers.
+    #[must_use]
+    pub fn served_engine(&self) -> EngineConfig {
+        let judges =
+            |agent: &Arc<Agent>| agent.judge == JudgeConfig::Own && !agent.aspects.is_empty();
+        let deterministic_judge =
+            self.engine.deterministic_judge && self.agents.values().any(judges);
+        EngineConfig { deterministic_judge, ..self.engine.clone() }
+    }
 }
 
 /// Names the keys that differ and cannot change while the daemon runs. When there is one, a reload
@@ -594,6 +605,7 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         flash_attention,
         kv_cache,
         deterministic,
+        deterministic_judge,
         queue,
     } = &old.engine;
     [
@@ -608,6 +620,7 @@ pub fn frozen_differences(old: &Config, new: &Config) -> Vec<String> {
         ("engine.flash_attention", *flash_attention == new.engine.flash_attention),
         ("engine.kv_cache", *kv_cache == new.engine.kv_cache),
         ("engine.deterministic", *deterministic == new.engine.deterministic),
+        ("engine.deterministic_judge", *deterministic_judge == new.engine.deterministic_judge),
         ("engine.queue", *queue == new.engine.queue),
         ("judge.model", model_of(old.judge_engine.as_ref()) == model_of(new.judge_engine.as_ref())),
         (

@@ -92,6 +92,7 @@ fn engine(root: &Path, keys: &mut Section<'_>) -> EngineConfig {
         flash_attention: keys.value("flash_attention", FlashAttention::Auto),
         kv_cache: keys.value("kv_cache", KvCache::F16),
         deterministic: keys.value("deterministic", false),
+        deterministic_judge: keys.value("deterministic_judge", true),
         queue: keys.number("queue", 64, &(1..=65_536)),
     };
     // llama.cpp aborts the process when a step cannot hold one token of every sequence, and

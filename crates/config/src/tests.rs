@@ -384,7 +384,7 @@ fn a_file_with_many_mistakes_reports_all_of_them() {
     reflectd.yaml: learn.gate.length_ratio: is [2, 1]; [0 to 1, 1 to 100] is allowed
     reflectd.yaml: learn.objective.beta: is not known; allowed: name
     reflectd.yaml: log_text: invalid type: string "perhaps", expected a boolean
-    reflectd.yaml: engine.thraeds: is not known; allowed: chat_template, context_tokens, max_sequences, batch_tokens, threads, batch_threads, gpu_layers, flash_attention, kv_cache, deterministic, queue
+    reflectd.yaml: engine.thraeds: is not known; allowed: chat_template, context_tokens, max_sequences, batch_tokens, threads, batch_threads, gpu_layers, flash_attention, kv_cache, deterministic, deterministic_judge, queue
     agents/one.yaml: model: names gone.gguf, which is not a file; put a GGUF chat model there
     gone.yaml: cannot be read: No such file or directory (os error 2)
     agents/one.yaml: aspects[3]: must be a mapping of keys to values
@@ -737,4 +737,29 @@ fn the_engine_takes_auto_and_refuses_what_llama_cpp_cannot_combine() {
         let problems = engine(keys).unwrap_err();
         assert!(problems.contains(word), "{keys}: {problems}");
     }
+}
+
+#[test]
+fn judgements_get_a_context_where_the_served_model_makes_them() {
+    let root = Root::new();
+    let wants = |agent: &str, settings: &str| {
+        root.write("agents/one.yaml", &format!("model: model.gguf\n{agent}"));
+        root.write("reflectd.yaml", settings);
+        root.load().unwrap().served_engine().deterministic_judge
+    };
+    let verified = "verifier: {kind: length, sentences: 1}\n";
+    assert!(wants("aspects: [kind]\n", ""));
+    assert!(!wants("aspects: [kind]\n", "engine: {deterministic_judge: false}\n"));
+    assert!(!wants(verified, ""), "nobody judges");
+    assert!(!wants("aspects: [kind]\njudge: {model: model.gguf}\n", ""), "another model judges");
+    let config = root.load().unwrap();
+    assert!(config.judge_engine.as_ref().unwrap().deterministic_judge, "in a context of its own");
+    // Who judges may change live, the key may not.
+    root.write("agents/one.yaml", "model: model.gguf\naspects: [kind]\n");
+    let own = root.load().unwrap();
+    root.write("agents/one.yaml", &format!("model: model.gguf\n{verified}"));
+    assert!(frozen_differences(&own, &root.load().unwrap()).is_empty());
+    root.write("reflectd.yaml", "engine: {deterministic_judge: false}\n");
+    let frozen = frozen_differences(&own, &root.load().unwrap());
+    assert_eq!(frozen, ["engine.deterministic_judge"]);
 }

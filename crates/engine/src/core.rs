@@ -32,6 +32,7 @@ use std::time::Duration;
 use inference::backend::{Limits, SequenceId};
 
 use self::blocks::Blocks;
+pub(super) use self::blocks::block_tokens;
 use super::{EngineError, FinishReason, Generation, LabelScores, Token, TokenPiece, Vocabulary};
 use faults::{Fault, is_planted};
 pub(super) use pace::Pace;

@@ -256,6 +256,8 @@ pub struct Engine {
     shared: Arc<Shared>,
     /// Looks adapters over before the thread loads them; `None`: the caller knows them.
     prober: Option<Arc<Prober>>,
+    /// The base once more, in a context of its own.
+    judge: Option<Arc<Engine>>,
 }
 
 /// What the thread and its handles both see.
@@ -264,6 +266,7 @@ struct Shared {
     info: ModelInfo,
     vocabulary: Arc<dyn Vocabulary>,
     most_copies: u64,
+    is_deterministic: bool,
     pulse: std::sync::Mutex<Pulse>,
 }
 
@@ -328,6 +331,19 @@ impl Engine {
     /// Bytes of host memory that copies of cells may take.
     pub fn most_copies(&self) -> u64 {
         self.shared.most_copies
+    }
+    /// Whether what it says depends on the request alone, never on what else runs.
+    pub fn is_deterministic(&self) -> bool {
+        self.shared.is_deterministic
+    }
+    /// Where the base's levels are read: in its context for judgements, where it has one, else in the only
+    /// one. Adapters are loaded in the latter alone.
+    pub fn judge(&self) -> &Self {
+        self.judge_context().unwrap_or(self)
+    }
+    /// The base once more, in a context of its own for judgements, if it has one.
+    pub fn judge_context(&self) -> Option<&Self> {
+        self.judge.as_deref()
     }
     /// Live numbers.
     pub fn stats(&self) -> EngineStats {

@@ -28,18 +28,19 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use llama_cpp_sys_2 as sys;
 
+use super::core::block_tokens;
 use super::{
     EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, Vocabulary,
 };
 use adapter::{Adapter, Shapes};
 use check::check_model;
 use context::{Batch, Computing, Context};
-use files::gguf::{Gguf, Parts, model_sha256, model_size};
+use files::gguf::{Gguf, Parts, TensorInfo, model_sha256, model_size};
 use inference::backend::{Backend, Entry, Limits, SequenceId};
 use memory::Demand;
 use open::{c_path, load_error, open_model};
@@ -76,6 +77,43 @@ pub struct Llama {
     shapes: Shapes,
     vocabulary: Arc<LlamaVocabulary>,
     model: Arc<Model>,
+    /// Until it is taken.
+    judge: Option<JudgeContext>,
+}
+
+/// A second context on the same weights, for judgements, that is not made yet: its own thread does that.
+/// It has the base alone, and one sequence.
+#[derive(Debug)]
+pub(crate) struct JudgeContext {
+    limits: Limits,
+    computing: Computing,
+    info: ModelInfo,
+    vocabulary: Arc<LlamaVocabulary>,
+    model: Arc<Model>,
+}
+
+impl JudgeContext {
+    pub(crate) fn open(self) -> Result<Llama, EngineError> {
+        let Self { limits, computing, info, vocabulary, model } = self;
+        let context = Context::new(&model, &limits, computing).ok_or_else(|| {
+            load_error(&info.path, last_error("the context for judgements cannot be made"))
+        })?;
+        Ok(Llama {
+            info,
+            // No adapter is ever loaded here.
+            shapes: Shapes::new(),
+            batch: Batch::new(&limits),
+            adapters: BTreeMap::new(),
+            selected: Generation::BASE,
+            context,
+            limits,
+            host_cache_bytes: 0,
+            is_deterministic: true,
+            vocabulary,
+            model,
+            judge: None,
+        })
+    }
 }
 
 impl Llama {
@@ -103,7 +141,7 @@ impl Llama {
         let path = config.model.as_path();
         let parts = open_model(path)?;
         let header = parts.header();
-        let Loaded { model, limits, host_cache_bytes, computing } =
+        let Loaded { model, limits, judge, host_cache_bytes, computing } =
             load(config, &parts, others, |limits| limits)?;
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
@@ -114,7 +152,15 @@ impl Llama {
             let (longest, pool) = (info.max_sequence, limits.cells);
             tracing::info!(longest, pool, "One sequence ends where the model's training ended.");
         }
+        let judge = judge.map(|limits| JudgeContext {
+            limits,
+            computing,
+            info: info.clone(),
+            vocabulary: Arc::clone(&vocabulary),
+            model: Arc::clone(&model),
+        });
         Ok(Self {
+            judge,
             info,
             shapes: parts.tensors().map(|it| (it.name.clone(), it.shape.clone())).collect(),
             batch: Batch::new(&limits),
@@ -128,6 +174,11 @@ impl Llama {
             model,
         })
     }
+
+    /// The context for judgements, once; `None`: it is not wanted, or memory has no room for it.
+    pub(crate) fn take_judge(&mut self) -> Option<JudgeContext> {
+        self.judge.take()
+    }
 }
 
 /// A model in memory, and what its context may be.
@@ -135,6 +186,8 @@ impl Llama {
 struct Loaded {
     model: Arc<Model>,
     limits: Limits,
+    /// Of the context for judgements.
+    judge: Option<Limits>,
     host_cache_bytes: usize,
     computing: Computing,
 }
@@ -157,6 +210,14 @@ fn load(
     demand.others = others;
     let plan = demand.plan(config.gpu_layers, &devices).map_err(refused)?;
     demand.check(&plan).map_err(refused)?;
+    if let Some(reason) = &plan.judge_refusal {
+        let model = path.display();
+        tracing::warn!(
+            %model,
+            reason,
+            "Judgements have no context of their own: what else is computed changes their rounding."
+        );
+    }
 
     let model = Arc::new(Model::load(path, plan.gpu_layers)?);
     if !model.has_plain_cache() {
@@ -167,16 +228,21 @@ fn load(
         let reason = format!("it has {} tokens, not {n_vocab}", model.n_vocab());
         return Err(refused(reason));
     }
-    let threads = config.threads.map_or_else(physical_cores, size);
     let computing = Computing {
-        threads,
-        batch_threads: config.batch_threads.map_or(threads, size),
+        threads: config.threads.map_or_else(physical_cores, size),
+        batch_threads: batch_threads(config),
         flash_attention: flash_attention(config, &devices),
         kv_cache: config.kv_cache,
         pooling: None,
     };
     let host_cache_bytes = usize::try_from(plan.host.prefix_cache).unwrap_or(usize::MAX);
-    Ok(Loaded { model, limits, host_cache_bytes, computing })
+    let judge = demand.judge.filter(|_| plan.judge_refusal.is_none());
+    Ok(Loaded { model, limits, judge, host_cache_bytes, computing })
+}
+
+/// Threads for steps of more than one token.
+fn batch_threads(config: &EngineConfig) -> usize {
+    config.batch_threads.or(config.threads).map_or_else(physical_cores, size)
 }
 
 fn hash(path: &Path) -> Result<String, EngineError> {
@@ -192,11 +258,21 @@ fn demand<'a>(
 ) -> Result<Demand<'a>, String> {
     let n_vocab = vocabulary_size(parts.header());
     let attention = flash_attention(config, devices);
+    let block = block(config, parts, devices);
+    let limits = limits(config, n_vocab, block)?;
+    let trained = usize::try_from(shape.context).unwrap_or(usize::MAX);
+    let judge = Limits {
+        cells: limits.cells.min(trained).max(block),
+        sequences: 1,
+        batch_tokens: block,
+        outputs: block,
+    };
     Ok(Demand {
         parts,
         shape,
         n_vocab: n_vocab as u64,
-        limits: limits(config, n_vocab)?,
+        limits,
+        judge: (config.deterministic_judge && !config.deterministic).then_some(judge),
         kv_cache: config.kv_cache,
         keeps_copies: !config.deterministic,
         has_flash_attention: attention != sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
@@ -209,15 +285,23 @@ fn vocabulary_size(header: &Gguf) -> usize {
     header.array("tokenizer.ggml.tokens").map_or(0, <[_]>::len)
 }
 
-/// What of the configuration this model can have.
-fn limits(config: &EngineConfig, n_vocab: usize) -> Result<Limits, String> {
+/// Tokens of a step of a deterministic context. A GPU is fast enough for all.
+fn block(config: &EngineConfig, parts: &Parts, devices: &[Device]) -> usize {
+    let n_parameters = parts.tensors().map(TensorInfo::n_values).fold(0, u64::saturating_add);
+    let n_parameters = if is_on_gpu(config, devices) { 0 } else { n_parameters };
+    block_tokens(n_parameters, batch_threads(config))
+}
+
+/// What of the configuration this model can have. `block`: tokens of a deterministic context's steps.
+fn limits(config: &EngineConfig, n_vocab: usize, block: usize) -> Result<Limits, String> {
     let sequences = if config.deterministic { 1 } else { size(config.max_sequences) };
     let sequences = sequences.clamp(1, MAX_SEQUENCES);
     let cells = size(config.context_tokens);
     if cells <= sequences {
         return Err(format!("context_tokens must be at least {}", sequences + 1));
     }
-    let batch_tokens = size(config.batch_tokens).max(sequences).min(cells);
+    let batch_tokens = if config.deterministic { block } else { size(config.batch_tokens) };
+    let batch_tokens = batch_tokens.max(sequences).min(cells);
     let outputs = (MAX_LOGITS_BYTES / 4 / n_vocab.max(1)).max(sequences).min(batch_tokens);
     Ok(Limits { cells, sequences, batch_tokens, outputs })
 }
@@ -226,7 +310,7 @@ fn limits(config: &EngineConfig, n_vocab: usize) -> Result<Limits, String> {
 /// are not a sequence's own: with eight chats they made a step half as long. On the CPU they add up
 /// an f16 cache in f16, which moved log-probs by up to 0.02; an f32 cache they read far slower.
 fn flash_attention(config: &EngineConfig, devices: &[Device]) -> sys::llama_flash_attn_type {
-    let is_on_gpu = config.gpu_layers != Some(0) && devices.iter().any(|device| device.is_gpu);
+    let is_on_gpu = is_on_gpu(config, devices);
     match (config.flash_attention, config.kv_cache) {
         (FlashAttention::On, _) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
         (FlashAttention::Off, _) => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
@@ -235,6 +319,10 @@ fn flash_attention(config: &EngineConfig, devices: &[Device]) -> sys::llama_flas
         // llama.cpp computes with a quantized V in no other way.
         (FlashAttention::Auto, KvCache::Q8_0 | KvCache::Q4_0) => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
     }
+}
+
+fn is_on_gpu(config: &EngineConfig, devices: &[Device]) -> bool {
+    config.gpu_layers != Some(0) && devices.iter().any(|device| device.is_gpu)
 }
 
 impl Llama {
@@ -270,6 +358,7 @@ impl Backend for Llama {
         interrupt: Option<&AtomicBool>,
     ) -> Result<usize, EngineError> {
         self.batch.fill(batch, &self.limits, self.info.n_vocab)?;
+        let _alone = self.model.alone();
         Ok(if self.context.decode(&self.batch, interrupt)? {
             batch.len()
         } else {
@@ -378,12 +467,12 @@ impl Backend for Llama {
     }
 }
 
-/// Owns a `llama_model`.
+/// Owns a `llama_model`. The lock is of its list of adapters, which whoever makes a context or computes
+/// reads: a model may have two contexts, each in a thread of its own.
 #[derive(Debug)]
-struct Model(NonNull<sys::llama_model>);
+struct Model(NonNull<sys::llama_model>, Mutex<()>);
 
-// SAFETY: a loaded model is read-only but for its list of adapters, which only the engine thread
-// touches (`Adapter` is not `Send`).
+// SAFETY: a loaded model is read-only but for its list of adapters, which is used under the lock alone.
 unsafe impl Send for Model {}
 // SAFETY: as above.
 unsafe impl Sync for Model {}
@@ -400,8 +489,14 @@ impl Model {
         // SAFETY: the path is a C string that lives through the call.
         let raw = unsafe { sys::llama_model_load_from_file(file.as_ptr(), params) };
         NonNull::new(raw)
-            .map(Self)
+            .map(|raw| Self(raw, Mutex::default()))
             .ok_or_else(|| load_error(path, last_error("llama.cpp cannot read it")))
+    }
+
+    /// While the result lives, nobody else computes with the model or changes its adapters.
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        // There is nothing that a panic could have left half done.
+        self.1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn vocab(&self) -> *const sys::llama_vocab {

@@ -1,5 +1,8 @@
 //! Threads that own a model each, and how their end is noticed. Used by `thread.rs` and `reward.rs`.
 
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
 use std::thread;
 
 use tokio::sync::oneshot;
@@ -22,24 +25,34 @@ pub(super) async fn own<T: Send + 'static>(
         })
         .map_err(|error| EngineError::Failed(format!("start the {name} thread: {error}")))?;
     let said = is_ready.await.map_err(|_| EngineError::Stopped)??;
-    Ok((said, EngineThread { thread, ended }))
+    Ok((said, EngineThread { threads: vec![(thread, ended)] }))
 }
 
 /// The thread's end, held by `daemon` alone.
 #[derive(Debug)]
 pub struct EngineThread {
-    thread: thread::JoinHandle<()>,
-    ended: oneshot::Receiver<()>,
+    /// With who hears of its end. A model with two contexts has two.
+    threads: Vec<(thread::JoinHandle<()>, oneshot::Receiver<()>)>,
 }
 
 impl EngineThread {
+    /// The same with one more thread.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.threads.extend(other.threads);
+        self
+    }
     /// Resolves when the thread has ended. While a handle exists that is a failure.
     pub async fn died(&mut self) {
         // The sender is never used: the error is the message.
-        drop((&mut self.ended).await);
+        poll_fn(|context| {
+            let has_ended =
+                self.threads.iter_mut().any(|(_, ended)| Pin::new(ended).poll(context).is_ready());
+            if has_ended { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
     /// Waits for the end; drop all handles before.
     pub fn join(self) -> thread::Result<()> {
-        self.thread.join()
+        self.threads.into_iter().try_for_each(|(thread, _)| thread.join())
     }
 }

@@ -174,6 +174,7 @@ pub fn run(model: &Path, adapter: Option<&Path>) -> Result<(), EngineError> {
         flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
         deterministic: false,
+        deterministic_judge: false,
         queue: 1,
     };
     let mut llama = Llama::open(&config, String::new(), OtherModels::default())?;

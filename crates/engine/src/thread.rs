@@ -29,14 +29,35 @@ pub async fn spawn(config: &EngineConfig) -> Result<(Engine, EngineThread), Engi
     spawn_beside(&StepLock::default(), config, OtherModels::default()).await
 }
 
-/// The same for a process that has other models.
+/// The same for a process that has other models. With a second engine on the same weights for judgements,
+/// where that is wanted and there is room.
 pub async fn spawn_beside(
     lock: &StepLock,
     config: &EngineConfig,
     others: OtherModels,
 ) -> Result<(Engine, EngineThread), EngineError> {
-    let config = config.clone();
-    spawn_on(lock, config.queue, move || llama::Llama::load_beside(&config, others)).await
+    let (config, queue) = (config.clone(), config.queue);
+    let (offer, judge) = oneshot::channel();
+    let load = move || {
+        let mut model = llama::Llama::load_beside(&config, others)?;
+        drop(offer.send(model.take_judge()));
+        Ok(model)
+    };
+    let (engine, thread) = spawn_on(lock, queue, load).await?;
+    let Ok(Some(judge)) = judge.await else { return Ok((engine, thread)) };
+    match spawn_on(lock, queue, move || judge.open()).await {
+        Ok((judge, other)) => {
+            tracing::info!(model = engine.info().name, "Judgements have a context of their own.");
+            Ok((Engine { judge: Some(Arc::new(judge)), ..engine }, thread.and(other)))
+        }
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "Judgements have no context of their own: what else is computed changes their rounding."
+            );
+            Ok((engine, thread))
+        }
+    }
 }
 
 /// The same with any backend. `load` runs inside the thread, because a context must not leave it.
@@ -74,7 +95,7 @@ where
     let (shared, thread) = own("engine", body).await?;
     let admission = || Arc::new(Semaphore::new(queue));
     let (urgent, patient, lock) = (admission(), admission(), lock.clone());
-    let engine = Engine { commands, urgent, patient, lock, shared, prober: None };
+    let engine = Engine { commands, urgent, patient, lock, shared, prober: None, judge: None };
     Ok((engine, thread))
 }
 
@@ -105,14 +126,16 @@ impl<B: Backend> Loop<B> {
         };
         let pulse = Mutex::new(Pulse::new(stats.clone()));
         let copies = backend.host_cache_bytes();
+        let is_deterministic = backend.is_deterministic();
+        let most_copies = copies as u64;
         Self {
             validator: Validator::new(&info),
-            core: if backend.is_deterministic() {
+            core: if is_deterministic {
                 Core::deterministic(limits, Arc::clone(&vocabulary))
             } else {
                 Core::new(limits, CachePolicy::new(copies), Arc::clone(&vocabulary))
             },
-            shared: Arc::new(Shared { info, vocabulary, most_copies: copies as u64, pulse }),
+            shared: Arc::new(Shared { info, vocabulary, most_copies, is_deterministic, pulse }),
             generations: Adapters::new(),
             callers: BTreeMap::new(),
             freed: Vec::new(),

@@ -111,6 +111,9 @@ pub struct EngineConfig {
     pub kv_cache: KvCache,
     /// Whether an answer depends on its request and seed alone, never on what else runs.
     pub deterministic: bool,
+    /// Whether a judgement depends on the judge and on what it is asked alone: levels are read in a second
+    /// context on the same weights, one after the other, where memory has room for one.
+    pub deterministic_judge: bool,
     /// Requests that wait for the thread; more is refused as overload.
     pub queue: usize,
 }

@@ -270,7 +270,7 @@ mod tests {
         move |n| {
             let host =
                 MemoryShare { weights, kv_cache: n.into(), available, ..MemoryShare::default() };
-            Some(MemoryPlan { gpu_layers: 0, host, gpu: None })
+            Some(MemoryPlan { gpu_layers: 0, host, gpu: None, judge_refusal: None })
         }
     }
 

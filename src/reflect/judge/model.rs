@@ -51,6 +51,11 @@ impl<'a> ModelJudge<'a> {
         if self.is_second { format!("model {}", twelve(sha256)) } else { judge_name(sha256) }
     }
 
+    /// Whether a verdict depends on what it is asked alone.
+    pub(super) fn is_deterministic(&self) -> bool {
+        self.engine.judge().is_deterministic()
+    }
+
     /// A request that it cannot even choose aspects for.
     pub(super) fn too_long(&self) -> EngineError {
         let limit = self.engine.info().max_sequence;
@@ -85,7 +90,7 @@ impl<'a> ModelJudge<'a> {
         }
         let labels = self.labels(agent)?.to_vec();
         let request = ScoreRequest { prompts, labels, weights: BASE, priority };
-        let mut scores = self.engine.score(request).await?.into_iter();
+        let mut scores = self.engine.judge().score(request).await?.into_iter();
         let judge = self.name();
         let mut read = |n| {
             let scores = scores.by_ref().take(n);

@@ -38,6 +38,7 @@ fn config(model: &Path) -> EngineConfig {
         flash_attention: FlashAttention::Auto,
         kv_cache: KvCache::F16,
         deterministic: false,
+        deterministic_judge: false,
         queue: 4,
     }
 }

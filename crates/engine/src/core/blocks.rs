@@ -7,13 +7,29 @@
 
 use inference::backend::Limits;
 
-/// Tokens of a block. A multiple of the rows that kernels take at once (at most 16), and few enough
-/// that a step of a model with one token a second ends within a watchdog's minute.
-const BLOCK: usize = 32;
+/// Tokens of a block, if it is evaluated in time. A multiple of the rows that kernels take at once (at
+/// most 16). Smaller ones are evaluated slower for each token, of larger ones less is shared: a
+/// reflection (six aspects over 400 common tokens) took 27 to 28 s with 32, 22 to 24 with 64, 20 with
+/// 128 and 27 with 256; 17 to 19 where it is judged in the context of answers.
+const BLOCK: usize = 128;
+/// Parameters times tokens that a thread does in a step of two seconds: half of what was measured for a
+/// prompt on two shared cores (SmolLM2, 135 million parameters: 300 tokens/s).
+const WORK: u64 = 20_000_000_000;
+/// A context has two sequence ids, one of them for copies, and a batch must hold a token of each.
+const LEAST: usize = 2;
 
 /// See the file's header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Blocks(usize);
+
+/// Tokens of the blocks of a model on the processor. They follow from what does not change from one day
+/// to the next and not from the measured speed: another size would round in another way.
+pub(crate) fn block_tokens(n_parameters: u64, threads: usize) -> usize {
+    let fits = WORK.saturating_mul(threads as u64) / n_parameters.max(1);
+    let fits = usize::try_from(fits).unwrap_or(usize::MAX).clamp(LEAST, BLOCK);
+    // A power of two.
+    1 << fits.ilog2()
+}
 
 impl Blocks {
     /// As large as a batch may be whatever it asks logits of.
@@ -38,8 +54,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn blocks_of_a_model_that_is_large_for_its_threads_are_small() {
+        let billion = 1_000_000_000;
+        assert_eq!(block_tokens(billion / 8, 2), 128);
+        assert_eq!(block_tokens(billion / 2, 2), 64);
+        assert_eq!(block_tokens(billion, 2), 32);
+        assert_eq!(block_tokens(3 * billion, 2), 8);
+        assert_eq!(block_tokens(7 * billion, 2), 4);
+        assert_eq!(block_tokens(7 * billion, 16), 32);
+        assert_eq!(block_tokens(700 * billion, 1), 2);
+        assert_eq!(block_tokens(0, 1), 128);
+    }
+
+    #[test]
     fn a_prompt_goes_block_by_block_and_an_answer_token_by_token() {
-        let limits = Limits { cells: 999, sequences: 1, batch_tokens: 512, outputs: 512 };
+        let limits = Limits { cells: 999, sequences: 1, batch_tokens: 32, outputs: 512 };
         let blocks = Blocks::new(&limits);
         let batches = |n_prompt: usize, n: usize| {
             let mut position = 0;

@@ -26,7 +26,7 @@ pub(super) type Shapes = BTreeMap<String, Vec<u64>>;
 pub(super) struct Adapter {
     pub(super) raw: NonNull<sys::llama_adapter_lora>,
     /// Freeing an adapter needs its model.
-    _model: Arc<Model>,
+    model: Arc<Model>,
 }
 
 impl Adapter {
@@ -41,18 +41,21 @@ impl Adapter {
         check(&header, architecture, base).map_err(|reason| load_error(path, reason))?;
         check_memory(&header).map_err(|reason| load_error(path, reason))?;
         let file = c_path(path)?;
-        // SAFETY: the model lives, the path is a C string, and no decode runs meanwhile because
-        // both happen in the engine thread.
+        let _alone = model.alone();
+        // SAFETY: the model lives, the path is a C string, and no decode runs meanwhile, of whichever
+        // context, because each takes the same lock.
         let raw = unsafe { sys::llama_adapter_lora_init(model.0.as_ptr(), file.as_ptr()) };
         let raw = NonNull::new(raw)
             .ok_or_else(|| load_error(path, last_error("it does not fit the model")))?;
-        Ok(Self { raw, _model: Arc::clone(model) })
+        Ok(Self { raw, model: Arc::clone(model) })
     }
 }
 
 impl Drop for Adapter {
     fn drop(&mut self) {
-        // SAFETY: `Backend::free` has unset it, or the context is gone; the model lives.
+        let _alone = self.model.alone();
+        // SAFETY: `Backend::free` has unset it, or the context is gone, and no other context has set it;
+        // the model lives, and no decode runs meanwhile.
         unsafe { sys::llama_adapter_lora_free(self.raw.as_ptr()) }
     }
 }

@@ -27,6 +27,8 @@ pub struct MemoryPlan {
     pub host: MemoryShare,
     /// All GPUs together.
     pub gpu: Option<MemoryShare>,
+    /// Why judgements get no context of their own though they should: what is missing, and what to lower.
+    pub judge_refusal: Option<String>,
 }
 
 /// Bytes by what they are for.
@@ -40,6 +42,8 @@ pub struct MemoryShare {
     pub compute: u64,
     /// Rows of logits of one step.
     pub logits: u64,
+    /// All of a second context, for judgements.
+    pub judge: u64,
     /// Copies of the cells of finished and preempted sequences, at most: what is left of the memory,
     /// and no more than half of the KV cache.
     pub prefix_cache: u64,
@@ -52,9 +56,9 @@ pub struct MemoryShare {
 impl MemoryShare {
     /// All of it.
     pub fn total(&self) -> u64 {
-        [self.weights, self.kv_cache, self.compute, self.logits, self.prefix_cache]
-            .into_iter()
-            .fold(0, u64::saturating_add)
+        let Self { weights, kv_cache, compute, logits, judge, prefix_cache, .. } = *self;
+        let parts = [weights, kv_cache, compute, logits, judge, prefix_cache];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -77,6 +81,8 @@ pub(super) struct Demand<'a> {
     pub(super) shape: &'a Shape,
     pub(super) n_vocab: u64,
     pub(super) limits: Limits,
+    /// Of a second context, if judgements shall have one and memory has room for it.
+    pub(super) judge: Option<Limits>,
     pub(super) kv_cache: KvCache,
     /// Whether what is evicted is copied to host memory.
     pub(super) keeps_copies: bool,
@@ -128,6 +134,36 @@ impl Demand<'_> {
         Ok((host, gpu))
     }
 
+    /// Adds the context for judgements to the shares. The text says why there is no room for it: nothing
+    /// else is made smaller for it, and no layer leaves the GPU.
+    fn add_judge(
+        &self,
+        gpu_layers: u64,
+        host: &mut MemoryShare,
+        gpu: &mut MemoryShare,
+    ) -> Result<Option<String>, String> {
+        let Some(limits) = self.judge else { return Ok(None) };
+        let (on_host, on_gpu) = Demand { limits, ..*self }.shares(gpu_layers)?;
+        let [on_host, on_gpu] = [on_host, on_gpu].map(|it| it.total() - it.weights);
+        let left = |share: &MemoryShare, reserve: u64| {
+            share.available.saturating_sub(share.total()).saturating_sub(reserve)
+        };
+        for (place, needed, left) in [
+            ("this machine", on_host, left(host, self.others.later)),
+            ("the GPU", on_gpu, left(gpu, DEVICE_RESERVE)),
+        ] {
+            if left < needed {
+                let [needed, left] = [needed, left].map(mib);
+                return Ok(Some(format!(
+                    "it needs {needed} MiB more of {place} and {left} MiB are left; lower \
+                     engine.context_tokens, or set engine.deterministic_judge to false"
+                )));
+            }
+        }
+        (host.judge, gpu.judge) = (on_host, on_gpu);
+        Ok(None)
+    }
+
     /// Intermediate results of one micro batch: llama.cpp lets them share room one after another,
     /// so the largest counts, and with it what lives through a layer. `docs/LOG.md` compares it
     /// with what llama.cpp reports.
@@ -164,14 +200,16 @@ impl Demand<'_> {
             let mapped = if layers == 0 { mapped } else { 0 };
             host.available = available.saturating_sub(mapped).saturating_sub(copies);
             host.source.clone_from(&source);
+            gpu.available = gpus().map(|device| device.free).sum();
+            gpu.source = gpus().map(|device| device.name.as_str()).collect::<Vec<_>>().join(", ");
+            let judge_refusal = self.add_judge(layers, &mut host, &mut gpu)?;
             let left = host.available.saturating_sub(host.total()).saturating_sub(later);
             if self.keeps_copies {
                 host.prefix_cache = left.min(host.kv_cache.midpoint(gpu.kv_cache));
             }
-            gpu.available = gpus().map(|device| device.free).sum();
-            gpu.source = gpus().map(|device| device.name.as_str()).collect::<Vec<_>>().join(", ");
             let gpu_layers = u32::try_from(layers).unwrap_or(u32::MAX);
-            Ok(MemoryPlan { gpu_layers, host, gpu: (layers > 0).then_some(gpu) })
+            let gpu = (layers > 0).then_some(gpu);
+            Ok(MemoryPlan { gpu_layers, host, gpu, judge_refusal })
         };
         if gpus().next().is_none() {
             return finish(0);
@@ -246,4 +284,62 @@ fn refusal(place: &str, share: &MemoryShare) -> String {
 /// Rounded up.
 pub(super) fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../agents/nano/model.gguf");
+
+    /// Of the nano model on a machine whose GPU has so much free, and where models come later.
+    fn plan(free: Option<u64>, later: u64) -> MemoryPlan {
+        let parts = Parts::open(Path::new(NANO)).unwrap();
+        let shape = Shape::read(parts.header()).unwrap();
+        let limits = Limits { cells: 4096, sequences: 4, batch_tokens: 512, outputs: 64 };
+        let demand = Demand {
+            parts: &parts,
+            shape: &shape,
+            n_vocab: 512,
+            limits,
+            judge: Some(Limits { sequences: 1, batch_tokens: 32, outputs: 32, ..limits }),
+            kv_cache: KvCache::F16,
+            keeps_copies: true,
+            has_flash_attention: true,
+            others: OtherModels { later, ..OtherModels::default() },
+        };
+        let gpu = |free| Device {
+            name: "GPU0".into(),
+            description: String::new(),
+            is_gpu: true,
+            free,
+            total: free,
+        };
+        demand.plan(None, &free.map(gpu).into_iter().collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn a_context_for_judgements_takes_only_what_is_left() {
+        let roomy = plan(None, 0);
+        assert!(0 < roomy.host.judge && roomy.judge_refusal.is_none(), "{roomy:?}");
+        let tight = plan(None, u64::MAX);
+        assert_eq!((tight.host.judge, tight.host.prefix_cache), (0, 0));
+        let reason = tight.judge_refusal.unwrap();
+        assert!(reason.contains("of this machine and 0 MiB are left"), "{reason}");
+        assert!(reason.contains("engine.deterministic_judge"), "{reason}");
+    }
+
+    #[test]
+    fn no_layer_leaves_the_gpu_for_judgements() {
+        let roomy = plan(Some(8 << 30), 0);
+        let gpu = roomy.gpu.as_ref().unwrap();
+        assert!(0 < gpu.judge && 0 < roomy.host.judge && roomy.judge_refusal.is_none());
+        let tight = plan(Some(gpu.total() - gpu.judge + DEVICE_RESERVE), 0);
+        assert_eq!(tight.gpu_layers, roomy.gpu_layers);
+        assert_eq!((tight.gpu.unwrap().judge, tight.host.judge), (0, 0));
+        let reason = tight.judge_refusal.unwrap();
+        assert!(reason.contains("of the GPU and 0 MiB are left"), "{reason}");
+    }
 }

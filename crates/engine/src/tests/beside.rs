@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::llama::{Llama, OtherModels};
+use super::super::llama::{Llama, OtherModels, survey};
 use super::super::step_lock::StepLock;
 use super::llama::config;
 use super::*;
@@ -78,4 +78,30 @@ fn memory_of_models_that_are_loaded_counts_for_the_next_one() {
     assert!(0 < load(OtherModels::default()).unwrap().host_cache_bytes());
     let others = OtherModels { later: u64::MAX, ..OtherModels::default() };
     assert_eq!(load(others).unwrap().host_cache_bytes(), 0);
+}
+
+#[test]
+fn judgements_have_a_context_of_their_own_where_memory_has_room_for_it() {
+    let plain = config(Path::new(NANO).to_owned());
+    let judging = EngineConfig { deterministic_judge: true, ..plain.clone() };
+    let load = |config: &EngineConfig, later| {
+        Llama::load_beside(config, OtherModels { later, ..OtherModels::default() }).unwrap()
+    };
+    let mut model = load(&judging, 0);
+    let judge = model.take_judge().unwrap().open().unwrap();
+    assert!(judge.is_deterministic() && !model.is_deterministic());
+    assert_eq!((judge.limits().sequences, judge.limits().batch_tokens), (1, 128));
+    assert_eq!(judge.info().max_sequence, model.info().max_sequence);
+    assert!(model.take_judge().is_none(), "there is one");
+    // What has to be there comes first; the model is served nevertheless.
+    assert!(load(&judging, u64::MAX).take_judge().is_none());
+    assert!(load(&plain, 0).take_judge().is_none());
+    let deterministic = EngineConfig { deterministic: true, ..judging.clone() };
+    assert!(load(&deterministic, 0).take_judge().is_none(), "its only one judges alike");
+
+    let memory = |config: &EngineConfig| survey(config).unwrap().memory.unwrap();
+    let (with, without) = (memory(&judging), memory(&plain));
+    assert_eq!((with.host.kv_cache, without.host.judge), (without.host.kv_cache, 0));
+    assert!(with.host.kv_cache < with.host.judge, "its cells, and what a step of it takes");
+    assert_eq!(with.judge_refusal, None);
 }

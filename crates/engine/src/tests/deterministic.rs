@@ -11,12 +11,19 @@ const QUESTIONS: usize = 20;
 const MAX_TOKENS: u32 = 24;
 
 async fn nano(deterministic: bool) -> (Engine, EngineThread) {
+    let (engine, thread) = judging_nano(deterministic, false).await;
+    assert!(engine.judge_context().is_none());
+    (engine, thread)
+}
+
+async fn judging_nano(deterministic: bool, deterministic_judge: bool) -> (Engine, EngineThread) {
     let config = EngineConfig {
         context_tokens: 2048,
         max_sequences: 16,
         batch_tokens: 512,
         flash_attention: FlashAttention::Auto,
         deterministic,
+        deterministic_judge,
         queue: 64,
         ..config(NANO.into())
     };
@@ -24,10 +31,14 @@ async fn nano(deterministic: bool) -> (Engine, EngineThread) {
     spawn(&config).await.unwrap()
 }
 
+/// What prompts begin with.
+fn stem() -> String {
+    "Answer briefly, and only what was asked. Numbers are written as digits. ".repeat(6)
+}
+
 /// Half of them greedy. They begin alike, for one block of tokens and a part of the next, and two are
 /// the same.
 fn questions(engine: &Engine) -> Vec<GenerateRequest> {
-    let stem = "Answer briefly, and only what was asked. Numbers are written as digits. ".repeat(2);
     (0..QUESTIONS)
         .map(|i| {
             let temperature = if i % 2 == 0 { 0.0 } else { 0.8 };
@@ -35,7 +46,8 @@ fn questions(engine: &Engine) -> Vec<GenerateRequest> {
             let sampling =
                 Sampling { temperature, max_tokens: MAX_TOKENS, seed, ..Sampling::default() };
             let asked = i.min(QUESTIONS - 2) * 37 % 50;
-            let prompt = prompt(engine, &format!("{stem}What is {asked} plus {}?", asked % 7));
+            let prompt = prompt(engine, &format!("{}What is {asked} plus {}?", stem(), asked % 7));
+            assert!((129..256).contains(&prompt.len()), "{}", prompt.len());
             GenerateRequest { sampling, ..request(prompt) }
         })
         .collect()
@@ -131,14 +143,14 @@ async fn an_engine_that_is_not_deterministic_now_and_then_says_something_else() 
 }
 
 /// The probabilities of two tokens after each of forty prompts, so many at once.
-async fn scores(engine: &Engine, at_once: usize) -> Vec<Vec<f32>> {
+async fn scores(engine: &Engine, at_once: usize, priority: Priority) -> Vec<Vec<f32>> {
     let prompts: Vec<_> = (0..40)
-        .map(|i| prompt(engine, &format!("Is {i} plus 3 equal to {}?", i + i % 5)))
+        .map(|i| prompt(engine, &format!("{}Is {i} plus 3 equal to {}?", stem(), i + i % 5)))
         .collect();
     let labels = vec![prompts[0][0], prompts[0][1]];
     let mut found = Vec::new();
     for some in prompts.chunks(at_once) {
-        let (weights, priority) = (Weights::Generation(Generation::BASE), Priority::Gate);
+        let weights = Weights::Generation(Generation::BASE);
         let request =
             ScoreRequest { prompts: some.to_vec(), labels: labels.clone(), weights, priority };
         let scored = engine.score(request).await.unwrap();
@@ -150,12 +162,12 @@ async fn scores(engine: &Engine, at_once: usize) -> Vec<Vec<f32>> {
 /// Widths at which a fresh engine's probabilities are not those of each prompt alone.
 async fn other_scores(deterministic: bool) -> Vec<usize> {
     let (engine, _thread) = nano(deterministic).await;
-    let alone = scores(&engine, 1).await;
+    let alone = scores(&engine, 1, Priority::Gate).await;
     let mut other = Vec::new();
     for at_once in [2, 7, 16, 40] {
         let (engine, _thread) = nano(deterministic).await;
         let exploration = explore(&engine).await;
-        if scores(&engine, at_once).await != alone {
+        if scores(&engine, at_once, Priority::Gate).await != alone {
             other.push(at_once);
         }
         drop(exploration);
@@ -168,4 +180,55 @@ async fn a_deterministic_engine_judges_the_same_alone_and_beside_others() {
     assert_eq!(other_scores(true).await, [0; 0]);
     // Otherwise this test could not fail.
     assert_ne!(other_scores(false).await, [0; 0]);
+}
+
+/// Beside them means in turn with them: both are as urgent.
+#[tokio::test]
+async fn a_context_for_judgements_judges_the_same_alone_and_beside_chats() {
+    let urgent = Priority::Inline;
+    let (engine, _thread) = judging_nano(false, true).await;
+    assert!(!engine.is_deterministic() && engine.judge().is_deterministic());
+    let alone = scores(engine.judge(), 1, urgent).await;
+    // Where answers are written it is otherwise, or this test could not fail.
+    assert_ne!(scores(&engine, 16, urgent).await, alone);
+    for at_once in [1, 16, 40] {
+        let (engine, _thread) = judging_nano(false, true).await;
+        let chats = tokio::spawn({
+            let engine = engine.clone();
+            let chats: Vec<_> = questions(&engine)
+                .into_iter()
+                .map(|it| GenerateRequest { priority: urgent, ..it })
+                .collect();
+            async move {
+                loop {
+                    all(&engine, &chats, 15).await;
+                }
+            }
+        });
+        let before = engine.stats().generated_tokens;
+        assert_eq!(scores(engine.judge(), at_once, urgent).await, alone, "{at_once} at once");
+        assert!(before < engine.stats().generated_tokens, "chats go on meanwhile");
+        chats.abort();
+    }
+    // What is asked for first is broken off by chats, and begins again.
+    let idle = tokio::spawn({
+        let judge = engine.judge().clone();
+        async move { scores(&judge, 40, Priority::Explore).await }
+    });
+    // Not for ever: it needs pauses as long as a block.
+    for _ in 0..30 {
+        let sampling = Sampling { max_tokens: 2, ..Sampling::default() };
+        said(&engine, GenerateRequest { sampling, ..request(prompt(&engine, "Hello!")) }).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(idle.await.unwrap(), alone);
+}
+
+#[tokio::test]
+async fn both_threads_of_a_model_end_with_its_last_handle() {
+    let (engine, mut thread) = judging_nano(false, true).await;
+    assert!(tokio::time::timeout(Duration::from_millis(20), thread.died()).await.is_err());
+    drop(engine);
+    thread.died().await;
+    thread.join().unwrap();
 }

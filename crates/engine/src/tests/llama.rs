@@ -126,11 +126,14 @@ async fn world() -> World {
 }
 
 async fn world_with(flash_attention: FlashAttention) -> World {
+    world_of(|config| EngineConfig { flash_attention, ..config }).await
+}
+
+async fn world_of(change: impl FnOnce(EngineConfig) -> EngineConfig) -> World {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("random.gguf");
     write_model(&model);
-    let (engine, _thread) =
-        spawn(&EngineConfig { flash_attention, ..config(model) }).await.unwrap();
+    let (engine, _thread) = spawn(&change(config(model))).await.unwrap();
     World { engine, folder }
 }
 
@@ -147,6 +150,7 @@ pub(super) fn config(model: PathBuf) -> EngineConfig {
         flash_attention: FlashAttention::Off,
         kv_cache: KvCache::F16,
         deterministic: false,
+        deterministic_judge: false,
         queue: 8,
     }
 }
@@ -314,6 +318,44 @@ async fn generations_that_take_turns_do_not_touch_each_other() {
     world.engine.retire(adapted).await.unwrap();
     let base_alone_again = world.logprobs(sequence(), base).await;
     assert!(largest_difference(&base_alone_again[0], &alone_base[0]) < ROUNDING);
+}
+
+/// The base judges, whatever generation answers.
+#[tokio::test]
+async fn judgements_in_a_context_of_their_own_go_on_through_swaps() {
+    let world = world_of(|config| EngineConfig { deterministic_judge: true, ..config }).await;
+    let judge = world.engine.judge_context().unwrap().clone();
+    let scores = async |judge: &Engine| {
+        let request = ScoreRequest {
+            prompts: (0..4).map(|i| tokens(70, 60 + i)).collect(),
+            labels: vec![Token(40), Token(41)],
+            weights: Weights::Generation(Generation::BASE),
+            priority: Priority::Gate,
+        };
+        judge.score(request).await.unwrap()
+    };
+    let alone = scores(&judge).await;
+    let swaps = async {
+        for generation in 1..=8 {
+            let new = world.load(generation).await;
+            world.engine.activate(new).await.unwrap();
+            world.logprobs(vec![(tokens(30, 9), 1)], Weights::Active).await;
+            if 1 < generation {
+                world.engine.retire(Generation(generation - 1)).await.unwrap();
+            }
+        }
+    };
+    let judged = async {
+        let mut n_judged = 0;
+        while world.engine.stats().active != Generation(8) {
+            assert_eq!(scores(&judge).await, alone);
+            n_judged += 1;
+        }
+        n_judged
+    };
+    let ((), n_judged) = tokio::join!(swaps, judged);
+    assert!(3 < n_judged, "{n_judged} judgements meanwhile");
+    assert_eq!(judge.stats().generations, [(Generation::BASE, 0)], "no adapter is loaded there");
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ fn report(trainer: Trainer) -> Report {
         n_vocab: 1,
         chat_template: None,
         begin_and_end: [String::new(), String::new()],
-        memory: Some(MemoryPlan { gpu_layers: 0, host, gpu: None }),
+        memory: Some(MemoryPlan { gpu_layers: 0, host, gpu: None, judge_refusal: None }),
         flash_attention: None,
         refusal: None,
     };

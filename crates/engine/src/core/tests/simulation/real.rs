@@ -43,6 +43,7 @@ fn config(
         flash_attention,
         kv_cache,
         deterministic: false,
+        deterministic_judge: false,
         queue: 8,
     }
 }
