@@ -43,7 +43,7 @@ pub(crate) async fn run(setting: &Setting, texts: &mut Texts) -> anyhow::Result<
             let (tokens_per_s, answers) = speed(&engine, &refinements, true).await?;
             with.push(tokens_per_s);
             let shares = answers.iter().zip(&refinements).map(|(answer, it)| share(answer, it));
-            copied.push(100.0 * shares.sum::<f64>() / at_once as f64);
+            copied.push(100.0 * statistics::mean(shares));
         }
         let name = format!("refinement_{at_once}_copying_{percent}");
         findings.measured.push(Measured {

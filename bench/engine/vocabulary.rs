@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use files::gguf::{Value, Writer, gpt2_letter};
+use files::gguf::{Writer, gpt2_letter};
 
 /// Tokens in all, as Llama has.
 pub(crate) const SIZE: usize = 32_000;
@@ -96,24 +96,16 @@ impl Vocabulary {
 
     /// Adds the vocabulary and a chat template to a model file.
     pub(crate) fn write(&self, writer: &mut Writer) {
-        let text = |text: &String| Value::String(text.clone());
-        let kinds = (0..self.tokens.len())
-            .map(|id| Value::Signed(if id < CONTROL.len() { CONTROL_TYPE } else { NORMAL }));
-        writer.metadata("tokenizer.ggml.model", Value::String("gpt2".to_owned()));
-        writer.metadata("tokenizer.ggml.pre", Value::String("gpt-2".to_owned()));
-        writer.metadata(
-            "tokenizer.ggml.tokens",
-            Value::Array(self.tokens.iter().map(text).collect()),
-        );
-        writer.metadata("tokenizer.ggml.token_type", Value::Array(kinds.collect()));
-        writer.metadata(
-            "tokenizer.ggml.merges",
-            Value::Array(self.merges.iter().map(text).collect()),
-        );
-        writer.metadata("tokenizer.ggml.eos_token_id", Value::Unsigned(END));
-        writer.metadata("tokenizer.ggml.eot_token_id", Value::Unsigned(END));
-        writer.metadata("tokenizer.ggml.add_bos_token", Value::Bool(false));
-        writer.metadata("tokenizer.chat_template", Value::String(CHAT_TEMPLATE.to_owned()));
+        let kind = |id| if id < CONTROL.len() { CONTROL_TYPE } else { NORMAL };
+        files::gguf::Vocabulary {
+            tokens: &self.tokens,
+            kinds: (0..self.tokens.len()).map(kind).collect(),
+            merges: self.merges.clone(),
+            end: END,
+            padding: None,
+            chat_template: CHAT_TEMPLATE,
+        }
+        .write(writer);
     }
 }
 

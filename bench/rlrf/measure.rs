@@ -61,12 +61,11 @@ pub(crate) async fn answers(
 fn summarize(answers: &[Answers]) -> Answered {
     let samples: Vec<&Samples> = answers.iter().filter_map(|one| one.samples.as_ref()).collect();
     let mean = |of: fn(&Samples) -> f64| mean(samples.iter().map(|one| of(one)));
-    let greedy_tokens: usize = answers.iter().map(|one| one.tokens).sum();
     let sample_tokens: usize = samples.iter().map(|one| one.tokens).sum();
     let log_ratio: f64 = samples.iter().map(|one| one.log_ratio).sum();
     Answered {
         greedy: answers.iter().map(|one| if one.is_right { '1' } else { '0' }).collect(),
-        greedy_tokens: greedy_tokens as f64 / answers.len() as f64,
+        greedy_tokens: statistics::mean(answers.iter().map(|one| one.tokens as f64)),
         samples: samples.iter().map(|one| one.right.to_string()).collect(),
         sample_tokens: sample_tokens as f64 / samples.len() as f64 / f64::from(SAMPLES),
         kl_per_token: log_ratio / sample_tokens as f64,

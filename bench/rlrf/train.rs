@@ -178,8 +178,8 @@ fn against_verifier(
         pairs.iter().filter_map(|pair| Some(by_id[&pair.row.rejected?])).collect();
     let right = |of: &[&Candidate]| of.iter().filter(|one| is_right.contains(&one.id)).count();
     let tokens = |of: &[&Candidate]| {
-        let sum: usize = of.iter().map(|candidate| candidate.tokens.len()).sum();
-        (!of.is_empty()).then(|| sum as f64 / of.len() as f64)
+        let lengths = of.iter().map(|candidate| candidate.tokens.len() as f64);
+        (!of.is_empty()).then(|| statistics::mean(lengths))
     };
     Pairs {
         n: pairs.len(),

@@ -235,11 +235,11 @@ impl PositionBias {
     pub(super) fn new(both: &[[(f64, bool); 2]]) -> Option<Self> {
         let changes: Vec<f64> = both.iter().map(|[usual, turned]| turned.0 - usual.0).collect();
         let flips = both.iter().filter(|[usual, turned]| usual.1 != turned.1).count();
-        let absolute = changes.iter().map(|change| change.abs()).sum::<f64>();
+        let absolute = statistics::mean(changes.iter().map(|change| change.abs()));
         let flips = Estimate::share(flips, both.len())?;
         let (change, error) = mean_and_standard_error(&changes);
         let change = Estimate::normal(change, error, both.len());
-        Some(Self { change, absolute: absolute / both.len() as f64, flips })
+        Some(Self { change, absolute, flips })
     }
 }
 

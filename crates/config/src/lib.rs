@@ -28,7 +28,7 @@ use prompt::PromptSet;
 pub use check::{load, load_prompts, load_sound};
 pub use judge::{Address, AspectChoice, EndpointConfig, JudgeConfig, RewardConfig, ScalarConfig};
 pub use keys::keys;
-pub use prompt::{ExampleLine, PromptLine, Verifier};
+pub use prompt::{ExampleLine, PromptLine, REWARD, VERIFIER, Verifier};
 pub use settings::{Defaults, configured_socket, defaults};
 
 /// Everything that the YAML files say, checked.
@@ -347,15 +347,8 @@ pub struct StopEarly {
     pub give_up: u32,
 }
 
-/// The aspect name of a verifier's assessments; those of its parts have a point and a name behind it. No
-/// aspect of an agent may begin so.
-pub const VERIFIER: &str = "verifier";
-
 /// What follows a judge's name where a reference that equals the answer has spoken in its place.
 pub const BY_REFERENCE: &str = " (reference)";
-
-/// The aspect name of a reward model's assessments; no aspect of an agent may have it.
-pub const REWARD: &str = "reward";
 
 /// A labelled answer from a file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -15,10 +15,12 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 
 mod rewrite;
+mod vocabulary;
 
 pub use hyperparameters::Hyperparameters;
 pub use parts::{Parts, model_files, model_sha256, model_size};
 pub use rewrite::Rewrite;
+pub use vocabulary::Vocabulary;
 
 /// How every such file begins.
 pub const MAGIC: &[u8; 4] = b"GGUF";

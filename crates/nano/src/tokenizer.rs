@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use files::gguf::{Gguf, Value, Writer, gpt2_letter};
+use files::gguf::{Gguf, Value, Vocabulary, Writer, gpt2_letter};
 use inference::TextPart;
 
 /// Control tokens; their ids are their positions.
@@ -128,29 +128,20 @@ impl Tokenizer {
     }
     /// Adds the vocabulary and a chat template to a model file.
     pub fn write_metadata(&self, writer: &mut Writer, chat_template: &str) {
-        let string = |text: &str| Value::String(text.to_owned());
-        let kinds = self.tokens.iter().enumerate().map(|(id, token)| {
-            Value::Signed(match id {
-                id if id < CONTROL.len() => CONTROL_TYPE,
-                _ if token.starts_with("<|unused") => UNUSED,
-                _ => NORMAL,
-            })
+        let kinds = self.tokens.iter().enumerate().map(|(id, token)| match id {
+            id if id < CONTROL.len() => CONTROL_TYPE,
+            _ if token.starts_with("<|unused") => UNUSED,
+            _ => NORMAL,
         });
-        writer.metadata("tokenizer.ggml.model", string("gpt2"));
-        writer.metadata("tokenizer.ggml.pre", string("gpt-2"));
-        writer.metadata(
-            "tokenizer.ggml.tokens",
-            Value::Array(self.tokens.iter().map(|token| string(token)).collect()),
-        );
-        writer.metadata("tokenizer.ggml.token_type", Value::Array(kinds.collect()));
-        let merges = self.merges.iter().map(|(l, r)| Value::String(format!("{l} {r}"))).collect();
-        writer.metadata("tokenizer.ggml.merges", Value::Array(merges));
-        let end = u64::try_from(END).expect("END is positive");
-        writer.metadata("tokenizer.ggml.eos_token_id", Value::Unsigned(end));
-        writer.metadata("tokenizer.ggml.eot_token_id", Value::Unsigned(end));
-        writer.metadata("tokenizer.ggml.padding_token_id", Value::Unsigned(0));
-        writer.metadata("tokenizer.ggml.add_bos_token", Value::Bool(false));
-        writer.metadata("tokenizer.chat_template", string(chat_template));
+        Vocabulary {
+            tokens: &self.tokens,
+            kinds: kinds.collect(),
+            merges: self.merges.iter().map(|(l, r)| format!("{l} {r}")).collect(),
+            end: u64::try_from(END).expect("END is positive"),
+            padding: Some(0),
+            chat_template,
+        }
+        .write(writer);
     }
 }
 

@@ -6,6 +6,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
+/// The aspect name of a verifier's assessments; those of its parts have a point and a name behind it. No
+/// aspect of an agent may begin so.
+pub const VERIFIER: &str = "verifier";
+
+/// The aspect name of a reward model's assessments; no aspect of an agent may have it.
+pub const REWARD: &str = "reward";
+
 /// Checks an answer without a model.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]

@@ -2,6 +2,7 @@
 //! has put its thresholds. Also which stored answers can label a judge, and which have been judged by
 //! another version of it.
 
+use prompt::{REWARD, VERIFIER};
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::columns::{Json, limit, now_ms};
@@ -99,9 +100,9 @@ pub(super) fn labelled(
             OR EXISTS (SELECT 1 FROM assessments JOIN candidates
                 ON candidates.id = assessments.candidate
                 WHERE candidates.exchange = exchanges.id AND is_current = 1
-                    AND aspect = 'verifier'))
+                    AND aspect = ?))
         ORDER BY id DESC LIMIT ?";
-    exchanges::ids(tx, sql, params![agent, before, limit(at_most)])
+    exchanges::ids(tx, sql, params![agent, before, VERIFIER, limit(at_most)])
 }
 
 /// Exchanges with a candidate that lacks assessments by these standards, all of them or those
@@ -119,11 +120,12 @@ pub(super) fn outdated(
                 SELECT 1 FROM json_each(?1) WHERE value ->> 'aspect' = aspect
                     AND (value ->> 'judge' = judge OR judge LIKE value ->> 'judge' || ' (%')
                     AND value ->> 'rubric_version' = rubric_version)) AS n_present
-            FROM assessments WHERE is_current = 1 AND aspect NOT IN ('verifier', 'reward')
-                AND aspect NOT LIKE 'verifier.%'
+            FROM assessments WHERE is_current = 1 AND aspect NOT IN (?5, ?6)
+                AND aspect NOT LIKE ?5 || '.%'
             GROUP BY candidate) AS judged ON judged.candidate = candidates.id
         WHERE agent = ?2 AND exchange > ?3 AND (n <> n_present OR (n <> json_array_length(?1)
             AND n IS NOT json_array_length(aspect_choice, '$.chosen')))
         ORDER BY exchange LIMIT ?4";
-    exchanges::ids(tx, sql, params![Json(standards), agent, after, limit(at_most)])
+    let named = params![Json(standards), agent, after, limit(at_most), VERIFIER, REWARD];
+    exchanges::ids(tx, sql, named)
 }

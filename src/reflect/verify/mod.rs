@@ -235,7 +235,7 @@ fn all(parts: &[(&'static str, Node)], answer: &str, said: &[Finding]) -> Findin
     }
     let findings = named.iter().map(|part| &part.finding);
     let passes = findings.clone().all(|finding| finding.passes);
-    let score = findings.clone().map(|finding| finding.score).sum::<f64>() / named.len() as f64;
+    let score = statistics::mean(findings.clone().map(|finding| finding.score));
     let reasons: Vec<&str> = findings.filter_map(Finding::refusal).collect();
     let reason = (!passes).then(|| clipped(&reasons.join("; ")));
     Finding { score, passes, reason, parts: named }

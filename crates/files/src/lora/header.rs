@@ -52,7 +52,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Refuses what is no LoRA adapter, and one that is served only after a word that invokes it.
+/// Refuses what is no LoRA adapter, and an activated LoRA.
 pub fn check_kind(file: &Gguf) -> Result<(), String> {
     for (key, wanted) in KIND {
         check_text(file, key, wanted)?;
