@@ -131,13 +131,12 @@ pub(super) async fn explore(
         change(&|harvest| harvest.supply(supplied));
     }
     let told = &|news: Explored| change(&|harvest| harvest.add(&news));
-    let failed = &Mutex::new(None);
     let easy = &Mutex::new(BTreeMap::<String, Easy>::new());
     // First a few drafts of every prompt: an exploration that is cut short has something of all of them
     // and not everything of some.
     let first = |todo: Todo| async move {
         let aim = todo.aim.first_stage();
-        let explored = fill(parts, &todo, aim, false, (told, failed)).await?;
+        let explored = fill(parts, &todo, aim, false, told).await?;
         begun.fetch_add(1, Ordering::Relaxed);
         change(&|_| {});
         {
@@ -170,7 +169,7 @@ pub(super) async fn explore(
             return Ok(());
         }
         let all_pass = easy.get(&todo.agent.name).is_some_and(Easy::are_most);
-        let explored = fill(parts, &todo, todo.aim, all_pass, (told, failed)).await?;
+        let explored = fill(parts, &todo, todo.aim, all_pass, told).await?;
         todo.count(&explored);
         let supplied = supply(parts, &todo, explored.left).await?;
         change(&|harvest| {
@@ -182,11 +181,6 @@ pub(super) async fn explore(
     let fills: Vec<_> = rest.into_iter().flatten().map(second).collect();
     stream::iter(fills).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
     let harvest = harvest.into_inner().expect("nobody panics while holding the harvest");
-    let failed = failed.lock().expect("nobody panics while holding it").take();
-    if let Some(error) = failed.filter(|_| harvest.generated_tokens == 0) {
-        // It is no matter of a single prompt.
-        return Err(ReflectError::Engine(error).into());
-    }
     let refining = trials.into_iter().filter_map(|(agent, trial)| {
         let compared = trial.compared()?;
         Some(Refining { agent, compared })
@@ -353,7 +347,7 @@ async fn fill(
     todo: &Todo,
     aim: Aim,
     all_pass: bool,
-    (told, failed): (&(dyn Fn(Explored) + Sync), &Mutex<Option<EngineError>>),
+    told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
     let &Todo { ref agent, exchange, ref trial, ref shots, .. } = todo;
     let sampling = reflect::exploring(agent, all_pass);
@@ -365,9 +359,6 @@ async fn fill(
             | EngineError::Failed(_)),
         )) => {
             warn!(exchange = %exchange, %error, "A prompt is left out of the exploration.");
-            if matches!(error, EngineError::Failed(_)) {
-                *failed.lock().expect("nobody panics while holding it") = Some(error);
-            }
             Ok(Explored::default())
         }
         other => other,

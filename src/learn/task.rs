@@ -162,12 +162,13 @@ impl Task {
         };
         let noted = self.parts.store.events(SCHEDULED, 1).await?.pop();
         let before = noted.as_ref().map_or(&none, |noted| &noted.detail);
-        if *before != detail {
+        let is_news = *before != detail;
+        if is_news {
             self.parts.store.add_event(SCHEDULED.to_owned(), detail).await?;
         }
         let Some(noted) = noted else { return Ok(None) };
-        // While there was none nothing was missed.
-        Ok(if noted.detail == none { Some(now) } else { happened(&noted) })
+        // Before it was set nothing was missed.
+        Ok(if is_news || noted.detail == none { Some(now) } else { happened(&noted) })
     }
 
     async fn obey(&mut self, command: Command) {

@@ -125,20 +125,18 @@ async fn an_exploration_leaves_prompts_alone_that_need_nothing_or_that_nothing_h
 
 #[tokio::test]
 async fn a_prompt_that_the_engine_fails_at_costs_the_others_nothing() {
-    let explored = async |poison: &str| {
-        let world = World::new(improving().poison(poison), "good.sh", &[]).await;
-        for prompt in ["ask broken", "ask fine"] {
-            world.remember_answers(prompt, vec![]).await;
-        }
-        let (learner, _task) = world.learner();
-        learner.explore(all(9)).await.unwrap()
-    };
-    let ended = explored("ask broken").await;
+    let world = World::new(improving().poison("ask broken"), "good.sh", &[]).await;
+    for prompt in ["ask broken", "ask fine"] {
+        world.remember_answers(prompt, vec![]).await;
+    }
+    let (learner, _task) = world.learner();
+    let ended = learner.explore(all(9)).await.unwrap();
     let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
     assert!(harvest.prompts == 2 && 0 < harvest.positives, "{harvest:?}");
-    let ended = explored("ask").await;
-    let Ended::Failed { reason, .. } = ended else { panic!("{ended:?}") };
-    assert!(reason.contains("finite") || reason.contains("logits"), "{reason}");
+    // Later it may be the only one that is left.
+    let ended = learner.explore(all(9)).await.unwrap();
+    let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+    assert_eq!(harvest.generated_tokens, 0, "{harvest:?}");
 }
 
 #[tokio::test]
@@ -173,9 +171,9 @@ async fn the_first_night_is_made_up_for_on_a_machine_that_was_off_at_its_hour() 
     assert!(!is_due(today).await, "it has begun before that hour");
     assert!(is_due(tomorrow).await);
     assert!(is_due(tomorrow).await, "until a night has begun");
-    // Of another plan too, but not while there was none.
+    // Another plan has missed nothing before it was set, nor has there been one while there was none.
     world.change(|config| config.learn.schedule = Some(("0 4 * * *".to_owned(), chrono_tz::UTC)));
-    assert!(is_due(tomorrow).await);
+    assert!(!is_due(tomorrow).await);
     world.change(|config| config.learn.schedule = None);
     assert!(!is_due(tomorrow).await);
     world.change(|config| config.learn.schedule.clone_from(&nightly));
