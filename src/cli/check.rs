@@ -1,6 +1,7 @@
 //! `reflectd check`: reads the configuration with the code that the daemon uses, and reports every
 //! problem. Needs no daemon. Called by `cli::run`.
 
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +25,8 @@ pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
     let mut warnings = Vec::new();
     if !problems.is_empty() {
         let file = Config::file(root);
-        let message = "files and programs that wrong keys name are looked at when those are mended";
+        let message =
+            "as long as a key is wrong, not all files and programs that agents name are looked at";
         warnings.push(Problem { file, key: String::new(), message: message.to_owned() });
     }
     if let Some(config) = &config {
@@ -111,7 +113,9 @@ fn long_files(config: &Config) -> Vec<Problem> {
         let is_long = MOST_PROMPTS < n_lines;
         is_long.then(|| Problem { file: path.clone(), key: String::new(), message })
     };
-    config.agents.values().filter_map(|it| problem(it.practice.prompts.as_ref()?)).collect()
+    let learning = config.agents.values().filter(|agent| agent.learn);
+    let paths: BTreeSet<_> = learning.filter_map(|it| it.practice.prompts.as_ref()).collect();
+    paths.into_iter().filter_map(problem).collect()
 }
 
 /// Agents whose first turn the chat template cannot render. The daemon serves the others.

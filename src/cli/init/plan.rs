@@ -178,7 +178,8 @@ fn fitting_context(model_context: u32, plan: impl Fn(u32) -> Option<MemoryPlan>)
     let most_layers = plans.iter().map(|(_, plan)| plan.gpu_layers).max().unwrap_or(0);
     let fits = |share: u64| {
         let fits = |(_, plan): &&(u32, MemoryPlan)| {
-            plan.gpu_layers == most_layers && plan.host.total() <= plan.host.available / share
+            plan.gpu_layers == most_layers
+                && plan.host.total() - plan.host.judge <= plan.host.available / share
         };
         plans.iter().find(fits).map(|(n, _)| *n)
     };
@@ -192,7 +193,7 @@ pub(super) fn rank(models: Vec<Found>, engine: &EngineConfig) -> Vec<Found> {
         let engine = EngineConfig { model: found.path.clone(), ..engine.clone() };
         let survey = llama::survey(&engine).ok().filter(|survey| survey.refusal.is_none());
         let plan = survey.and_then(|survey| survey.memory);
-        plan.is_some_and(|plan| plan.host.total() <= plan.host.available / 2)
+        plan.is_some_and(|plan| plan.host.total() - plan.host.judge <= plan.host.available / 2)
     };
     order(models.into_iter().map(|found| (leaves_half(&found), found)).collect())
 }

@@ -3,7 +3,11 @@
 
 use std::path::PathBuf;
 
+use config::ExampleLine;
 use config::prompt_file;
+use serde_json::json;
+
+use crate::reflect::verify::Check;
 
 /// What the owner says.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +48,18 @@ impl Length {
             units.into_iter().find(|it| *it == unit || it.strip_suffix('s') == Some(&unit))?;
         Some(Self { most, unit })
     }
+
+    /// Whether the answers that the owner wants are no longer.
+    fn fits(self, examples: &[(usize, ExampleLine)]) -> Result<(), String> {
+        let Self { most, unit } = self;
+        let verifier = json!({ "kind": "length", unit: { "max": most } });
+        let check = serde_json::from_value(verifier).map_err(|error| error.to_string())?;
+        let check = Check::new(&check).map_err(|error| error.to_string())?;
+        let fault = examples
+            .iter()
+            .find_map(|(number, line)| Some((number, check.check(&line.answer, &[]).reason?)));
+        fault.map_or(Ok(()), |(number, why)| Err(format!("Example {number} is longer: {why}")))
+    }
 }
 
 /// Asks until an answer fits; `ask` shows a question and gives what is typed, `refuse` says why it does
@@ -54,6 +70,7 @@ pub(super) fn ask_all(
 ) -> anyhow::Result<Answers> {
     let said = ask("What is the model told before each conversation? [nothing]: ")?;
     let system = (!said.is_empty()).then_some(said);
+    let mut of_examples = Vec::new();
     let examples = loop {
         let said = ask("A file of examples, prompts with the answers that you want? [none]: ")?;
         if said.is_empty() {
@@ -61,17 +78,24 @@ pub(super) fn ask_all(
         }
         let path = std::path::absolute(&said)?;
         match prompt_file::read_examples(&path) {
-            Ok(_) => break Some(path),
+            Ok(lines) => {
+                of_examples = lines;
+                break Some(path);
+            }
             Err(error) => refuse(&format!("{:#}\n", anyhow::Error::from(error)))?,
         }
     };
     let length = loop {
         let said =
             ask("How long may an answer be at most, as \"1 sentence\" or \"50 words\"? [any]: ")?;
-        match Length::parse(&said) {
-            None if said.is_empty() => break None,
-            None => refuse(&format!("{said:?} is no number of words, sentences or lines.\n"))?,
-            length => break length,
+        if said.is_empty() {
+            break None;
+        }
+        let length = Length::parse(&said)
+            .ok_or_else(|| format!("{said:?} is no number of words, sentences or lines"));
+        match length.and_then(|length| length.fits(&of_examples).map(|()| length)) {
+            Ok(length) => break Some(length),
+            Err(why) => refuse(&format!("{why}.\n"))?,
         }
     };
     let hour = loop {
@@ -126,6 +150,12 @@ mod tests {
         };
         write("{\"prompt\":\"a\",\"answer\":\"b\"}\n");
         let file = path.to_str().unwrap();
+        // The examples' own answers have to be as short.
+        write("{\"prompt\":\"a\",\"answer\":\"One. Two.\"}\n");
+        let (answers, refused) = answered(&["", file, "1 sentence", "2 sentences", "7"]);
+        assert_eq!(answers.length, Some(Length { most: 2, unit: "sentences" }));
+        assert!(refused[0].contains("Example 1 is longer"), "{refused:?}");
+        write("{\"prompt\":\"a\",\"answer\":\"b\"}\n");
         let typed = [
             "Be brief.",
             "/nowhere/x.jsonl",

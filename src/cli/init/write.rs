@@ -238,7 +238,8 @@ learn: true
 
 # A check that every answer has to pass, for tasks that have one: numeric, exact, regex, json,
 # json_schema, contains, not_contains, length, all, any, or a program of yours (command). It counts
-# beside the model's own judgement, which is poor in small models.
+# beside the model's own judgement, which is poor in small models, and it is what tells the gate which
+# answers are right where a prompt has no verifier of its own.
 {verifier}
 
 # Questions that a newly trained model has to answer better before it is served; it never trains on
