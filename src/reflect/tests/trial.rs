@@ -4,8 +4,9 @@ use super::*;
 
 /// Drafts are right now and then; refinements are `refined`.
 async fn world(refined: &str) -> (World, Agent) {
-    // So seldom that four drafts are hardly ever all right, which would leave nothing to refine.
-    let drafts = [("good", 0.2), ("bad", 0.8)];
+    // So seldom that four drafts are hardly ever all right, which would leave nothing to refine, and so often
+    // that of a hundred there are hardly ever fewer than four.
+    let drafts = [("good", 0.13), ("bad", 0.87)];
     let script = Script::new("?").on("refine", &[(refined, 1.0)]).on("ask mixed", &drafts);
     let world = World::new(answers(script)).await;
     let verifier = Some(exact("good"));
@@ -20,7 +21,7 @@ async fn explored(world: &World, agent: &Agent, trial: &Trial) -> Vec<(usize, us
         let (id, prompt) = (n.to_string(), format!("ask mixed {n}"));
         let line = PromptLine::new(id, prompt);
         let id = world.reflector.remember(agent, line).await.unwrap();
-        let aim = stopping(4, 40, 64, 0);
+        let aim = stopping(4, 100, 64, 0);
         let sampling = exploring(agent, false);
         let how = Practising { aim, shots: &[], trial: Some(trial), sampling };
         world.reflector.practise(agent, id, how, &|_| {}).await.unwrap();
@@ -36,15 +37,15 @@ async fn refining_stops_where_fresh_drafts_yield_more_and_goes_on_where_they_do_
     let (hopeless, agent) = world("bad").await;
     let trial = Trial::default();
     let made = explored(&hopeless, &agent, &trial).await;
-    assert_eq!(made, [(4, 40), (44, 0), (44, 0)], "the third prompt is not refined");
+    assert_eq!(made, [(4, 100), (104, 0), (104, 0)], "the third prompt is not refined");
     let found = trial.compared().unwrap();
     assert!(found.stopped && found.refinements.passes == 0 && 0 < found.drafts.passes, "{found:?}");
-    assert_eq!((found.refinements.answers, found.drafts.answers), (40, 40));
-    assert_eq!(found.refinements.tokens, 40 * ("bad".len() + 1), "a reason costs no tokens");
+    assert_eq!((found.refinements.answers, found.drafts.answers), (100, 100));
+    assert_eq!(found.refinements.tokens, 100 * ("bad".len() + 1), "a reason costs no tokens");
 
     let (helpful, agent) = world("good").await;
     let trial = Trial::default();
     let made = explored(&helpful, &agent, &trial).await;
-    assert_eq!(made, [(4, 40), (44, 0), (4, 40)], "refinements are right");
+    assert_eq!(made, [(4, 100), (104, 0), (4, 100)], "refinements are right");
     assert!(!trial.compared().unwrap().stopped);
 }
