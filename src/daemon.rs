@@ -338,10 +338,11 @@ impl Models<'_> {
     }
 }
 
-/// Bytes of main memory that a model takes that is loaded later. One that cannot be read is refused then.
+/// Bytes of main memory that a model takes that is loaded later, without what takes only what is left. One
+/// that cannot be read is refused then.
 fn need(config: Option<&EngineConfig>) -> u64 {
     let memory = config.and_then(|config| llama::survey(config).ok()?.memory);
-    memory.map_or(0, |plan| plan.host.total() - plan.host.prefix_cache)
+    memory.map_or(0, |plan| plan.host.total() - plan.host.prefix_cache - plan.host.judge)
 }
 
 fn chat_template(info: &ModelInfo) -> ChatTemplate {
@@ -368,7 +369,8 @@ impl Daemon {
                     let step =
                         u64::try_from(self.step_lock.busy_for().as_millis()).unwrap_or(u64::MAX);
                     let mut stats = self.engine.stats();
-                    stats.last_beat_ms = stats.last_beat_ms.max(step);
+                    let judge = self.engine.judge().stats().last_beat_ms;
+                    stats.last_beat_ms = stats.last_beat_ms.max(step).max(judge);
                     watchdog.report(&stats);
                 }
                 Event::OwnerDied(owner) => {

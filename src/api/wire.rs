@@ -476,10 +476,10 @@ pub struct Status {
     pub agents: Vec<String>,
     /// Who judges each agent's answers, and whether it can be trusted, without the report.
     pub judges: Vec<JudgeState>,
-    /// Live numbers of a second model that judges, where it reads levels.
+    /// Live numbers of a second model that judges.
     pub judge_engine: Option<EngineStats>,
-    /// Live numbers of the served model's context for judgements; `None`: it judges beside its answers, or
-    /// not at all.
+    /// Live numbers of the context for judgements, of the second model if there is one, else of the served
+    /// one; `None`: it judges beside its answers, or not at all.
     pub judge_context: Option<EngineStats>,
     /// How asking endpoints has gone.
     pub endpoint_calls: CallCounts,

@@ -68,7 +68,8 @@ pub fn check_hash(path: &Path, sha256: &str) -> Result<(), AdapterError> {
 
 fn check_header(adapter: &Gguf, base: &Gguf, base_sha256: &str) -> Result<(), String> {
     check_kind(adapter)?;
-    check_architecture(adapter, base.string("general.architecture").unwrap_or_default())?;
+    let architecture = base.string("general.architecture");
+    check_architecture(adapter, architecture.ok_or("the base says no general.architecture")?)?;
     check_base(adapter, base_sha256)?;
     match adapter.float(ALPHA_KEY) {
         Some(alpha) if alpha.is_finite() && 0.0 < alpha => Ok(()),

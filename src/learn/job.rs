@@ -18,7 +18,8 @@ const KNOWN_RATE: (f64, f64) = (5e-4, 135e6);
 const RATES: [f64; 2] = [2e-5, 1e-3];
 /// Steps that teach something, and the most epochs for them: too few steps are the commonest failure,
 /// and answers that are not the model's own need more. 54 steps on 70 examples were right 94 times in 100,
-/// 27 steps 78; 144 steps on 150 examples 97, 66 steps 90 (docs/LOG.md).
+/// 27 steps 78; 144 steps on 150 examples 97, 66 steps 90; 258 steps on 298 examples with slots 45, 86 steps
+/// 20 (docs/LOG.md).
 const STEPS: (usize, usize) = (20, 3);
 const STEPS_ON_EXAMPLES: (usize, usize) = (200, 6);
 

@@ -251,14 +251,15 @@ impl Reflector {
         Self { reward: Some(RewardJudge { reward, template }), ..self }
     }
 
-    /// Where a second model reads levels, if there is one.
+    /// The second model's engine, if there is one.
     pub fn judge_engine(&self) -> Option<&Engine> {
-        self.second.as_ref().map(|second| second.engine.judge())
+        self.second.as_ref().map(|second| &second.engine)
     }
 
-    /// The served model's context for judgements, if it has one.
+    /// Where levels are read, if there is a context for that: of the second model, if there is one, else of
+    /// the served one.
     pub fn judge_context(&self) -> Option<&Engine> {
-        self.engine.judge_context()
+        self.judge_engine().unwrap_or(&self.engine).judge_context()
     }
 
     /// How long nobody has waited for words, of the served model or of its judge.

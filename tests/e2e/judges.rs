@@ -124,7 +124,7 @@ async fn a_second_model_and_a_reward_model_judge_beside_the_served_one() {
     assert_eq!(entry, ["nano", &names[0], &names[1]], "{status}");
     assert!(0 < status["judge_engine"]["prompt_tokens"].as_u64().unwrap(), "{status}");
     assert_eq!(status["judges"][0]["deterministic"], true, "{status}");
-    assert_eq!(status["judge_context"], Value::Null, "the served model does not judge: {status}");
+    assert!(0 < status["judge_context"]["prompt_tokens"].as_u64().unwrap(), "{status}");
     daemon.stop().await;
 }
 

@@ -258,7 +258,7 @@ fn demand<'a>(
 ) -> Result<Demand<'a>, String> {
     let n_vocab = vocabulary_size(parts.header());
     let attention = flash_attention(config, devices);
-    let block = block(config, parts, devices);
+    let block = block(config, parts, shape, devices);
     let limits = limits(config, n_vocab, block)?;
     let trained = usize::try_from(shape.context).unwrap_or(usize::MAX);
     let judge = Limits {
@@ -285,11 +285,14 @@ fn vocabulary_size(header: &Gguf) -> usize {
     header.array("tokenizer.ggml.tokens").map_or(0, <[_]>::len)
 }
 
-/// Tokens of a step of a deterministic context. A GPU is fast enough for all.
-fn block(config: &EngineConfig, parts: &Parts, devices: &[Device]) -> usize {
+/// Tokens of a step of a deterministic context. A GPU is fast enough for all, if it holds the whole model.
+fn block(config: &EngineConfig, parts: &Parts, shape: &Shape, devices: &[Device]) -> usize {
     let n_parameters = parts.tensors().map(TensorInfo::n_values).fold(0, u64::saturating_add);
-    let n_parameters = if is_on_gpu(config, devices) { 0 } else { n_parameters };
-    block_tokens(n_parameters, batch_threads(config))
+    let room = devices.iter().filter(|device| device.is_gpu).map(|device| device.free).sum();
+    let fits = model_size(&config.model).is_ok_and(|bytes| bytes < room);
+    let has_all = config.gpu_layers.is_none_or(|layers| shape.layers.len() <= layers as usize);
+    let is_on_gpu = is_on_gpu(config, devices) && fits && has_all;
+    block_tokens(if is_on_gpu { 0 } else { n_parameters }, batch_threads(config))
 }
 
 /// What of the configuration this model can have. `block`: tokens of a deterministic context's steps.
@@ -472,7 +475,8 @@ impl Backend for Llama {
 #[derive(Debug)]
 struct Model(NonNull<sys::llama_model>, Mutex<()>);
 
-// SAFETY: a loaded model is read-only but for its list of adapters, which is used under the lock alone.
+// SAFETY: a loaded model is read-only but for its list of adapters, which is used under the lock alone
+// where a model has adapters.
 unsafe impl Send for Model {}
 // SAFETY: as above.
 unsafe impl Sync for Model {}

@@ -53,6 +53,7 @@ impl EngineThread {
     }
     /// Waits for the end; drop all handles before.
     pub fn join(self) -> thread::Result<()> {
-        self.threads.into_iter().try_for_each(|(thread, _)| thread.join())
+        let ends: Vec<_> = self.threads.into_iter().map(|(thread, _)| thread.join()).collect();
+        ends.into_iter().collect()
     }
 }

@@ -153,8 +153,10 @@ fn read(
 /// OpenAI has a code for it and llama-server a type; others have a sentence alone.
 fn is_too_long(status: StatusCode, error: &Value, said: &str) -> bool {
     let said = said.to_lowercase();
+    let has_one_of = |words: &[&str]| words.iter().any(|word| said.contains(word));
     let is_said = said.contains("context")
-        && ["length", "size", "window"].iter().any(|word| said.contains(word));
+        && has_one_of(&["length", "size", "window"])
+        && has_one_of(&["exceed", "maximum", "too long", "too large", "too many", "larger than"]);
     error["code"] == "context_length_exceeded"
         || error["type"] == "exceed_context_size_error"
         || status == StatusCode::BAD_REQUEST && is_said

@@ -13,7 +13,7 @@ use inference::backend::Limits;
 /// 128 and 27 with 256; 17 to 19 where it is judged in the context of answers.
 const BLOCK: usize = 128;
 /// Parameters times tokens that a thread does in a step of two seconds: half of what was measured for a
-/// prompt on two shared cores (SmolLM2, 135 million parameters: 300 tokens/s).
+/// prompt on two shared cores (`SmolLM2`, 135 million parameters: 300 tokens/s).
 const WORK: u64 = 20_000_000_000;
 /// A context has two sequence ids, one of them for copies, and a batch must hold a token of each.
 const LEAST: usize = 2;

@@ -54,9 +54,9 @@ impl Context {
             params.embeddings = true;
             params.pooling_type = pooling;
         }
+        let _alone = model.alone();
         // SAFETY: the model lives; the numbers are inside what llama.cpp asserts: sequences at
         // most 256 and not above the batch, the batch not above the cells.
-        let _alone = model.alone();
         let raw = unsafe { sys::llama_init_from_model(model.0.as_ptr(), params) };
         NonNull::new(raw).map(Self)
     }

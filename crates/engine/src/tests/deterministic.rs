@@ -33,7 +33,7 @@ async fn judging_nano(deterministic: bool, deterministic_judge: bool) -> (Engine
 
 /// What prompts begin with.
 fn stem() -> String {
-    "Answer briefly, and only what was asked. Numbers are written as digits. ".repeat(6)
+    "Answer briefly, and only what was asked. Numbers are written as digits. ".repeat(4)
 }
 
 /// Half of them greedy. They begin alike, for one block of tokens and a part of the next, and two are
@@ -222,6 +222,7 @@ async fn a_context_for_judgements_judges_the_same_alone_and_beside_chats() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(idle.await.unwrap(), alone);
+    assert!(0 < engine.judge().stats().interrupted_steps, "it was never broken off");
 }
 
 #[tokio::test]

@@ -239,7 +239,6 @@ fn few_copies_of_cells_are_made_between_two_steps() {
     }
 }
 
-/// A sequence comes back as a whole, and the next one with the next step.
 /// Else many copies make the steps after them small.
 #[test]
 fn the_time_of_copying_is_not_taken_for_that_of_evaluating() {
@@ -255,6 +254,7 @@ fn the_time_of_copying_is_not_taken_for_that_of_evaluating() {
     assert!(outcome.took < model.copy_takes / 2, "{:?}", outcome.took);
 }
 
+/// A sequence comes back as a whole, and the next one with the next step.
 #[test]
 fn few_conversations_come_back_between_two_steps() {
     let cache = CachePolicy { bytes_at_once: 512, ..CachePolicy::new(1 << 30) };
@@ -488,7 +488,8 @@ fn an_interrupted_prompt_goes_on_where_it_was() {
     assert_eq!(started(&mut core).start, 0);
     assert_eq!(started(&mut core).start, 7);
     assert_eq!(started(&mut core).start, 14);
-    let mut core = Core::deterministic(limits(500, 4), Arc::new(Letters));
+    let blocks = Limits { batch_tokens: 32, ..limits(500, 4) };
+    let mut core = Core::deterministic(blocks, Arc::new(Letters));
     core.submit(request(Priority::Explore, 1, 100, 4));
     assert_eq!([started(&mut core), started(&mut core)], [0..32, 0..32]);
 }
