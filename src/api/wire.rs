@@ -478,7 +478,7 @@ pub struct Status {
     pub judges: Vec<JudgeState>,
     /// Live numbers of a second model that judges.
     pub judge_engine: Option<EngineStats>,
-    /// Live numbers of the context for judgements, of the second model if there is one, else of the served
+    /// Live numbers of the context for judgements, of the second model if it has one, else of the served
     /// one; `None`: it judges beside its answers, or not at all.
     pub judge_context: Option<EngineStats>,
     /// How asking endpoints has gone.

@@ -256,10 +256,10 @@ impl Reflector {
         self.second.as_ref().map(|second| &second.engine)
     }
 
-    /// Where levels are read, if there is a context for that: of the second model, if there is one, else of
+    /// Where levels are read, if there is a context for that: of the second model, if it has one, else of
     /// the served one.
     pub fn judge_context(&self) -> Option<&Engine> {
-        self.judge_engine().unwrap_or(&self.engine).judge_context()
+        self.judge_engine().and_then(Engine::judge_context).or(self.engine.judge_context())
     }
 
     /// How long nobody has waited for words, of the served model or of its judge.

@@ -285,10 +285,11 @@ fn vocabulary_size(header: &Gguf) -> usize {
     header.array("tokenizer.ggml.tokens").map_or(0, <[_]>::len)
 }
 
-/// Tokens of a step of a deterministic context. A GPU is fast enough for all, if it holds the whole model.
+/// Tokens of a step of a deterministic context. A GPU is fast enough for all, if it has room for the whole
+/// model; what is free of it today would round in another way tomorrow.
 fn block(config: &EngineConfig, parts: &Parts, shape: &Shape, devices: &[Device]) -> usize {
     let n_parameters = parts.tensors().map(TensorInfo::n_values).fold(0, u64::saturating_add);
-    let room = devices.iter().filter(|device| device.is_gpu).map(|device| device.free).sum();
+    let room = devices.iter().filter(|device| device.is_gpu).map(|device| device.total).sum();
     let fits = model_size(&config.model).is_ok_and(|bytes| bytes < room);
     let has_all = config.gpu_layers.is_none_or(|layers| shape.layers.len() <= layers as usize);
     let is_on_gpu = is_on_gpu(config, devices) && fits && has_all;

@@ -58,7 +58,9 @@ impl Length {
         let fault = examples
             .iter()
             .find_map(|(number, line)| Some((number, check.check(&line.answer, &[]).reason?)));
-        fault.map_or(Ok(()), |(number, why)| Err(format!("Example {number} is longer: {why}")))
+        fault.map_or(Ok(()), |(number, why)| {
+            Err(format!("Line {number} of the examples is longer: {why}"))
+        })
     }
 }
 
@@ -154,7 +156,7 @@ mod tests {
         write("{\"prompt\":\"a\",\"answer\":\"One. Two.\"}\n");
         let (answers, refused) = answered(&["", file, "1 sentence", "2 sentences", "7"]);
         assert_eq!(answers.length, Some(Length { most: 2, unit: "sentences" }));
-        assert!(refused[0].contains("Example 1 is longer"), "{refused:?}");
+        assert!(refused[0].contains("Line 1 of the examples is longer"), "{refused:?}");
         write("{\"prompt\":\"a\",\"answer\":\"b\"}\n");
         let typed = [
             "Be brief.",
