@@ -342,7 +342,7 @@ impl Models<'_> {
 /// that cannot be read is refused then.
 fn need(config: Option<&EngineConfig>) -> u64 {
     let memory = config.and_then(|config| llama::survey(config).ok()?.memory);
-    memory.map_or(0, |plan| plan.host.total() - plan.host.prefix_cache - plan.host.judge)
+    memory.map_or(0, |plan| plan.host.without_judge() - plan.host.prefix_cache)
 }
 
 fn chat_template(info: &ModelInfo) -> ChatTemplate {

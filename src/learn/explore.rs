@@ -275,7 +275,10 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Wanted, RunError> {
         });
         let examples = parts.store.examples(vec![agent.name.clone()]).await?;
         let taught: HashSet<ExchangeId> = examples.iter().map(|row| row.exchange).collect();
-        let examples = practice::in_order(examples, generation);
+        let examples = match agent.practice.shots {
+            0 => Vec::new(),
+            _ => practice::in_order(examples, generation),
+        };
         // Where the best draft is revised whatever its levels are, any draft may be it.
         let filled: Vec<_> = filled
             .into_iter()

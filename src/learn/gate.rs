@@ -25,7 +25,7 @@ pub use self::power::Power;
 use super::bet::{self, Bet};
 use config::GateConfig;
 use engine::Token;
-use statistics::mean;
+use statistics::{binomial_at_least, mean};
 
 /// Fewer prompts than this prove nothing: a handful says too little about length and diversity.
 pub const MIN_PROMPTS: usize = 20;
@@ -544,17 +544,7 @@ fn discordant(outcomes: impl Iterator<Item = (bool, bool)>) -> (usize, usize) {
 
 /// P(at least `wins` heads in `wins + losses` tosses of a fair coin).
 pub(super) fn mcnemar(wins: usize, losses: usize) -> f64 {
-    let n = wins + losses;
-    // ln C(n, k) - n ln 2, summed from k = n downwards; logarithms, because 2^-n underflows.
-    let mut ln_term = -(n as f64) * std::f64::consts::LN_2;
-    let mut p = 0.0;
-    for k in (wins..=n).rev() {
-        p += ln_term.exp();
-        if k > 0 {
-            ln_term += (k as f64).ln() - ((n - k + 1) as f64).ln();
-        }
-    }
-    p.min(1.0)
+    binomial_at_least(wins, wins + losses, 0.5)
 }
 
 #[cfg(test)]

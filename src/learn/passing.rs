@@ -5,6 +5,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use statistics::binomial_at_least;
 use store::Filled;
 
 /// A share of answers that is next to none: of a hundred tries for one prompt one would be right.
@@ -66,20 +67,9 @@ impl Passing {
 /// Whether so few passes say that fewer answers than [`RATE`] would: the one-sided bound of Clopper and
 /// Pearson. None of 299, 1 of 473.
 fn is_excluded(answers: usize, passes: usize) -> bool {
-    if answers <= passes {
-        return false;
-    }
-    // ln of C(n, k) r^k (1 - r)^(n - k), summed from k = 0 upwards; logarithms, because the first underflows.
-    let mut ln_term = answers as f64 * (1.0 - RATE).ln();
-    let mut p = 0.0;
-    for k in 0..=passes {
-        p += ln_term.exp();
-        if 1.0 - CONFIDENCE <= p {
-            return false;
-        }
-        ln_term += ((answers - k) as f64 / (k + 1) as f64).ln() + (RATE / (1.0 - RATE)).ln();
-    }
-    true
+    // So many are no fewer than expected; it saves a long sum.
+    let are_many = answers as f64 * RATE <= passes as f64;
+    !are_many && binomial_at_least(answers - passes, answers, 1.0 - RATE) < 1.0 - CONFIDENCE
 }
 
 #[cfg(test)]

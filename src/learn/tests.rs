@@ -139,15 +139,7 @@ impl World {
         self.remember_answers(prompt, answers).await;
     }
     async fn remember_answers(&self, prompt: &str, answers: Vec<NewCandidate>) {
-        let exchange = NewExchange {
-            agent: "tester".into(),
-            source: Source::Chat,
-            messages: vec![user(prompt)],
-            prompt_tokens: rendered(prompt),
-            reference: None,
-            verifier: None,
-            aspect_choice: None,
-        };
+        let exchange = asked(prompt);
         let served = (!answers.is_empty()).then_some(0);
         self.parts.store.record_exchange(exchange, answers, served).await.unwrap();
     }
@@ -181,6 +173,19 @@ impl World {
 /// Prompts of every agent, as far as the agents say.
 fn all(limit: usize) -> Exploration {
     Exploration { agent: None, limit, split: None, all: false }
+}
+
+/// A prompt of a chat.
+fn asked(prompt: &str) -> NewExchange {
+    NewExchange {
+        agent: "tester".into(),
+        source: Source::Chat,
+        messages: vec![user(prompt)],
+        prompt_tokens: rendered(prompt),
+        reference: None,
+        verifier: None,
+        aspect_choice: None,
+    }
 }
 
 pub(super) fn write(path: &std::path::Path, text: &str) {
@@ -417,10 +422,8 @@ pub(super) fn agent(root: &std::path::Path) -> Agent {
     }
 }
 
-#[tokio::test]
-async fn a_judge_that_cannot_be_asked_fails_the_run_with_its_address_and_changes_nothing() {
-    let world = World::new(improving(), "good.sh", &[]).await;
-    world.remember_some().await;
+/// Nobody answers at its address.
+fn without_judge(world: &World) {
     world.change_agent(|agent| {
         agent.judge = JudgeConfig::Endpoint(EndpointConfig {
             address: Address::Unix("/nowhere/judge.sock".into()),
@@ -431,6 +434,13 @@ async fn a_judge_that_cannot_be_asked_fails_the_run_with_its_address_and_changes
             retries: 0,
         });
     });
+}
+
+#[tokio::test]
+async fn a_judge_that_cannot_be_asked_fails_the_run_with_its_address_and_changes_nothing() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_some().await;
+    without_judge(&world);
     let ended = world.train().await;
     let Ended::Failed { run: Some(_), reason } = ended else { panic!("{ended:?}") };
     assert!(reason.contains("the judge at unix:/nowhere/judge.sock does not answer"), "{reason}");

@@ -264,8 +264,8 @@ impl Reflector {
 
     /// How long nobody has waited for words, of the served model or of its judge.
     pub fn quiet(&self) -> Duration {
-        let models = [Some(&self.engine), self.second.as_ref().map(|second| &second.engine)];
-        let engines = models.into_iter().flatten().flat_map(|model| [model, model.judge()]);
+        let models = [&self.engine].into_iter().chain(self.judge_engine());
+        let engines = models.flat_map(|model| [model, model.judge()]);
         let quiet = engines.map(|engine| engine.stats().quiet_ms).min();
         Duration::from_millis(quiet.unwrap_or(0))
     }

@@ -2,18 +2,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 
-use files::write_atomic;
 use serde_json::Value;
 use tokio::process::Command;
 
 use crate::scratch::Scratch;
-
-fn write(path: &Path, text: &str) {
-    write_atomic(path, |file| file.write_all(text.as_bytes())).unwrap();
-}
 
 /// An agent of the nano model whose answers a program checks.
 fn write_agent(scratch: &Scratch, name: &str, command: &str, more: &str) {
@@ -21,17 +15,22 @@ fn write_agent(scratch: &Scratch, name: &str, command: &str, more: &str) {
         "model: agents/nano/model.gguf\nprompts: agents/nano/prompts.yaml\naspects: [readability]\n\
          verifier: {{ kind: command, command: {command}, timeout_s: 1 }}\n{more}"
     );
-    write(&scratch.root().join(format!("agents/{name}.yaml")), &text);
+    scratch.write(&format!("agents/{name}.yaml"), &text);
 }
 
-/// Its exit code, problems and warnings.
-async fn check(root: &Path) -> (Option<i32>, Vec<String>, Vec<String>) {
+/// Its exit code and what it prints.
+pub(crate) async fn check(root: &Path) -> (Option<i32>, Value) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd"));
     command.args(["check", "--json", "--root"]).arg(root);
     let output = command.output().await.unwrap();
-    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+/// Its exit code, problems and warnings.
+async fn found(root: &Path) -> (Option<i32>, Vec<String>, Vec<String>) {
+    let (code, said) = check(root).await;
     let list = |key: &str| said[key].as_array().unwrap().iter().map(Value::to_string).collect();
-    (output.status.code(), list("problems"), list("warnings"))
+    (code, list("problems"), list("warnings"))
 }
 
 #[tokio::test]
@@ -44,14 +43,14 @@ async fn whatever_is_wrong_with_files_and_programs_is_said_at_once() {
     for id in 0..10_001 {
         writeln!(lines, "{{\"id\":\"{id}\",\"prompt\":\"What is {id} + 1?\"}}").unwrap();
     }
-    write(&scratch.root().join("long.jsonl"), &lines);
+    scratch.write("long.jsonl", &lines);
     write_agent(&scratch, "lines", "[\"true\"]", "examples: examples.jsonl\n");
     let example =
         "{\"prompt\":\"Hello\",\"answer\":\"Hi\",\"colour\":\"blue\"}\n{\"prompt\":\"Hello\"}\n";
-    write(&scratch.root().join("examples.jsonl"), example);
+    scratch.write("examples.jsonl", example);
 
     let before = fs::read_dir(scratch.root().join("state")).map(Iterator::count).ok();
-    let (code, problems, warnings) = check(scratch.root()).await;
+    let (code, problems, warnings) = found(scratch.root()).await;
     assert_eq!(code, Some(78), "{problems:?}");
     let told = |agent: &str, what: &str| {
         let is_it = |it: &&String| it.contains(agent) && it.contains(what);
@@ -72,7 +71,7 @@ async fn whatever_is_wrong_with_files_and_programs_is_said_at_once() {
 async fn what_is_not_looked_at_because_of_a_key_is_said() {
     let scratch = Scratch::new();
     write_agent(&scratch, "missing", "[./no-such-program]", "colour: blue\n");
-    let (code, problems, warnings) = check(scratch.root()).await;
+    let (code, problems, warnings) = found(scratch.root()).await;
     assert_eq!(code, Some(78));
     assert!(problems.iter().any(|it| it.contains("colour")), "{problems:?}");
     assert!(warnings[0].contains("not all files and programs"), "{warnings:?}");

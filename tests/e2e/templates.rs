@@ -9,8 +9,8 @@ use files::write_atomic;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use testkit::client::{request, send};
-use tokio::process::Command;
 
+use crate::check::check;
 use crate::daemon::Daemon;
 use crate::scratch::Scratch;
 
@@ -58,13 +58,6 @@ fn scratch(template: &str) -> Scratch {
     write(&root.join("reflectd.yaml"), &settings);
     write(&root.join("agents/other.yaml"), OTHER);
     scratch
-}
-
-async fn check(root: &Path) -> (Option<i32>, Value) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_reflectd"));
-    command.args(["check", "--json", "--root"]).arg(root);
-    let output = command.output().await.unwrap();
-    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
 }
 
 async fn chat(daemon: &Daemon, agent: &str) -> (StatusCode, Value) {

@@ -28,6 +28,20 @@ pub fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     sum / f64::from(n)
 }
 
+/// P(at least `k` successes in `n` trials of probability `p`), 0 < `p` < 1.
+pub fn binomial_at_least(k: usize, n: usize, p: f64) -> f64 {
+    // ln of C(n, i) p^i (1 - p)^(n - i), summed from i = n downwards; logarithms, because p^n underflows.
+    let mut ln_term = n as f64 * p.ln();
+    let mut sum = 0.0;
+    for i in (k..=n).rev() {
+        sum += ln_term.exp();
+        if 0 < i {
+            ln_term += (i as f64).ln() - ((n - i + 1) as f64).ln() + ((1.0 - p) / p).ln();
+        }
+    }
+    sum.min(1.0)
+}
+
 impl Share {
     /// `None`: there were no trials.
     pub fn new(successes: usize, trials: usize) -> Option<Self> {

@@ -78,5 +78,5 @@ pub(super) async fn look_at(
 
 /// Without the context for judgements, which is left out where memory has no room for it.
 fn host_bytes(model: &Model) -> u64 {
-    model.survey.memory.as_ref().map_or(0, |plan| plan.host.total() - plan.host.judge)
+    model.survey.memory.as_ref().map_or(0, |plan| plan.host.without_judge())
 }

@@ -179,7 +179,7 @@ fn fitting_context(model_context: u32, plan: impl Fn(u32) -> Option<MemoryPlan>)
     let fits = |share: u64| {
         let fits = |(_, plan): &&(u32, MemoryPlan)| {
             plan.gpu_layers == most_layers
-                && plan.host.total() - plan.host.judge <= plan.host.available / share
+                && plan.host.without_judge() <= plan.host.available / share
         };
         plans.iter().find(fits).map(|(n, _)| *n)
     };
@@ -193,7 +193,7 @@ pub(super) fn rank(models: Vec<Found>, engine: &EngineConfig) -> Vec<Found> {
         let engine = EngineConfig { model: found.path.clone(), ..engine.clone() };
         let survey = llama::survey(&engine).ok().filter(|survey| survey.refusal.is_none());
         let plan = survey.and_then(|survey| survey.memory);
-        plan.is_some_and(|plan| plan.host.total() - plan.host.judge <= plan.host.available / 2)
+        plan.is_some_and(|plan| plan.host.without_judge() <= plan.host.available / 2)
     };
     order(models.into_iter().map(|found| (leaves_half(&found), found)).collect())
 }

@@ -150,7 +150,6 @@ mod tests {
             files::write_atomic(&path, |it| std::io::Write::write_all(it, text.as_bytes()))
                 .unwrap();
         };
-        write("{\"prompt\":\"a\",\"answer\":\"b\"}\n");
         let file = path.to_str().unwrap();
         // The examples' own answers have to be as short.
         write("{\"prompt\":\"a\",\"answer\":\"One. Two.\"}\n");

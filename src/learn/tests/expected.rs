@@ -209,15 +209,8 @@ async fn where_few_answers_pass_all_prompts_are_pursued() {
 #[tokio::test]
 async fn prompts_of_no_practice_file_get_no_example() {
     let remember = async |world: &World, prompt: &str| {
-        let exchange = NewExchange {
-            agent: "tester".into(),
-            source: Source::Chat,
-            messages: vec![user(prompt)],
-            prompt_tokens: rendered(prompt),
-            reference: None,
-            verifier: Some(Verifier::Exact { expected: "B".into() }),
-            aspect_choice: None,
-        };
+        let verifier = Some(Verifier::Exact { expected: "B".into() });
+        let exchange = NewExchange { verifier, ..asked(prompt) };
         world.parts.store.record_exchange(exchange, Vec::new(), None).await.unwrap();
     };
     let file = Practising::new(standing()).await;

@@ -64,19 +64,6 @@ async fn states(world: &World) -> Vec<RunState> {
     world.parts.store.runs(9).await.unwrap().iter().map(|run| run.state).collect()
 }
 
-fn without_judge(world: &World) {
-    world.change_agent(|agent| {
-        agent.judge = JudgeConfig::Endpoint(EndpointConfig {
-            address: Address::Unix("/nowhere/judge.sock".into()),
-            base: "/v1".into(),
-            model: "m".into(),
-            key_file: None,
-            timeout: LONG,
-            retries: 0,
-        });
-    });
-}
-
 #[tokio::test]
 async fn a_night_that_breaks_is_a_failed_run_and_the_next_one_waits_longer() {
     let world = World::new(improving(), "good.sh", &[]).await;

@@ -60,6 +60,10 @@ impl MemoryShare {
         let parts = [weights, kv_cache, compute, logits, judge, prefix_cache];
         parts.into_iter().fold(0, u64::saturating_add)
     }
+    /// All but the context for judgements, which is left out where there is no room for it.
+    pub fn without_judge(&self) -> u64 {
+        self.total() - self.judge
+    }
 }
 
 /// What else takes memory in this process, though the kernel calls it available.

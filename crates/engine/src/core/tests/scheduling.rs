@@ -87,6 +87,13 @@ fn answer(core: &mut Core) -> usize {
     n_tokens
 }
 
+/// Does steps until all answers are being written.
+fn read_prompts(core: &mut Core, per_token: Duration) {
+    while !core.requests.iter().all(|it| it.sequences[0].is_decoding()) {
+        step(core, per_token).expect("they go on");
+    }
+}
+
 /// Does steps until nothing is to be done.
 fn rest(core: &mut Core) {
     while !core.is_idle() {
@@ -125,9 +132,7 @@ fn a_slow_model_gives_each_answer_its_token_before_any_gets_two() {
     let lengths = |core: &Core| -> Vec<usize> {
         core.requests.iter().map(|it| it.sequences[0].tokens.len()).collect()
     };
-    while !core.requests.iter().all(|it| it.sequences[0].is_decoding()) {
-        step(&mut core, per_token).expect("they go on");
-    }
+    read_prompts(&mut core, per_token);
     let before = lengths(&core);
     for _ in 0..16 {
         step(&mut core, per_token).expect("they go on");
@@ -145,9 +150,7 @@ fn a_prompt_is_read_beside_more_answers_than_a_step_holds() {
         core.submit(chat(seed, 5, 60));
     }
     let per_token = Duration::from_millis(600);
-    while !core.requests.iter().all(|it| it.sequences[0].is_decoding()) {
-        step(&mut core, per_token).expect("they go on");
-    }
+    read_prompts(&mut core, per_token);
     core.submit(chat(8, 12, 60));
     for _ in 0..20 {
         step(&mut core, per_token).expect("they go on");
@@ -163,9 +166,7 @@ fn answers_and_prompts_share_a_step_that_is_too_small_for_both() {
     }
     // Ten tokens take 2 s.
     let per_token = Duration::from_millis(200);
-    while !core.requests.iter().all(|it| it.sequences[0].is_decoding()) {
-        step(&mut core, per_token).expect("they go on");
-    }
+    read_prompts(&mut core, per_token);
     core.submit(chat(16, 20, 60));
     let mut n_steps = 0;
     while !core.requests[16].sequences[0].is_decoding() {
@@ -190,9 +191,7 @@ fn drafts_leave_a_prompt_its_part_of_a_step() {
     }
     // A step of idle work holds 64 tokens.
     let per_token = Duration::from_millis(10);
-    while !core.requests.iter().all(|it| it.sequences[0].is_decoding()) {
-        step(&mut core, per_token).expect("they go on");
-    }
+    read_prompts(&mut core, per_token);
     let alone = step(&mut core, per_token).expect("they go on");
     assert_eq!(alone.n_tokens(), 64, "their drafts fill a step");
     core.submit(request(Priority::Explore, 16, 60, 60));
