@@ -16,7 +16,7 @@ async fn a_real_chat_model_practises_learns_and_meets_the_gate() {
     // By default a run of this size is about 20 steps, and a promoted one answers 40 general prompts.
     scratch.write(
         "reflectd.yaml",
-        "default_agent: mine\nlearn: { optimizer: { epochs: 1 }, gate: { general_prompts: 10 } }\n",
+        "default_agent: mine\nlearn: { optimizer: { epochs: 1 }, gate: { general_prompts: 4 } }\n",
     );
     let written = format!("agents/{}.yaml", found["agent"].as_str().unwrap());
     std::fs::remove_file(scratch.root().join(written)).unwrap();
@@ -36,7 +36,7 @@ async fn a_real_chat_model_practises_learns_and_meets_the_gate() {
     scratch.write("agents/mine/held-out.jsonl", &lines(messages::held_out(PROMPTS, 1)));
 
     let daemon = Daemon::start(scratch).await;
-    let explored = daemon.post("/v1/explore", &json!({ "n": 4, "m": 0 })).await;
+    let explored = daemon.post("/v1/explore", &json!({ "n": 3, "m": 0 })).await;
     assert_eq!((&explored["outcome"], &explored["prompts"]), (&json!("explored"), &json!(PROMPTS)));
     let (candidates, positives) = (&explored["candidates"], &explored["positives"]);
     let is_mixed = positives.as_u64().unwrap() < candidates.as_u64().unwrap();
