@@ -11,7 +11,7 @@ use protocol::exit::Exit;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Prompts to store first: JSON lines with `id`, `prompt` or `messages` and, if you like, `reference`, `verifier`.
+    /// Prompts to store first: JSON lines with `prompt` or `messages` and, if you like, `id`, `reference`, `verifier`.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Whose prompts [default: the default agent's for new ones, everyone's for stored ones].

@@ -100,7 +100,8 @@ fn in_words(path: &Path, wanted: &str, faults: &Faults) -> String {
     lines.join("\n")
 }
 
-const PROMPT: &str = "`id`, `prompt` or `messages` and, if you like, `reference` and `verifier`";
+const PROMPT: &str =
+    "`prompt` or `messages` and, if you like, an `id` of its own, `reference` and `verifier`";
 const EXAMPLE: &str =
     "`prompt` or `messages`, `answer` and, if you like, `reference` and `verifier`";
 
@@ -114,7 +115,10 @@ pub fn read_numbered(path: &Path) -> Result<Vec<(usize, PromptLine)>, PromptFile
     let mut known: HashMap<[u8; 32], usize> = HashMap::new();
     read_checked(path, PROMPT, |number, line: &PromptLine| {
         match known.insert(Sha256::digest(&line.id).into(), number) {
-            Some(first) => Err(format!("its id {:?} is that of line {first}", line.id)),
+            Some(first) => Err(format!(
+                "its id {:?} is that of line {first}; leave one of them out, or give each an `id`",
+                line.id
+            )),
             None => Ok(()),
         }
     })
@@ -301,13 +305,26 @@ mod tests {
 
     #[test]
     fn a_file_of_bad_lines_without_end_is_told_in_a_bounded_text() {
-        let (_folder, path) = file(&"{\"prompt\":\"x\"}\n".repeat(100_000));
+        let (_folder, path) = file(&"{\"prompt\":1}\n".repeat(100_000));
         let error = read(&path).unwrap_err();
         assert!(error.to_string().len() < 20_000, "{}", error.to_string().len());
         assert!(error.to_string().contains("99900 more lines"), "{error}");
         let (_folder, path) = file(&format!("\"{}\"\n{{\"id\": 1}}\n", "x".repeat(2 << 20)));
         let PromptFileError::Lines { faults, .. } = read(&path).unwrap_err() else { panic!() };
         assert_eq!(faults.told.iter().map(|it| it.line).collect::<Vec<_>>(), [1, 2], "{faults}");
+    }
+
+    #[test]
+    fn a_prompt_without_an_id_has_a_hash_of_its_words() {
+        let spoken = r#"{"messages":[{"role":"user","content":"x"}]}"#;
+        let (_folder, path) = file(&format!("{spoken}\n{{\"prompt\":\"y\"}}\n"));
+        let (_other, moved) = file("{\"prompt\":\"y\"}\n{\"prompt\":\"x\"}\n");
+        let (first, moved) = (read(&path).unwrap(), read(&moved).unwrap());
+        assert_eq!((&first[0].id, &first[1].id), (&moved[1].id, &moved[0].id));
+        assert!(first[0].id.len() == 16 && first[0].id != first[1].id, "{first:?}");
+        let (_folder, path) = file(&format!("{spoken}\n{{\"prompt\":\"x\"}}\n"));
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains(":2: ") && error.contains("give each an `id`"), "{error}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! `reflect` does the checking. Used by them, by `store` and by `nano`.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::{Message, Role, Verifier};
 
@@ -10,7 +11,7 @@ use crate::{Message, Role, Verifier};
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct PromptLine {
-    /// Unique in its file.
+    /// Unique in its file. A line without one has a hash of its prompt, which stays when lines are moved.
     pub id: String,
     /// What was said before, a turn of the system first where there is one.
     pub earlier: Vec<Message>,
@@ -61,7 +62,8 @@ impl ExampleLine {
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
-    id: String,
+    #[serde(default)]
+    id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,6 +103,7 @@ impl TryFrom<Written> for PromptLine {
     fn try_from(written: Written) -> Result<Self, Self::Error> {
         let Written { id, prompt, messages, reference, verifier } = written;
         let (earlier, prompt) = apart(prompt, messages)?;
+        let id = id.unwrap_or_else(|| id_of(&earlier, &prompt));
         Ok(Self { id, earlier, prompt, reference, verifier })
     }
 }
@@ -109,7 +112,7 @@ impl From<PromptLine> for Written {
     fn from(line: PromptLine) -> Self {
         let PromptLine { id, earlier, prompt, reference, verifier } = line;
         let (prompt, messages) = together(earlier, prompt);
-        Self { id, prompt, messages, reference, verifier }
+        Self { id: Some(id), prompt, messages, reference, verifier }
     }
 }
 
@@ -132,6 +135,13 @@ impl From<ExampleLine> for WrittenExample {
         let (prompt, messages) = together(earlier, prompt);
         Self { prompt, messages, answer, reference, verifier }
     }
+}
+
+fn id_of(earlier: &[Message], prompt: &str) -> String {
+    let text = serde_json::to_vec(&messages(earlier, prompt)).expect("messages are plain data");
+    let mut id = files::hex(&Sha256::digest(text));
+    id.truncate(16);
+    id
 }
 
 fn messages(earlier: &[Message], prompt: &str) -> Vec<Message> {

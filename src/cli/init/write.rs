@@ -246,8 +246,8 @@ learn: true
 # them. There is no training with fewer than 20.
 # auto: one in five of the prompts that have a verifier or a reference, or that you have rated or
 # edited, is set aside. You can also name a file with one question a line:
-#   {{"id": "1", "prompt": "What is 6 times 7?", "verifier": {{"kind": "numeric", "expected": 42}}}}
-#   {{"id": "2", "prompt": "What is the capital of France?", "reference": "Paris"}}
+#   {{"prompt": "What is 6 times 7?", "verifier": {{"kind": "numeric", "expected": 42}}}}
+#   {{"prompt": "What is the capital of France?", "reference": "Paris"}}
 held_out: auto
 "#
     )
