@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::Parts;
 use super::error::RunError;
+use super::pairs::is_example;
 use crate::reflect::Named;
 use config::Agent;
 use store::{Author, Candidate, Exchange, ExchangeId, Expected, NewCandidate};
@@ -95,9 +96,7 @@ fn fitting(exchange: ExchangeId, named: Named) -> Option<NewCandidate> {
 
 /// The owner's newest own example.
 fn example(exchange: &Exchange) -> Option<&Candidate> {
-    let is_own = |it: &&Candidate| {
-        it.author == Author::Owner && it.parent.is_none() && it.expected.is_none()
-    };
+    let is_own = |it: &&Candidate| is_example(it) && it.expected.is_none();
     exchange.candidates.iter().rfind(is_own)
 }
 

@@ -18,7 +18,7 @@ use super::error::RunError;
 use super::gate::mcnemar;
 use super::held_out::HeldOut;
 use super::job::Lesson;
-use super::pairs::prompt_id;
+use super::pairs::{is_example, prompt_id};
 use super::practice::Practised;
 use super::promote::blocking;
 use crate::reflect::{ReflectError, is_checked};
@@ -161,12 +161,12 @@ impl Untrained {
         job: &Job,
     ) -> Result<Option<Self>, RunError> {
         let path = job.data.clone();
-        let (share, seed) = (job.validation_share, job.seed);
+        let share = job.validation_share;
         // Of those that were explored and gave nothing to learn the same share as of the others: they are
         // mostly those that the model cannot do, and all of them would make what is served look worse than
         // it is. Examples leave no prompt out for what the model can do.
         let explored_share = if *lesson == Lesson::Examples { 1.0 } else { share };
-        let data = blocking(move || Data::read(&path, share, seed));
+        let data = blocking(move || Data::read(&path, share));
         let data =
             data.await.map_err(|source| RunError::Write { path: job.data.clone(), source })?;
         let mut by_agent = Vec::new();
@@ -189,7 +189,8 @@ impl Untrained {
                     break;
                 }
                 let exchange = parts.store.exchange(id).await?;
-                if data.has_left(&exchange, explored_share)
+                if !has_example(&exchange)
+                    && data.has_left(&exchange, explored_share)
                     && !held_out.contains(&exchange.messages)
                     && is_checked(agent, exchange.verifier.as_ref(), exchange.reference.as_deref())
                 {
@@ -261,7 +262,7 @@ struct Data {
 }
 
 impl Data {
-    fn read(path: &Path, share: f64, seed: u64) -> io::Result<Self> {
+    fn read(path: &Path, share: f64) -> io::Result<Self> {
         #[derive(Deserialize)]
         struct Line {
             prompt_id: String,
@@ -271,7 +272,7 @@ impl Data {
             .lines()
             .map(|line| serde_json::from_str(line).map(|Line { prompt_id }| prompt_id))
             .collect::<Result<_, _>>()?;
-        let validation = protocol::validation_prompts(all.clone(), share, seed);
+        let validation = protocol::validation_prompts(all.clone(), share);
         Ok(Self { all, validation })
     }
 
@@ -282,15 +283,13 @@ impl Data {
             return self.validation.contains(&id);
         }
         let is_explored = exchange.candidates.iter().any(|it| it.author == Author::Model);
-        !is_explored || chance(&id) < explored_share
+        !is_explored || protocol::fraction_of(&id) < explored_share
     }
 }
 
-/// A number from 0 to 1 that follows from a text.
-fn chance(text: &str) -> f64 {
-    let digest = Sha256::digest(text);
-    let head = digest.first_chunk::<4>().copied().unwrap_or_default();
-    f64::from(u32::from_be_bytes(head)) / f64::from(u32::MAX)
+/// A run on examples keeps none aside, so what is served knows their answers by heart.
+fn has_example(exchange: &Exchange) -> bool {
+    exchange.candidates.iter().any(is_example)
 }
 
 #[cfg(test)]
@@ -340,12 +339,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data.jsonl");
         let line = |i| format!("{{\"prompt_id\":\"{i}\",\"prompt\":[1],\"chosen\":[2]}}\n");
-        let lines: String = (0..20).map(|i| line(i / 2)).collect();
-        files::write_atomic(&path, |file| file.write_all(lines.as_bytes())).unwrap();
-        let data = |share| Data::read(&path, share, 7).unwrap();
-        assert_eq!((data(0.0).all.len(), data(0.0).validation.len()), (10, 0));
-        assert_eq!((data(0.3).all.len(), data(0.3).validation.len()), (10, 3));
-        let few = (0..1000).filter(|i| chance(&i.to_string()) < 0.1).count();
-        assert!((70..130).contains(&few), "{few}");
+        let data = |n: usize, share| {
+            let lines: String = (0..2 * n).map(|i| line(i / 2)).collect();
+            files::write_atomic(&path, |file| file.write_all(lines.as_bytes())).unwrap();
+            Data::read(&path, share).unwrap()
+        };
+        let (early, late) = (data(100, 0.3), data(200, 0.3));
+        assert_eq!((early.all.len(), data(100, 0.0).validation.len()), (100, 0));
+        assert!((20..40).contains(&early.validation.len()), "{:?}", early.validation);
+        // What an earlier night has trained on is never compared on.
+        assert!(early.validation.is_subset(&late.validation));
+        let trained: BTreeSet<_> = early.all.difference(&early.validation).cloned().collect();
+        assert!(trained.is_disjoint(&late.validation));
     }
 }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever a line changes its meaning; a trainer refuses a job of another version.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Name of the file in [`Job::out`] from which an interrupted run goes on.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -375,19 +375,26 @@ pub struct Kept {
     pub step: usize,
 }
 
-/// The prompts of a data set that a run does not train on, by their ids: `share` of them, at most a half,
-/// rounded down. The trainer validates on them, and the daemon compares candidates on them.
+/// The prompts of a data set that a run does not train on, by their ids: those whose [`fraction_of`] is
+/// below `share`, at most half of them. The trainer validates on them, and the daemon compares candidates
+/// on them. Which ones does not depend on the run, so a later run does not validate on what an earlier one
+/// has trained on.
 #[must_use]
-pub fn validation_prompts(ids: BTreeSet<String>, share: f64, seed: u64) -> BTreeSet<String> {
-    let mut ids: Vec<String> = ids.into_iter().collect();
-    fastrand::Rng::with_seed(seed).shuffle(&mut ids);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a share of a length"
-    )]
-    let n = (ids.len() as f64 * share.clamp(0.0, 0.5)) as usize;
-    ids.into_iter().take(n).collect()
+pub fn validation_prompts(ids: BTreeSet<String>, share: f64) -> BTreeSet<String> {
+    let most = ids.len() / 2;
+    let mut below: Vec<(f64, String)> =
+        ids.into_iter().map(|id| (fraction_of(&id), id)).filter(|it| it.0 < share).collect();
+    below.sort_by(|a, b| a.0.total_cmp(&b.0));
+    below.into_iter().take(most).map(|it| it.1).collect()
+}
+
+/// A number from 0 to 1 that follows from a prompt's id (FNV-1a, which seeds a generator).
+#[must_use]
+pub fn fraction_of(id: &str) -> f64 {
+    let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    fastrand::Rng::with_seed(hash).f64()
 }
 
 /// Metrics of one optimizer step, under TRL's names.

@@ -71,7 +71,7 @@ pub(crate) fn run(
     let Prepared { model, data, mut plan } = prepare(job, device).map_err(Failure::BadData)?;
     let n_too_long = data.n_too_long;
     let probing = Probing::begin(&model, &data.examples, plan)?;
-    let (mut train_set, mut validation_set) = data::split(data, job.validation_share, job.seed);
+    let (mut train_set, mut validation_set) = data::split(data, job.validation_share);
     let n_steps = train_set.len().div_ceil(job.optimizer.batch_pairs) * job.optimizer.epochs;
     let parameters = model.lora.as_ref().map(Lora::parameters).unwrap_or_default();
     emit(&TrainerEvent::Started {

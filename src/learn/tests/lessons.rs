@@ -408,6 +408,24 @@ async fn candidates_are_compared_by_right_answers_to_prompts_that_were_not_train
 }
 
 #[tokio::test]
+async fn candidates_are_not_compared_on_prompts_that_have_examples() {
+    let world = checked(improving()).await;
+    world.change(|config| config.learn.validation_share = Some(0.5));
+    let lines: String = (0..6)
+        .map(|i| {
+            json!({ "prompt": format!("ask practice {i}"), "answer": "good" }).to_string() + "\n"
+        })
+        .collect();
+    learn(&world, &lines).await.unwrap();
+    for lesson in ["examples", "answers"] {
+        world.train().await;
+        let metrics = world.last_run().await.metrics;
+        let compared = &metrics["selection"]["prompts"];
+        assert_eq!((&metrics["lesson"], compared), (&lesson.into(), &10.into()));
+    }
+}
+
+#[tokio::test]
 async fn a_run_whose_every_candidate_is_worse_ends_before_its_gate() {
     let worse = judge()
         .on_generation(Generation(1), "ask practice", &[("bad", 1.0)])

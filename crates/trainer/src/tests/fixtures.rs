@@ -103,7 +103,8 @@ pub(super) fn job(folder: &Path) -> Job {
             warmup_ratio: 0.1,
             ..testkit::job().optimizer
         },
-        validation_share: 0.2,
+        // Four of them.
+        validation_share: 0.09,
         max_tokens: 64,
         context_tokens: 64,
         base_kind: BaseKind::F32,
