@@ -30,7 +30,7 @@ pub(super) async fn health(State(api): State<Api>) -> Json<Health> {
 
 pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiError> {
     let parts = &api.parts;
-    let judges = judges(&api).await?;
+    let (judges, learning) = (judges(&api).await?, learning(&api).await);
     let last_run = parts.store.runs(1).await?.pop().map(LastRun::from);
     Ok(Json(Status {
         version: VERSION,
@@ -39,7 +39,7 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         engine: parts.engine.stats(),
         counts: parts.store.counts().await?,
         stage: parts.learner.stage().borrow().clone(),
-        learning: learning(&api),
+        learning,
         next_run: parts.learner.next_run().map(|time| time.to_rfc3339()),
         last_run,
         judges,
@@ -53,9 +53,15 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
     }))
 }
 
-fn learning(api: &Api) -> Option<Learning> {
+async fn learning(api: &Api) -> Option<Learning> {
     let learner = &api.parts.learner;
-    let readiness = learner.readiness()?;
+    let readiness = match learner.readiness().await {
+        Ok(readiness) => readiness,
+        Err(error) => {
+            tracing::warn!(%error, "How learning stands is not known.");
+            return None;
+        }
+    };
     let when = match (learner.guards().paused, learner.next_run()) {
         (Some(_), _) => "scheduled runs are paused".to_owned(),
         (None, Some(due)) => format!("next run {}", due.format("%Y-%m-%d %H:%M UTC")),

@@ -464,7 +464,7 @@ pub struct Status {
     pub counts: Counts,
     /// What the learner does.
     pub stage: Stage,
-    /// Whether there is something to learn; `None` for a moment after the start.
+    /// Whether there is something to learn; `None`: it is not known, and the log says why.
     pub learning: Option<Learning>,
     /// RFC 3339, when a schedule is set.
     pub next_run: Option<String>,
@@ -509,7 +509,7 @@ impl From<Run> for LastRun {
     }
 }
 
-/// Inside [`Status`]: what a run would find, as of the last operation.
+/// Inside [`Status`]: what a run would find now.
 #[derive(Clone, Debug, Serialize)]
 pub struct Learning {
     /// For people: what is missing and what would help, and when the next run is due.

@@ -10,6 +10,7 @@ use super::aside::{self, Aside};
 use super::near::{Likeness, NearIndex, fingerprint, user_turns};
 use super::promote::blocking;
 use super::random::Random;
+use crate::reflect;
 use config::prompt_file::{self, PromptFileError};
 use config::{Agent, Config, PromptLine};
 use prompt::Message;
@@ -159,9 +160,43 @@ pub fn load<'a>(
     Ok(questions)
 }
 
-/// Held-out prompts of agents that learn.
+impl Question {
+    /// Whether a gate may ask it: its agent learns, and something says which answers are good.
+    fn is_judgeable(&self) -> bool {
+        let Self { agent, line } = self;
+        agent.learn
+            && reflect::is_judgeable(agent, line.verifier.as_ref(), line.reference.as_deref())
+    }
+}
+
+/// Those that a gate may ask.
+pub(super) fn judgeable(questions: &[Question]) -> impl Iterator<Item = &Question> {
+    questions.iter().filter(|question| question.is_judgeable())
+}
+
+/// Held-out prompts that a gate may ask.
 pub fn count(questions: &[Question]) -> usize {
-    questions.iter().filter(|question| question.agent.learn).count()
+    judgeable(questions).count()
+}
+
+/// An agent whose answers are learned from, but that has nothing to be judged by, and what would help.
+pub(super) fn missing(questions: &Questions, config: &Config) -> Option<String> {
+    let has_some = |agent: &Agent| {
+        judgeable(&questions.held_out).any(|question| question.agent.name == agent.name)
+    };
+    let agent = config.agents.values().find(|agent| agent.learn && !has_some(agent))?;
+    let advice = match agent.held_out {
+        Some(config::HeldOut::Auto) => {
+            "`held_out: auto` sets some aside when there are more prompts with a verifier, a \
+             reference or your words; or add a held_out file to it"
+        }
+        _ => "add a held_out file to it, or set `held_out: auto`",
+    };
+    Some(format!(
+        "agent {} has no held-out prompts, so nothing can show that an adapter is better: {advice}, or \
+         set `learn: false`",
+        agent.name
+    ))
 }
 
 /// What never enters training because a file says so: questions, and the prompts of labelled answers.
@@ -231,13 +266,16 @@ pub fn probes<'a>(
     Ok(prompts)
 }
 
-/// At most `limit` questions of agents that learn: the same ones every time, in an order that the
-/// seed gives. Chosen by a hash of their ids, because files are often sorted by kind and a prefix
-/// would ask one kind only; in another order each time, because asking stops when the verdict is
-/// clear and the first ones would otherwise decide every verdict.
-pub(super) fn choose(questions: &[Question], limit: usize, seed: u64) -> Vec<Question> {
-    let mut questions: Vec<Question> =
-        questions.iter().filter(|question| question.agent.learn).cloned().collect();
+/// At most `limit` questions: the same ones every time, in an order that the seed gives. Chosen by a
+/// hash of their ids, because files are often sorted by kind and a prefix would ask one kind only; in
+/// another order each time, because asking stops when the verdict is clear and the first ones would
+/// otherwise decide every verdict.
+pub(super) fn choose<'a>(
+    questions: impl Iterator<Item = &'a Question>,
+    limit: usize,
+    seed: u64,
+) -> Vec<Question> {
+    let mut questions: Vec<Question> = questions.cloned().collect();
     questions.sort_by_cached_key(|question| {
         fingerprint(&[&format!("{} {}", question.line.id, question.agent.name)])
     });
@@ -260,6 +298,30 @@ mod tests {
         let held_out = HeldOut::new(["What is  2 + 2?"]);
         assert!(held_out.contains(&[user(" what is 2 +\n2? ")]));
         assert!(!held_out.contains(&[user("What is 2 + 3?")]));
+    }
+
+    #[test]
+    fn what_nothing_can_judge_is_held_out_and_not_asked() {
+        let judged = crate::learn::tests::agent(std::path::Path::new("/nowhere"));
+        let unjudged = Agent { aspects: Vec::new(), ..judged.clone() };
+        let ask = |agent: &Agent, reference: Option<&str>| Question {
+            agent: Arc::new(agent.clone()),
+            line: PromptLine {
+                reference: reference.map(str::to_owned),
+                ..PromptLine::new("1", "What is 2 + 2?")
+            },
+        };
+        let of = |agent: &Agent, references: &[Option<&str>]| Questions {
+            held_out: references.iter().map(|&reference| ask(agent, reference)).collect(),
+            general: Vec::new(),
+        };
+        let questions = of(&unjudged, &[None, Some("4"), None]);
+        assert_eq!(count(&questions.held_out), 1);
+        assert!(
+            of(&unjudged, &[None]).fingerprints([].into_iter()).contains(&[user("What is 2 + 2?")])
+        );
+        assert_eq!(count(&of(&judged, &[None; 3]).held_out), 3);
+        assert_eq!(count(&of(&Agent { learn: false, ..judged }, &[None; 3]).held_out), 0);
     }
 
     #[test]

@@ -91,7 +91,6 @@ struct News {
     harvest: watch::Receiver<Harvest>,
     next_run: watch::Receiver<Option<DateTime<Utc>>>,
     guards: watch::Receiver<Guards>,
-    readiness: watch::Receiver<Option<Readiness>>,
 }
 
 /// What learning needs of the daemon. Cheap to clone.
@@ -117,6 +116,7 @@ enum Command {
     Rollback(Generation, oneshot::Sender<Result<(), LearnError>>),
     Resume(oneshot::Sender<Result<(), LearnError>>),
     Preview(usize, oneshot::Sender<Result<Preview, LearnError>>),
+    Readiness(oneshot::Sender<Result<Readiness, LearnError>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -351,10 +351,9 @@ impl Learner {
     pub fn guards(&self) -> Guards {
         self.news.guards.borrow().clone()
     }
-    /// What a run would find, as it was when the daemon started and after the last
-    /// operation; `None`: nobody has looked yet.
-    pub fn readiness(&self) -> Option<Readiness> {
-        self.news.readiness.borrow().clone()
+    /// What a run would find now.
+    pub async fn readiness(&self) -> Result<Readiness, LearnError> {
+        self.ask(Command::Readiness).await?
     }
     /// Fills stored prompts with candidates. Resolves when done.
     pub async fn explore(&self, wish: Exploration) -> Result<Ended, LearnError> {

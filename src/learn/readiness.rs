@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Parts;
 use super::error::RunError;
-use super::gate::MIN_PROMPTS;
+use super::gate;
 use super::held_out::{self, LeftOut};
 use super::material::{self, Material};
 use super::pairs::Tally;
@@ -34,6 +34,8 @@ pub struct Readiness {
     pub examples: usize,
     /// Held-out prompts of agents that learn.
     pub held_out: usize,
+    /// Why nothing could judge what a run would make.
+    pub unjudgeable: Option<String>,
     /// What the stored answers come to.
     #[serde(rename = "yield")]
     pub yielded: Yield,
@@ -55,6 +57,7 @@ impl Readiness {
             min_new_pairs: min.max(1),
             examples: 0,
             held_out,
+            unjudgeable: None,
             yielded: material.yielded.clone(),
             tally: material.tally,
             trainer_fault: None,
@@ -118,35 +121,30 @@ impl Readiness {
 /// `Not learning yet: ...`, or `Ready to learn: ...`.
 impl fmt::Display for Readiness {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.lacks() {
+        let Self { examples, new_pairs, unjudgeable, .. } = self;
+        let lacks = self.lacks();
+        let is_ready = lacks.is_none() && unjudgeable.is_none();
+        formatter.write_str(if is_ready { "Ready to learn: " } else { "Not learning yet: " })?;
+        match lacks {
             Some(lacks) => {
-                write!(formatter, "Not learning yet: {lacks}")?;
-                if 0 < self.examples {
-                    let n = self.examples;
+                formatter.write_str(&lacks)?;
+                if 0 < *examples {
                     write!(
                         formatter,
-                        "; {n} of {FEWEST_EXAMPLES} examples for a first run on them"
+                        "; {examples} of {FEWEST_EXAMPLES} examples for a first run on them"
                     )?;
                 }
             }
-            None if FEWEST_EXAMPLES <= self.examples => {
-                write!(
-                    formatter,
-                    "Ready to learn: {} examples wait for their first run",
-                    self.examples
-                )?;
+            None if FEWEST_EXAMPLES <= *examples => {
+                write!(formatter, "{examples} examples wait for their first run")?;
             }
-            None => write!(formatter, "Ready to learn: {} new pairs", self.new_pairs)?,
+            None => write!(formatter, "{new_pairs} new pairs")?,
         }
-        let Self { held_out, agents, .. } = self;
-        if *agents > 0 && *held_out < MIN_PROMPTS {
-            write!(formatter, "; {held_out} of {MIN_PROMPTS} held-out prompts")?;
-        }
-        Ok(())
+        unjudgeable.iter().try_for_each(|reason| write!(formatter, "; {reason}"))
     }
 }
 
-/// What a run would find now. Reads all stored exchanges.
+/// What a run would find now. Reads all stored exchanges: a fifth of a second for 20,000 answers.
 pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
     let config = parts.config.borrow().clone();
     if !config.agents.values().any(|agent| agent.learn) {
@@ -158,13 +156,15 @@ pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
         .map(|it| it.reason().replace('\n', "; "));
     let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     let asked = held_out::count(&questions.held_out);
+    let unjudgeable =
+        held_out::missing(&questions, &config).or_else(|| gate::too_few(asked, &config.learn.gate));
     let material = material::collect(parts, &config, &held_out).await?;
     let readiness = Readiness::new(&material, &config, asked, config.learn.min_new_pairs);
     let trainer_fault =
         program::command_line(&config.trainer).err().map(|it| it.to_string()).or(fault);
     let waiting = practice::waiting(parts, &config, &held_out, false).await?;
     let examples = waiting.map_or(0, |waiting| waiting.n_new);
-    Ok(Readiness { examples, trainer_fault, ..readiness })
+    Ok(Readiness { examples, unjudgeable, trainer_fault, ..readiness })
 }
 
 #[cfg(test)]
@@ -180,6 +180,7 @@ mod tests {
             min_new_pairs: 50,
             examples: 0,
             held_out: 2,
+            unjudgeable: Some("2 of 20 held-out prompts".into()),
             yielded: Yield { answers, passing, ..Yield::default() },
             tally: Tally { prompts: 9, without_chosen: 5, without_rejected: 3, ..Tally::default() },
             trainer_fault: None,
@@ -210,27 +211,30 @@ mod tests {
         assert!(nothing.to_string().contains("no stored prompts: chat with it"), "{nothing}");
         let file = Readiness { practice_files: 1, ..nothing }.to_string();
         assert!(file.contains("`reflectd explore` practises on the files"), "{file}");
-        let none = Readiness { agents: 0, ..readiness(0, 0, 0) };
+        let none = Readiness { agents: 0, unjudgeable: None, ..readiness(0, 0, 0) };
         assert_eq!(none.to_string(), "Not learning yet: no agent has `learn: true`");
     }
 
     #[test]
     fn examples_that_wait_are_said() {
-        let few = Readiness { examples: 4, held_out: 20, ..readiness(0, 0, 0) }.to_string();
+        let few = Readiness { examples: 4, unjudgeable: None, ..readiness(0, 0, 0) }.to_string();
         assert!(
             few.starts_with("Not learning yet: 0 of 50 new pairs, no answer is judged"),
             "{few}"
         );
         assert!(few.ends_with("; 4 of 10 examples for a first run on them"), "{few}");
-        let enough = Readiness { examples: 40, ..readiness(40, 0, 0) }.to_string();
-        let expected =
-            "Ready to learn: 40 examples wait for their first run; 2 of 20 held-out prompts";
-        assert_eq!(enough, expected);
+        let enough = Readiness { examples: 40, ..readiness(40, 0, 0) };
+        let expected = "40 examples wait for their first run";
+        let judged = Readiness { unjudgeable: None, ..enough.clone() }.to_string();
+        assert_eq!(judged, format!("Ready to learn: {expected}"));
+        // Nothing would be trained.
+        let waits = format!("Not learning yet: {expected}; 2 of 20 held-out prompts");
+        assert_eq!(enough.to_string(), waits);
     }
 
     #[test]
     fn enough_pairs_are_said_too() {
-        let ready = Readiness { held_out: 20, ..readiness(90, 60, 50) };
+        let ready = Readiness { unjudgeable: None, ..readiness(90, 60, 50) };
         assert_eq!(ready.to_string(), "Ready to learn: 50 new pairs");
         let no_trainer = Readiness { trainer_fault: Some("it is not installed".into()), ..ready };
         assert_eq!(no_trainer.to_string(), "Not learning yet: it is not installed");

@@ -283,30 +283,13 @@ impl Run<'_> {
         promoted
     }
 
-    /// An agent whose answers are learned from, but that has nothing to be judged by; or too few
-    /// held-out prompts in all.
+    /// Why nothing could judge what would be trained.
     fn unjudgeable(&self) -> Option<String> {
-        let learning = self.config.agents.values().filter(|agent| agent.learn);
-        let mut unjudged = learning.filter(|agent| {
-            !self.questions.held_out.iter().any(|question| question.agent.name == agent.name)
-        });
-        let without = unjudged.next().map(|agent| {
-            let advice = match agent.held_out {
-                Some(config::HeldOut::Auto) => {
-                    "`held_out: auto` sets some aside when there are more prompts with a verifier, a \
-                     reference or your words; or add a held_out file to it"
-                }
-                _ => "add a held_out file to it, or set `held_out: auto`",
-            };
-            format!(
-                "agent {} has no held-out prompts, so nothing can show that an adapter is better: \
-                 {advice}, or set `learn: false`",
-                agent.name
-            )
-        });
-        let n_prompts = held_out::count(&self.questions.held_out);
-        let power = Power::new(n_prompts, &self.config.learn.gate);
-        without.or_else(|| (!power.is_enough()).then_some(power.says))
+        held_out::missing(&self.questions, &self.config).or_else(|| {
+            let n_prompts = held_out::count(&self.questions.held_out);
+            let power = Power::new(n_prompts, &self.config.learn.gate);
+            (!power.is_enough()).then_some(power.says)
+        })
     }
 
     /// An agent whose judge is below the floor. What is known of the judges goes into the record.
@@ -533,8 +516,10 @@ impl Run<'_> {
     async fn verdict(&self, candidate: Generation, trained: &Trained) -> Result<Verdict, RunError> {
         let config = &self.config.learn.gate;
         let seed = self.job.seed;
-        let asked = held_out::choose(&self.questions.held_out, config.prompts, seed);
-        let general = held_out::choose(&self.questions.general, config.general_prompts, seed);
+        let Questions { held_out, general } = &self.questions;
+        let asked = held_out::choose(held_out::judgeable(held_out), config.prompts, seed);
+        let general = general.iter().filter(|question| question.agent.learn);
+        let general = held_out::choose(general, config.general_prompts, seed);
         let show = |done| {
             let total = asked.len();
             self.stage.send_replace(Stage::Gating { run: self.id, done, total });
@@ -545,7 +530,7 @@ impl Run<'_> {
         let arena = Arena { parts, config, run: self.id, active, start, candidate };
         let probe = trained.probe.as_deref();
         let mut evidence = arena.evidence(probe, &asked, &general, &show).await?;
-        evidence.available.beyond = held_out::count(&self.questions.held_out) - asked.len();
+        evidence.available.beyond = held_out::count(held_out) - asked.len();
         Ok(gate::judge(&evidence, config))
     }
 

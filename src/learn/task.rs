@@ -18,11 +18,10 @@ use super::gate::Power;
 use super::guards::{self, Guards};
 use super::live::{self, Outlook, Seen};
 use super::op_queue::{OpQueue, Wish};
-use super::readiness::{self, Readiness};
 use super::schedule::{Decision, Schedule};
 use super::{
     Command, Ended, LearnError, News, Parts, Stage, explore, held_out, import, judge, night,
-    preview, promote, resume, run,
+    preview, promote, readiness, resume, run,
 };
 use store::{Event, RunId, StoreError, Watch};
 
@@ -51,7 +50,6 @@ pub(super) struct Task {
     harvest: watch::Sender<Harvest>,
     next_run: watch::Sender<Option<DateTime<Utc>>>,
     guards: watch::Sender<Guards>,
-    readiness: watch::Sender<Option<Readiness>>,
 }
 
 #[derive(Debug)]
@@ -68,7 +66,6 @@ impl Task {
         let (harvest, harvests) = watch::channel(Harvest::default());
         let (next_run, next_runs) = watch::channel(schedule.due());
         let (guards, guard) = watch::channel(Guards::default());
-        let (readiness, ready) = watch::channel(None);
         let task = Self {
             parts,
             queue: OpQueue::default(),
@@ -80,15 +77,8 @@ impl Task {
             harvest,
             next_run,
             guards,
-            readiness,
         };
-        let news = News {
-            stage: stages,
-            harvest: harvests,
-            next_run: next_runs,
-            guards: guard,
-            readiness: ready,
-        };
+        let news = News { stage: stages, harvest: harvests, next_run: next_runs, guards: guard };
         (task, news)
     }
 
@@ -104,7 +94,7 @@ impl Task {
         let mut looks = tokio::time::interval(LOOK);
         let mut config = self.parts.config.clone();
         self.look(false).await;
-        self.see_readiness();
+        self.tell_readiness();
         let last_word = loop {
             tokio::select! {
                 command = inbox.recv() => match command {
@@ -116,7 +106,7 @@ impl Task {
                     // Before who waits is told: what they see next is how it stands.
                     self.look(false).await;
                     self.ended(&ended);
-                    self.see_readiness();
+                    self.tell_readiness();
                 }
                 Ok(()) = config.changed() => {
                     let plan = config.borrow_and_update().learn.schedule.clone();
@@ -126,7 +116,7 @@ impl Task {
                     }
                     self.next_run.send_replace(self.schedule.due());
                     self.look(false).await;
-                    self.see_readiness();
+                    self.tell_readiness();
                 }
                 _ = ticks.tick() => self.tick().await,
                 _ = looks.tick() => self.look(true).await,
@@ -204,6 +194,14 @@ impl Task {
                     reply.send(found.map_err(|it| LearnError::Unreadable(it.reason()))).ok();
                 });
             }
+            Command::Readiness(reply) => {
+                let parts = self.parts.clone();
+                // Beside everything else, as the preview is.
+                tokio::spawn(async move {
+                    let found = readiness::look(&parts).await;
+                    reply.send(found.map_err(|it| LearnError::Unreadable(it.reason()))).ok();
+                });
+            }
             Command::Cancel(reply) => {
                 self.stop(Stop::Owner);
                 if self.operation.is_some() {
@@ -267,15 +265,12 @@ impl Task {
         }
     }
 
-    /// Looks what a run would find now, which reads all that is stored, beside everything else.
-    fn see_readiness(&self) {
-        let (parts, readiness) = (self.parts.clone(), self.readiness.clone());
+    /// Logs what a run would find now. Beside everything else, because it reads all that is stored.
+    fn tell_readiness(&self) {
+        let parts = self.parts.clone();
         tokio::spawn(async move {
             match readiness::look(&parts).await {
-                Ok(found) => {
-                    info!(learning = %found, "This is how learning stands.");
-                    readiness.send_replace(Some(found));
-                }
+                Ok(found) => info!(learning = %found, "This is how learning stands."),
                 Err(error) => warn!(error = error.reason(), "How learning stands is not known."),
             }
         });

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 
-use config::{Agent, AgentAspect, Pass, REWARD, RewardConfig, VERIFIER, Verifier};
+use config::{Agent, AgentAspect, Pass, REWARD, RewardConfig, ScalarConfig, VERIFIER, Verifier};
 use engine::LabelScores;
 use prompt::{AspectView, Message, Role};
 use store::{Assessment, ChosenAspects, JudgeThreshold, Relevance, Standard};
@@ -187,6 +187,12 @@ pub(super) struct Verification {
 pub fn is_checked(agent: &Agent, verifier: Option<&Verifier>, reference: Option<&str>) -> bool {
     let has_verifier = verifier.is_some() || agent.verifier.is_some();
     has_verifier || !agent.is_judged() && reference.is_some()
+}
+
+/// Whether anything says which answers to a prompt are good: a program, a judge or a reward model.
+pub fn is_judgeable(agent: &Agent, verifier: Option<&Verifier>, reference: Option<&str>) -> bool {
+    let has_reward = matches!(agent.scalar, ScalarConfig::Reward(_));
+    agent.is_judged() || has_reward || is_checked(agent, verifier, reference)
 }
 
 /// What an answer is checked by.

@@ -3,11 +3,11 @@
 //! the next begins: an exploration that is stopped or killed goes on where it was. Used by the
 //! [`Reflector`]'s `reflect_later` and `explore`.
 
-use config::{Agent, Practice, Promising, ScalarConfig};
+use config::{Agent, Practice, Promising};
 use engine::{Generation, Priority, Sampling, Weights};
 use store::{Author, Critic, Exchange, ExchangeId, Filled};
 
-use super::assess::{Verification, passes};
+use super::assess::{Verification, is_judgeable, passes};
 use super::batch::Critique;
 use super::budget::Stop;
 use super::choose::promising;
@@ -47,13 +47,11 @@ pub(super) async fn fill(
     told: &(dyn Fn(Explored) + Sync),
 ) -> Result<Explored, ReflectError> {
     let exchange = reflector.store.exchange(id).await?;
-    let reference = exchange.reference.as_deref();
-    let verification = Verification::new(agent, exchange.verifier.as_ref(), reference)?;
-    let has_reward = matches!(agent.scalar, ScalarConfig::Reward(_));
-    if !agent.is_judged() && verification.is_none() && !has_reward {
-        // Nothing would say which of its answers are good.
+    let (reference, verifier) = (exchange.reference.as_deref(), exchange.verifier.as_ref());
+    if !is_judgeable(agent, verifier, reference) {
         return Ok(Explored { left: Some(Reason::Filled), ..Explored::default() });
     }
+    let verification = Verification::new(agent, verifier, reference)?;
     let judge = Judge::new(reflector, agent, &exchange.messages, goal.priority)?
         .with(reference, verification)
         .with_aspects(&aspects_so_far(&exchange));

@@ -44,7 +44,7 @@ use prepared::Prepared;
 use pursue::Aim;
 use verify::command::{CommandError, Programs, Question};
 
-pub use assess::{is_checked, passes, question, scalar};
+pub use assess::{is_checked, is_judgeable, passes, question, scalar};
 pub use explore::exploring;
 pub use from_file::{Named, Shot, try_example};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};

@@ -165,6 +165,25 @@ async fn feedback_is_stored_by_receipt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ratings_and_examples_change_what_status_says_of_learning_at_once() {
+    let daemon = TestDaemon::start(script()).await;
+    let learning = async || daemon.get("/v1/status").await.json()["learning"].clone();
+    // What the daemon looks at when it starts is known by now.
+    daemon.until("/v1/status", |status| status["learning"].is_object()).await;
+    let body = daemon.chat(json!({"reflectd": {"mode": "explore"}})).await.json();
+    assert_eq!(learning().await["yield"]["answers"], 0, "nobody has judged it");
+    let rated = json!({"exchange": body["reflectd"]["exchange"], "rating": 1});
+    assert_eq!(daemon.post("/v1/feedback", &rated).await.status, 200);
+    let found = learning().await;
+    assert_eq!((&found["yield"]["answers"], &found["yield"]["passing"]), (&json!(1), &json!(1)));
+    let sentence = found["sentence"].as_str().unwrap();
+    assert!(sentence.contains("agent test has no held-out prompts"), "{sentence}");
+    let examples = json!({"examples": [{"prompt": "And now?", "answer": "Hello."}]});
+    assert_eq!(daemon.post("/v1/examples", &examples).await.status, 200);
+    assert_eq!(learning().await["examples"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_edit_becomes_an_answer_that_ends_like_a_served_one() {
     let daemon = TestDaemon::start(script()).await;
     let body = daemon.chat(json!({"reflectd": {"mode": "explore"}})).await.json();

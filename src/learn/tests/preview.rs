@@ -82,6 +82,39 @@ async fn examples_that_wait_are_in_the_preview_and_in_the_sentence_before_anythi
 }
 
 #[tokio::test]
+async fn the_sentence_follows_ratings_files_and_the_configuration() {
+    let world = World::new(improving(), "good.sh", &[]).await;
+    world.remember_answers("ask 0", vec![answer("ask 0", " fine", true)]).await;
+    let (learner, task) = world.learner();
+    let found = async || learner.readiness().await.unwrap();
+    assert_eq!((found().await.new_pairs, found().await.yielded.passing), (0, 1));
+    let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
+    let thumb_down = Feedback {
+        exchange: exchange.id,
+        candidate: Some(exchange.candidates[0].id),
+        rating: Some(-1),
+        aspect: None,
+        edit: None,
+    };
+    world.parts.store.add_feedback(thumb_down).await.unwrap();
+    assert_eq!(found().await.yielded.passing, 0);
+    assert_eq!(found().await.unjudgeable, None);
+    world.change(|config| config.learn.gate.prompts = 10);
+    let sentence = found().await.to_string();
+    assert!(
+        sentence.ends_with("; of 60 that there are `learn.gate.prompts` asks 10"),
+        "{sentence}"
+    );
+    write(&world.root().join("held_out.jsonl"), "{\"id\":\"1\",\"prompt\":\"ask\"}");
+    assert_eq!(found().await.unjudgeable.as_deref(), Some("1 of 20 held-out prompts"));
+    world.change_agent(|agent| agent.held_out = None);
+    let unjudgeable = found().await.unjudgeable.unwrap();
+    assert!(unjudgeable.contains("agent tester has no held-out prompts"), "{unjudgeable}");
+    learner.shutdown().await;
+    task.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_file_of_examples_with_faults_is_told_of_before_the_night() {
     let world = with_examples(improving(), 1).await;
     write(&world.root().join("examples.jsonl"), "{\"prompt\":\"ask\"}\n");
