@@ -65,6 +65,14 @@ impl Wish {
             Self::Import(_) => "an imported adapter is on trial",
         }
     }
+    /// Whether the schedule wants it: nobody waits for its end.
+    pub(super) fn is_scheduled(&self) -> bool {
+        match self {
+            Self::Night { .. } | Self::Resume => true,
+            Self::Train { min_new_pairs } => 0 < *min_new_pairs,
+            Self::Explore(_) | Self::Judge { .. } | Self::Import(_) => false,
+        }
+    }
     /// Whether the end of `running` is what this wish asks for.
     fn joins(&self, running: &Self) -> bool {
         match (self, running) {

@@ -79,6 +79,18 @@ pub(super) async fn give_up(parts: &Parts) -> Result<usize, StoreError> {
     Ok(runs.len())
 }
 
+/// Runs that an operation has left under way because it panicked do not go on; the newest of them.
+pub(super) async fn fail_unfinished(
+    parts: &Parts,
+    reason: &str,
+) -> Result<Option<RunId>, StoreError> {
+    let left = parts.store.interrupt_unfinished_runs(reason.to_owned()).await?;
+    for &id in &left {
+        end(parts, &parts.store.run(id).await?, RunState::Failed, "it would panic again").await?;
+    }
+    Ok(left.into_iter().max())
+}
+
 /// A run that will not go on needs no checkpoints. The rest of its folder stays for the owner.
 pub(super) async fn forget_checkpoints(out: &Path) {
     let paths = [out, &job::out_of_good_alone(out)].map(|out| out.join(CHECKPOINT));

@@ -72,21 +72,42 @@ pub(super) async fn run(
         Err(RunError::NothingToLearn { run, reason }) => {
             Ended::Rejected { run, reason, verdict: serde_json::Value::Null }
         }
-        Err(error) if min_new_pairs.is_some_and(|n| 0 < n) => broken(parts, &error).await,
+        // Those that do not go on have a record each.
+        Err(error @ RunError::NothingToResume) => {
+            Ended::Failed { run: None, reason: error.reason() }
+        }
+        Err(error) if min_new_pairs != Some(0) => broken(parts, &error).await,
         Err(error) => Ended::Failed { run: None, reason: error.reason() },
     }
 }
 
-/// What became of a scheduled run that broke before it had anything to train on. Nobody waits to be told,
-/// so it is recorded.
+/// What became of a scheduled run that broke before it had anything to train on.
 pub(super) async fn broken(parts: &Parts, error: &RunError) -> Ended {
     let (state, reason) = (error.state(), error.reason());
-    if state != RunState::Failed {
+    if state == RunState::Failed {
+        failed(parts, reason).await
+    } else {
         // Somebody has stopped it.
-        return Ended::Failed { run: None, reason };
+        Ended::Failed { run: None, reason }
     }
+}
+
+/// What became of an operation that has panicked: the run that it leaves under way has failed with it.
+pub(super) async fn panicked(parts: &Parts, reason: String, is_scheduled: bool) -> Ended {
+    let left = resume::fail_unfinished(parts, &reason).await.unwrap_or_else(|error| {
+        warn!(%error, "It is not recorded that a run has failed.");
+        None
+    });
+    match left {
+        None if is_scheduled => failed(parts, reason).await,
+        run => Ended::Failed { run, reason },
+    }
+}
+
+/// Records a scheduled run that failed before it had a record: nobody waits to be told.
+async fn failed(parts: &Parts, reason: String) -> Ended {
     warn!(error = reason, "A scheduled run has failed before it trained.");
-    match record(parts, state, reason.clone(), json!({})).await {
+    match record(parts, RunState::Failed, reason.clone(), json!({})).await {
         Ok(run) => Ended::Failed { run: Some(run), reason },
         Err(error) => {
             warn!(%error, "It is not recorded that a scheduled run has failed.");
@@ -132,8 +153,13 @@ async fn prepare<'a>(
     let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     let waiting = match resume::next(parts, &config).await? {
         Some(found) => {
-            if found.made.is_none() {
-                program::command_line(&config.trainer).map_err(TrainerError::from)?;
+            if found.made.is_none()
+                && let Err(error) = program::command_line(&config.trainer)
+            {
+                // It waits on, until there is a trainer.
+                let state = RunState::Interrupted;
+                parts.store.update_run(found.id, state, None, json!({})).await?;
+                return Err(TrainerError::from(error).into());
             }
             info!(run_id = %found.id, start = found.start.0, "An interrupted training run goes on.");
             found

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -102,7 +102,8 @@ impl Task {
                     Some(command) => self.obey(command).await,
                     None => break None,
                 },
-                ended = finished(&mut self.operation) => {
+                finished = finished(&mut self.operation) => {
+                    let ended = self.conclude(finished).await;
                     // Before who waits is told: what they see next is how it stands.
                     self.look(false).await;
                     self.ended(&ended);
@@ -124,7 +125,8 @@ impl Task {
         };
         while self.operation.is_some() {
             self.stop(Stop::Shutdown);
-            let ended = finished(&mut self.operation).await;
+            let finished = finished(&mut self.operation).await;
+            let ended = self.conclude(finished).await;
             self.ended(&ended);
         }
         if let Some(reply) = last_word {
@@ -414,6 +416,19 @@ impl Task {
         }
     }
 
+    /// How an operation has ended, also one that has panicked.
+    async fn conclude(&self, finished: Result<Ended, JoinError>) -> Ended {
+        match finished {
+            Ok(ended) => ended,
+            Err(error) => {
+                error!(%error, "A learning operation has panicked; this is a bug.");
+                let is_scheduled = self.queue.running().is_some_and(Wish::is_scheduled);
+                let reason = format!("this is a bug of the learner: {error}");
+                run::panicked(&self.parts, reason, is_scheduled).await
+            }
+        }
+    }
+
     fn ended(&mut self, ended: &Ended) {
         self.operation = None;
         if let Some(Wish::Train { .. } | Wish::Night { .. } | Wish::Resume) = self.queue.running() {
@@ -447,12 +462,9 @@ fn happened(event: &Event) -> Option<DateTime<Utc>> {
 }
 
 /// The end of the operation under way; never, when there is none.
-async fn finished(operation: &mut Option<Operation>) -> Ended {
+async fn finished(operation: &mut Option<Operation>) -> Result<Ended, JoinError> {
     let Some(operation) = operation else { return std::future::pending().await };
-    (&mut operation.handle).await.unwrap_or_else(|error| {
-        error!(%error, "A learning operation has panicked; this is a bug.");
-        Ended::Failed { run: None, reason: format!("this is a bug of the learner: {error}") }
-    })
+    (&mut operation.handle).await
 }
 
 /// What a run that is not part of a night may take.
@@ -486,5 +498,59 @@ async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Ca
             };
             done.unwrap_or_else(|error| Ended::Failed { run: None, reason: error.reason() })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::super::tests::{World, improving};
+    use super::*;
+    use engine::Generation;
+    use store::RunState;
+
+    /// The task of a world in which this wish has panicked, up to when the next run waits.
+    async fn panicked(world: &World, wish: Wish) {
+        world.change(|config| {
+            config.learn.schedule = Some(("* * * * *".to_owned(), chrono_tz::UTC));
+        });
+        let (mut task, mut news) = Task::new(world.parts.clone(), Utc::now());
+        let (cancel, _) = Cancel::new();
+        assert!(task.queue.ask(wish, None));
+        let handle: JoinHandle<Ended> = tokio::spawn(async { panic!("it cannot be") });
+        task.operation = Some(Operation { cancel, handle });
+        let (commands, inbox) = mpsc::channel(1);
+        let running = tokio::spawn(task.run(inbox));
+        let later = Utc::now() + TimeDelta::minutes(29);
+        let waits = news.next_run.wait_for(|due| due.is_some_and(|due| later < due));
+        let waits = tokio::time::timeout(Duration::from_mins(1), waits).await;
+        waits.expect("it comes at once again").unwrap();
+        drop(commands);
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_night_that_panics_is_a_failed_run_and_the_next_one_waits_longer() {
+        let world = World::new(improving(), "good.sh", &[]).await;
+        panicked(&world, Wish::Night { min_new_pairs: 1 }).await;
+        let runs = world.parts.store.runs(9).await.unwrap();
+        let [run] = runs.as_slice() else { panic!("{runs:?}") };
+        assert_eq!((run.state, run.n_pairs), (RunState::Failed, 0));
+        let reason = run.reason.as_ref().unwrap();
+        assert!(reason.contains("a bug of the learner") && reason.contains("it cannot be"));
+    }
+
+    #[tokio::test]
+    async fn a_run_that_panics_has_failed_and_does_not_go_on() {
+        let world = World::new(improving(), "good.sh", &[]).await;
+        let store = &world.parts.store;
+        let job = json!({});
+        let id = store.start_run(Generation::BASE, "00".into(), job, Vec::new()).await.unwrap();
+        panicked(&world, Wish::Train { min_new_pairs: 0 }).await;
+        let runs = store.runs(9).await.unwrap();
+        let [run] = runs.as_slice() else { panic!("{runs:?}") };
+        assert_eq!((run.id, run.state), (id, RunState::Failed));
+        assert!(run.reason.as_ref().unwrap().contains("it cannot be"), "{run:?}");
     }
 }

@@ -180,6 +180,33 @@ async fn what_makes_no_sense_any_more_has_failed_and_a_new_run_begins() {
 }
 
 #[tokio::test]
+async fn a_continuation_that_breaks_is_a_failed_run_and_the_interrupted_one_waits_on() {
+    let (world, run) = interrupted("75").await;
+    let goes_on = async || {
+        let (_switch, cancel) = Cancel::new();
+        run::run(&world.parts, None, LONG, &watch::Sender::new(Stage::Idle), cancel).await
+    };
+    // It is not beside the program of the tests.
+    let trainer = world.config.borrow().trainer.command.clone();
+    world.change(|config| config.trainer.command = None);
+    let ended = goes_on().await;
+    assert!(matches!(ended, Ended::Failed { run: Some(id), .. } if id != run.id), "{ended:?}");
+    let failed = world.last_run().await;
+    assert_eq!((failed.state, failed.n_pairs), (RunState::Failed, 0));
+    assert!(failed.reason.unwrap().contains("is not installed"));
+    let waits = world.parts.store.run(run.id).await.unwrap();
+    assert_eq!(waits.state, RunState::Interrupted);
+
+    world.change(|config| config.trainer.command = trainer.clone());
+    let ended = goes_on().await;
+    assert!(matches!(ended, Ended::Promoted { run: id, .. } if id == run.id), "{ended:?}");
+    // Where none waits there is nothing to record.
+    let ended = goes_on().await;
+    assert!(matches!(ended, Ended::Failed { run: None, .. }), "{ended:?}");
+    assert_eq!(world.parts.store.runs(9).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn the_owner_can_give_up_a_run_that_waits() {
     let (world, run) = interrupted("75").await;
     let (learner, task) = world.learner();
