@@ -1,9 +1,9 @@
 //! Does learning go on by itself? Pure: the newest rounds in, a reason to pause out. It must not read
 //! the store. Used by `task`.
 //!
-//! A round is a run whose adapter was compared. It has gained when it was promoted, was not rolled
-//! back since, and the verifiers did not contradict the judge. Training again on nearly the same
-//! data after rounds without gain brings drift and no progress.
+//! A round is a run whose adapter was compared; those of one night are one. It has gained when it was
+//! promoted, was not rolled back since, and the verifiers did not contradict the judge. Training again
+//! on nearly the same data after rounds without gain brings drift and no progress.
 
 use serde::Serialize;
 
@@ -12,6 +12,9 @@ use super::live::Seen;
 use config::PauseConfig;
 use engine::Generation;
 use store::{Event, Run, RunId, RunState, Watch, WatchState};
+
+/// The event that the schedule has started something.
+pub(super) const NIGHT: &str = "night";
 
 /// What looks after the loop, for `status`.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -42,11 +45,13 @@ pub(super) fn pause(
     n_feedback: usize,
     config: &PauseConfig,
 ) -> Option<String> {
-    let fruitless: Vec<String> = runs
-        .iter()
-        .filter(|run| is_round(run))
-        .take_while(|run| resumed < Some(run.id))
-        .map_while(|run| Some(format!("run {} {}", run.id, without_gain(run, watches)?)))
+    let compared = runs.iter().filter(|run| is_round(run));
+    let compared: Vec<&Run> = compared.take_while(|run| resumed < Some(run.id)).collect();
+    let rounds = compared.chunk_by(|a, b| night(a).is_some() && night(a) == night(b));
+    let why = |run: &&Run| Some(format!("run {} {}", run.id, without_gain(run, watches)?));
+    let fruitless: Vec<String> = rounds
+        .map_while(|round| round.iter().map(why).collect::<Option<Vec<_>>>())
+        .map(|reasons| reasons.join(" and "))
         .collect();
     if config.after == 0 || fruitless.len() < config.after || config.resume_feedback <= n_feedback {
         return None;
@@ -69,6 +74,11 @@ pub(super) fn is_round(run: &Run) -> bool {
     let has_numbers =
         gate(run).is_some_and(serde_json::Value::is_object) || run.metrics["selection"].is_object();
     is_judged && 0 < run.n_pairs && has_numbers
+}
+
+/// When the night began that it is of; `None`: the owner wanted it.
+fn night(run: &Run) -> Option<i64> {
+    run.metrics["night"].as_i64()
 }
 
 fn gate(run: &Run) -> Option<&serde_json::Value> {
@@ -135,6 +145,27 @@ mod tests {
         let reason = why(&[rejected(3), rejected(2), promoted(1, false)]).unwrap();
         assert!(reason.starts_with("2 rounds in a row"), "{reason}");
         assert_eq!(why(&[promoted(3, false), rejected(2), rejected(1)]), None);
+    }
+
+    #[test]
+    fn the_runs_of_one_night_are_one_round() {
+        let of_night = |run: Run, night: i64| Run {
+            metrics: json!({ "gate": run.metrics["gate"], "night": night }),
+            ..run
+        };
+        let first = || [of_night(rejected(2), 7), of_night(rejected(1), 7)];
+        assert_eq!(why(&first()), None);
+        let [a, b] = first();
+        let reason = why(&[of_night(rejected(3), 8), a, b]).unwrap();
+        assert!(reason.starts_with("2 rounds in a row"), "{reason}");
+        assert!(
+            reason.contains("(run 3 was rejected, run 2 was rejected and run 1 was"),
+            "{reason}"
+        );
+        // A night that has gained once has gained.
+        let gained = [of_night(rejected(2), 7), of_night(promoted(1, false), 7)];
+        let [a, b] = gained;
+        assert_eq!(why(&[of_night(rejected(3), 8), a, b, rejected(0)]), None);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::cancel::Cancel;
 use super::child::{self, Product, Trained, TrainerError, Update};
 use super::error::RunError;
 use super::gate::{self, Power, Verdict};
+use super::guards::NIGHT;
 use super::held_out::{self, HeldOut, Questions};
 use super::job::{self, Lesson};
 use super::lesson;
@@ -238,8 +239,11 @@ async fn begin(
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
     let power = Power::new(n_held_out, &config.learn.gate);
+    let is_scheduled = 0 < min_new_pairs;
+    let night = if is_scheduled { parts.store.events(NIGHT, 1).await?.pop() } else { None };
     let facts = json!({
         "lesson": lesson,
+        "night": night.map(|event| event.created_ms),
         "tally": tally,
         "yield": yielded,
         "replayed": replayed,

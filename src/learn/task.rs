@@ -15,7 +15,7 @@ use super::cancel::{Cancel, Stop};
 use super::error::RunError;
 use super::explore::{Harvest, Tellers};
 use super::gate::Power;
-use super::guards::{self, Guards};
+use super::guards::{self, Guards, NIGHT};
 use super::live::{self, Outlook, Seen};
 use super::op_queue::{OpQueue, Wish};
 use super::schedule::{Decision, Schedule};
@@ -32,8 +32,6 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Runs, watches and alarms looked at.
 const RECENT: usize = 20;
 const ALARMS: usize = 5;
-/// The event that the schedule has started something.
-const NIGHT: &str = "night";
 /// The event that the schedule is another one, with what it is now.
 const SCHEDULED: &str = "scheduled";
 

@@ -5,6 +5,7 @@ use futures_util::future::BoxFuture;
 
 use super::lessons::{practise, with_examples};
 use super::*;
+use crate::learn::guards::NIGHT;
 use crate::learn::night::Clock;
 use crate::learn::task::Task;
 
@@ -62,6 +63,18 @@ impl Watcher {
 
 async fn states(world: &World) -> Vec<RunState> {
     world.parts.store.runs(9).await.unwrap().iter().map(|run| run.state).collect()
+}
+
+/// What the schedule notes when it starts a night.
+async fn begins(world: &World) {
+    world.parts.store.add_event(NIGHT.to_owned(), serde_json::json!({})).await.unwrap();
+}
+
+/// Why scheduled runs wait.
+async fn paused(world: &World) -> Option<String> {
+    let (mut task, shown) = Task::new(world.parts.clone(), Utc::now());
+    task.look(false).await;
+    shown.guards.borrow().paused.clone()
 }
 
 #[tokio::test]
@@ -152,6 +165,7 @@ async fn a_night_whose_examples_were_refused_goes_on_once_with_what_it_explores(
     // Nothing that is trained answers otherwise; refinements are good.
     let world = with_examples(standing(), 12).await;
     let watcher = Watcher::new();
+    begins(&world).await;
     let ended = watcher.night(&world).await;
     assert!(matches!(ended, Ended::Rejected { .. }), "{ended:?}");
     assert_eq!(watcher.explored(), 12);
@@ -159,6 +173,13 @@ async fn a_night_whose_examples_were_refused_goes_on_once_with_what_it_explores(
     let lessons: Vec<_> = runs.iter().map(|run| &run.metrics["lesson"]).collect();
     assert_eq!(lessons, ["answers", "examples"]);
     assert_eq!(states(&world).await, [RunState::Rejected; 2]);
+    // Both are one round without gain, and the next night's is the second one.
+    assert_eq!(paused(&world).await, None);
+    world.remember_some().await;
+    begins(&world).await;
+    assert!(matches!(watcher.night(&world).await, Ended::Rejected { .. }));
+    let reason = paused(&world).await.expect("a second night without gain");
+    assert!(reason.starts_with("2 rounds in a row brought no gain"), "{reason}");
 }
 
 #[tokio::test]
