@@ -179,9 +179,10 @@ impl From<ReflectError> for ApiError {
                 Self::invalid("reflectd.verifier", with_causes(&error))
             }
             // A chat goes on when its judge fails; this is for requests that only judge.
-            ReflectError::Judge(_) | ReflectError::Command(_) | ReflectError::NoModel(_) => {
-                Self::EngineFailed(error.to_string())
-            }
+            ReflectError::Judge(_)
+            | ReflectError::Unjudgeable
+            | ReflectError::Command(_)
+            | ReflectError::NoModel(_) => Self::EngineFailed(error.to_string()),
         }
     }
 }

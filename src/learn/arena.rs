@@ -166,13 +166,15 @@ impl Arena<'_> {
         Ok(Parity::of_probe(&probe, &started, &served))
     }
 
-    /// `None` for a prompt that does not fit the context: it says nothing about the adapter.
+    /// `None` for a prompt that does not fit the context, or the judge: it says nothing about the adapter.
     async fn ask(&self, question: &Question) -> Result<Option<Outcome>, ArenaError> {
         match self.compare(question).await {
             Ok(outcome) => Ok(Some(outcome)),
             Err(
-                ArenaError::Engine(error @ EngineError::TooLong { .. })
-                | ArenaError::Reflect(ReflectError::Engine(error @ EngineError::TooLong { .. })),
+                error @ (ArenaError::Engine(EngineError::TooLong { .. })
+                | ArenaError::Reflect(
+                    ReflectError::Engine(EngineError::TooLong { .. }) | ReflectError::Unjudgeable,
+                )),
             ) => {
                 warn!(prompt_id = %question.line.id, %error, "A held-out prompt is left out.");
                 Ok(None)

@@ -53,7 +53,7 @@ pub(super) enum Stop {
     Budget,
     /// Nobody waits any more.
     ClientLeft,
-    /// The judge cannot be asked.
+    /// The judge cannot be asked, or not about this prompt.
     NoJudge,
 }
 

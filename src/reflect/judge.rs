@@ -126,12 +126,7 @@ impl<'a> Judge<'a> {
         let asked = self.aspects.iter().map(|rated| prompts.choose(&self.question, &view(rated)));
         let asked = asked.collect::<Result<Vec<_>, _>>()?;
         let scored = self.score(vec![asked]).await?.pop().flatten();
-        let scored = scored.ok_or_else(|| match &self.source {
-            Source::Nobody => ReflectError::NoModel("judge"),
-            Source::Model(model) => model.too_long().into(),
-            Source::Endpoint(endpoint) => ReflectError::from(endpoint.no_level(prompts.labels())),
-        })?;
-        Ok(choose(&self.aspects, &scored, k))
+        Ok(choose(&self.aspects, &scored.ok_or(ReflectError::Unjudgeable)?, k))
     }
 
     /// What a choice depends on.

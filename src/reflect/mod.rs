@@ -177,6 +177,9 @@ pub enum ReflectError {
     /// The judge's endpoint cannot be asked.
     #[error(transparent)]
     Judge(#[from] JudgeError),
+    /// The judge cannot choose the aspects by which answers to a prompt are judged.
+    #[error("the prompt is too long for the judge to choose aspects for it, or gets no level")]
+    Unjudgeable,
     /// A verifier's program gives no verdict.
     #[error(transparent)]
     Command(#[from] CommandError),

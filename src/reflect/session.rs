@@ -101,10 +101,14 @@ impl<E: Into<ReflectError>> From<E> for Halt {
 
 impl Halt {
     /// Once there are answers, a full context or a full queue is the end of the budget and not of
-    /// the request.
+    /// the request, and a prompt that cannot be judged is the end of the reflection.
     fn once_answered(self) -> Self {
         match self {
             Self::Failed(error) if is_spent(&error) => Self::Stop(Stop::Budget),
+            Self::Failed(error @ ReflectError::Unjudgeable) => {
+                tracing::warn!(%error, "Answers are left unjudged.");
+                Self::Stop(Stop::NoJudge)
+            }
             other => other,
         }
     }

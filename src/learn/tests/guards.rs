@@ -127,6 +127,36 @@ async fn what_gets_worse_outside_the_task_is_not_promoted() {
 }
 
 #[tokio::test]
+async fn held_out_prompts_that_are_too_long_for_the_judge_to_choose_aspects_are_left_out() {
+    let script = judge().on("needs", &[("+", 1.0)]);
+    let world = World::new(answering(script, "bad", "good"), "good.sh", &[]).await;
+    // With an answer each of them fits, but half of them not with what the judge is asked.
+    let line = |i: usize| {
+        let prompt = format!("ask held out {i}{}", " long".repeat(i % 2 * 600));
+        serde_json::json!({ "id": i.to_string(), "prompt": prompt }).to_string()
+    };
+    let lines: Vec<String> = (0..HELD_OUT).map(line).collect();
+    write(&world.root().join("held_out.jsonl"), &lines.join("\n"));
+    world.change_agent(|agent| {
+        let turn = |text: &str| vec![user(text)];
+        let templates = BTreeMap::from([
+            ("assess".to_owned(), turn("judge {{ aspect.name }} of {{ response }}")),
+            ("critique".to_owned(), turn("critique {{ response }}")),
+            ("refine".to_owned(), turn("refine {{ response }} {{ critique }}")),
+            ("choose".to_owned(), turn("{{ question }} {{ question }} needs {{ aspect.name }}")),
+        ]);
+        let labels = ["-", "0", "+"].map(str::to_owned);
+        agent.prompts = Arc::new(PromptSet::new(labels, templates).unwrap());
+        agent.aspect_choice = AspectChoice::Judge(1);
+    });
+    world.remember_some().await;
+    let ended = world.train().await;
+    let Ended::Promoted { run, .. } = ended else { panic!("{ended:?}") };
+    let asked = world.parts.store.evaluations(run).await.unwrap();
+    assert!(asked.iter().all(|it| it.prompt_id.parse::<usize>().unwrap() % 2 == 0), "{asked:?}");
+}
+
+#[tokio::test]
 async fn a_general_prompt_never_enters_training() {
     let world = World::new(improving(), "good.sh", &[]).await;
     let path = world.root().join("general.jsonl");

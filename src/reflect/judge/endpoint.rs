@@ -189,7 +189,7 @@ impl<'a> Asking<'a> {
     }
 
     /// It has answered, but not with a label, or the conversation is too long for it.
-    pub(super) fn no_level(&self, labels: &[String; 3]) -> JudgeError {
+    fn no_level(&self, labels: &[String; 3]) -> JudgeError {
         let labels = labels.join(", ");
         self.error(format!("gives none of the levels {labels}, or the request is too long"), 1)
     }

@@ -56,12 +56,6 @@ impl<'a> ModelJudge<'a> {
         self.engine.judge().is_deterministic()
     }
 
-    /// A request that it cannot even choose aspects for.
-    pub(super) fn too_long(&self) -> EngineError {
-        let limit = self.engine.info().max_sequence;
-        EngineError::TooLong { needed: limit + 1, limit }
-    }
-
     /// A rendered conversation as tokens.
     pub(super) fn tokens(&self, messages: &[Message]) -> Result<Vec<Token>, PromptError> {
         Ok(self.engine.vocabulary().tokenize(&self.template.render(messages)?))

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::super::pursue::Reason;
 use super::super::tests::{
     BAD, GOOD, World, agent, aim, answers, aspect, outcome, script, task, text_of, texts,
 };
@@ -474,6 +475,25 @@ async fn answers_that_are_too_long_for_an_endpoint_do_not_end_an_exploration() {
         let stored = world.store.exchange(id).await.unwrap().candidates;
         let unjudged = stored.iter().filter(|it| it.assessments.is_empty()).count();
         assert_eq!((stored.len(), unjudged), (3, 3));
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_for_which_the_judge_cannot_choose_aspects_is_left_and_ends_nothing() {
+    let thinking = Turn::Answer(200, levels(&[("<think>", 1.0)]));
+    for turn in too_long().map(|body| Turn::Answer(400, body)).into_iter().chain([thinking]) {
+        let server = Server::start(vec![turn]).await;
+        let world = World::new(script()).await;
+        let choosing = config::Agent { aspect_choice: AspectChoice::Judge(1), ..server.agent() };
+        let id = world.outcome(task(agent(), Mode::Explore, "ask bad")).await.exchange.unwrap();
+        let explored = world.reflector.explore(&choosing, id, aim(3, 2), &|_| {}).await.unwrap();
+        assert_eq!((explored.drafts, explored.left), (0, Some(Reason::Spent)));
+        let stored = world.store.exchange(id).await.unwrap();
+        assert!(stored.candidates[0].assessments.is_empty() && stored.aspect_choice.is_none());
+        let seen = world.run(task(choosing.clone(), Mode::Inline, "ask bad")).await;
+        assert_eq!((text_of(&seen, 0).as_str(), outcome(&seen).stopped), ("bad", "no judge"));
+        let asked = world.reflector.assess(&choosing, "ask", "bad", None, None, Priority::Gate);
+        assert!(matches!(asked.await, Err(ReflectError::Unjudgeable)));
     }
 }
 
