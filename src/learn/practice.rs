@@ -26,7 +26,7 @@ use config::{Agent, Config, ExampleLine, PromptLine};
 use engine::Generation;
 use prompt::{Message, Role};
 use protocol::Example;
-use store::{CandidateId, ExampleRow, ExchangeId, Kept, PairRow, Store};
+use store::{CandidateId, ExampleRow, ExchangeId, FilePrompt, Kept, PairRow, Store};
 
 /// Prompts of a practice file that are used; of a longer file always the same ones.
 pub(crate) const MOST_PROMPTS: usize = 10_000;
@@ -205,15 +205,61 @@ async fn store_prompts(
         };
         let said: Vec<_> = some.iter().map(|line| (line.messages(), is_answered(line))).collect();
         let (reflector, agent) = (parts.reflector.clone(), agent.clone());
-        let prompts = blocking(move || {
-            let prompts = some.into_iter().map(|line| reflector.practice_prompt(&agent, line));
-            prompts.collect::<Result<Vec<_>, _>>()
+        let prompts = blocking({
+            let agent = agent.clone();
+            move || {
+                let prompts = some.into_iter().map(|line| reflector.practice_prompt(&agent, line));
+                prompts.collect::<Result<Vec<_>, _>>()
+            }
         });
-        let kept = parts.store.keep_prompts(prompts.await?).await?;
+        let prompts = prompts.await?;
+        let checks: Vec<_> = prompts.iter().map(|it| Checked::of(&agent, it)).collect();
+        let kept = parts.store.keep_prompts(prompts).await?;
+        let today = kept.iter().map(|&(exchange, _)| exchange).zip(checks);
+        check_again(parts, &agent, today).await?;
         stored.extend(kept.into_iter().zip(said).map(
             |((exchange, _), (messages, is_answered))| Stored { exchange, messages, is_answered },
         ));
     }
+}
+
+/// What checks answers to a prompt today.
+#[derive(Debug)]
+enum Checked {
+    /// This version of its verifier or reference; `None`: nothing does.
+    By(Option<String>),
+    /// The agent's own program. To ask it about everything again would take too long.
+    ByProgram,
+}
+
+impl Checked {
+    fn of(agent: &Agent, FilePrompt { exchange, .. }: &FilePrompt) -> Self {
+        let (verifier, reference) = (exchange.verifier.as_ref(), exchange.reference.as_deref());
+        let has_program = agent.verifier.as_ref().is_some_and(|it| !it.commands().is_empty());
+        if verifier.is_none() && has_program {
+            Self::ByProgram
+        } else {
+            Self::By(reflect::check_version(agent, verifier, reference))
+        }
+    }
+}
+
+/// Gives answers that another verifier has checked the word of the one of today.
+async fn check_again(
+    parts: &Parts,
+    agent: &Agent,
+    today: impl Iterator<Item = (ExchangeId, Checked)>,
+) -> Result<(), RunError> {
+    let today = today.filter_map(|(exchange, checked)| match checked {
+        Checked::By(version) => Some((exchange, version)),
+        Checked::ByProgram => None,
+    });
+    for id in parts.store.checked_otherwise(today.collect()).await? {
+        let exchange = parts.store.exchange(id).await?;
+        let again = parts.reflector.check_again(agent, &exchange).await?;
+        parts.store.replace_assessments(again).await?;
+    }
+    Ok(())
 }
 
 /// Examples in the order in which they are shown: another one for each generation, and the same for all

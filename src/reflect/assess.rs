@@ -182,11 +182,61 @@ pub(super) struct Verification {
     weight: f64,
 }
 
+/// What decides on answers to a prompt without a judge.
+#[derive(Clone, Copy, Debug)]
+enum Truth<'a> {
+    Verifier(&'a Verifier),
+    /// It must equal this, because nothing else decides.
+    Reference(&'a str),
+}
+
+impl<'a> Truth<'a> {
+    /// The prompt's verifier, or the agent's when the prompt has none. Without either, and without an
+    /// aspect that could be judged, the reference.
+    fn of(
+        agent: &'a Agent,
+        verifier: Option<&'a Verifier>,
+        reference: Option<&'a str>,
+    ) -> Option<Self> {
+        match verifier.or(agent.verifier.as_ref()) {
+            Some(verifier) => Some(Self::Verifier(verifier)),
+            None if agent.is_judged() => None,
+            None => reference.map(Self::Reference),
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Verifier(verifier) => verifier.kind(),
+            Self::Reference(_) => "reference",
+        }
+    }
+
+    /// What it says under another version may be another thing. A verifier's kind is part of it.
+    fn version(self) -> String {
+        let text = match self {
+            Self::Verifier(verifier) => {
+                serde_json::to_string(verifier).expect("a verifier is plain data")
+            }
+            Self::Reference(reference) => reference.to_owned(),
+        };
+        twelve(&files::hex(&Sha256::digest(text)))
+    }
+}
+
 /// Whether a program decides on answers to a prompt: its verifier, the agent's, or where no aspect counts
 /// the comparison with its reference.
 pub fn is_checked(agent: &Agent, verifier: Option<&Verifier>, reference: Option<&str>) -> bool {
-    let has_verifier = verifier.is_some() || agent.verifier.is_some();
-    has_verifier || !agent.is_judged() && reference.is_some()
+    Truth::of(agent, verifier, reference).is_some()
+}
+
+/// The version of that, as the assessments of a [`VERIFIER`] have it.
+pub fn check_version(
+    agent: &Agent,
+    verifier: Option<&Verifier>,
+    reference: Option<&str>,
+) -> Option<String> {
+    Truth::of(agent, verifier, reference).map(Truth::version)
 }
 
 /// Whether anything says which answers to a prompt are good: a program, a judge or a reward model.
@@ -204,27 +254,20 @@ enum By {
 }
 
 impl Verification {
-    /// Compiles the prompt's verifier, or the agent's when the prompt has none. Without either, and
-    /// without an aspect that could be judged, the reference decides.
+    /// Compiles what decides on answers to a prompt, if anything does.
     pub(super) fn new(
         agent: &Agent,
         verifier: Option<&Verifier>,
         reference: Option<&str>,
     ) -> Result<Option<Self>, VerifierError> {
-        let (by, kind, text) = match (verifier.or(agent.verifier.as_ref()), reference) {
-            (Some(verifier), _) => {
-                let text = serde_json::to_string(verifier).expect("a verifier is plain data");
-                (By::Check(Check::new(verifier)?), verifier.kind(), text)
-            }
-            (None, Some(reference)) if is_checked(agent, None, Some(reference)) => {
-                (By::Reference(reference.to_owned()), "reference", reference.to_owned())
-            }
-            (None, _) => return Ok(None),
-        };
+        let Some(truth) = Truth::of(agent, verifier, reference) else { return Ok(None) };
         Ok(Some(Self {
-            by,
-            judge: format!("{VERIFIER}:{kind}"),
-            version: twelve(&files::hex(&Sha256::digest(&text))),
+            by: match truth {
+                Truth::Verifier(verifier) => By::Check(Check::new(verifier)?),
+                Truth::Reference(reference) => By::Reference(reference.to_owned()),
+            },
+            judge: format!("{VERIFIER}:{}", truth.kind()),
+            version: truth.version(),
             weight: agent.reflection.verifier_weight,
         }))
     }

@@ -35,7 +35,7 @@ use engine::{
     TokenPiece, Weights,
 };
 use prompt::{ChatTemplate, Message, PromptError, Role};
-use store::{Assessment, Candidate, Exchange, ExchangeId, Source, Store, StoreError};
+use store::{Assessment, Candidate, CandidateId, Exchange, ExchangeId, Source, Store, StoreError};
 
 use choices::Choices;
 use judge::endpoint::Calls;
@@ -44,7 +44,7 @@ use prepared::Prepared;
 use pursue::Aim;
 use verify::command::{CommandError, Programs, Question};
 
-pub use assess::{is_checked, is_judgeable, passes, question, scalar};
+pub use assess::{check_version, is_checked, is_judgeable, passes, question, scalar};
 pub use explore::exploring;
 pub use from_file::{Named, Shot, try_example};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
@@ -426,6 +426,36 @@ impl Reflector {
         let prompt = &question(&exchange.messages);
         let said = check.assess(&self.programs, Question { prompt, answer, reference }).await?;
         Ok(said.iter().find(|it| it.aspect == VERIFIER).map(|it| it.passes))
+    }
+
+    /// What counts for those answers to a stored prompt that were judged, and checked by another version
+    /// than the one of today: what the judge has said, and the word of what checks them today.
+    pub async fn check_again(
+        &self,
+        agent: &Agent,
+        exchange: &Exchange,
+    ) -> Result<Vec<(CandidateId, Vec<Assessment>)>, ReflectError> {
+        let (verifier, reference) = (exchange.verifier.as_ref(), exchange.reference.as_deref());
+        let today = check_version(agent, verifier, reference);
+        let check = assess::Verification::new(agent, verifier, reference)?;
+        let prompt = &question(&exchange.messages);
+        let mut again = Vec::new();
+        for candidate in exchange.candidates.iter().filter(|it| !it.assessments.is_empty()) {
+            let said = &candidate.assessments;
+            let before = said.iter().find(|it| it.aspect == VERIFIER).map(|it| &it.rubric_version);
+            if before == today.as_ref() {
+                continue;
+            }
+            // No aspect of an agent begins like those of a verifier.
+            let by_judge = said.iter().filter(|it| !it.aspect.starts_with(VERIFIER));
+            let mut said: Vec<Assessment> = by_judge.cloned().collect();
+            if let Some(check) = &check {
+                let asked = Question { prompt, answer: &candidate.text, reference };
+                said.extend(check.assess(&self.programs, asked).await?);
+            }
+            again.push((candidate.id, said));
+        }
+        Ok(again)
     }
 
     /// A rendered conversation as tokens of the served model.

@@ -172,6 +172,15 @@ impl Store {
     pub async fn keep_prompts(&self, prompts: Vec<FilePrompt>) -> Result<Vec<(ExchangeId, Kept)>> {
         self.write("store the prompts of a file", move |tx| practice::keep(tx, &prompts)).await
     }
+    /// Of these prompts those with answers that were judged, and checked by another version than this;
+    /// `None`: nothing checks them.
+    pub async fn checked_otherwise(
+        &self,
+        today: Vec<(ExchangeId, Option<String>)>,
+    ) -> Result<Vec<ExchangeId>> {
+        self.read("list answers to check again", move |tx| practice::checked_otherwise(tx, &today))
+            .await
+    }
     /// From now on a prompt's verifier names this answer whole, which becomes its example; `None`: it
     /// names none, and what it named before is no example any more. Whether that is new. The owner's own
     /// examples stay as they are.

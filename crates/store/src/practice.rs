@@ -1,5 +1,6 @@
 //! Table `file_prompts`: prompts that files name, and the owner's examples for them.
 
+use prompt::VERIFIER;
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::columns::{Count, Json, Tokens};
@@ -49,6 +50,21 @@ fn check(tx: &Transaction<'_>, id: ExchangeId, exchange: &NewExchange) -> Outcom
         WHERE id = ?1 AND (reference IS NOT ?2 OR verifier IS NOT ?3)";
     let verifier = exchange.verifier.as_ref().map(Json);
     Ok(0 < tx.prepare_cached(sql)?.execute(params![id, exchange.reference, verifier])?)
+}
+
+pub(super) fn checked_otherwise(
+    tx: &Transaction<'_>,
+    today: &[(ExchangeId, Option<String>)],
+) -> Outcome<Vec<ExchangeId>> {
+    let sql = "SELECT DISTINCT exchange FROM (
+            SELECT exchange, value ->> 1 AS today,
+                max(rubric_version) FILTER (WHERE aspect = ?2) AS checked
+            FROM json_each(?1)
+                JOIN candidates ON exchange = value ->> 0
+                JOIN assessments ON candidate = candidates.id
+            WHERE is_current = 1 GROUP BY candidates.id)
+        WHERE checked IS NOT today ORDER BY exchange";
+    exchanges::ids(tx, sql, params![Json(today), VERIFIER])
 }
 
 /// The example of each prompt of these agents, in the order of the prompts: what its verifier names, which

@@ -109,6 +109,47 @@ async fn a_verifier_that_goes_back_brings_its_answer_back_and_what_was_learned_o
 }
 
 #[tokio::test]
+async fn what_another_verifier_has_checked_is_checked_again_by_the_one_of_today() {
+    let file = Practising::new(standing()).await;
+    let store = &file.world.parts.store;
+    let said = async || {
+        file.sync().await;
+        let exchange = store.exchanges(None, 1).await.unwrap().remove(0);
+        let of = |it: &store::Candidate| {
+            let by = it.assessments.iter().find(|said| said.aspect == config::VERIFIER);
+            let by = by.map(|said| (said.judge.clone(), said.passes)).unwrap_or_default();
+            format!("{} {} {}", it.text, by.0, by.1)
+        };
+        exchange.candidates.iter().map(of).collect::<Vec<_>>()
+    };
+    file.write(1, &exact("4"));
+    file.explore().await;
+    let by_exact =
+        ["bad verifier:exact false", "bad verifier:exact false", "4 verifier:exact true"];
+    assert_eq!(said().await, by_exact);
+    // Another kind that names the same answer.
+    file.write(1, &json!({ "kind": "json", "expected": 4 }));
+    let by_json = by_exact.map(|said| said.replace("exact", "json"));
+    assert_eq!(said().await, by_json);
+    assert_eq!(file.examples().await, ["4"]);
+    let before = store.counts().await.unwrap();
+    assert_eq!(said().await, by_json);
+    assert_eq!(store.counts().await.unwrap(), before, "once");
+
+    file.write(1, &json!({ "kind": "contains", "texts": ["bad"] }));
+    let bad = "bad verifier:contains true";
+    assert_eq!(said().await, [bad, bad, "4 verifier:contains false"]);
+    // Without one the judge's words stay, and the answer that nobody wrote has none.
+    file.write(1, &Value::Null);
+    assert_eq!(said().await, ["bad  false", "bad  false", "4  false"]);
+    let exchange = store.exchanges(None, 1).await.unwrap().remove(0);
+    let n_said: Vec<_> = exchange.candidates.iter().map(|it| it.assessments.len()).collect();
+    assert_eq!(n_said, [1, 1, 0]);
+    let history = store.assessment_history(exchange.candidates[0].id).await.unwrap();
+    assert_eq!(history.len(), 2 + 2 + 2 + 1, "and what was said before can be read");
+}
+
+#[tokio::test]
 async fn prompts_that_were_tried_before_get_what_their_verifier_of_today_names() {
     let file = Practising::new(standing()).await;
     // A pattern names nothing; by the one that they were judged by all answers are right.
