@@ -55,6 +55,9 @@ pub(super) enum RunError {
     Promote(#[from] PromoteError),
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// Nothing was explored.
+    #[error("no prompt was explored to its end; the engine failed at {failed} of {prompts}")]
+    EngineFails { failed: usize, prompts: usize, source: EngineError },
     #[error("learn from the examples of an agent")]
     Examples(#[from] ExampleError),
     /// There is nothing to train on; the run is recorded.

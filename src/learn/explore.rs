@@ -132,11 +132,12 @@ pub(super) async fn explore(
     }
     let told = &|news: Explored| change(&|harvest| harvest.add(&news));
     let easy = &Mutex::new(BTreeMap::<String, Easy>::new());
+    let lost = &Mutex::new(Vec::new());
     // First a few drafts of every prompt: an exploration that is cut short has something of all of them
     // and not everything of some.
     let first = |todo: Todo| async move {
         let aim = todo.aim.first_stage();
-        let explored = fill(parts, &todo, aim, false, told).await?;
+        let explored = fill(parts, &todo, aim, false, told, lost).await?;
         begun.fetch_add(1, Ordering::Relaxed);
         change(&|_| {});
         {
@@ -169,7 +170,7 @@ pub(super) async fn explore(
             return Ok(());
         }
         let all_pass = easy.get(&todo.agent.name).is_some_and(Easy::are_most);
-        let explored = fill(parts, &todo, todo.aim, all_pass, told).await?;
+        let explored = fill(parts, &todo, todo.aim, all_pass, told, lost).await?;
         todo.count(&explored);
         let supplied = supply(parts, &todo, explored.left).await?;
         change(&|harvest| {
@@ -180,6 +181,10 @@ pub(super) async fn explore(
     };
     let fills: Vec<_> = rest.into_iter().flatten().map(second).collect();
     stream::iter(fills).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
+    let lost = std::mem::take(&mut *lost.lock().expect("nobody panics while holding it"));
+    if let (true, Some(error)) = (lost.len() == total, engine_failure(lost)) {
+        return Err(error);
+    }
     let harvest = harvest.into_inner().expect("nobody panics while holding the harvest");
     let refining = trials.into_iter().filter_map(|(agent, trial)| {
         let compared = trial.compared()?;
@@ -192,6 +197,16 @@ pub(super) async fn explore(
         harvest,
         wall_s: began.elapsed().as_secs_f64(),
     })
+}
+
+/// Why nothing was explored, given why each prompt was left out: what the engine fails at alone may be the
+/// prompt's fault.
+fn engine_failure(mut lost: Vec<EngineError>) -> Option<RunError> {
+    let prompts = lost.len();
+    lost.retain(|error| matches!(error, EngineError::Failed(_)));
+    let failed = lost.len();
+    let source = lost.pop().filter(|_| 1 < failed)?;
+    Some(RunError::EngineFails { failed, prompts, source })
 }
 
 /// How many prompts of an agent are so easy that all of their first drafts pass.
@@ -344,13 +359,14 @@ async fn supply(parts: &Parts, todo: &Todo, left: Option<Reason>) -> Result<Supp
 }
 
 /// A prompt that no longer fits, that the engine fails at, or whose adapter went away during a swap, yields
-/// nothing more.
+/// nothing more; `lost` is told why.
 async fn fill(
     parts: &Parts,
     todo: &Todo,
     aim: Aim,
     all_pass: bool,
     told: &(dyn Fn(Explored) + Sync),
+    lost: &Mutex<Vec<EngineError>>,
 ) -> Result<Explored, ReflectError> {
     let &Todo { ref agent, exchange, ref trial, ref shots, .. } = todo;
     let sampling = reflect::exploring(agent, all_pass);
@@ -362,6 +378,7 @@ async fn fill(
             | EngineError::Failed(_)),
         )) => {
             warn!(exchange = %exchange, %error, "A prompt is left out of the exploration.");
+            lost.lock().expect("nobody panics while holding it").push(error);
             Ok(Explored::default())
         }
         other => other,

@@ -100,6 +100,27 @@ async fn a_night_that_breaks_is_a_failed_run_and_the_next_one_waits_longer() {
 }
 
 #[tokio::test]
+async fn a_night_whose_every_prompt_fails_in_the_engine_is_a_failed_run() {
+    let world = World::new(improving().poison("ask"), "good.sh", &[]).await;
+    for prompt in ["ask 0", "ask 1"] {
+        world.remember_answers(prompt, Vec::new()).await;
+    }
+    let ended = Watcher::new().night(&world).await;
+    let Ended::Failed { run: Some(_), reason } = ended else { panic!("{ended:?}") };
+    let expected =
+        "no prompt was explored to its end; the engine failed at 2 of 2: the model failed: ";
+    assert!(reason.starts_with(expected), "{reason}");
+    assert_eq!(states(&world).await, [RunState::Failed]);
+    // Where it is the fault of some the others are learned from.
+    let world = World::new(improving().poison("cracked"), "good.sh", &[]).await;
+    for prompt in ["ask cracked 0", "ask cracked 1", "ask fine"] {
+        world.remember_answers(prompt, Vec::new()).await;
+    }
+    let ended = Watcher::new().night(&world).await;
+    assert!(matches!(ended, Ended::Promoted { .. }), "{ended:?}");
+}
+
+#[tokio::test]
 async fn a_scheduled_run_without_a_trainer_is_a_failed_run_and_a_wish_is_told_of_it() {
     let world = World::new(improving(), "good.sh", &[]).await;
     world.remember_some().await;
