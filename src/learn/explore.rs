@@ -22,7 +22,8 @@ use super::{Ended, Parts, Stage, practice};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{self, Compared, Explored, Practising, ReflectError, Shot, Trial};
 use config::{Agent, Promising};
-use engine::EngineError;
+use engine::{EngineError, Priority, Sampling, Weights};
+use prompt::{Message, Role};
 use store::{ExchangeId, Filled};
 
 /// Prompts under way at once: their drafts fill the batch, and a chat still finds room.
@@ -102,6 +103,7 @@ pub(super) async fn explore(
     let began = Instant::now();
     let Wanted { todo, tried, left_out } = wanted(parts, wish).await?;
     let total = todo.len();
+    let agent = todo.first().map(|todo| todo.agent.clone());
     let mut trials: Vec<(String, Arc<Trial>)> = Vec::new();
     for trial in todo.iter().filter_map(|todo| Some((todo.agent.name.clone(), todo.trial.clone()?)))
     {
@@ -181,9 +183,12 @@ pub(super) async fn explore(
     };
     let fills: Vec<_> = rest.into_iter().flatten().map(second).collect();
     stream::iter(fills).buffer_unordered(PARALLEL).try_collect::<Vec<()>>().await?;
-    let lost = std::mem::take(&mut *lost.lock().expect("nobody panics while holding it"));
-    if let (true, Some(error)) = (lost.len() == total, engine_failure(lost)) {
-        return Err(error);
+    let failed = std::mem::take(&mut *lost.lock().expect("nobody panics while holding it"));
+    let (prompts, failed) = (failed.len(), failed.iter().filter(|it| is_failure(it)).count());
+    if let Some(agent) = agent.filter(|_| prompts == total && 0 < failed)
+        && let Some(source) = engine_failure(parts, &agent).await
+    {
+        return Err(RunError::EngineFails { failed, prompts, source });
     }
     let harvest = harvest.into_inner().expect("nobody panics while holding the harvest");
     let refining = trials.into_iter().filter_map(|(agent, trial)| {
@@ -199,14 +204,19 @@ pub(super) async fn explore(
     })
 }
 
-/// Why nothing was explored, given why each prompt was left out: what the engine fails at alone may be the
-/// prompt's fault.
-fn engine_failure(mut lost: Vec<EngineError>) -> Option<RunError> {
-    let prompts = lost.len();
-    lost.retain(|error| matches!(error, EngineError::Failed(_)));
-    let failed = lost.len();
-    let source = lost.pop().filter(|_| 1 < failed)?;
-    Some(RunError::EngineFails { failed, prompts, source })
+fn is_failure(error: &EngineError) -> bool {
+    matches!(error, EngineError::Failed(_))
+}
+
+/// How the engine fails at a prompt that is none of those explored: then it is not their fault.
+async fn engine_failure(parts: &Parts, agent: &Agent) -> Option<EngineError> {
+    let prompt = [Message { role: Role::User, content: "?".to_owned() }];
+    let sampling = Sampling { temperature: 0.0, max_tokens: 1, ..Sampling::default() };
+    let (weights, priority) = (Weights::Active, Priority::Explore);
+    match parts.reflector.answer(agent, &prompt, weights, sampling, priority).await {
+        Err(ReflectError::Engine(error)) => Some(error).filter(is_failure),
+        _ => None,
+    }
 }
 
 /// How many prompts of an agent are so easy that all of their first drafts pass.
