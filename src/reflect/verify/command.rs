@@ -405,7 +405,8 @@ mod tests {
             let text = fault(&format!("read -r line; echo '{said}'; read -r line"), 30.0).await;
             assert!(text.contains(expected), "{said:?}: {text}");
         }
-        let text = fault("head -c 1000000 /dev/zero | tr '\\0' x; read -r line", 30.0).await;
+        let text =
+            fault("read -r line; head -c 1000000 /dev/zero | tr '\\0' x; read -r line", 30.0).await;
         assert!(text.contains("more than 65536 bytes"), "{text}");
     }
 
