@@ -15,7 +15,7 @@ use super::{
     CanaryConfig, GateConfig, JudgeConfig, LearnConfig, OptimizerConfig, PairPolicy, PauseConfig,
     Positives, Rejected, ServerConfig, Start, TrainerConfig, TrustConfig, WatchConfig,
 };
-use inference::{EngineConfig, FlashAttention, KvCache};
+use inference::{EngineConfig, FlashAttention, KvCache, ranges};
 use protocol::{BaseKind, Compute, Device, Lora, Objective};
 
 /// Longest path of a Unix socket on Linux.
@@ -84,7 +84,7 @@ fn engine(root: &Path, keys: &mut Section<'_>) -> EngineConfig {
         model: PathBuf::new(),
         chat_template: chat_template(root, keys),
         context_tokens: keys.number("context_tokens", 8192, &(256..=1 << 20)),
-        max_sequences: keys.number("max_sequences", 16, &(1..=256)),
+        max_sequences: keys.number("max_sequences", 16, &ranges::SEQUENCES),
         batch_tokens: keys.number("batch_tokens", 512, &(32..=1 << 16)),
         threads: keys.optional_number("threads", &(1..=1024)),
         batch_threads: keys.optional_number("batch_threads", &(1..=1024)),

@@ -733,6 +733,7 @@ fn the_engine_takes_auto_and_refuses_what_llama_cpp_cannot_combine() {
         ("flash_attention: maybe", "engine.flash_attention: unknown variant"),
         ("kv_cache: q2", "engine.kv_cache: unknown variant"),
         ("batch_threads: 0", "engine.batch_threads: is 0"),
+        ("max_sequences: 256", "engine.max_sequences: is 256; 1 to 255 is allowed"),
     ] {
         let problems = engine(keys).unwrap_err();
         assert!(problems.contains(word), "{keys}: {problems}");

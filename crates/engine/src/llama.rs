@@ -42,6 +42,7 @@ use check::check_model;
 use context::{Batch, Computing, Context};
 use files::gguf::{Gguf, Parts, TensorInfo, model_sha256, model_size};
 use inference::backend::{Backend, Entry, Limits, SequenceId};
+use inference::ranges;
 use memory::Demand;
 use open::{c_path, load_error, open_model};
 use process::{Device, devices, init, last_error, physical_cores, system};
@@ -56,8 +57,6 @@ pub(super) use open::unreadable;
 pub use open::{Quantization, quantize};
 pub use reward::RewardModel;
 
-/// llama.cpp's own bound for one context (`LLAMA_MAX_SEQ`), without the one that copies go through.
-const MAX_SEQUENCES: usize = 255;
 /// Rows of logits of a batch take at most this; a large vocabulary has 600 KB a row.
 const MAX_LOGITS_BYTES: usize = 256 << 20;
 
@@ -296,16 +295,29 @@ fn block(config: &EngineConfig, parts: &Parts, shape: &Shape, devices: &[Device]
     block_tokens(if is_on_gpu { 0 } else { n_parameters }, batch_threads(config))
 }
 
-/// What of the configuration this model can have. `block`: tokens of a deterministic context's steps.
+/// What the configuration gives this model; what it cannot have is refused and not made to fit. `block`:
+/// tokens of a deterministic context's steps.
 fn limits(config: &EngineConfig, n_vocab: usize, block: usize) -> Result<Limits, String> {
+    if !ranges::SEQUENCES.contains(&config.max_sequences) {
+        let (least, most) = (ranges::SEQUENCES.start(), ranges::SEQUENCES.end());
+        return Err(format!(
+            "max_sequences is {}; {least} to {most} is allowed",
+            config.max_sequences
+        ));
+    }
     let sequences = if config.deterministic { 1 } else { size(config.max_sequences) };
-    let sequences = sequences.clamp(1, MAX_SEQUENCES);
     let cells = size(config.context_tokens);
     if cells <= sequences {
         return Err(format!("context_tokens must be at least {}", sequences + 1));
     }
-    let batch_tokens = if config.deterministic { block } else { size(config.batch_tokens) };
-    let batch_tokens = batch_tokens.max(sequences).min(cells);
+    let batch_tokens =
+        if config.deterministic { block.min(cells) } else { size(config.batch_tokens) };
+    if !(sequences..=cells).contains(&batch_tokens) {
+        return Err(format!(
+            "batch_tokens is {batch_tokens}; it must be at least max_sequences ({sequences}) and at \
+             most context_tokens ({cells})"
+        ));
+    }
     let outputs = (MAX_LOGITS_BYTES / 4 / n_vocab.max(1)).max(sequences).min(batch_tokens);
     Ok(Limits { cells, sequences, batch_tokens, outputs })
 }

@@ -95,7 +95,7 @@ pub struct EngineConfig {
     pub chat_template: Option<String>,
     /// KV cells shared by all sequences.
     pub context_tokens: u32,
-    /// Sequences at once, at most 256.
+    /// Sequences at once; of llama.cpp's 256 one is for copies of cells.
     pub max_sequences: u32,
     /// Tokens a step at most.
     pub batch_tokens: u32,

@@ -1,5 +1,5 @@
-//! What the numbers of a request may be, once for the engine, which refuses, for the API, which names
-//! the field, and for the configuration. NaN is in no range.
+//! What the numbers of a request and of an engine may be, once for the engine, which refuses, for the API,
+//! which names the field, and for the configuration. NaN is in no range.
 
 use std::ops::RangeInclusive;
 
@@ -15,3 +15,6 @@ pub const CONTINUATIONS: RangeInclusive<u32> = 1..=64;
 pub const TOP_LOGPROBS: RangeInclusive<u32> = 0..=20;
 /// Stop strings of a request.
 pub const MAX_STOPS: usize = 16;
+/// `EngineConfig::max_sequences`: llama.cpp's bound for one context (`LLAMA_MAX_SEQ`, 256) without the
+/// sequence that copies of cells go through.
+pub const SEQUENCES: RangeInclusive<u32> = 1..=255;

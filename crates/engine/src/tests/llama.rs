@@ -9,6 +9,7 @@ use super::*;
 use files::gguf::{Gguf, Hyperparameters, Value, Writer};
 use files::lora::header::Header;
 use ggml::dequantize;
+use inference::backend::Backend as _;
 
 pub(super) const EMBEDDING: u64 = 64;
 const FEED_FORWARD: u64 = 96;
@@ -446,8 +447,25 @@ fn what_llama_cpp_would_abort_on_is_an_error() {
         let error = Llama::load(&config).unwrap_err();
         assert!(matches!(error, EngineError::Load { .. }), "{error}");
     }
-    let more = EngineConfig { max_sequences: 9999, batch_tokens: 1, ..config(model) };
-    Llama::load(&more).unwrap();
+}
+
+#[test]
+fn what_a_context_cannot_have_is_refused_and_not_made_to_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("random.gguf");
+    write_model(&model);
+    let all = EngineConfig { max_sequences: 255, batch_tokens: 255, ..config(model) };
+    let limits = Llama::load(&all).unwrap().limits();
+    assert_eq!((limits.sequences, limits.batch_tokens, limits.cells), (255, 255, 512));
+    for (refused, reason) in [
+        (EngineConfig { max_sequences: 256, batch_tokens: 256, ..all.clone() }, "1 to 255"),
+        (EngineConfig { max_sequences: 0, ..all.clone() }, "max_sequences is 0"),
+        (EngineConfig { batch_tokens: 254, ..all.clone() }, "at least max_sequences (255)"),
+        (EngineConfig { batch_tokens: 513, ..all }, "at most context_tokens (512)"),
+    ] {
+        let error = Llama::load(&refused).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
 }
 
 #[test]
