@@ -71,7 +71,7 @@ impl Cells {
         let mut next: Vec<Option<usize>> = vec![None; sequences];
         let mut seen: Vec<Option<BTreeSet<usize>>> = vec![None; sequences];
         for entry in batch {
-            if usize::try_from(entry.token.0).is_ok_and(|token| self.n_vocab <= token) {
+            if !usize::try_from(entry.token.0).is_ok_and(|token| token < self.n_vocab) {
                 return Some(format!("token {}", entry.token.0));
             }
             let ids: BTreeSet<usize> = entry.sequences.iter().map(|id| id.0).collect();

@@ -185,16 +185,23 @@ impl Batch {
         let is_sound = |entry: &Entry<'_>| {
             usize::try_from(entry.token.0).is_ok_and(|token| token < n_vocab)
                 && entry.position < limits.cells
-                && (1..=limits.sequences).contains(&entry.sequences.len())
                 && entry.sequences.iter().all(|id| id.0 < limits.sequences)
         };
-        if !(1..=limits.batch_tokens).contains(&batch.len())
-            || n_outputs > limits.outputs
-            || !batch.iter().all(is_sound)
-        {
-            return Err(EngineError::Failed(
-                "the batch is outside the context's limits".to_owned(),
-            ));
+        if n_outputs > limits.outputs || !batch.iter().all(is_sound) {
+            return Err(outside_limits());
+        }
+        self.write(batch, limits)
+    }
+
+    /// Writes down whatever has room; tokens and sequence ids are llama.cpp's to look at.
+    pub(super) fn write(
+        &mut self,
+        batch: &[Entry<'_>],
+        limits: &Limits,
+    ) -> Result<(), EngineError> {
+        let has_room = |entry: &Entry<'_>| (1..=limits.sequences).contains(&entry.sequences.len());
+        if !(1..=limits.batch_tokens).contains(&batch.len()) || !batch.iter().all(has_room) {
+            return Err(outside_limits());
         }
         let raw = &mut self.raw;
         raw.n_tokens = position(batch.len());
@@ -214,6 +221,10 @@ impl Batch {
         }
         Ok(())
     }
+}
+
+fn outside_limits() -> EngineError {
+    EngineError::Failed("the batch is outside the context's limits".to_owned())
 }
 
 impl Drop for Batch {

@@ -4,6 +4,7 @@
 //! cells, and each answer so far equals that of an undisturbed run, token for token. Deterministic:
 //! a failure prints its seed, and the seed repeats it.
 
+mod batches;
 mod model;
 mod real;
 mod world;

@@ -14,7 +14,6 @@ use inference::{
     EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, Sampling, Token,
     Vocabulary,
 };
-use testkit::cells::Cells;
 use testkit::random_model::{Linear, unquantized, write_adapter};
 
 use crate::core::{CachePolicy, Core, Event, Outcome, RequestId, Validator, execute};
@@ -23,9 +22,9 @@ use crate::{GenerateRequest, LogprobRequest, Priority, Weights};
 
 /// Steps in which new requests come.
 const STEPS: u32 = 11_000;
-const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../agents/nano/model.gguf");
+pub(super) const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../agents/nano/model.gguf");
 
-fn config(
+pub(super) fn config(
     model: &Path,
     cells: u32,
     kv_cache: KvCache,
@@ -46,106 +45,6 @@ fn config(
         deterministic_judge: false,
         queue: 8,
     }
-}
-
-#[test]
-fn llama_cpp_takes_the_batches_that_the_model_of_its_cells_takes() {
-    let mut random = fastrand::Rng::with_seed(1);
-    let mut llama =
-        Llama::load(&config(Path::new(NANO), 300, KvCache::F16, FlashAttention::Auto)).unwrap();
-    let limits = llama.limits();
-    let mut cells = Cells::new(limits, llama.info().n_vocab);
-    let (mut taken, mut refused) = (0, 0);
-    for _ in 0..10_000 {
-        match random.u32(0..6) {
-            0 => {
-                let id = SequenceId(random.usize(0..limits.sequences));
-                let n = if random.bool() { 0 } else { random.usize(0..=cells.len(id)) };
-                cells.truncate(id, n);
-                llama.truncate(id, n);
-            }
-            1 => {
-                let [from, to] = [(); 2].map(|()| SequenceId(random.usize(0..limits.sequences)));
-                if cells.len(to) == 0 {
-                    let n = random.usize(0..=cells.len(from));
-                    cells.share(from, to, n);
-                    llama.copy(from, to, n);
-                }
-            }
-            _ => {}
-        }
-        let batch = batch(&mut random, &cells, limits);
-        let entries: Vec<Entry<'_>> = batch
-            .iter()
-            .map(|(ids, position)| Entry {
-                token: Token(random.i32(0..200)),
-                position: *position,
-                sequences: ids,
-                logits: random.bool(),
-            })
-            .collect();
-        if is_taken_by_llama_cpp_alone(&entries, &cells) {
-            continue;
-        }
-        let refusal = cells.refusal(&entries);
-        let fits = cells.has_room(entries.len());
-        let expected = refusal.is_none() && fits;
-        let decoded = llama.decode(&entries, None);
-        assert_eq!(decoded.is_ok(), expected, "{refusal:?}, room {fits}, {decoded:?}: {entries:?}");
-        if expected {
-            cells.evaluate(&entries, Generation::BASE);
-            taken += 1;
-        } else {
-            refused += 1;
-        }
-    }
-    assert!(1000 < taken && 1000 < refused, "{taken} taken, {refused} refused");
-}
-
-/// The model of its cells is stricter in two points: a sequence begins at 0, and has every position
-/// once.
-fn is_taken_by_llama_cpp_alone(entries: &[Entry<'_>], cells: &Cells) -> bool {
-    let mut seen = BTreeMap::new();
-    entries.iter().any(|entry| {
-        entry.sequences.iter().any(|&id| {
-            let before = seen.insert(id, entry.position);
-            let begins_late = before.is_none() && cells.len(id) == 0 && 0 < entry.position;
-            begins_late || before == Some(entry.position)
-        })
-    })
-}
-
-/// Spans of a few sequences, most of them as they should be.
-fn batch(
-    random: &mut fastrand::Rng,
-    cells: &Cells,
-    limits: Limits,
-) -> Vec<(Vec<SequenceId>, usize)> {
-    let mut next: BTreeMap<SequenceId, usize> = BTreeMap::new();
-    let mut batch = Vec::new();
-    for _ in 0..random.usize(1..4) {
-        let first = SequenceId(random.usize(0..limits.sequences));
-        let mut ids = vec![first];
-        for other in (0..limits.sequences).map(SequenceId) {
-            let alike = cells.len(other) == cells.len(first);
-            if other != first && random.u32(0..if alike { 2 } else { 12 }) == 0 {
-                ids.push(other);
-            }
-        }
-        let mut position = *next.get(&first).unwrap_or(&cells.len(first));
-        if random.u32(0..20) == 0 {
-            position += random.usize(0..2);
-            position = position.saturating_sub(random.usize(0..2));
-        }
-        for _ in 0..random.usize(1..4) {
-            batch.push((ids.clone(), position));
-            position += 1;
-        }
-        for id in ids {
-            next.insert(id, position);
-        }
-    }
-    batch
 }
 
 /// llama.cpp, interrupted by chance.
