@@ -70,6 +70,7 @@ pub struct Llama {
     selected: Generation,
     limits: Limits,
     host_cache_bytes: usize,
+    cell_bytes: usize,
     is_deterministic: bool,
     info: ModelInfo,
     /// Of the model's tensors: an adapter must fit them.
@@ -85,6 +86,7 @@ pub struct Llama {
 #[derive(Debug)]
 pub(crate) struct JudgeContext {
     limits: Limits,
+    cell_bytes: usize,
     computing: Computing,
     info: ModelInfo,
     vocabulary: Arc<LlamaVocabulary>,
@@ -93,7 +95,7 @@ pub(crate) struct JudgeContext {
 
 impl JudgeContext {
     pub(crate) fn open(self) -> Result<Llama, EngineError> {
-        let Self { limits, computing, info, vocabulary, model } = self;
+        let Self { limits, cell_bytes, computing, info, vocabulary, model } = self;
         let context = Context::new(&model, &limits, computing).ok_or_else(|| {
             load_error(&info.path, last_error("the context for judgements cannot be made"))
         })?;
@@ -107,6 +109,7 @@ impl JudgeContext {
             context,
             limits,
             host_cache_bytes: 0,
+            cell_bytes,
             is_deterministic: true,
             vocabulary,
             model,
@@ -140,7 +143,7 @@ impl Llama {
         let path = config.model.as_path();
         let parts = open_model(path)?;
         let header = parts.header();
-        let Loaded { model, limits, judge, host_cache_bytes, computing } =
+        let Loaded { model, limits, judge, host_cache_bytes, cell_bytes, computing } =
             load(config, &parts, others, |limits| limits)?;
         let context = Context::new(&model, &limits, computing)
             .ok_or_else(|| load_error(path, last_error("the context cannot be made")))?;
@@ -153,6 +156,7 @@ impl Llama {
         }
         let judge = judge.map(|limits| JudgeContext {
             limits,
+            cell_bytes,
             computing,
             info: info.clone(),
             vocabulary: Arc::clone(&vocabulary),
@@ -168,6 +172,7 @@ impl Llama {
             context,
             limits,
             host_cache_bytes,
+            cell_bytes,
             is_deterministic: config.deterministic,
             vocabulary,
             model,
@@ -188,6 +193,7 @@ struct Loaded {
     /// Of the context for judgements.
     judge: Option<Limits>,
     host_cache_bytes: usize,
+    cell_bytes: usize,
     computing: Computing,
 }
 
@@ -234,9 +240,11 @@ fn load(
         kv_cache: config.kv_cache,
         pooling: None,
     };
-    let host_cache_bytes = usize::try_from(plan.host.prefix_cache).unwrap_or(usize::MAX);
+    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let (host_cache_bytes, cell_bytes) =
+        (bytes(plan.host.prefix_cache), bytes(demand.cache_bytes(1)));
     let judge = demand.judge.filter(|_| plan.judge_refusal.is_none());
-    Ok(Loaded { model, limits, judge, host_cache_bytes, computing })
+    Ok(Loaded { model, limits, judge, host_cache_bytes, cell_bytes, computing })
 }
 
 /// Threads for steps of more than one token.
@@ -443,6 +451,10 @@ impl Backend for Llama {
 
     fn host_cache_bytes(&self) -> usize {
         self.host_cache_bytes
+    }
+
+    fn cell_bytes(&self) -> usize {
+        self.cell_bytes
     }
 
     fn is_deterministic(&self) -> bool {

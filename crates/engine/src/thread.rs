@@ -133,7 +133,9 @@ impl<B: Backend> Loop<B> {
             core: if is_deterministic {
                 Core::deterministic(limits, Arc::clone(&vocabulary))
             } else {
-                Core::new(limits, CachePolicy::new(copies), Arc::clone(&vocabulary))
+                let cell_bytes = backend.cell_bytes();
+                let cache = CachePolicy { cell_bytes, ..CachePolicy::new(copies) };
+                Core::new(limits, cache, Arc::clone(&vocabulary))
             },
             shared: Arc::new(Shared { info, vocabulary, most_copies, is_deterministic, pulse }),
             generations: Adapters::new(),

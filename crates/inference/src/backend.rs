@@ -69,6 +69,8 @@ pub trait Backend {
     fn restore(&mut self, sequence: SequenceId, positions: Range<usize>, state: &[u8]) -> bool;
     /// Host memory that copies of cells may take.
     fn host_cache_bytes(&self) -> usize;
+    /// Host memory that a cell takes in a copy, about.
+    fn cell_bytes(&self) -> usize;
     /// Whether each sequence must be evaluated as if it were alone; then it has one sequence.
     fn is_deterministic(&self) -> bool {
         false

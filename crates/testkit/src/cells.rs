@@ -9,6 +9,9 @@ use std::ops::Range;
 use inference::backend::{Entry, Limits, SequenceId};
 use inference::{Generation, Token};
 
+/// Of a cell in a copy: position, token, generation and hash.
+pub const CELL_BYTES: usize = 24;
+
 /// One token of a sequence.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Cell {
@@ -186,13 +189,13 @@ impl Cells {
     pub fn restore(&mut self, id: SequenceId, positions: Range<usize>, state: &[u8]) {
         let start = positions.start;
         assert_eq!(self.sequences[id.0].len(), start, "a copy goes to the end of {id:?}");
-        let (cells, _) = state.as_chunks::<24>();
+        let (cells, _) = state.as_chunks::<CELL_BYTES>();
         assert!(self.has_room(cells.len()), "no cells for a copy of {}", cells.len());
-        let is_wanted = |cell: &&[u8; 24]| {
+        let is_wanted = |cell: &&[u8; CELL_BYTES]| {
             let [at, ..] = cell.as_chunks::<8>().0 else { return false };
             usize::try_from(u64::from_le_bytes(*at)).is_ok_and(|at| positions.contains(&at))
         };
-        let wanted: Vec<[u8; 24]> = cells.iter().filter(is_wanted).copied().collect();
+        let wanted: Vec<[u8; CELL_BYTES]> = cells.iter().filter(is_wanted).copied().collect();
         assert_eq!(wanted.len(), positions.len(), "a copy has what it was made of");
         for [_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h, hash @ ..] in wanted {
             let cell = Cell {

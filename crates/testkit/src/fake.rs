@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::cells::Cells;
+use crate::cells::{CELL_BYTES, Cells};
 use inference::backend::{Backend, Entry, Limits, SequenceId};
 use inference::{EngineError, Generation, ModelInfo, TextPart, Token, Vocabulary};
 
@@ -266,7 +266,11 @@ impl Backend for Fake {
     }
 
     fn host_cache_bytes(&self) -> usize {
-        24 * self.script.limits.cells / 2
+        self.cell_bytes() * self.script.limits.cells / 2
+    }
+
+    fn cell_bytes(&self) -> usize {
+        CELL_BYTES
     }
 
     fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError> {

@@ -47,7 +47,7 @@ impl Core {
             return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
         }
         self.admit();
-        if self.tree.restores() {
+        if self.tree.restores() || self.waits_for_copies() {
             // Whether they are back is seen before anything is built on them.
             return Some(Step { ops: self.tree.take_ops(), ..Step::default() });
         }
@@ -67,6 +67,19 @@ impl Core {
                 Built::Nothing => return None,
             }
         }
+    }
+
+    /// Whether somebody comes in as soon as enough is copied, before whom nobody that runs goes on.
+    fn waits_for_copies(&self) -> bool {
+        let is_first =
+            |next: Priority| self.running_priority().is_some_and(|running| next < running);
+        self.tree.copies_enough() && self.next_priority().is_some_and(is_first)
+    }
+
+    /// The most urgent priority of those that run.
+    fn running_priority(&self) -> Option<Priority> {
+        let running = self.requests.iter().filter(|request| 0 < request.n_running());
+        running.map(|request| request.priority).min()
     }
 
     /// Whether cached sequences slow every step, and leave between steps. When there is nothing else to do
@@ -138,6 +151,10 @@ impl Core {
                 + self.room_to_grow();
             let has_id = found.has_id || 0 < self.tree.free_ids();
             if needed <= self.tree.free() && has_id {
+                if !self.tree.bring_back(generation, wanted, priority.is_urgent()) {
+                    // The next step goes on.
+                    return false;
+                }
                 self.start(at, sequence, with_copies, found);
                 return true;
             }
@@ -252,11 +269,7 @@ impl Core {
     /// Makes a batch of the most urgent priority: first the next token of each answer, then what the
     /// answers may go on with, then prompts in the order of their arrival.
     fn build(&mut self) -> Built {
-        let Some(priority) =
-            self.requests.iter().filter(|r| 0 < r.n_running()).map(|r| r.priority).min()
-        else {
-            return Built::Nothing;
-        };
+        let Some(priority) = self.running_priority() else { return Built::Nothing };
         let ready = self.requests.iter().filter(|r| r.priority == priority && 0 < r.n_running());
         let generation = self.turn.next(ready.map(|r| r.generation));
         let mut members = self.members(priority, generation);

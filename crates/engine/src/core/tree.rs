@@ -28,6 +28,7 @@ use inference::{Generation, Token};
 use super::faults::{Fault, is_planted};
 use super::op::{Copied, Op};
 pub(crate) use copies::CachePolicy;
+use find::Place;
 pub(super) use find::{Found, Wanted};
 
 /// Names a node while it exists.
@@ -108,7 +109,7 @@ pub(super) struct Tree {
     pending: usize,
     host_bytes: usize,
     policy: CachePolicy,
-    /// Of a cell in a copy, at most; zero until a copy has told it.
+    /// Of a cell in a copy, at most, as far as copies have told it.
     cell_bytes: usize,
     /// Counts up; orders uses.
     clock: u64,
@@ -129,7 +130,7 @@ impl Tree {
             pending: 0,
             host_bytes: 0,
             policy,
-            cell_bytes: 0,
+            cell_bytes: policy.cell_bytes,
             clock: 0,
             ops: Vec::new(),
         }
@@ -140,9 +141,10 @@ impl Tree {
         std::mem::take(&mut self.ops)
     }
 
-    /// Whether copies come back to the context with the next step.
+    /// Whether copies come back with the next step for a sequence that runs.
     pub(super) fn restores(&self) -> bool {
-        self.ops.iter().any(|op| matches!(op, Op::Restore { .. }))
+        let runs = |id: SequenceId| self.ids[id.0].is_some() && !self.is_cached(id);
+        self.ops.iter().any(|op| matches!(*op, Op::Restore { id, .. } if runs(id)))
     }
 
     /// Whether copies are made with the next step.
@@ -266,6 +268,17 @@ impl Tree {
     pub(super) fn insert(&mut self, generation: Generation, wanted: Wanted<'_>) -> SequenceId {
         let Wanted { tokens, wants_from, .. } = wanted;
         let place = self.place(generation, wanted);
+        let id = self.hold(generation, &place);
+        let rest = &tokens[place.shared..];
+        if !rest.is_empty() {
+            self.grow(id, rest);
+        }
+        self.set_role(id, Role::Running { wants_from });
+        id
+    }
+
+    /// Gives a place an id. Copies on the way there come back.
+    fn hold(&mut self, generation: Generation, place: &Place) -> SequenceId {
         self.clock += 1;
         let root = match self.roots.get(&generation) {
             Some(&root) => root,
@@ -295,11 +308,6 @@ impl Tree {
             at = copy;
         }
         self.place_end(id, at);
-        let rest = &tokens[place.shared..];
-        if !rest.is_empty() {
-            self.grow(id, rest);
-        }
-        self.set_role(id, Role::Running { wants_from });
         id
     }
 
@@ -477,7 +485,7 @@ impl Tree {
     pub(super) fn is_scattered(&self) -> bool {
         let is_few = 0 < self.used && self.used <= 2 * self.policy.resident;
         let is_far_more = 2 * self.used + self.policy.resident < self.peak;
-        let fits = 0 < self.cell_bytes && self.used * self.cell_bytes <= self.policy.host_bytes;
+        let fits = self.used * self.cell_bytes <= self.policy.host_bytes;
         is_few && is_far_more && fits
     }
 

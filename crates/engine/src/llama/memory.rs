@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::check::tensor_bytes;
 use super::context::MICRO_BATCH;
 use super::process::Device;
-use super::shape::Shape;
+use super::shape::{Layer, Shape};
 use crate::KvCache;
 use files::gguf::Parts;
 use inference::backend::Limits;
@@ -117,14 +117,11 @@ impl Demand<'_> {
                 gpu.weights += bytes;
             }
         }
-        let (block, block_bytes) = self.kv_cache.block();
         let cells = (self.limits.cells as u64).next_multiple_of(CELL_PAD);
         for (layer, widths) in self.shape.layers.iter().enumerate() {
-            let values = widths.kv_heads * (self.shape.key + self.shape.value);
-            let bytes = cells.saturating_mul(values).div_ceil(block).saturating_mul(block_bytes);
             let is_on_gpu = layer as u64 >= first_on_gpu;
             let share = if is_on_gpu { &mut gpu } else { &mut host };
-            share.kv_cache = share.kv_cache.saturating_add(bytes);
+            share.kv_cache = share.kv_cache.saturating_add(self.cache_bytes_of(widths, cells));
         }
         host.logits = self.limits.outputs as u64 * self.n_vocab * 4;
         let compute = self.compute(cells);
@@ -136,6 +133,18 @@ impl Demand<'_> {
             host.compute = compute;
         }
         Ok((host, gpu))
+    }
+
+    /// Bytes of the keys and values of so many cells.
+    pub(super) fn cache_bytes(&self, cells: u64) -> u64 {
+        let layers = self.shape.layers.iter().map(|layer| self.cache_bytes_of(layer, cells));
+        layers.fold(0, u64::saturating_add)
+    }
+
+    fn cache_bytes_of(&self, layer: &Layer, cells: u64) -> u64 {
+        let (block, block_bytes) = self.kv_cache.block();
+        let values = layer.kv_heads * (self.shape.key + self.shape.value);
+        cells.saturating_mul(values).div_ceil(block).saturating_mul(block_bytes)
     }
 
     /// Adds the context for judgements to the shares. The text says why there is no room for it: nothing
@@ -173,9 +182,8 @@ impl Demand<'_> {
     /// with what llama.cpp reports.
     fn compute(&self, cells: u64) -> u64 {
         let tokens = (self.limits.batch_tokens as u64).min(MICRO_BATCH.into());
-        let widest = |width: fn(&super::shape::Layer) -> u64| {
-            self.shape.layers.iter().map(width).max().unwrap_or(0)
-        };
+        let widest =
+            |width: fn(&Layer) -> u64| self.shape.layers.iter().map(width).max().unwrap_or(0);
         let (heads, feed_forward) = (widest(|it| it.heads), widest(|it| it.feed_forward));
         let a_cell = cells.saturating_mul(tokens);
         // The mask, in f16 with flash attention.

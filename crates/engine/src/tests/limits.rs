@@ -252,6 +252,9 @@ fn every_kind_of_kv_cache_computes_nearly_the_same() {
         };
         llama.decode(&(0..31).map(entry).collect::<Vec<_>>(), None).unwrap();
         let logits = llama.logits(30).unwrap().to_vec();
+        let copy = llama.save(SequenceId(0), 0..31).unwrap().len();
+        let told = 31 * llama.cell_bytes();
+        assert!((told..told + told / 10).contains(&copy), "{kv_cache:?}: {copy} of {told} bytes");
         let first = first.get_or_insert_with(|| logits.clone());
         let largest = first.iter().zip(&logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(largest <= tolerance, "{kv_cache:?}: {largest}");

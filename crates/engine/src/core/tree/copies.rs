@@ -1,13 +1,14 @@
 //! How cells leave the context and come back: cached sequences are evicted from their ends, what they
-//! leave is copied to host memory, and a new sequence that begins alike takes it back.
+//! leave is copied to host memory, and a new sequence that begins alike takes it back, both in slices.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use inference::Generation;
 use inference::backend::SequenceId;
 
 use super::super::op::{Copied, Op};
-use super::{Host, Node, NodeId, Tree};
+use super::{Host, Node, NodeId, Role, Tree, Value, Wanted};
 
 /// When cells of cached sequences leave the context, and which copies of them are kept.
 #[derive(Clone, Copy, Debug)]
@@ -23,17 +24,56 @@ pub(crate) struct CachePolicy {
     pub(crate) least: usize,
     /// A step that copies so many bytes copies no further ones, so that who comes does not wait for them.
     pub(crate) bytes_at_once: usize,
+    /// Of a cell in a copy, about; not 0. Copies tell it better.
+    pub(crate) cell_bytes: usize,
 }
 
 impl CachePolicy {
     /// At most `host_bytes` of copies are kept in host memory.
     pub(crate) fn new(host_bytes: usize) -> Self {
-        // 2 GB a second are copied on an EPYC, so 16 ms.
-        Self { resident: 512, host_bytes, block: 256, least: 16, bytes_at_once: 32 << 20 }
+        // 2 GB a second are copied on an EPYC, so 16 to 20 ms.
+        let bytes_at_once = 32 << 20;
+        Self { resident: 512, host_bytes, block: 256, least: 16, bytes_at_once, cell_bytes: 1 }
     }
 }
 
 impl Tree {
+    /// Lets copies that a new sequence goes on with come back, if the next step copies too much for all of
+    /// them: those that come first, which are cached meanwhile. True: the rest comes back with the sequence
+    /// itself. The caller has seen that an id is free, or that one is evicted.
+    pub(in super::super) fn bring_back(
+        &mut self,
+        generation: Generation,
+        wanted: Wanted<'_>,
+        is_urgent: bool,
+    ) -> bool {
+        let mut place = self.place(generation, wanted);
+        let (mut n_copied, mut n_nodes) = (self.copying(), 0);
+        for &id in &place.path {
+            let node = self.node(id);
+            if !node.is_in_context() {
+                if self.is_enough(n_copied) {
+                    break;
+                }
+                n_copied += node.tokens.len();
+            }
+            n_nodes += 1;
+        }
+        if n_nodes == place.path.len() {
+            return true;
+        }
+        place.path.truncate(n_nodes);
+        if let Some(&last) = place.path.last()
+            && !self.node(last).is_in_context()
+        {
+            place.within = self.node(last).tokens.len();
+            let id = self.hold(generation, &place);
+            let used = self.clock;
+            self.set_role(id, Role::Cached(Value { is_urgent, used }));
+        }
+        false
+    }
+
     pub(super) fn restore(&mut self, id: SequenceId, copy: NodeId) {
         let node = self.node_mut(copy);
         let Host::Saved { copy, .. } = std::mem::take(&mut node.host) else {
@@ -69,6 +109,10 @@ impl Tree {
         }
         for id in self.readers(failed) {
             self.cut(id);
+            if self.is_cached(id) {
+                self.truncate(id, at);
+                self.settle_cached(id);
+            }
         }
     }
 
@@ -86,11 +130,13 @@ impl Tree {
         self.policy.host_bytes != 0 && self.host_bytes + next <= self.policy.host_bytes
     }
 
-    /// Whether the next step copies as much as it should, there or back; one block, until a copy has said how
-    /// large a cell is.
+    /// Whether the next step copies as much as it should, there or back.
     pub(in super::super) fn copies_enough(&self) -> bool {
-        let n = self.copying();
-        0 < n && (self.cell_bytes == 0 || self.policy.bytes_at_once <= n * self.cell_bytes)
+        self.is_enough(self.copying())
+    }
+
+    fn is_enough(&self, cells: usize) -> bool {
+        0 < cells && self.policy.bytes_at_once <= cells * self.cell_bytes
     }
 
     /// Cells that the next step copies.
@@ -103,9 +149,9 @@ impl Tree {
         copied.sum()
     }
 
-    /// Tokens of the next copy at most.
+    /// Tokens of the next copy at most: with the last one a step copies at most a quarter more than it should.
     fn block(&self) -> usize {
-        let fits = self.policy.bytes_at_once / self.cell_bytes.max(1);
+        let fits = self.policy.bytes_at_once / 4 / self.cell_bytes;
         self.policy.block.min(fits.max(1))
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use inference::backend::{Backend, Entry, Limits, SequenceId};
 use inference::{EngineError, Generation, ModelInfo, TextPart, Token, Vocabulary};
-use testkit::cells::Cells;
+use testkit::cells::{CELL_BYTES, Cells};
 
 /// Tokens 0 to 6 are letters, and this one ends an answer.
 pub(super) const END: Token = Token(7);
@@ -187,6 +187,10 @@ impl Backend for Model {
 
     fn host_cache_bytes(&self) -> usize {
         unreachable!("the simulation says how many")
+    }
+
+    fn cell_bytes(&self) -> usize {
+        CELL_BYTES
     }
 
     fn load(&mut self, _: Generation, _: &Path) -> Result<(), EngineError> {

@@ -99,6 +99,9 @@ impl Backend for Disturbed {
     fn host_cache_bytes(&self) -> usize {
         self.llama.host_cache_bytes()
     }
+    fn cell_bytes(&self) -> usize {
+        self.llama.cell_bytes()
+    }
     fn load(&mut self, generation: Generation, path: &Path) -> Result<(), EngineError> {
         self.llama.load(generation, path)
     }
@@ -220,7 +223,7 @@ impl Asked {
     /// Frees an adapter that nobody uses and loads it again.
     fn reload(&mut self, folder: &Path) {
         let generation = Generation(self.random.u32(1..3));
-        if self.random.u32(0..10) != 0 || self.core.uses(generation) {
+        if self.random.u32(0..3) != 0 || self.core.uses(generation) {
             return;
         }
         self.core.free(generation);
@@ -284,8 +287,15 @@ fn run(kv_cache: KvCache, flash_attention: FlashAttention, tolerance: f32) {
         selected: Generation::BASE,
     };
     // So little stays in so small a context that copies are made and come back.
-    let host_bytes = backend.host_cache_bytes();
-    let cache = CachePolicy { resident: 30, block: 24, least: 8, ..CachePolicy::new(host_bytes) };
+    let (host_bytes, cell_bytes) = (backend.host_cache_bytes(), backend.cell_bytes());
+    let cache = CachePolicy {
+        resident: 30,
+        block: 24,
+        least: 8,
+        bytes_at_once: 96 * cell_bytes,
+        cell_bytes,
+        ..CachePolicy::new(host_bytes)
+    };
     let stems = (0..3).map(|_| (0..60).map(|_| Token(random.i32(40..400))).collect()).collect();
     let mut asked = Asked {
         core: Core::new(backend.limits(), cache, backend.vocabulary()),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use inference::backend::{Backend, Limits, SequenceId};
 use inference::{EngineError, FinishReason, Generation, Sampling, Token};
+use testkit::cells::CELL_BYTES;
 
 use super::model::{Chances, Letters, Model, POISON, row};
 use crate::core::blocks::Blocks;
@@ -157,10 +158,11 @@ impl World {
             Chances { fail: 0.004 * scale, interrupt: 0.1 * scale, lose_copy: 0.1 * scale };
         let cache = CachePolicy {
             resident: random.usize(0..limits.cells),
-            host_bytes: if random.bool() { 24 * random.usize(0..limits.cells) } else { 0 },
+            host_bytes: if random.bool() { CELL_BYTES * random.usize(0..limits.cells) } else { 0 },
             block: random.usize(1..40),
             least: random.usize(0..20),
-            bytes_at_once: 24 * random.usize(1..80),
+            bytes_at_once: CELL_BYTES * random.usize(1..80),
+            cell_bytes: CELL_BYTES,
         };
         let vocabulary = Arc::new(Letters);
         let core = if setting.is_deterministic {
