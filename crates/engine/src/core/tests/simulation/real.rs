@@ -1,11 +1,12 @@
-//! The same with llama.cpp itself: it takes the batches that the model of its cells takes, and what a
-//! request is told in the middle of preemptions, aborts and swaps is what it is told alone.
+//! The same with llama.cpp itself: what a request is told in the middle of preemptions, aborts and swaps is
+//! what it is told alone, and of an interrupted prompt what is done is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use files::gguf::Gguf;
@@ -18,7 +19,7 @@ use testkit::random_model::{Linear, unquantized, write_adapter};
 
 use crate::core::{CachePolicy, Core, Event, Outcome, RequestId, Validator, execute};
 use crate::llama::Llama;
-use crate::{GenerateRequest, LogprobRequest, Priority, Weights};
+use crate::{GenerateRequest, LogprobRequest, Priority, TokenPiece, Weights};
 
 /// Steps in which new requests come.
 const STEPS: u32 = 11_000;
@@ -383,4 +384,119 @@ fn disturbed_answers_have_the_log_probs_of_undisturbed_ones() {
 #[test]
 fn disturbed_answers_have_nearly_the_log_probs_of_undisturbed_ones_with_the_defaults() {
     run(KvCache::F16, FlashAttention::Auto, 0.15);
+}
+
+/// Tokens that llama.cpp computes at once; of an interrupted step it keeps those parts that are done.
+const MICRO_BATCH: usize = 512;
+
+/// A step in which a prompt was read.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    start: usize,
+    n_ids: usize,
+    n_tokens: usize,
+    n_evaluated: usize,
+    took: Duration,
+}
+
+/// Two drafts of a prompt, and the steps in which it was read. The second one is interrupted so late.
+fn drafts(
+    llama: &mut Llama,
+    prompt: &[Token],
+    interrupt: Option<Duration>,
+) -> (Vec<Read>, Vec<Vec<TokenPiece>>) {
+    let limits = llama.limits();
+    for id in 0..limits.sequences {
+        llama.truncate(SequenceId(id), 0);
+    }
+    let request = GenerateRequest {
+        prompt: prompt.to_vec(),
+        n: 2,
+        sampling: Sampling { max_tokens: 16, seed: Some(1), ..Sampling::default() },
+        stop: Vec::new(),
+        top_logprobs: 0,
+        prediction: Vec::new(),
+        weights: Weights::Active,
+        priority: Priority::Explore,
+    };
+    // Nano was trained on 1,024 tokens, which is no matter here.
+    let info = ModelInfo { max_sequence: limits.cells, ..llama.info() };
+    let mut core = Core::new(limits, CachePolicy::new(0), llama.vocabulary());
+    core.submit(Validator::new(&info).generate(request, Generation::BASE).unwrap());
+    let (mut reads, mut pieces) = (Vec::new(), vec![Vec::new(); 2]);
+    loop {
+        let step = core.next_step().expect("it goes on");
+        let interrupt = interrupt.filter(|_| reads.len() == 1);
+        let signal = &AtomicBool::new(false);
+        let outcome = thread::scope(|scope| {
+            if let Some(after) = interrupt {
+                scope.spawn(move || {
+                    thread::sleep(after);
+                    signal.store(true, Ordering::Relaxed);
+                });
+            }
+            execute(llama, &step, signal)
+        });
+        if let Some(span) = step.spans.first().filter(|span| span.start < prompt.len()) {
+            reads.push(Read {
+                start: span.start,
+                n_ids: span.ids.len(),
+                n_tokens: step.n_tokens(),
+                n_evaluated: *outcome.evaluated.as_ref().unwrap(),
+                took: outcome.took,
+            });
+        }
+        // Of a quick model all that is left fits into a step.
+        let outcome = Outcome { took: Duration::from_millis(1), ..outcome };
+        core.finish(&step, outcome, |entry| llama.logits(entry));
+        for event in core.take_events() {
+            match event {
+                Event::Token { piece, .. } => {
+                    pieces[usize::try_from(piece.index).unwrap()].push(piece);
+                }
+                Event::Failed { error, .. } => panic!("{error}"),
+                Event::Generated { .. } => return (reads, pieces),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn of_an_interrupted_prompt_no_part_that_llama_cpp_has_computed_is_computed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("nano.gguf");
+    unquantized(Path::new(NANO), &model);
+    let config = config(&model, 2304, KvCache::F32, FlashAttention::Off);
+    let batch_tokens = u32::try_from(4 * MICRO_BATCH).unwrap();
+    let mut llama = Llama::load(&EngineConfig { batch_tokens, ..config }).unwrap();
+    let mut random = fastrand::Rng::with_seed(5);
+    let prompt: Vec<Token> =
+        (0..4 * MICRO_BATCH + 20).map(|_| Token(random.i32(40..400))).collect();
+    let (undisturbed, expected) = drafts(&mut llama, &prompt, None);
+    // All but a first short step, for both drafts.
+    let whole = undisturbed[1].n_tokens;
+    assert!(3 * MICRO_BATCH < whole && undisturbed.len() == 2, "{undisturbed:?}");
+    assert_eq!((undisturbed[1].n_ids, undisturbed[1].n_evaluated), (2, whole));
+    let mut n_kept = BTreeSet::new();
+    // At moments all over the step.
+    for tenth in (0..10).cycle().take(50) {
+        let (reads, answers) = drafts(&mut llama, &prompt, Some(undisturbed[1].took * tenth / 10));
+        for (before, after) in reads.iter().zip(&reads[1..]) {
+            assert_eq!(after.start, before.start + before.n_evaluated, "{reads:?}");
+        }
+        let n_read: usize = reads.iter().map(|read| read.n_evaluated).sum();
+        assert_eq!(n_read, prompt.len(), "{reads:?}");
+        let n_evaluated = reads[1].n_evaluated;
+        assert!(n_evaluated == whole || n_evaluated % MICRO_BATCH == 0, "{reads:?}");
+        for (answer, expected) in answers.iter().flatten().zip(expected.iter().flatten()) {
+            assert_eq!(answer.token, expected.token, "{reads:?}");
+            assert!((answer.logprob - expected.logprob).abs() < 1e-3, "{reads:?}");
+        }
+        n_kept.insert(n_evaluated);
+        if 1 < n_kept.range(1..whole).count() {
+            return;
+        }
+    }
+    panic!("it was never interrupted in two places: {n_kept:?}");
 }
