@@ -63,6 +63,32 @@ async fn a_chat_breaks_off_a_step_of_another_engine() {
     assert_eq!(read(idle, 1).await.texts, ["A"]);
 }
 
+/// Of a step that is broken off up to all is lost, and somebody waits for it too.
+#[tokio::test]
+async fn no_chat_breaks_off_a_step_that_somebody_waits_for() {
+    let lock = StepLock::default();
+    let slow = Script::new("A").step_delay(Duration::from_millis(30));
+    let quick = Script::new(&"word ".repeat(4));
+    let (chats, _one) = spawn_on(&lock, 8, || Ok(Fake::new(quick))).await.unwrap();
+    let (judge, _other) = spawn_on(&lock, 8, || Ok(Fake::new(slow))).await.unwrap();
+    let inline = GenerateRequest {
+        priority: Priority::Inline,
+        ..request(prompt(&judge, &"a long text to judge ".repeat(40)))
+    };
+    let inline = judge.generate(inline).await.unwrap();
+    let inline = tokio::spawn(read(inline, 1));
+    let mut n_chats = 0;
+    while !inline.is_finished() {
+        assert_eq!(ask(&chats, "chat").await, "word ".repeat(4));
+        tokio::time::sleep(Duration::from_millis(7)).await;
+        n_chats += 1;
+        assert!(n_chats < 500, "it never ends");
+    }
+    assert!(3 < n_chats, "{n_chats} chats came meanwhile");
+    assert_eq!(inline.await.unwrap().texts, ["A"]);
+    assert_eq!(judge.stats().interrupted_steps, 0);
+}
+
 #[test]
 fn memory_of_models_that_are_loaded_counts_for_the_next_one() {
     let config = config(Path::new(NANO).to_owned());
