@@ -113,6 +113,7 @@ async fn differ(deterministic: bool) -> Vec<(&'static str, usize)> {
         let sampling = Sampling { max_tokens: 4, ..Sampling::default() };
         GenerateRequest { sampling, ..request(prompt(&engine, text)) }
     };
+    let before = engine.stats();
     let mut n_chats = 0;
     // Not for ever: what is preempted evaluates its answer again, which needs a pause.
     while n_chats < 12 && !preempted.is_finished() {
@@ -122,10 +123,16 @@ async fn differ(deterministic: bool) -> Vec<(&'static str, usize)> {
     }
     assert!(3 < n_chats, "{n_chats} chats preempt it");
     differ.push(("preempted", count(&preempted.await.unwrap())));
+    // With many sequences chats come in beside what they interrupt.
+    let n_preempted = engine.stats().preemptions - before.preemptions;
+    assert!(!deterministic || 0 < n_preempted, "{n_preempted} preemptions");
     for i in 0..60 {
         said(&engine, chat(&format!("What is {i} minus {i}? {}", "Say why. ".repeat(12)))).await;
     }
-    differ.push(("with a full cache", count(&all(&engine, &questions, 1).await)));
+    // A deterministic engine keeps no copies.
+    let full = engine.stats().host_cache_bytes as u64;
+    assert!(deterministic || engine.most_copies() / 2 < full, "{full} bytes of copies");
+    differ.push(("with a full host cache", count(&all(&engine, &questions, 1).await)));
     differ
 }
 
