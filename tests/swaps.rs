@@ -82,19 +82,10 @@ async fn two_hundred_swaps_under_chats_leave_no_memory_behind() {
         write_adapter(&path(seed), u64::from(seed));
     }
     let config = EngineConfig {
-        model: model(),
-        chat_template: None,
         context_tokens: 2048,
-        max_sequences: 8,
         batch_tokens: 128,
-        threads: Some(1),
-        batch_threads: None,
-        gpu_layers: Some(0),
-        flash_attention: FlashAttention::Auto,
-        kv_cache: KvCache::F16,
-        deterministic: false,
-        deterministic_judge: false,
         queue: 16,
+        ..EngineConfig::small(model())
     };
     let (engine, _thread) = spawn(&config).await.unwrap();
     let mut settled = 0;

@@ -44,19 +44,13 @@ impl Setting {
     /// The engine as the daemon of this benchmark sets it up.
     pub(crate) fn engine(&self) -> EngineConfig {
         EngineConfig {
-            model: self.model.clone(),
-            chat_template: None,
             context_tokens: CELLS,
             max_sequences: SEQUENCES,
             batch_tokens: BATCH,
             threads: Some(self.threads),
-            batch_threads: None,
-            gpu_layers: Some(0),
             flash_attention: self.flash_attention,
-            kv_cache: KvCache::F16,
-            deterministic: false,
-            deterministic_judge: false,
             queue: 64,
+            ..EngineConfig::small(self.model.clone())
         }
     }
 }

@@ -155,19 +155,13 @@ struct Trial {
 
 async fn measure(model: &Path, prompts: &Path, n: usize, seed: u64) -> anyhow::Result<Value> {
     let config = EngineConfig {
-        model: model.to_owned(),
-        chat_template: None,
         context_tokens: 16384,
         max_sequences: 128,
         batch_tokens: 1024,
         threads: None,
-        batch_threads: None,
         gpu_layers: None,
-        flash_attention: FlashAttention::Auto,
-        kv_cache: KvCache::F16,
-        deterministic: false,
-        deterministic_judge: false,
         queue: 64,
+        ..EngineConfig::small(model)
     };
     let (engine, thread) = engine::spawn(&config).await?;
     let subject = Subject {

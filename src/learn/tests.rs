@@ -272,19 +272,11 @@ fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> C
     Config {
         root: root.to_owned(),
         engine: EngineConfig {
-            model: root.join("base.gguf"),
-            chat_template: None,
             context_tokens: 4096,
             max_sequences: 32,
-            batch_tokens: 64,
             threads: None,
-            batch_threads: None,
             gpu_layers: None,
-            flash_attention: engine::FlashAttention::Auto,
-            kv_cache: engine::KvCache::F16,
-            deterministic: false,
-            deterministic_judge: false,
-            queue: 8,
+            ..EngineConfig::small(root.join("base.gguf"))
         },
         server: ServerConfig {
             socket: None,

@@ -206,20 +206,14 @@ const BATCH_TOKENS: u32 = 32;
 
 fn config(model: &Path) -> EngineConfig {
     EngineConfig {
-        model: model.to_owned(),
-        chat_template: None,
         context_tokens: 1024,
         max_sequences: 4,
         // Less than the sequences below: they are read in several steps.
         batch_tokens: BATCH_TOKENS,
-        threads: Some(1),
-        batch_threads: None,
-        gpu_layers: Some(0),
         flash_attention: FlashAttention::Off,
         kv_cache: KvCache::F32,
-        deterministic: false,
-        deterministic_judge: false,
         queue: 1,
+        ..EngineConfig::small(model)
     }
 }
 

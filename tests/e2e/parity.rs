@@ -170,20 +170,11 @@ pub(crate) fn trained(last: &TrainerEvent) -> Trained {
 
 pub(crate) async fn load(model: &Path) -> (Engine, EngineThread) {
     let config = EngineConfig {
-        model: model.to_owned(),
-        chat_template: None,
         context_tokens: CONTEXT,
-        max_sequences: 8,
         batch_tokens: 512,
-        threads: Some(1),
-        batch_threads: None,
-        gpu_layers: Some(0),
-        flash_attention: FlashAttention::Auto,
         // As the trainer computes: f16 alone makes log-probs differ by more than 1e-3.
         kv_cache: KvCache::F32,
-        deterministic: false,
-        deterministic_judge: false,
-        queue: 8,
+        ..EngineConfig::small(model)
     };
     engine::spawn(&config).await.unwrap()
 }

@@ -163,19 +163,10 @@ fn size(path: &Path) -> u64 {
 pub fn run(model: &Path, adapter: Option<&Path>) -> Result<(), EngineError> {
     limit_this_process(2 * (size(model) + adapter.map_or(0, size)) + ALLOWANCE);
     let config = EngineConfig {
-        model: model.to_owned(),
-        chat_template: None,
         context_tokens: CELLS,
         max_sequences: 1,
-        batch_tokens: 64,
-        threads: Some(1),
-        batch_threads: None,
-        gpu_layers: Some(0),
-        flash_attention: FlashAttention::Auto,
-        kv_cache: KvCache::F16,
-        deterministic: false,
-        deterministic_judge: false,
         queue: 1,
+        ..EngineConfig::small(model)
     };
     let mut llama = Llama::open(&config, String::new(), OtherModels::default())?;
     speak(&llama);

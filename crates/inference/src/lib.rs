@@ -118,6 +118,28 @@ pub struct EngineConfig {
     pub queue: usize,
 }
 
+impl EngineConfig {
+    /// A small context on one thread, without a GPU and without a context for judgements: where a program
+    /// or a test sets an engine up by itself.
+    pub fn small(model: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            chat_template: None,
+            context_tokens: 512,
+            max_sequences: 8,
+            batch_tokens: 64,
+            threads: Some(1),
+            batch_threads: None,
+            gpu_layers: Some(0),
+            flash_attention: FlashAttention::Auto,
+            kv_cache: KvCache::F16,
+            deterministic: false,
+            deterministic_judge: false,
+            queue: 8,
+        }
+    }
+}
+
 /// Whether attention is computed in one kernel.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]

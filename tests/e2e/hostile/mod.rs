@@ -27,19 +27,11 @@ fn prober(folder: &Path) -> Prober {
 
 fn config(model: &Path) -> EngineConfig {
     EngineConfig {
-        model: model.to_owned(),
-        chat_template: None,
         context_tokens: 256,
         max_sequences: 2,
         batch_tokens: 32,
-        threads: Some(1),
-        batch_threads: None,
-        gpu_layers: Some(0),
-        flash_attention: FlashAttention::Auto,
-        kv_cache: KvCache::F16,
-        deterministic: false,
-        deterministic_judge: false,
         queue: 4,
+        ..EngineConfig::small(model)
     }
 }
 

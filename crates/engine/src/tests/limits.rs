@@ -58,19 +58,11 @@ impl Parts {
 
 fn config(model: &Path) -> EngineConfig {
     EngineConfig {
-        model: model.to_owned(),
-        chat_template: None,
         context_tokens: 256,
         max_sequences: 2,
-        batch_tokens: 64,
-        threads: Some(1),
         batch_threads: Some(1),
-        gpu_layers: Some(0),
-        flash_attention: FlashAttention::Auto,
-        kv_cache: KvCache::F16,
-        deterministic: false,
-        deterministic_judge: false,
         queue: 4,
+        ..EngineConfig::small(model)
     }
 }
 

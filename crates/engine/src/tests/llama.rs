@@ -139,21 +139,7 @@ async fn world_of(change: impl FnOnce(EngineConfig) -> EngineConfig) -> World {
 }
 
 pub(super) fn config(model: PathBuf) -> EngineConfig {
-    EngineConfig {
-        model,
-        chat_template: None,
-        context_tokens: 512,
-        max_sequences: 8,
-        batch_tokens: 64,
-        threads: Some(1),
-        batch_threads: None,
-        gpu_layers: Some(0),
-        flash_attention: FlashAttention::Off,
-        kv_cache: KvCache::F16,
-        deterministic: false,
-        deterministic_judge: false,
-        queue: 8,
-    }
+    EngineConfig { flash_attention: FlashAttention::Off, ..EngineConfig::small(model) }
 }
 
 impl World {

@@ -32,19 +32,12 @@ pub(super) fn config(
     flash_attention: FlashAttention,
 ) -> EngineConfig {
     EngineConfig {
-        model: model.to_owned(),
-        chat_template: None,
         context_tokens: cells,
         max_sequences: 6,
         batch_tokens: 32,
-        threads: Some(1),
-        batch_threads: None,
-        gpu_layers: Some(0),
         flash_attention,
         kv_cache,
-        deterministic: false,
-        deterministic_judge: false,
-        queue: 8,
+        ..EngineConfig::small(model)
     }
 }
 
