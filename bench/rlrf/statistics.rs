@@ -4,23 +4,13 @@
 //! independent; then a problem is the unit, and its differences over seeds are summed before
 //! anything is squared (`McNemar`, clustered).
 
-use statistics::{Share, mean};
+use statistics::{Share, binomial_at_least, mean};
 
 /// Two-sided exact `McNemar` p: discordant problems are tosses of a fair coin.
 pub(crate) fn mcnemar(a: &[bool], b: &[bool]) -> f64 {
     let only = |a: &[bool], b: &[bool]| a.iter().zip(b).filter(|&(&a, &b)| a && !b).count();
     let (wins, losses) = (only(b, a), only(a, b));
-    let n = wins + losses;
-    // ln C(n, k) - n ln 2, summed from k = n down to the larger count.
-    let mut ln_term = -(n as f64) * std::f64::consts::LN_2;
-    let mut p = 0.0;
-    for k in (wins.max(losses)..=n).rev() {
-        p += ln_term.exp();
-        if 0 < k {
-            ln_term += (k as f64).ln() - ((n - k + 1) as f64).ln();
-        }
-    }
-    (2.0 * p).min(1.0)
+    (2.0 * binomial_at_least(wins.max(losses), wins + losses, 0.5)).min(1.0)
 }
 
 /// One answer a problem as a share.

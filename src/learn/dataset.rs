@@ -77,18 +77,21 @@ impl Dataset {
     }
 
     /// Equal data give equal seeds, so that a run can be repeated from its data set alone.
-    /// 32 bits, because that is what every reader of JSON and every random generator takes.
     pub(super) fn seed(&self) -> u64 {
-        self.sha256
-            .get(..8)
-            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-            .expect("a SHA-256 has 64 hexadecimal digits")
+        seed_of(&self.sha256)
     }
 
     /// Writes the file.
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         files::write_atomic(path, |file| file.write_all(&self.lines))
     }
+}
+
+/// The seed that follows from a SHA-256 in hexadecimal digits: 32 bits, because that is what every reader
+/// of JSON and every random generator takes.
+pub(super) fn seed_of(sha256: &str) -> u64 {
+    let seed = sha256.get(..8).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    seed.expect("a SHA-256 has 64 hexadecimal digits")
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tracing::info;
 use super::adapter;
 use super::cancel::Cancel;
 use super::child::Trained;
-use super::dataset::Counts;
+use super::dataset::{Counts, seed_of};
 use super::error::RunError;
 use super::held_out;
 use super::job::{self, Lesson};
@@ -71,9 +71,7 @@ async fn prepare<'a>(
     })
     .await?;
     let Converted { adapter, sha256, tie, rank, alpha, tensors } = converted;
-    let seed = sha256.get(..8).and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    let seed = seed.expect("a SHA-256 has 64 hexadecimal digits");
-    let data = (Counts::default(), seed);
+    let data = (Counts::default(), seed_of(&sha256));
     let job = job::starting_now(parts, &config, start, label, Lesson::Answers, data).await?;
     let record = json!({
         "kind": "import",

@@ -255,6 +255,16 @@ mod tests {
     }
 
     #[test]
+    fn a_tail_of_a_binomial_is_that_of_scipy() {
+        let near = |found: f64, expected: f64| (found - expected).abs() < 1e-12;
+        assert!(near(binomial_at_least(0, 7, 0.3), 1.0) && near(binomial_at_least(0, 0, 0.3), 1.0));
+        assert!(near(binomial_at_least(7, 7, 0.5), 0.007_812_5));
+        // 1 - 0.99^299: none of 299 where one in a hundred passes.
+        assert!(near(1.0 - binomial_at_least(1, 299, 0.01), 0.99_f64.powi(299)));
+        assert!((binomial_at_least(60, 100, 0.5) - 0.028_443_966_820_490_4).abs() < 1e-9);
+    }
+
+    #[test]
     fn the_mean_of_nothing_is_not_a_number() {
         assert!((mean([1.0, 2.0, 6.0]) - 3.0).abs() < 1e-12);
         assert!(mean([]).is_nan());
