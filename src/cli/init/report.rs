@@ -10,6 +10,7 @@ use crate::cli::doctor::training::{Training, duration};
 use crate::cli::doctor::{Model, mib};
 use crate::cli::table::{Table, pairs};
 use crate::learn::gate::MIN_PROMPTS;
+use crate::learn::practice::FEWEST_EXAMPLES;
 use config::Agent;
 use engine::llama::MemoryPlan;
 use protocol::TrainingSurvey;
@@ -156,23 +157,27 @@ impl Report {
     }
 }
 
-/// What an agent still lacks before a night can make its model better.
+/// What an agent still lacks before a night can make its model better: `init` has no prompts to hold out.
 pub(super) fn missing(agent: &Agent) -> Vec<String> {
-    let mut missing = Vec::new();
-    if agent.verifier.is_none() {
-        missing.push(format!(
-            "prompts with a verifier or a reference, or your ratings (/good and /bad in chat): of a hundred, \
-             {MIN_PROMPTS} are set aside as held out, without which nothing is trained (agents/{}.yaml)",
-            agent.name
-        ));
-    }
-    if agent.examples.is_none() {
-        missing.push(
-            "10 examples of right answers, if it cannot do your task at all (reflectd learn FILE)"
-                .to_owned(),
-        );
-    }
-    missing
+    let truth = if agent.verifier.is_some() {
+        "prompts, of chats or of a file (`explore`)"
+    } else {
+        "prompts with a verifier or a reference, or your ratings (/good and /bad in chat)"
+    };
+    let held_out = format!(
+        "{truth}: of a hundred, {MIN_PROMPTS} are set aside as held out, without which nothing is trained \
+         (agents/{}.yaml)",
+        agent.name
+    );
+    let examples = agent.examples.as_deref().map(prompt_file::read_examples);
+    let n_examples = examples.and_then(Result::ok).map_or(0, |lines| lines.len());
+    let examples = (n_examples < FEWEST_EXAMPLES).then(|| {
+        format!(
+            "{} examples of right answers, if it cannot do your task at all (reflectd learn FILE)",
+            FEWEST_EXAMPLES - n_examples
+        )
+    });
+    [held_out].into_iter().chain(examples).collect()
 }
 
 /// The three commands after this one: as this program was called, with the places it was given.
