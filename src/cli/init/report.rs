@@ -11,7 +11,7 @@ use crate::cli::doctor::{Model, mib};
 use crate::cli::table::{Table, pairs};
 use crate::learn::gate::MIN_PROMPTS;
 use crate::learn::practice::FEWEST_EXAMPLES;
-use config::Agent;
+use config::{Agent, prompt_file};
 use engine::llama::MemoryPlan;
 use protocol::TrainingSurvey;
 
