@@ -33,7 +33,7 @@ pub(crate) const MOST_PROMPTS: usize = 10_000;
 /// Rows stored at once, between which others may use the store.
 const AT_ONCE: usize = 500;
 /// A scheduled run on examples needs so many that are new.
-pub(super) const FEWEST_EXAMPLES: usize = 10;
+pub const FEWEST_EXAMPLES: usize = 10;
 
 /// What became of examples.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -254,9 +254,11 @@ async fn check_again(
         Checked::By(version) => Some((exchange, version)),
         Checked::ByProgram => None,
     });
-    for id in parts.store.checked_otherwise(today.collect()).await? {
-        let exchange = parts.store.exchange(id).await?;
-        let again = parts.reflector.check_again(agent, &exchange).await?;
+    let answers = parts.store.checked_otherwise(today.collect()).await?;
+    for answers in answers.chunk_by(|a, b| a.0 == b.0) {
+        let exchange = parts.store.exchange(answers[0].0).await?;
+        let ids: Vec<_> = answers.iter().map(|it| it.1).collect();
+        let again = parts.reflector.check_again(agent, &exchange, &ids).await?;
         parts.store.replace_assessments(again).await?;
     }
     Ok(())

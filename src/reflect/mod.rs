@@ -34,7 +34,7 @@ use engine::{
     Engine, EngineError, FinishReason, GenerateRequest, Generation, Priority, Sampling, Token,
     TokenPiece, Weights,
 };
-use prompt::{ChatTemplate, Message, PromptError, Role};
+use prompt::{ChatTemplate, Message, PromptError, Role, is_of_verifier};
 use store::{Assessment, Candidate, CandidateId, Exchange, ExchangeId, Source, Store, StoreError};
 
 use choices::Choices;
@@ -428,26 +428,21 @@ impl Reflector {
         Ok(said.iter().find(|it| it.aspect == VERIFIER).map(|it| it.passes))
     }
 
-    /// What counts for those answers to a stored prompt that were judged, and checked by another version
-    /// than the one of today: what the judge has said, and the word of what checks them today.
+    /// What counts for these answers to a stored prompt, which were checked by another version than the one
+    /// of today: what the judge has said, and the word of what checks them today.
     pub async fn check_again(
         &self,
         agent: &Agent,
         exchange: &Exchange,
+        answers: &[CandidateId],
     ) -> Result<Vec<(CandidateId, Vec<Assessment>)>, ReflectError> {
         let (verifier, reference) = (exchange.verifier.as_ref(), exchange.reference.as_deref());
-        let today = check_version(agent, verifier, reference);
         let check = assess::Verification::new(agent, verifier, reference)?;
         let prompt = &question(&exchange.messages);
         let mut again = Vec::new();
-        for candidate in exchange.candidates.iter().filter(|it| !it.assessments.is_empty()) {
+        for candidate in exchange.candidates.iter().filter(|it| answers.contains(&it.id)) {
             let said = &candidate.assessments;
-            let before = said.iter().find(|it| it.aspect == VERIFIER).map(|it| &it.rubric_version);
-            if before == today.as_ref() {
-                continue;
-            }
-            // No aspect of an agent begins like those of a verifier.
-            let by_judge = said.iter().filter(|it| !it.aspect.starts_with(VERIFIER));
+            let by_judge = said.iter().filter(|it| !is_of_verifier(&it.aspect));
             let mut said: Vec<Assessment> = by_judge.cloned().collect();
             if let Some(check) = &check {
                 let asked = Question { prompt, answer: &candidate.text, reference };

@@ -21,7 +21,7 @@ use super::{
     Problem, Promising, REWARD, Reflection, ScalarConfig, StopEarly, VERIFIER,
 };
 use inference::{EngineConfig, Sampling, ranges};
-use prompt::{Message, PromptSet, Role};
+use prompt::{Message, PromptSet, Role, is_of_verifier};
 
 /// Requests name the default agent so; no agent may.
 const DEFAULT: &str = "default";
@@ -395,7 +395,7 @@ fn pass(keys: &mut Section<'_>) -> Pass {
 }
 
 pub(super) fn aspect(name: &str, mut keys: Section<'_>) -> Option<Aspect> {
-    if RESERVED.contains(&name) || name.starts_with(&format!("{VERIFIER}.")) {
+    if RESERVED.contains(&name) || is_of_verifier(name) {
         keys.problem("", format!("is an aspect named {name:?}, which is reserved"));
     }
     let description = keys.text("description");

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use chat::ChatTemplate;
 pub use line::{ExampleLine, PromptLine};
 pub use set::{AspectView, PromptSet};
-pub use verifier::{Bounds, Command, Fault, REWARD, Range, VERIFIER, Verifier};
+pub use verifier::{Bounds, Command, Fault, REWARD, Range, VERIFIER, Verifier, is_of_verifier};
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

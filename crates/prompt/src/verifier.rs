@@ -10,6 +10,12 @@ use serde_json::Value;
 /// aspect of an agent may begin so.
 pub const VERIFIER: &str = "verifier";
 
+/// Whether an assessment of this aspect is a verifier's: its word, or that of one of its parts.
+#[must_use]
+pub fn is_of_verifier(aspect: &str) -> bool {
+    aspect.strip_prefix(VERIFIER).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// The aspect name of a reward model's assessments; no aspect of an agent may have it.
 pub const REWARD: &str = "reward";
 
@@ -290,6 +296,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn assessments_of_verifiers_are_told_from_those_of_aspects() {
+        assert!(["verifier", "verifier.json 2"].into_iter().all(is_of_verifier));
+        assert!(!["verifiers", "verifier_style", "kind", "reward"].into_iter().any(is_of_verifier));
+    }
 
     fn read(value: Value) -> Result<Verifier, String> {
         serde_json::from_value(value).map_err(|error| error.to_string())

@@ -172,12 +172,12 @@ impl Store {
     pub async fn keep_prompts(&self, prompts: Vec<FilePrompt>) -> Result<Vec<(ExchangeId, Kept)>> {
         self.write("store the prompts of a file", move |tx| practice::keep(tx, &prompts)).await
     }
-    /// Of these prompts those with answers that were judged, and checked by another version than this;
-    /// `None`: nothing checks them.
+    /// The answers to these prompts that were judged once, and that another version than this one has checked
+    /// or none has; `None`: nothing checks them. By prompt.
     pub async fn checked_otherwise(
         &self,
         today: Vec<(ExchangeId, Option<String>)>,
-    ) -> Result<Vec<ExchangeId>> {
+    ) -> Result<Vec<(ExchangeId, CandidateId)>> {
         self.read("list answers to check again", move |tx| practice::checked_otherwise(tx, &today))
             .await
     }

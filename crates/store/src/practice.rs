@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::columns::{Count, Json, Tokens};
 use super::thread::Outcome;
-use super::{ExampleRow, ExchangeId, FilePrompt, Kept, NewExchange, exchanges};
+use super::{CandidateId, ExampleRow, ExchangeId, FilePrompt, Kept, NewExchange, exchanges};
 
 /// Stores what is not there yet. Of a prompt that is there, reference, verifier and example become
 /// what the file says now.
@@ -55,16 +55,19 @@ fn check(tx: &Transaction<'_>, id: ExchangeId, exchange: &NewExchange) -> Outcom
 pub(super) fn checked_otherwise(
     tx: &Transaction<'_>,
     today: &[(ExchangeId, Option<String>)],
-) -> Outcome<Vec<ExchangeId>> {
-    let sql = "SELECT DISTINCT exchange FROM (
-            SELECT exchange, value ->> 1 AS today,
-                max(rubric_version) FILTER (WHERE aspect = ?2) AS checked
+) -> Outcome<Vec<(ExchangeId, CandidateId)>> {
+    let sql = "SELECT exchange, id FROM (
+            SELECT exchange, candidates.id AS id, value ->> 1 AS today,
+                max(rubric_version) FILTER (WHERE aspect = ?2 AND is_current = 1) AS checked
             FROM json_each(?1)
                 JOIN candidates ON exchange = value ->> 0
                 JOIN assessments ON candidate = candidates.id
-            WHERE is_current = 1 GROUP BY candidates.id)
-        WHERE checked IS NOT today ORDER BY exchange";
-    exchanges::ids(tx, sql, params![Json(today), VERIFIER])
+            GROUP BY candidates.id)
+        WHERE checked IS NOT today ORDER BY exchange, id";
+    let mut query = tx.prepare_cached(sql)?;
+    let rows =
+        query.query_map(params![Json(today), VERIFIER], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
 /// The example of each prompt of these agents, in the order of the prompts: what its verifier names, which

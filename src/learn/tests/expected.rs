@@ -147,6 +147,8 @@ async fn what_another_verifier_has_checked_is_checked_again_by_the_one_of_today(
     assert_eq!(n_said, [1, 1, 0]);
     let history = store.assessment_history(exchange.candidates[0].id).await.unwrap();
     assert_eq!(history.len(), 2 + 2 + 2 + 1, "and what was said before can be read");
+    file.write(1, &exact("4"));
+    assert_eq!(said().await, by_exact, "one that comes back checks all of them");
 }
 
 #[tokio::test]
