@@ -55,7 +55,7 @@ pub(super) enum RunError {
     Promote(#[from] PromoteError),
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// Nothing was explored.
+    /// No prompt was explored to its end.
     #[error("no prompt was explored to its end; the engine failed at {failed} of {prompts}")]
     EngineFails { failed: usize, prompts: usize, source: EngineError },
     #[error("learn from the examples of an agent")]

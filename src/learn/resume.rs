@@ -12,10 +12,12 @@ use serde_json::json;
 use tracing::warn;
 
 use super::Parts;
+use super::child::TrainerError;
 use super::dataset::Dataset;
 use super::error::RunError;
 use super::job::{self, Lesson};
 use super::made::{self, Made};
+use super::program;
 use super::promote::blocking;
 use config::Config;
 use engine::Generation;
@@ -52,11 +54,15 @@ pub(super) async fn next(parts: &Parts, config: &Config) -> Result<Option<Waitin
         };
         match found {
             Ok((job, lesson)) => {
+                let made = Made::read(&run.metrics, &job.out).await;
+                if made.is_none() {
+                    // Without a trainer it waits on as it is.
+                    program::command_line(&config.trainer).map_err(TrainerError::from)?;
+                }
                 let resumes = json!({ "resumes": n_resumes(&run) + 1 });
                 let reason = format!("it goes on after: {}", run.reason.as_deref().unwrap_or("?"));
                 parts.store.update_run(run.id, RunState::Training, Some(reason), resumes).await?;
                 parts.store.forget_evaluations(run.id).await?;
-                let made = Made::read(&run.metrics, &job.out).await;
                 let out = job::out_of_good_alone(&job.out);
                 let second = Made::read(&run.metrics[job::GOOD_ALONE], &out).await;
                 let trained = run.metrics[made::TRAIN_S].as_f64().unwrap_or(0.0);

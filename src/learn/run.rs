@@ -99,6 +99,10 @@ pub(super) async fn panicked(parts: &Parts, reason: String, is_scheduled: bool) 
         warn!(%error, "It is not recorded that a run has failed.");
         None
     });
+    // It may have left a candidate loaded, and the next one would get the same number.
+    if let Ok(candidate) = parts.store.next_generation().await {
+        parts.engine.retire(candidate).await.ok();
+    }
     match left {
         None if is_scheduled => failed(parts, reason).await,
         run => Ended::Failed { run, reason },
@@ -154,14 +158,6 @@ async fn prepare<'a>(
     let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     let waiting = match resume::next(parts, &config).await? {
         Some(found) => {
-            if found.made.is_none()
-                && let Err(error) = program::command_line(&config.trainer)
-            {
-                // It waits on, until there is a trainer.
-                let state = RunState::Interrupted;
-                parts.store.update_run(found.id, state, None, json!({})).await?;
-                return Err(TrainerError::from(error).into());
-            }
             info!(run_id = %found.id, start = found.start.0, "An interrupted training run goes on.");
             found
         }

@@ -503,7 +503,7 @@ async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Ca
 mod tests {
     use chrono::TimeDelta;
 
-    use super::super::tests::{World, improving};
+    use super::super::tests::{World, improving, write};
     use super::*;
     use engine::Generation;
     use store::RunState;
@@ -545,10 +545,16 @@ mod tests {
         let store = &world.parts.store;
         let job = json!({});
         let id = store.start_run(Generation::BASE, "00".into(), job, Vec::new()).await.unwrap();
+        let engine = &world.parts.engine;
+        let candidate = world.root().join("candidate.gguf");
+        write(&candidate, "x");
+        engine.load_adapter(Generation(1), candidate).await.unwrap();
         panicked(&world, Wish::Train { min_new_pairs: 0 }).await;
         let runs = store.runs(9).await.unwrap();
         let [run] = runs.as_slice() else { panic!("{runs:?}") };
         assert_eq!((run.id, run.state), (id, RunState::Failed));
         assert!(run.reason.as_ref().unwrap().contains("it cannot be"), "{run:?}");
+        let loaded: Vec<_> = engine.stats().generations.iter().map(|it| it.0).collect();
+        assert_eq!(loaded, [Generation::BASE], "the next candidate gets the same number");
     }
 }

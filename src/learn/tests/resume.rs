@@ -195,7 +195,8 @@ async fn a_continuation_that_breaks_is_a_failed_run_and_the_interrupted_one_wait
     assert_eq!((failed.state, failed.n_pairs), (RunState::Failed, 0));
     assert!(failed.reason.unwrap().contains("is not installed"));
     let waits = world.parts.store.run(run.id).await.unwrap();
-    assert_eq!(waits.state, RunState::Interrupted);
+    assert_eq!((waits.state, waits.reason), (RunState::Interrupted, run.reason.clone()));
+    assert!(waits.metrics.get("resumes").is_none(), "it was not tried: {}", waits.metrics);
 
     world.change(|config| config.trainer.command = trainer.clone());
     let ended = goes_on().await;
