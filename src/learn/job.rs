@@ -119,7 +119,7 @@ fn learning_rate(lesson: Lesson, n_parameters: u64) -> f64 {
 
 /// What `validation_share: auto` is. Of 150 examples of 126 templates, a tenth kept aside took as many
 /// templates out of training, and what is kept aside of answers tells when they are learned too well.
-fn validation_share(learn: &LearnConfig, lesson: Lesson) -> f64 {
+pub(super) fn validation_share(learn: &LearnConfig, lesson: Lesson) -> f64 {
     learn.validation_share.unwrap_or(match lesson {
         Lesson::Examples => 0.0,
         Lesson::Answers => 0.1,

@@ -3,7 +3,7 @@
 //! wanted answers are, not whether the model's own are right. Asks and checks; it must not decide on
 //! promotion (`gate` does), and never sees a held-out prompt. Used by `run`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -17,13 +17,14 @@ use super::Parts;
 use super::error::RunError;
 use super::gate::mcnemar;
 use super::held_out::HeldOut;
-use super::job::Lesson;
+use super::job::{Lesson, validation_share};
 use super::pairs::{is_example, prompt_id};
 use super::practice::Practised;
 use super::promote::blocking;
 use crate::reflect::{ReflectError, is_checked};
 use config::{Agent, Config};
-use engine::{EngineError, Generation, Priority, Sampling, Weights};
+use engine::{EngineError, Generation, Priority, Sampling, Token, Weights};
+use prompt::Message;
 use protocol::{Job, Objective};
 use store::{Author, Exchange};
 
@@ -50,7 +51,7 @@ pub(super) struct Practice {
 }
 
 /// Prompts that measure candidates: a program decides whether an answer is right, they are not held out,
-/// and the run does not train on them.
+/// and neither this run nor an earlier one trains on them.
 #[derive(Debug)]
 pub(super) struct Untrained {
     prompts: Vec<(Arc<Agent>, Exchange)>,
@@ -166,6 +167,8 @@ impl Untrained {
         // mostly those that the model cannot do, and all of them would make what is served look worse than
         // it is. Examples leave no prompt out for what the model can do.
         let explored_share = if *lesson == Lesson::Examples { 1.0 } else { share };
+        // Of those that an earlier run has learned from, what it kept aside.
+        let learned_share = validation_share(&config.learn, Lesson::Answers);
         let data = blocking(move || Data::read(&path, share));
         let data =
             data.await.map_err(|source| RunError::Write { path: job.data.clone(), source })?;
@@ -176,6 +179,10 @@ impl Untrained {
                 continue;
             }
             let name = agent.name.clone();
+            let learned = parts.store.learned_prompts(vec![name.clone()]).await?;
+            let learned: HashSet<_> = learned.iter().map(|(_, messages)| words(messages)).collect();
+            let examples = parts.store.examples(vec![name.clone()]).await?;
+            let taught: HashSet<_> = examples.iter().map(|it| prompt_id(&it.prompt)).collect();
             let all = parts.store.explorable(name, (u32::MAX, 0), Generation::BASE, true).await?;
             let mut ids: Vec<_> = all.into_iter().map(|it| it.exchange).collect();
             if let Some(only) = practised.by_agent.get(&agent.name) {
@@ -189,8 +196,17 @@ impl Untrained {
                     break;
                 }
                 let exchange = parts.store.exchange(id).await?;
-                if !has_example(&exchange)
-                    && data.has_left(&exchange, explored_share)
+                let is_learned = learned.contains(&words(&exchange.messages));
+                let is_explored = exchange.candidates.iter().any(|it| it.author == Author::Model);
+                let share = if is_learned {
+                    learned_share
+                } else if is_explored {
+                    explored_share
+                } else {
+                    1.0
+                };
+                if !has_example(&exchange, &taught)
+                    && data.has_left(&exchange.prompt_tokens, share)
                     && !held_out.contains(&exchange.messages)
                     && is_checked(agent, exchange.verifier.as_ref(), exchange.reference.as_deref())
                 {
@@ -276,20 +292,26 @@ impl Data {
         Ok(Self { all, validation })
     }
 
-    /// Whether a prompt is not trained on; of those that were explored and that it does not have, a share.
-    fn has_left(&self, exchange: &Exchange, explored_share: f64) -> bool {
-        let id = prompt_id(&exchange.prompt_tokens);
+    /// Whether the run does not train on a prompt; of those that its data set does not have, a share.
+    fn has_left(&self, prompt: &[Token], share: f64) -> bool {
+        let id = prompt_id(prompt);
         if self.all.contains(&id) {
             return self.validation.contains(&id);
         }
-        let is_explored = exchange.candidates.iter().any(|it| it.author == Author::Model);
-        !is_explored || protocol::fraction_of(&id) < explored_share
+        protocol::fraction_of(&id) < share
     }
 }
 
+/// Equal for equal conversations, also where they were stored twice.
+fn words(messages: &[Message]) -> String {
+    serde_json::to_string(messages).expect("messages are plain data")
+}
+
 /// A run on examples keeps none aside, so what is served knows their answers by heart.
-fn has_example(exchange: &Exchange) -> bool {
-    exchange.candidates.iter().any(is_example)
+/// `taught`: the prompts that have one, by id.
+fn has_example(exchange: &Exchange, taught: &HashSet<String>) -> bool {
+    taught.contains(&prompt_id(&exchange.prompt_tokens))
+        || exchange.candidates.iter().any(is_example)
 }
 
 #[cfg(test)]
@@ -344,9 +366,9 @@ mod tests {
             files::write_atomic(&path, |file| file.write_all(lines.as_bytes())).unwrap();
             Data::read(&path, share).unwrap()
         };
-        let (early, late) = (data(100, 0.3), data(200, 0.3));
+        let (early, late) = (data(100, 0.5), data(200, 0.5));
         assert_eq!((early.all.len(), data(100, 0.0).validation.len()), (100, 0));
-        assert!((20..40).contains(&early.validation.len()), "{:?}", early.validation);
+        assert!((35..65).contains(&early.validation.len()), "{:?}", early.validation);
         // What an earlier night has trained on is never compared on.
         assert!(early.validation.is_subset(&late.validation));
         let trained: BTreeSet<_> = early.all.difference(&early.validation).cloned().collect();

@@ -376,16 +376,11 @@ pub struct Kept {
 }
 
 /// The prompts of a data set that a run does not train on, by their ids: those whose [`fraction_of`] is
-/// below `share`, at most half of them. The trainer validates on them, and the daemon compares candidates
-/// on them. Which ones does not depend on the run, so a later run does not validate on what an earlier one
-/// has trained on.
+/// below `share`. The trainer validates on them, and the daemon compares candidates on them. Which ones
+/// does not depend on the run, so a later run does not validate on what an earlier one has trained on.
 #[must_use]
 pub fn validation_prompts(ids: BTreeSet<String>, share: f64) -> BTreeSet<String> {
-    let most = ids.len() / 2;
-    let mut below: Vec<(f64, String)> =
-        ids.into_iter().map(|id| (fraction_of(&id), id)).filter(|it| it.0 < share).collect();
-    below.sort_by(|a, b| a.0.total_cmp(&b.0));
-    below.into_iter().take(most).map(|it| it.1).collect()
+    ids.into_iter().filter(|id| fraction_of(id) < share).collect()
 }
 
 /// A number from 0 to 1 that follows from a prompt's id (FNV-1a, which seeds a generator).

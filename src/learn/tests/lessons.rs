@@ -425,6 +425,28 @@ async fn candidates_are_not_compared_on_prompts_that_have_examples() {
     }
 }
 
+/// Of what an earlier night has trained on a later run on examples asks what was kept aside.
+#[tokio::test]
+async fn examples_are_not_compared_on_prompts_that_an_earlier_run_has_learned_from() {
+    let world = checked(improving()).await;
+    let learned = async |share: f64| {
+        world.change(|config| config.learn.validation_share = Some(share));
+        world.train().await;
+        world.last_run().await.metrics
+    };
+    for i in 0..16 {
+        world.remember(&format!("ask practice {i}")).await;
+    }
+    let answers = learned(0.0).await;
+    assert_eq!((&answers["lesson"], &answers["tally"]["prompts"]), (&"answers".into(), &20.into()));
+    learn(&world, &examples(24)).await.unwrap();
+    let metrics = learned(0.0).await;
+    assert_eq!(
+        (&metrics["lesson"], &metrics["selection"]),
+        (&"examples".into(), &serde_json::Value::Null)
+    );
+}
+
 #[tokio::test]
 async fn a_run_whose_every_candidate_is_worse_ends_before_its_gate() {
     let worse = judge()

@@ -103,7 +103,7 @@ pub(super) fn job(folder: &Path) -> Job {
             warmup_ratio: 0.1,
             ..testkit::job().optimizer
         },
-        // Four of them.
+        // Four of the 24: which ones follows from their ids.
         validation_share: 0.09,
         max_tokens: 64,
         context_tokens: 64,

@@ -182,7 +182,12 @@ fn where_nothing_is_validated_the_last_weights_are_kept() {
 fn the_exported_weights_are_those_with_the_smallest_validation_loss() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
-    let mut job = Job { objective: Objective::Sft, validations: 36, ..job(folder.path()) };
+    let mut job = Job {
+        objective: Objective::Sft,
+        validations: 36,
+        validation_share: 0.2,
+        ..job(folder.path())
+    };
     // A rate that first lowers the validation loss and then raises it.
     job.optimizer =
         Optimizer { learning_rate: 0.1, epochs: 12, max_grad_norm: 1e3, ..job.optimizer };
