@@ -185,6 +185,15 @@ pub(super) fn missing(questions: &Questions, config: &Config) -> Option<String> 
         judgeable(&questions.held_out).any(|question| question.agent.name == agent.name)
     };
     let agent = config.agents.values().find(|agent| agent.learn && !has_some(agent))?;
+    let of_agent = questions.held_out.iter().filter(|it| it.agent.name == agent.name);
+    let n_unjudgeable = of_agent.count();
+    if 0 < n_unjudgeable {
+        return Some(format!(
+            "agent {} has {n_unjudgeable} held-out prompts and nothing that says which answers to them are \
+             good: give each a `reference` or a `verifier`, or the agent `aspects`, or set `learn: false`",
+            agent.name
+        ));
+    }
     let advice = match agent.held_out {
         Some(config::HeldOut::Auto) => {
             "`held_out: auto` sets some aside when there are more prompts with a verifier, a \

@@ -32,7 +32,7 @@ pub struct Readiness {
     /// Examples that wait for a run on them alone: no run has learned from them, and the model has
     /// solved fewer prompts by itself.
     pub examples: usize,
-    /// Held-out prompts of agents that learn.
+    /// Held-out prompts that a gate may ask.
     pub held_out: usize,
     /// Why nothing could judge what a run would make.
     pub unjudgeable: Option<String>,
