@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    Engine, EngineConfig, FinishReason, FlashAttention, GenerateRequest, Generation, KvCache,
-    Piece, Priority, Sampling, TextPart, Weights, spawn,
+    Engine, EngineConfig, FinishReason, GenerateRequest, Generation, Piece, Priority, Sampling,
+    TextPart, Weights, spawn,
 };
 use files::gguf::{Gguf, Writer};
 use files::lora::header::Header;

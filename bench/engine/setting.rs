@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use engine::{EngineConfig, FlashAttention, KvCache};
+use engine::{EngineConfig, FlashAttention};
 
 /// KV cells on both sides.
 pub(crate) const CELLS: u32 = 16_384;

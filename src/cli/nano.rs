@@ -13,8 +13,8 @@ use super::progress;
 use super::terminal::{print, print_json};
 use config::{ProbeLine, load_prompts, prompt_file};
 use engine::{
-    self, Engine, EngineConfig, FlashAttention, GenerateRequest, Generation, KvCache, Piece,
-    Priority, Sampling, ScoreRequest, TextPart, Token, Weights,
+    self, Engine, EngineConfig, GenerateRequest, Generation, Piece, Priority, Sampling,
+    ScoreRequest, TextPart, Token, Weights,
 };
 use nano::corpus::CHAT_TEMPLATE;
 use nano::prompts::{problems, prompt_lines};

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
 use engine::{
-    self, Engine, EngineConfig, EngineThread, FlashAttention, Generation, KvCache, LogprobRequest,
-    Priority, Token, Weights,
+    self, Engine, EngineConfig, EngineThread, Generation, KvCache, LogprobRequest, Priority, Token,
+    Weights,
 };
 use files::gguf::{Gguf, Writer, model_sha256};
 use nano::corpus::Corpus;

@@ -14,9 +14,7 @@ use sha2::Digest as _;
 use tokio::process::Command;
 
 use super::llama::{self, Llama, OtherModels};
-use super::{
-    EngineConfig, EngineError, FlashAttention, Generation, KvCache, ModelInfo, TextPart, Token,
-};
+use super::{EngineConfig, EngineError, Generation, ModelInfo, TextPart, Token};
 use files::gguf::{Gguf, GgufError, model_sha256, model_size};
 use inference::backend::{Backend as _, Entry, SequenceId};
 

@@ -11,8 +11,7 @@ use std::path::Path;
 
 use engine::probe::Prober;
 use engine::{
-    self, EngineConfig, EngineError, FlashAttention, Generation, KvCache, LogprobRequest, Priority,
-    Token, Weights,
+    self, EngineConfig, EngineError, Generation, LogprobRequest, Priority, Token, Weights,
 };
 use futures_util::{StreamExt as _, stream};
 
