@@ -122,8 +122,10 @@ install-trainer:
 		-exec cp --parents --target-directory=$(abspath $(ALL)/doc/reflectd-trainer) {} +
 	install -m 644 packaging/reflectd-trainer.1 $(ALL)/man/man1
 
-# Debian packages and tarballs in target/dist, for any x86-64 processor.
+# Debian packages and tarballs in target/dist, for any x86-64 processor. llama-cpp-sys-2 links its libraries
+# anew and fails at links of an earlier build that point nowhere.
 package: setup
+	@find $(TARGET)/release $(TARGET)/release/deps $(TARGET)/release/examples -maxdepth 1 -xtype l -delete 2>/dev/null || true
 	cargo build --release --features portable
 	$(MAKE) --no-print-directory packages
 
