@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_of_a_binomial_is_that_of_scipy() {
+    fn the_chance_of_at_least_so_many_successes_is_that_of_scipy() {
         let near = |found: f64, expected: f64| (found - expected).abs() < 1e-12;
         assert!(near(binomial_at_least(0, 7, 0.3), 1.0) && near(binomial_at_least(0, 0, 0.3), 1.0));
         assert!(near(binomial_at_least(7, 7, 0.5), 0.007_812_5));
