@@ -99,6 +99,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_seed_is_the_first_32_bits_of_a_hash() {
+        assert_eq!(seed_of(&format!("00c0ffee{}", "9".repeat(56))), 0x00c0_ffee);
+    }
+
+    #[test]
     fn the_file_holds_the_examples_in_order_and_its_hash_is_known_before() {
         let example = |chosen: i32, rejected: Option<i32>| Example {
             prompt_id: "p".into(),
