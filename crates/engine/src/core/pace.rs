@@ -37,12 +37,15 @@ impl Pace {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let Some(now) = nanos.checked_div(tokens as u64) else { return };
         let is_large = EFFICIENT <= tokens;
-        if self.is_of_large_batch && !is_large {
+        let of_efficient = u128::from(self.nanos_per_token) * EFFICIENT as u128;
+        // Then small steps are all that there are, and only they can tell that the model is faster again.
+        let is_limited = LONGEST_STEP.as_nanos() < of_efficient;
+        if self.is_of_large_batch && !is_large && !is_limited {
             return;
         }
-        // A single slow step, as when the machine sleeps, does not make all others small.
+        // A single slow step, as when the machine sleeps, does not make all others small for long.
         self.nanos_per_token = match self.nanos_per_token {
-            before if 0 < before && self.is_of_large_batch == is_large => {
+            before if 0 < before && (self.is_of_large_batch == is_large || is_limited) => {
                 before - before / 4 + now / 4
             }
             _ => now.max(1),
@@ -115,6 +118,20 @@ mod tests {
         // Small steps say nothing about large ones once those are known.
         pace.learn(1, Duration::from_millis(50));
         assert_eq!(pace.tokens(Priority::Explore, false, &LIMITS), 200);
+    }
+
+    #[test]
+    fn a_step_that_took_very_long_does_not_make_all_others_small_for_ever() {
+        let mut pace = Pace::default();
+        pace.learn(100, Duration::from_millis(100));
+        pace.learn(100, Duration::from_secs(15));
+        assert!(pace.tokens(Priority::Chat, false, &LIMITS) < EFFICIENT);
+        for _ in 0..40 {
+            let tokens = pace.tokens(Priority::Chat, false, &LIMITS);
+            pace.learn(tokens, Duration::from_millis(tokens as u64));
+        }
+        let tokens = pace.tokens(Priority::Chat, false, &LIMITS);
+        assert!(1000 < tokens, "{tokens}: 2 s at 1 ms a token");
     }
 
     #[test]
