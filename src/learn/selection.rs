@@ -23,7 +23,7 @@ use super::practice::Practised;
 use super::promote::blocking;
 use crate::reflect::{ReflectError, is_checked};
 use config::{Agent, Config};
-use engine::{EngineError, Generation, Priority, Sampling, Token, Weights};
+use engine::{EngineError, Generation, Priority, Sampling, Weights};
 use prompt::Message;
 use protocol::{Job, Objective};
 use store::{Author, Exchange};
@@ -196,22 +196,24 @@ impl Untrained {
                     break;
                 }
                 let exchange = parts.store.exchange(id).await?;
-                let is_learned = learned.contains(&words(&exchange.messages));
-                let is_explored = exchange.candidates.iter().any(|it| it.author == Author::Model);
-                let share = if is_learned {
+                let id = prompt_id(&exchange.prompt_tokens);
+                // A run on examples keeps none aside, so what is served knows their answers by heart.
+                let has_example =
+                    taught.contains(&id) || exchange.candidates.iter().any(is_example);
+                let share_left = if learned.contains(&words(&exchange.messages)) {
                     learned_share
-                } else if is_explored {
+                } else if exchange.candidates.iter().any(|it| it.author == Author::Model) {
                     explored_share
                 } else {
                     1.0
                 };
-                if !has_example(&exchange, &taught)
-                    && data.has_left(&exchange.prompt_tokens, share)
+                if !has_example
+                    && data.has_left(&id, share_left)
                     && !held_out.contains(&exchange.messages)
                     && is_checked(agent, exchange.verifier.as_ref(), exchange.reference.as_deref())
                 {
                     // A prompt that was asked twice counts once.
-                    prompts.insert(prompt_id(&exchange.prompt_tokens), (agent.clone(), exchange));
+                    prompts.insert(id, (agent.clone(), exchange));
                 }
             }
             by_agent.push(prompts.into_values());
@@ -293,25 +295,17 @@ impl Data {
     }
 
     /// Whether the run does not train on a prompt; of those that its data set does not have, a share.
-    fn has_left(&self, prompt: &[Token], share: f64) -> bool {
-        let id = prompt_id(prompt);
-        if self.all.contains(&id) {
-            return self.validation.contains(&id);
+    fn has_left(&self, id: &str, share: f64) -> bool {
+        if self.all.contains(id) {
+            return self.validation.contains(id);
         }
-        protocol::fraction_of(&id) < share
+        protocol::fraction_of(id) < share
     }
 }
 
 /// Equal for equal conversations, also where they were stored twice.
 fn words(messages: &[Message]) -> String {
     serde_json::to_string(messages).expect("messages are plain data")
-}
-
-/// A run on examples keeps none aside, so what is served knows their answers by heart.
-/// `taught`: the prompts that have one, by id.
-fn has_example(exchange: &Exchange, taught: &HashSet<String>) -> bool {
-    taught.contains(&prompt_id(&exchange.prompt_tokens))
-        || exchange.candidates.iter().any(is_example)
 }
 
 #[cfg(test)]

@@ -188,19 +188,11 @@ impl Task {
             }
             Command::Preview(limit, reply) => {
                 let parts = self.parts.clone();
-                // Beside everything else, because it reads all that is stored.
-                tokio::spawn(async move {
-                    let found = preview::preview(&parts, limit).await;
-                    reply.send(found.map_err(|it| LearnError::Unreadable(it.reason()))).ok();
-                });
+                answer(reply, async move { preview::preview(&parts, limit).await });
             }
             Command::Readiness(reply) => {
                 let parts = self.parts.clone();
-                // Beside everything else, as the preview is.
-                tokio::spawn(async move {
-                    let found = readiness::look(&parts).await;
-                    reply.send(found.map_err(|it| LearnError::Unreadable(it.reason()))).ok();
-                });
+                answer(reply, async move { readiness::look(&parts).await });
             }
             Command::Cancel(reply) => {
                 self.stop(Stop::Owner);
@@ -457,6 +449,17 @@ impl Task {
 
 fn happened(event: &Event) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_millis(event.created_ms)
+}
+
+/// Answers a question beside everything else, because it reads all that is stored.
+fn answer<T: Send + 'static>(
+    reply: oneshot::Sender<Result<T, LearnError>>,
+    look: impl Future<Output = Result<T, RunError>> + Send + 'static,
+) {
+    tokio::spawn(async move {
+        let found = look.await;
+        reply.send(found.map_err(|it| LearnError::Unreadable(it.reason()))).ok();
+    });
 }
 
 /// The end of the operation under way; never, when there is none.

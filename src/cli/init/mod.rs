@@ -18,7 +18,7 @@ use serde_json::json;
 use super::doctor::{self, Model, training};
 use super::{Places, terminal};
 use crate::learn::program::{self, NotInstalled};
-use config::{self, Config};
+use config::{self, Agent, Config, prompt_file};
 use engine::EngineConfig;
 use found::{Found, Locations, Search, Source};
 use plan::Plan;
@@ -99,7 +99,7 @@ pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result
         model: tried.model,
         is_busy: is_busy(),
         trainer: ask_trainer(&config).await,
-        missing: config.agents.get(&plan.name).map(|it| report::missing(it)).unwrap_or_default(),
+        missing: config.agents.get(&plan.name).map(|it| missing(it)).unwrap_or_default(),
         next: next(places),
         agent: plan.name,
         files,
@@ -110,6 +110,12 @@ pub(super) async fn run(places: &Places, arguments: Arguments) -> anyhow::Result
         terminal::print(&report.text())?;
     }
     Ok(Exit::Ok)
+}
+
+/// What learning still needs, with the examples that its file has.
+fn missing(agent: &Agent) -> Vec<String> {
+    let examples = agent.examples.as_deref().map(prompt_file::read_examples);
+    report::missing(agent, examples.and_then(Result::ok).map_or(0, |lines| lines.len()))
 }
 
 /// Files by name, those of the prompts by their folder.

@@ -11,7 +11,7 @@ use crate::cli::doctor::{Model, mib};
 use crate::cli::table::{Table, pairs};
 use crate::learn::gate::MIN_PROMPTS;
 use crate::learn::practice::FEWEST_EXAMPLES;
-use config::{Agent, prompt_file};
+use config::Agent;
 use engine::llama::MemoryPlan;
 use protocol::TrainingSurvey;
 
@@ -158,7 +158,7 @@ impl Report {
 }
 
 /// What an agent still lacks before a night can make its model better: `init` has no prompts to hold out.
-pub(super) fn missing(agent: &Agent) -> Vec<String> {
+pub(super) fn missing(agent: &Agent, n_examples: usize) -> Vec<String> {
     let truth = if agent.verifier.is_some() {
         "prompts, of chats or of a file (`explore`)"
     } else {
@@ -169,8 +169,6 @@ pub(super) fn missing(agent: &Agent) -> Vec<String> {
          (agents/{}.yaml)",
         agent.name
     );
-    let examples = agent.examples.as_deref().map(prompt_file::read_examples);
-    let n_examples = examples.and_then(Result::ok).map_or(0, |lines| lines.len());
     let examples = (n_examples < FEWEST_EXAMPLES).then(|| {
         format!(
             "{} examples of right answers, if it cannot do your task at all (reflectd learn FILE)",

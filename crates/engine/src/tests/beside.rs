@@ -40,19 +40,25 @@ async fn idle_work_of_another_engine_never_takes_a_step_of_a_chat() {
     assert_eq!(answers.reasons, [Some(FinishReason::Stop)]);
 }
 
-/// A step of the judge takes long; the chat does not wait for it.
-#[tokio::test]
-async fn a_chat_breaks_off_a_step_of_another_engine() {
+/// Two engines under one lock: chats of four words, and a judge whose steps take 30 ms.
+async fn chats_beside_a_slow_judge() -> [(Engine, EngineThread); 2] {
     let lock = StepLock::default();
     let slow = Script::new("A").step_delay(Duration::from_millis(30));
     let quick = Script::new(&"word ".repeat(4));
-    let (chats, _one) = spawn_on(&lock, 8, || Ok(Fake::new(quick))).await.unwrap();
-    let (judge, _other) = spawn_on(&lock, 8, || Ok(Fake::new(slow))).await.unwrap();
-    let idle = GenerateRequest {
-        priority: Priority::Explore,
-        ..request(prompt(&judge, &"a long text to judge ".repeat(40)))
-    };
-    let idle = judge.generate(idle).await.unwrap();
+    let chats = spawn_on(&lock, 8, || Ok(Fake::new(quick))).await.unwrap();
+    [chats, spawn_on(&lock, 8, || Ok(Fake::new(slow))).await.unwrap()]
+}
+
+fn long_judgement(judge: &Engine, priority: Priority) -> GenerateRequest {
+    let prompt = prompt(judge, &"a long text to judge ".repeat(40));
+    GenerateRequest { priority, ..request(prompt) }
+}
+
+/// A step of the judge takes long; the chat does not wait for it.
+#[tokio::test]
+async fn a_chat_breaks_off_a_step_of_another_engine() {
+    let [(chats, _one), (judge, _other)] = chats_beside_a_slow_judge().await;
+    let idle = judge.generate(long_judgement(&judge, Priority::Explore)).await.unwrap();
     let mut n_chats = 0;
     while judge.stats().interrupted_steps < 3 {
         n_chats += 1;
@@ -66,16 +72,8 @@ async fn a_chat_breaks_off_a_step_of_another_engine() {
 /// Of a step that is broken off up to all is lost, and somebody waits for it too.
 #[tokio::test]
 async fn no_chat_breaks_off_a_step_that_somebody_waits_for() {
-    let lock = StepLock::default();
-    let slow = Script::new("A").step_delay(Duration::from_millis(30));
-    let quick = Script::new(&"word ".repeat(4));
-    let (chats, _one) = spawn_on(&lock, 8, || Ok(Fake::new(quick))).await.unwrap();
-    let (judge, _other) = spawn_on(&lock, 8, || Ok(Fake::new(slow))).await.unwrap();
-    let inline = GenerateRequest {
-        priority: Priority::Inline,
-        ..request(prompt(&judge, &"a long text to judge ".repeat(40)))
-    };
-    let inline = judge.generate(inline).await.unwrap();
+    let [(chats, _one), (judge, _other)] = chats_beside_a_slow_judge().await;
+    let inline = judge.generate(long_judgement(&judge, Priority::Inline)).await.unwrap();
     let inline = tokio::spawn(read(inline, 1));
     let mut n_chats = 0;
     while !inline.is_finished() {
