@@ -132,6 +132,8 @@ impl<B: RewardBackend> Loop<B> {
             if request.reply.is_closed() {
                 return Err(EngineError::Stopped);
             }
+            // Whoever came before waits for the lock.
+            self.ticket.expect_nobody();
             if self.ticket.take(request.priority) {
                 n_read += self.step(&tokens[n_read..], n_read, request.priority)?;
             }
@@ -148,8 +150,6 @@ impl<B: RewardBackend> Loop<B> {
     ) -> Result<usize, EngineError> {
         // Answers of another model may be written meanwhile.
         let n = self.pace.tokens(priority, true, &self.limits).min(tokens.len());
-        // Whoever came before waits for the lock, and breaks the step off from there.
-        self.ticket.expect_nobody();
         let interrupt = (!priority.is_urgent()).then(|| self.ticket.interruption());
         let begun = Instant::now();
         let read = self.backend.read(&tokens[..n], position, interrupt);

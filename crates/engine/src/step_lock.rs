@@ -23,14 +23,15 @@ pub struct StepLock {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// Somebody who is waited for has come: a step of idle work ends early.
-    interrupt: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// What each engine wants to do next; `None` while it has nothing to do.
     wants: Vec<Option<Priority>>,
+    /// Of each engine: somebody who is waited for has come, and a step of idle work ends early. Each has its
+    /// own, because it takes the signal back when it has looked, and another one may not have looked yet.
+    signals: Vec<Arc<AtomicBool>>,
     /// Since when a step is under way, and of which priority.
     taken: Option<(Instant, Priority)>,
     /// Who took the last step: the other one is next when both are as urgent.
@@ -42,14 +43,17 @@ struct State {
 pub(super) struct Ticket {
     lock: StepLock,
     index: usize,
+    signal: Arc<AtomicBool>,
 }
 
 impl StepLock {
     /// A place for one more engine.
     pub(super) fn ticket(&self) -> Ticket {
         let mut state = self.lock();
+        let signal = Arc::new(AtomicBool::new(false));
         state.wants.push(None);
-        Ticket { index: state.wants.len() - 1, lock: self.clone() }
+        state.signals.push(Arc::clone(&signal));
+        Ticket { index: state.wants.len() - 1, lock: self.clone(), signal }
     }
 
     /// How long the step has taken that is under way. One that does not end holds up all engines,
@@ -60,7 +64,9 @@ impl StepLock {
 
     /// Ends a step of idle work early, whichever engine is in one.
     pub(super) fn interrupt(&self) {
-        self.shared.interrupt.store(true, Ordering::Relaxed);
+        for signal in &self.lock().signals {
+            signal.store(true, Ordering::Relaxed);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -90,7 +96,7 @@ impl Ticket {
         state.wants[self.index] = Some(priority);
         while !state.may_step(self.index, priority) {
             if state.taken.is_some_and(|(_, other)| priority < other) {
-                self.lock.interrupt();
+                state.signals[state.last].store(true, Ordering::Relaxed);
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -106,12 +112,12 @@ impl Ticket {
 
     /// Looks at what has come from now on, so that only who comes later breaks off a step.
     pub(super) fn expect_nobody(&self) {
-        self.lock.shared.interrupt.store(false, Ordering::Relaxed);
+        self.signal.store(false, Ordering::Relaxed);
     }
 
-    /// Whether a step of idle work shall end early.
+    /// Whether a step of idle work of this engine shall end early.
     pub(super) fn interruption(&self) -> &AtomicBool {
-        &self.lock.shared.interrupt
+        &self.signal
     }
 
     /// Ends a step. The engine still wants to go on, until it says otherwise.
@@ -182,6 +188,29 @@ mod tests {
         drop(ended);
         assert!(other.take(Priority::Explore));
         other.leave();
+    }
+
+    fn signals(engines: &[Ticket]) -> Vec<bool> {
+        engines.iter().map(|it| it.interruption().load(Ordering::Relaxed)).collect()
+    }
+
+    #[test]
+    fn a_signal_is_taken_back_by_each_engine_for_itself() {
+        let lock = StepLock::default();
+        let engines = [lock.ticket(), lock.ticket()];
+        lock.interrupt();
+        engines[0].expect_nobody();
+        assert_eq!(signals(&engines), [false, true]);
+    }
+
+    #[test]
+    fn an_engine_that_waits_breaks_off_the_step_under_way_and_not_its_own() {
+        let lock = StepLock::default();
+        let engines = [lock.ticket(), lock.ticket(), lock.ticket()];
+        assert!(engines[1].take(Priority::Explore));
+        assert!(!engines[0].take(Priority::Gate));
+        assert_eq!(signals(&engines), [false, true, false]);
+        engines[1].leave();
     }
 
     #[test]

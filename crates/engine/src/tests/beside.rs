@@ -69,6 +69,36 @@ async fn a_chat_breaks_off_a_step_of_another_engine() {
     assert_eq!(read(idle, 1).await.texts, ["A"]);
 }
 
+/// Each engine looks at signals for itself, so none is lost while both are busy.
+#[tokio::test]
+async fn no_step_of_idle_work_is_done_to_its_end_before_a_chat() {
+    let lock = StepLock::default();
+    let word = Script::new("A").on("long", &[(&"word ".repeat(4_000), 1.0)]);
+    let slow = || word.clone().step_delay(Duration::from_millis(20));
+    let (one, two) = (slow(), slow());
+    let (chats, _one) = spawn_on(&lock, 8, || Ok(Fake::new(one))).await.unwrap();
+    let (judge, _other) = spawn_on(&lock, 8, || Ok(Fake::new(two))).await.unwrap();
+    let alone = chats.stats().steps;
+    ask(&chats, "chat").await;
+    let n_own = chats.stats().steps - alone;
+    let mut idle = Vec::new();
+    for engine in [&chats, &judge] {
+        let request =
+            GenerateRequest { priority: Priority::Explore, ..request(prompt(engine, "long")) };
+        idle.push(engine.generate(request).await.unwrap());
+    }
+    let steps = || chats.stats().steps + judge.stats().steps;
+    let mut n_others = 0;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(7)).await;
+        let before = steps();
+        ask(&chats, "chat").await;
+        n_others += steps() - before - n_own;
+    }
+    // A step may end just before the chat comes.
+    assert!(n_others <= 3, "{n_others} steps of idle work went before 20 chats");
+}
+
 /// Of a step that is broken off up to all is lost, and somebody waits for it too.
 #[tokio::test]
 async fn no_chat_breaks_off_a_step_that_somebody_waits_for() {
