@@ -325,7 +325,8 @@ impl Core {
         for (id, draft) in drafts {
             // Not at the cost of a prompt's place.
             let room = builder.tokens_left.min(builder.outputs_left).min(builder.cells_left);
-            builder.push_draft(id, &draft[..draft.len().min(room)]);
+            let draft = &draft[..draft.len().min(room)];
+            builder.push_draft(id, draft).expect("its last token is in the batch");
         }
         for &(id, _) in &prompts {
             let mut spans = self.tree.pending(id);

@@ -77,7 +77,7 @@ impl Step {
 pub(crate) enum Misplaced {
     /// Its first token is not the next one of the node.
     Gap,
-    /// The node's parent is not whole.
+    /// The node's parent, or what a draft follows, is not whole.
     BeforeParent,
 }
 
@@ -148,10 +148,14 @@ impl<'a> Builder<'a> {
         wanted.min(silent + self.outputs_left).min(self.tokens_left).min(self.cells_left)
     }
 
-    /// Puts what a sequence may say next into the batch, behind its last token, which is in it.
-    pub(super) fn push_draft(&mut self, id: SequenceId, tokens: &[Token]) {
+    /// Puts what a sequence may say next into the batch, behind its last token.
+    pub(super) fn push_draft(&mut self, id: SequenceId, tokens: &[Token]) -> Result<(), Misplaced> {
+        let last = self.tree.last_node(id);
+        if self.planned(last) < self.tree.span(last).1.len() {
+            return Err(Misplaced::BeforeParent);
+        }
         if tokens.is_empty() {
-            return;
+            return Ok(());
         }
         self.take(tokens.len(), 0);
         self.spans.push(Span {
@@ -161,6 +165,7 @@ impl<'a> Builder<'a> {
             tokens: tokens.to_vec(),
             silent: 0,
         });
+        Ok(())
     }
 
     fn take(&mut self, tokens: usize, silent: usize) {
@@ -256,6 +261,21 @@ mod tests {
         let spans = builder.finish();
         assert_eq!(spans[0].ids, [a, b], "the trunk is evaluated once, for both");
         assert_eq!((spans[2].start, spans[2].silent), (6, 2), "its last token has logits");
+    }
+
+    #[test]
+    fn a_draft_before_the_token_that_it_follows_is_refused() {
+        let mut tree = Tree::new(100, 4, CachePolicy::new(0));
+        let id = insert(&mut tree, "said");
+        let node = tree.last_node(id);
+        tree.advance(node, 3);
+        let mut builder = Builder::new(&tree, 64, 64);
+        let draft = tokens("next");
+        assert_eq!(builder.push_draft(id, &draft), Err(Misplaced::BeforeParent));
+        builder.push(node, 3..4).unwrap();
+        builder.push_draft(id, &draft).unwrap();
+        let spans = builder.finish();
+        assert_eq!((spans[1].start, spans[1].silent), (4, 0), "all of it has logits");
     }
 
     /// Siblings that were preempted with one sampled token, and whose trunk has left the context.

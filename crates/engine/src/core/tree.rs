@@ -197,6 +197,11 @@ impl Tree {
         self.evaluated_to(self.holder(id).node)
     }
 
+    /// The node in which a sequence ends.
+    pub(super) fn last_node(&self, id: SequenceId) -> NodeId {
+        self.holder(id).node
+    }
+
     /// What a running sequence waits for, in order.
     pub(super) fn pending(&self, id: SequenceId) -> Vec<Pending> {
         let mut found = Vec::new();
