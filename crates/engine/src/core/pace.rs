@@ -135,6 +135,15 @@ mod tests {
     }
 
     #[test]
+    fn a_single_slow_step_makes_the_next_ones_little_smaller() {
+        let mut pace = Pace::default();
+        pace.learn(100, Duration::from_millis(100));
+        pace.learn(100, Duration::from_millis(900));
+        let tokens = pace.tokens(Priority::Chat, false, &LIMITS);
+        assert!((600..700).contains(&tokens), "{tokens}: 2 s at 3 ms a token, and not at 9");
+    }
+
+    #[test]
     fn no_step_of_a_slow_model_is_longer_than_the_watchdog_allows() {
         let mut pace = Pace::default();
         pace.learn(32, Duration::from_secs(8));

@@ -89,9 +89,12 @@ impl Core {
         self.blocks.is_none() && self.tree.caches_too_much() && may_leave
     }
 
-    /// Whether what is cached leaves to come back at the beginning of the context, while nobody runs.
+    /// Whether what is cached leaves to come back at the beginning of the context, while nobody runs. Who
+    /// comes waits for the copies of one step at most.
     fn may_gather(&self) -> bool {
-        self.blocks.is_none() && self.owners.is_empty() && self.tree.is_scattered()
+        let is_soon_done = self.requests.is_empty() || self.tree.fits_into_a_step();
+        let is_wanted = self.blocks.is_none() && self.owners.is_empty();
+        is_wanted && is_soon_done && self.tree.is_scattered()
     }
 
     /// Starts waiting sequences in the order of their requests until one does not fit: overtaking

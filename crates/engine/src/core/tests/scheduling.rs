@@ -217,6 +217,96 @@ fn the_oldest_of_many_that_outgrow_the_context_never_gives_way() {
     assert!(0 < core.counters.preemptions);
 }
 
+/// Its cells are not in anybody's way, and come back from where they are.
+#[test]
+fn a_sequence_that_gives_way_for_an_id_is_not_read_again() {
+    let mut core = Core::new(limits(4000, 1), CachePolicy::new(1 << 20), Arc::new(Letters));
+    core.submit(request(Priority::Explore, 1, 600, 20));
+    read_prompts(&mut core, QUICK);
+    core.submit(chat(2, 5, 3));
+    answer(&mut core);
+    let counters = core.counters();
+    assert_eq!(counters.preemptions, 1);
+    assert!(counters.prompt_tokens < 600 + 5 + 20, "{counters:?}");
+}
+
+#[test]
+fn a_small_request_does_not_overtake_a_large_one() {
+    let mut core = Core::new(limits(400, 8), CachePolicy::new(0), Arc::new(Letters));
+    core.submit(chat(1, 200, 60));
+    step(&mut core, QUICK);
+    let large = core.submit(chat(2, 300, 5));
+    let small = core.submit(chat(3, 20, 5));
+    let runs =
+        |core: &Core, id| core.position(id).is_some_and(|at| 0 < core.requests[at].n_running());
+    while !runs(&core, large) {
+        assert!(!runs(&core, small), "it would wait for ever behind many small ones");
+        step(&mut core, QUICK).expect("they go on");
+    }
+}
+
+/// A core with three ids, in which these have been answered one after the other and are cached.
+fn cached(requests: &[(Priority, u64)]) -> Core {
+    let mut core = Core::new(limits(4000, 3), CachePolicy::new(0), Arc::new(Letters));
+    for &(priority, seed) in requests {
+        core.submit(request(priority, seed, 50, 1));
+        answer(&mut core);
+    }
+    core
+}
+
+/// Tokens that are read when a prompt of `cached` is asked for again.
+fn read_again(core: &mut Core, seed: u64) -> usize {
+    core.submit(chat(seed, 60, 1));
+    answer(core)
+}
+
+#[test]
+fn of_cached_prompts_the_oldest_leaves_first() {
+    let mut core = cached(&[1, 2, 3, 4].map(|seed| (Priority::Chat, seed)));
+    assert_eq!([3, 2].map(|seed| read_again(&mut core, seed)), [10, 10]);
+    assert_eq!(read_again(&mut core, 1), 60);
+}
+
+#[test]
+fn a_cached_prompt_of_idle_work_leaves_before_an_older_one_of_a_chat() {
+    let [chat, idle] = [Priority::Chat, Priority::Explore];
+    let mut core = cached(&[(chat, 1), (chat, 2), (idle, 3), (chat, 4)]);
+    assert_eq!([2, 1].map(|seed| read_again(&mut core, seed)), [10, 10]);
+    assert_eq!(read_again(&mut core, 3), 60);
+}
+
+#[test]
+fn a_cached_prompt_that_is_of_use_is_young_again() {
+    let mut core = cached(&[1, 2].map(|seed| (Priority::Chat, seed)));
+    // It begins like the oldest one, and ends otherwise.
+    let other = [prompt(1, 40), prompt(5, 10)].concat();
+    core.submit(request_of(Priority::Chat, other, 1));
+    assert!(answer(&mut core) <= 10);
+    core.submit(chat(6, 50, 1));
+    answer(&mut core);
+    assert_eq!(read_again(&mut core, 1), 10);
+    assert_eq!(read_again(&mut core, 2), 60, "it was the oldest");
+}
+
+#[test]
+fn copies_take_no_more_host_memory_than_they_may_and_the_youngest_stay() {
+    // A copied cell is one byte.
+    let mut core = Core::new(limits(500, 8), CachePolicy::new(1000), Arc::new(Letters));
+    for seed in 1..=6 {
+        core.submit(chat(seed, 400, 1));
+        while !core.requests.is_empty() {
+            step(&mut core, QUICK).expect("it goes on");
+            assert!(core.host_bytes() <= 1000, "{} bytes", core.host_bytes());
+        }
+    }
+    assert!(500 < core.host_bytes());
+    for (seed, n_read) in [(5, 10), (1, 410)] {
+        core.submit(chat(seed, 410, 1));
+        assert_eq!(answer(&mut core), n_read, "of the one with seed {seed}");
+    }
+}
+
 #[test]
 fn few_copies_of_cells_are_made_between_two_steps() {
     // Of cells that are lacking, and of an id.
@@ -364,8 +454,7 @@ fn short_sequences_leave_as_fast_as_long_ones() {
 }
 
 /// A core in which sixteen chats were answered together, so that what is cached lies far apart.
-fn scattered(host_bytes: usize) -> Core {
-    let cache = CachePolicy::new(host_bytes);
+fn scattered(cache: CachePolicy) -> Core {
     let mut core = Core::new(limits(16384, 32), cache, Arc::new(Letters));
     for seed in 1..=16 {
         core.submit(chat(seed, 300, 30));
@@ -377,7 +466,7 @@ fn scattered(host_bytes: usize) -> Core {
 /// Attention looks at all cells up to the last one in use, and after many chats few of them are.
 #[test]
 fn what_is_cached_among_free_cells_leaves_before_the_next_one_begins() {
-    let mut core = scattered(1 << 30);
+    let mut core = scattered(CachePolicy::new(1 << 30));
     let before = core.cells_used();
     core.submit(chat(20, 1000, 1));
     let mut n_tokens = 0;
@@ -389,11 +478,25 @@ fn what_is_cached_among_free_cells_leaves_before_the_next_one_begins() {
     assert!(others < 10, "{others} cells beside its own");
 }
 
+/// Copies of many large cells take longer than their gaps cost.
+#[test]
+fn a_chat_that_comes_does_not_wait_for_more_than_a_step_of_copies() {
+    let mut core = scattered(CachePolicy { bytes_at_once: 400, ..CachePolicy::new(1 << 30) });
+    while !core.tree.is_scattered() {
+        step(&mut core, QUICK).expect("what is cached leaves while nobody asks");
+    }
+    assert!(600 < core.cells_used());
+    core.submit(chat(20, 100, 1));
+    let steps = std::iter::from_fn(|| step(&mut core, QUICK));
+    let n_copied: usize = steps.take_while(Step::is_without_batch).map(|it| copied(&it)).sum();
+    assert!(n_copied < 400 + 400 / 4, "it waited for {n_copied} cells");
+}
+
 #[test]
 fn what_has_left_the_context_to_lie_together_is_not_read_again() {
     // Where no copies are kept, it stays.
     for host_bytes in [20, 1 << 30] {
-        let mut core = scattered(host_bytes);
+        let mut core = scattered(CachePolicy::new(host_bytes));
         core.submit(chat(16, 320, 1));
         let n_tokens = answer(&mut core);
         assert!(n_tokens <= 20, "{n_tokens} tokens with {host_bytes} bytes for copies");
@@ -402,7 +505,7 @@ fn what_has_left_the_context_to_lie_together_is_not_read_again() {
 
 #[test]
 fn an_idle_core_gathers_what_is_cached_and_then_leaves_it_in_peace() {
-    let mut core = scattered(1 << 30);
+    let mut core = scattered(CachePolicy::new(1 << 30));
     rest(&mut core);
     assert_eq!(core.cells_used(), 0);
     core.submit(chat(20, 400, 1));

@@ -130,6 +130,11 @@ impl Tree {
         self.policy.host_bytes != 0 && self.host_bytes + next <= self.policy.host_bytes
     }
 
+    /// Whether a step may copy all that is in use.
+    pub(in super::super) fn fits_into_a_step(&self) -> bool {
+        self.used * self.cell_bytes <= self.policy.bytes_at_once
+    }
+
     /// Whether the next step copies as much as it should, there or back.
     pub(in super::super) fn copies_enough(&self) -> bool {
         self.is_enough(self.copying())
