@@ -1,17 +1,17 @@
 //! What `engine.deterministic` costs, and what it gives: the same answers alone, with 3, 7 and 15
-//! others and beside an exploration, against an engine without it. And the same of
+//! others, beside an exploration, preempted and with a full cache, against an engine without it. And the same of
 //! `engine.deterministic_judge`: how often a judgement comes out otherwise when it is asked for with 63
 //! others, in the context for judgements and in the one of answers. With `--model`, on that model. Called
 //! by `main`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use engine::{
     Engine, EngineConfig, GenerateRequest, Generation, Priority, ScoreRequest, Token, Weights,
 };
 use engine::{TextPart, spawn};
-use futures_util::future::try_join_all;
+use futures_util::future::{try_join, try_join_all};
 use prompt::{ChatTemplate, Message, Role};
 use testkit::bench::statistics::median;
 
@@ -24,6 +24,11 @@ const ROUNDS: usize = 3;
 const QUESTIONS: u32 = 20;
 /// Requests at once.
 const CROWDS: [usize; 4] = [1, 4, 8, 16];
+/// Chats that interrupt the answers, and the pause before each.
+const CHATS: usize = 8;
+const BETWEEN_CHATS: Duration = Duration::from_millis(700);
+/// Prompts of some 400 tokens, more than the context has room for.
+const FILLING: usize = 60;
 const JUDGEMENTS: usize = 500;
 /// Judgements at once.
 const WIDTH: usize = 64;
@@ -156,7 +161,34 @@ async fn side(engine: &Engine, setting: &Setting) -> anyhow::Result<Side> {
     let exploration = engine.generate(idle).await?;
     compare(&mut side, &all(engine, &questions, 4).await?);
     drop(exploration);
+    compare(&mut side, &preempted(engine, &questions).await?);
+    for text in (0..FILLING).map(|i| format!("Number {i}: {}", "say why that is so. ".repeat(60))) {
+        generate(engine, request(rendered(engine, &text)?, 1, 1)).await?;
+    }
+    compare(&mut side, &all(engine, &questions, 1).await?);
     Ok(side)
+}
+
+/// The answers as idle work, which chats interrupt a few times.
+async fn preempted(
+    engine: &Engine,
+    questions: &[GenerateRequest],
+) -> anyhow::Result<Vec<Vec<Token>>> {
+    let idle = |it: &GenerateRequest| GenerateRequest { priority: Priority::Explore, ..it.clone() };
+    let idle: Vec<_> = questions.iter().map(idle).collect();
+    let chat = request(rendered(engine, "Hello!")?, 1, 2);
+    let before = engine.stats().preemptions;
+    let interrupt = async {
+        for _ in 0..CHATS {
+            tokio::time::sleep(BETWEEN_CHATS).await;
+            generate(engine, chat.clone()).await?;
+        }
+        Ok(())
+    };
+    let (answers, ()) = try_join(all(engine, &idle, 4), interrupt).await?;
+    let n = engine.stats().preemptions - before;
+    eprintln!("  {n} preemptions by {CHATS} chats");
+    Ok(answers)
 }
 
 fn questions(engine: &Engine) -> anyhow::Result<Vec<GenerateRequest>> {
