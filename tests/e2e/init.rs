@@ -1,93 +1,17 @@
 //! `reflectd init` as a newcomer runs it: on the embedded model, on a real chat model, on files that
 //! do not serve, and where there is no model, no network or no terminal.
 
-use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::process::Command;
 
 use crate::daemon::Daemon;
+use crate::newcomer::{Newcomer, TRY_AGAIN, below, with_sample};
 use crate::scratch::Scratch;
-use testkit::skipped;
-
-/// The exit code of a sample that cannot be fetched here and now.
-const TRY_AGAIN: i32 = 75;
 
 fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("agents/nano/model.gguf")
-}
-
-/// A user of this machine who has nothing: an empty home, which is also the current folder.
-struct Newcomer {
-    home: TempDir,
-    variables: Vec<(&'static str, OsString)>,
-}
-
-impl Newcomer {
-    fn new() -> Self {
-        Self { home: tempfile::tempdir().unwrap(), variables: Vec::new() }
-    }
-
-    fn with(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
-        self.variables.push((name, value.into()));
-        self
-    }
-
-    fn home(&self) -> &Path {
-        self.home.path()
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        // Where models are looked for.
-        let caches = ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"];
-        for name in testkit::SETTINGS.into_iter().chain(caches) {
-            command.env_remove(name);
-        }
-        command.env("HOME", self.home()).current_dir(self.home()).stdin(Stdio::null());
-        // Ignores an Ollama service of this machine.
-        command.env("OLLAMA_MODELS", self.home().join(".ollama/models"));
-        for (name, value) in &self.variables {
-            command.env(name, value);
-        }
-        command
-    }
-
-    async fn init(&self, arguments: &[&str]) -> Said {
-        let mut command = self.command(env!("CARGO_BIN_EXE_reflectd"));
-        Said::of(command.arg("init").args(arguments).output().await.unwrap())
-    }
-
-    /// Types a command line.
-    async fn types(&self, line: &str) -> Said {
-        Said::of(self.command("sh").args(["-c", line]).output().await.unwrap())
-    }
-}
-
-/// What a program has said and how it ended.
-#[derive(Debug)]
-struct Said {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    fn of(output: Output) -> Self {
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    /// The commands below "Next:".
-    fn next(&self) -> [&str; 3] {
-        let (_, next) = self.out.split_once("\nNext:\n").unwrap_or_else(|| panic!("{self:?}"));
-        let lines: Vec<&str> = next.lines().take(3).map(str::trim).collect();
-        lines.try_into().unwrap_or_else(|lines| panic!("{lines:?}"))
-    }
 }
 
 fn put(path: &Path, bytes: &[u8]) {
@@ -101,15 +25,6 @@ fn with_odd_tokenizer() -> Vec<u8> {
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
     bytes[at..at + name.len()].copy_from_slice(b"gpt-x");
     bytes
-}
-
-/// Files and folders below a folder.
-fn below(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten();
-    let mut found: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    let folders = found.clone().into_iter().filter(|path| path.is_dir());
-    found.extend(folders.collect::<Vec<_>>().iter().flat_map(|folder| below(folder)));
-    found
 }
 
 /// Asks for a short answer over the socket, as a client that knows nothing of agents does.
@@ -166,34 +81,6 @@ async fn the_embedded_model_is_set_up_checked_and_served() {
     assert_eq!(talked.code, Some(0), "{talk}: {talked:?}");
     assert!(!talked.out.trim().is_empty(), "{talked:?}");
     daemon.stop().await;
-}
-
-/// `init --sample` into an empty folder, and what it says. The model comes from the cache of the user who
-/// runs the tests, so that it is downloaded once; `None`: it is not to be had here, which is said.
-pub(crate) async fn sample() -> Option<(Scratch, Value)> {
-    let (_, scratch, said) = with_sample().await;
-    let found = said.map(|said| serde_json::from_str(&said.out).unwrap());
-    Some((scratch, found?))
-}
-
-async fn with_sample() -> (Newcomer, Scratch, Option<Said>) {
-    let mut newcomer = Newcomer::new();
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let cache = variable("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(Path::new(&variable("HOME")?).join(".cache")));
-    if let Some(cache) = cache {
-        newcomer = newcomer.with("XDG_CACHE_HOME", cache);
-    }
-    let scratch = Scratch::empty();
-    let root = scratch.root().to_str().unwrap().to_owned();
-    let said = newcomer.init(&["--sample", "--yes", "--json", "--root", &root]).await;
-    if said.code == Some(TRY_AGAIN) {
-        skipped(said.err.trim());
-        assert_eq!(below(scratch.root()), Vec::<PathBuf>::new(), "nothing is half written");
-        return (newcomer, scratch, None);
-    }
-    assert_eq!(said.code, Some(0), "{said:?}");
-    (newcomer, scratch, Some(said))
 }
 
 #[tokio::test]

@@ -1,18 +1,26 @@
 //! The short form of `bench/real`: a real chat model practises on an owner's prompts, learns and meets the
 //! gate, with an agent as its owner would write it. Whether it gets better in so small a run is not asserted;
-//! `make bench-real` measures that.
+//! `make bench-real` measures that. A program of its own, so that nothing else runs beside it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![expect(dead_code, reason = "the other end-to-end tests use more of what they share")]
 
-use serde_json::json;
+mod daemon;
+mod newcomer;
+mod scratch;
+
+use serde_json::{Value, json};
 use tasks::messages;
 
-use crate::daemon::Daemon;
-use crate::init;
+use daemon::Daemon;
+use newcomer::with_sample;
 
 const PROMPTS: usize = 20;
 
 #[tokio::test]
 async fn a_real_chat_model_practises_learns_and_meets_the_gate() {
-    let Some((scratch, found)) = init::sample().await else { return };
+    let (_, scratch, said) = with_sample().await;
+    let Some(said) = said else { return };
+    let found: Value = serde_json::from_str(&said.out).unwrap();
     // By default a run of this size is about 20 steps, and a promoted one answers 40 general prompts.
     scratch.write(
         "reflectd.yaml",
