@@ -9,7 +9,8 @@ use tracing::warn;
 
 use super::Parts;
 use super::error::RunError;
-use super::pairs::is_example;
+use super::job::{Lesson, validation_share};
+use super::pairs::{is_example, prompt_id};
 use crate::reflect::Named;
 use config::Agent;
 use store::{Author, Candidate, Exchange, ExchangeId, Expected, NewCandidate};
@@ -23,6 +24,8 @@ pub(super) enum Supplied {
     Known,
     /// It cannot be one.
     Unfit,
+    /// It is not one, because candidates are compared on the prompt.
+    Untrained,
     /// An answer of the model is right, or its verifier names none.
     Nothing,
 }
@@ -46,6 +49,9 @@ pub(super) async fn supply(
     }
     if is_any_right(parts, agent, &exchange, example(&exchange).as_slice()).await? {
         return Ok(Supplied::Known);
+    }
+    if is_untrained(parts, &exchange) {
+        return Ok(Supplied::Untrained);
     }
     let Some(answer) = fitting(id, named) else { return Ok(Supplied::Unfit) };
     let is_new = parts.store.set_expected(id, Some(answer)).await?;
@@ -71,7 +77,8 @@ pub(super) async fn renew(parts: &Parts, agent: &Agent, id: ExchangeId) -> Resul
     let exchange = parts.store.exchange(id).await?;
     let mut expected = fitting(id, parts.reflector.expected(agent, &exchange)?);
     if expected.is_some()
-        && is_any_right(parts, agent, &exchange, example(&exchange).as_slice()).await?
+        && (is_untrained(parts, &exchange)
+            || is_any_right(parts, agent, &exchange, example(&exchange).as_slice()).await?)
     {
         expected = None;
     }
@@ -80,6 +87,13 @@ pub(super) async fn renew(parts: &Parts, agent: &Agent, id: ExchangeId) -> Resul
         parts.store.set_expected(id, expected).await?;
     }
     Ok(())
+}
+
+/// Whether no run on answers trains on the prompt. A run on examples, which keeps none aside, must not either:
+/// candidates are compared on such prompts, those that the model cannot do among them.
+fn is_untrained(parts: &Parts, exchange: &Exchange) -> bool {
+    let share = validation_share(&parts.config.borrow().learn, Lesson::Answers);
+    protocol::fraction_of(&prompt_id(&exchange.prompt_tokens)) < share
 }
 
 /// What can be an example; of what cannot, the log tells.

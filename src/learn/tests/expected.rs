@@ -203,6 +203,27 @@ async fn what_does_not_fit_is_counted_and_no_example_and_the_exploration_goes_on
     assert_eq!((harvest.prompts, harvest.candidates), (3, 6), "{harvest:?}");
 }
 
+/// Otherwise those that are left to compare candidates on would be those that the model can do.
+#[tokio::test]
+async fn a_prompt_that_candidates_are_compared_on_gets_no_example() {
+    let file = Practising::new(standing()).await;
+    file.write(40, &exact("B"));
+    let keep_aside =
+        |share| file.world.change(|config| config.learn.validation_share = Some(share));
+    keep_aside(0.5);
+    let n_examples = file.explore().await.expected;
+    assert!((8..=32).contains(&n_examples), "{n_examples} of 40");
+    for row in file.world.parts.store.examples(vec!["tester".into()]).await.unwrap() {
+        assert!(0.5 <= protocol::fraction_of(&super::pairs::prompt_id(&row.prompt)));
+    }
+    // Nor do those that have one when the share grows.
+    keep_aside(1.0);
+    file.sync().await;
+    assert_eq!(file.examples().await.len(), 0);
+    keep_aside(0.0);
+    assert_eq!(file.explore().await.expected, 40);
+}
+
 /// Eighty prompts with four first drafts each.
 async fn eighty(script: Script, explore: (u32, u32), expected: &str) -> Practising {
     let file = Practising::new(script).await;
