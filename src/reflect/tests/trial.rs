@@ -4,8 +4,6 @@ use super::*;
 
 /// Drafts are right now and then; refinements are `refined`.
 async fn world(refined: &str) -> (World, Agent) {
-    // So seldom that four drafts are hardly ever all right, which would leave nothing to refine, and so often
-    // that of a hundred there are hardly ever fewer than four.
     let drafts = [("good", 0.13), ("bad", 0.87)];
     let script = Script::new("?").on("refine", &[(refined, 1.0)]).on("ask mixed", &drafts);
     let world = World::new(answers(script)).await;
@@ -22,7 +20,8 @@ async fn explored(world: &World, agent: &Agent, trial: &Trial) -> Vec<(usize, us
         let line = PromptLine::new(id, prompt);
         let id = world.reflector.remember(agent, line).await.unwrap();
         let aim = stopping(4, 100, 64, 0);
-        let sampling = exploring(agent, false);
+        // Without one, four drafts are all right now and then, which leaves nothing to refine.
+        let sampling = Sampling { seed: Some(7), ..exploring(agent, false) };
         let how = Practising { aim, shots: &[], trial: Some(trial), sampling };
         world.reflector.practise(agent, id, how, &|_| {}).await.unwrap();
         let candidates = world.store.exchange(id).await.unwrap().candidates;
