@@ -314,7 +314,9 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Wanted, RunError> {
             .collect();
         let has_answer = |it: &&Filled| anew && practised.answered.contains(&it.exchange);
         let passing = Arc::new(Passing::of(filled.iter().filter(has_answer)));
-        let is_left = |it: &&Filled| matches!(pursue::next(&aim, it), Next::Leave(_));
+        // What is unjudged after a crash, or because the judge was away, may be all that training needs.
+        let is_left =
+            |it: &&Filled| it.unjudged == 0 && matches!(pursue::next(&aim, it), Next::Leave(_));
         let (left, worth): (Vec<_>, Vec<_>) = filled.iter().partition(is_left);
         let is_tried = |it: &&Filled| {
             has_answer(it) && 0 < it.drafts + it.refinements && !taught.contains(&it.exchange)

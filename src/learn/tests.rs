@@ -11,6 +11,7 @@ mod nights;
 mod preview;
 mod resume;
 mod trust;
+mod unjudged;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

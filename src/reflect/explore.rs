@@ -63,11 +63,8 @@ pub(super) async fn fill(
         stop: &[],
         top_logprobs: 0,
     };
-    let mut entries = entries(&exchange);
-    if goal.aim.anew {
-        let generation = reflector.engine.stats().active;
-        entries = of_generation(entries, generation);
-    }
+    let entries = entries(&exchange);
+    let mut only = goal.aim.anew.then(|| reflector.engine.stats().active);
     let shown = match goal.shots {
         [] => None,
         shots => reflector.prompt_with(&exchange.messages, shots, policy.sampling.max_tokens)?,
@@ -94,6 +91,10 @@ pub(super) async fn fill(
         // First of all: what was answered in a chat may never have been judged.
         let judged = session.judge().await;
         let news = store(&mut session, id, explored.generated_tokens).await?;
+        if let Some(generation) = only.take() {
+            // Those of others are judged, and do not count.
+            session.entries = of_generation(session.entries, generation);
+        }
         explored.add(news);
         told(news);
         if let (Some(trial), Some(choice)) = (trial, choice) {
@@ -224,6 +225,7 @@ fn filled(session: &Session<'_>, exchange: ExchangeId) -> Filled {
         negatives: count(&fails),
         faulty_drafts: count(&|entry| entry.revises.is_none() && may_be_revised(entry)),
         tries: count(&|entry| is_judged(entry) && entry.generation == generation),
+        unjudged: count(&|entry| !is_judged(entry)),
     }
 }
 

@@ -110,6 +110,7 @@ mod tests {
         negatives: 0,
         faulty_drafts: 0,
         tries: 0,
+        unjudged: 0,
     };
 
     fn aim(enough: u32, give_up: u32) -> Aim {

@@ -15,24 +15,25 @@ pub(super) fn explorable(
     generation: Generation,
     anew: bool,
 ) -> Outcome<Vec<Filled>> {
-    // `passes` is null of an answer that nobody has judged.
+    // `passes` is null of an answer of which nothing that counts was said.
     let sql = "WITH answers AS (
-            SELECT exchange, parent, generation, candidates.id AS id, min(passes) AS passes
+            SELECT exchange, parent, generation, NOT ?5 OR generation = ?4 AS counts,
+                count(candidate) AS said, min(passes) FILTER (WHERE weight > 0) AS passes
             FROM exchanges JOIN candidates ON exchange = exchanges.id
-                LEFT JOIN assessments
-                    ON candidate = candidates.id AND weight > 0 AND is_current = 1
-            WHERE agent = ?1 AND author = 'model' AND (NOT ?5 OR generation = ?4)
+                LEFT JOIN assessments ON candidate = candidates.id AND is_current = 1
+            WHERE agent = ?1 AND author = 'model'
             GROUP BY candidates.id)
         SELECT exchanges.id,
-            count(answers.id) - count(parent) AS drafts,
-            count(parent) AS refinements,
-            count(*) FILTER (WHERE passes = 1) AS positives,
-            count(*) FILTER (WHERE passes = 0) AS negatives,
-            count(*) FILTER (WHERE passes = 0 AND parent IS NULL) AS faulty_drafts,
-            count(*) FILTER (WHERE passes IS NOT NULL AND generation = ?4) AS tries
+            count(*) FILTER (WHERE counts AND parent IS NULL) AS drafts,
+            count(*) FILTER (WHERE counts AND parent IS NOT NULL) AS refinements,
+            count(*) FILTER (WHERE counts AND passes = 1) AS positives,
+            count(*) FILTER (WHERE counts AND passes = 0) AS negatives,
+            count(*) FILTER (WHERE counts AND passes = 0 AND parent IS NULL) AS faulty_drafts,
+            count(*) FILTER (WHERE passes IS NOT NULL AND generation = ?4) AS tries,
+            count(*) FILTER (WHERE said = 0) AS unjudged
         FROM exchanges LEFT JOIN answers ON answers.exchange = exchanges.id
-        WHERE agent = ?1 GROUP BY exchanges.id HAVING drafts < ?2 OR refinements < ?3
-        ORDER BY count(answers.id), exchanges.id";
+        WHERE agent = ?1 GROUP BY exchanges.id HAVING drafts < ?2 OR refinements < ?3 OR 0 < unjudged
+        ORDER BY drafts + refinements, exchanges.id";
     let mut query = tx.prepare_cached(sql)?;
     let filled = query.query_map(params![agent, n, m, generation.0, anew], |row| {
         let count = |name: &str| row.get::<_, Count<u32>>(name).map(|it| it.0);
@@ -44,6 +45,7 @@ pub(super) fn explorable(
             negatives: count("negatives")?,
             faulty_drafts: count("faulty_drafts")?,
             tries: count("tries")?,
+            unjudged: count("unjudged")?,
         })
     })?;
     Ok(filled.collect::<rusqlite::Result<_>>()?)

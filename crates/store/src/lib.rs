@@ -154,7 +154,8 @@ impl Store {
         .await
     }
     /// An agent's exchanges that have fewer than n drafts or m refinements of any generation, or with
-    /// `anew` of this one, fewest candidates first. Tries are those of `generation`.
+    /// `anew` of this one, or answers of any that nobody has judged, fewest candidates first. Tries are
+    /// those of `generation`.
     pub async fn explorable(
         &self,
         agent: String,

@@ -328,6 +328,8 @@ pub struct Filled {
     pub faulty_drafts: u32,
     /// Judged answers of the generation that was asked for.
     pub tries: u32,
+    /// Answers of any generation that nobody has judged.
+    pub unjudged: u32,
 }
 
 /// The owner's rating or edit of an answer.

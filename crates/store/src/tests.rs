@@ -266,7 +266,8 @@ async fn learnable_are_the_agents_exchanges_with_an_assessed_candidate_or_the_ow
 #[tokio::test]
 async fn explorable_are_exchanges_with_too_few_drafts_or_refinements() {
     let Scratch { store, .. } = &Scratch::new().await;
-    let (full, _) = record(store, "one").await;
+    let (full, ids) = record(store, "one").await;
+    store.add_assessments(ids[2], vec![assessment("kind")]).await.unwrap();
     let (empty, _) = store.record_exchange(prompt("one"), vec![], None).await.unwrap();
     let filled = async |n, m, generation| {
         store.explorable("one".into(), (n, m), Generation(generation), false).await.unwrap()
@@ -277,6 +278,9 @@ async fn explorable_are_exchanges_with_too_few_drafts_or_refinements() {
     assert_eq!(explorable(2, 1).await, [empty]);
     assert_eq!(explorable(2, 2).await, [empty, full], "a refinement is missing");
     assert_eq!(explorable(3, 0).await, [empty, full], "a draft is missing");
+    let (unjudged, _) =
+        store.record_exchange(prompt("one"), vec![answer(None, vec![])], None).await.unwrap();
+    assert_eq!(explorable(1, 0).await, [empty, unjudged], "an answer that nobody has judged");
     assert_eq!(store.explorable("two".into(), (3, 3), Generation(0), false).await.unwrap(), []);
 }
 
@@ -304,11 +308,22 @@ async fn how_far_a_prompt_is_filled_is_counted_without_the_owners_edits() {
         negatives: 1,
         faulty_drafts: 1,
         tries: 1,
+        unjudged: 1,
     };
     assert_eq!(
         store.explorable("one".into(), (9, 9), Generation(3), false).await.unwrap(),
         [expected]
     );
+    // Where each generation answers anew, what others have left unjudged is seen all the same.
+    let anew = Filled {
+        drafts: 0,
+        refinements: 1,
+        positives: 1,
+        negatives: 0,
+        faulty_drafts: 0,
+        ..expected
+    };
+    assert_eq!(store.explorable("one".into(), (0, 0), Generation(3), true).await.unwrap(), [anew]);
 }
 
 #[tokio::test]

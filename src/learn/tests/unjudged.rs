@@ -1,0 +1,75 @@
+//! Answers that nobody has judged, or whose words no longer count, and what becomes of them.
+
+use serde_json::json;
+
+use super::*;
+
+async fn explored(world: &World) -> Ended {
+    let (learner, task) = world.learner();
+    let ended = learner.explore(all(9)).await.unwrap();
+    learner.shutdown().await;
+    task.await.unwrap();
+    ended
+}
+
+/// Prompts and new candidates of an exploration.
+async fn counts(world: &World) -> (usize, usize) {
+    let ended = explored(world).await;
+    let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
+    (harvest.prompts, harvest.candidates)
+}
+
+/// What is said of each answer to the newest prompt, and by whom; in the order of the answers.
+async fn said(world: &World) -> Vec<String> {
+    let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
+    let of = |it: &store::Candidate| {
+        let said = it.assessments.iter().map(|said| format!("{}: {}", said.judge, said.passes));
+        said.collect::<Vec<_>>().join(", ")
+    };
+    exchange.candidates.iter().map(of).collect()
+}
+
+/// An agent that practises on one prompt with this reference; of an answer that equals it nobody is asked
+/// whether it is right.
+fn refer(world: &World, reference: &str) {
+    let path = world.root().join("practice.jsonl");
+    let line = json!({ "id": "1", "prompt": "ask practice", "reference": reference });
+    write(&path, &line.to_string());
+    world.change_agent(|agent| {
+        agent.practice.prompts = Some(path);
+        agent.reflection.explore = (2, 0);
+        let aspect = Arc::make_mut(&mut agent.aspects[0].aspect);
+        aspect.correctness = true;
+    });
+}
+
+async fn sync(world: &World) {
+    let config = world.parts.config.borrow().clone();
+    practice::sync(&world.parts, &config).await.unwrap();
+}
+
+#[tokio::test]
+async fn drafts_that_an_absent_judge_has_not_seen_are_judged_by_the_next_exploration() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    world.change_agent(|agent| agent.reflection.explore = (2, 0));
+    world.remember_answers("ask 0", Vec::new()).await;
+    without_judge(&world);
+    assert!(matches!(explored(&world).await, Ended::Failed { .. }));
+    assert_eq!(said(&world).await, [""; 2]);
+    world.change_agent(|agent| agent.judge = JudgeConfig::Own);
+    assert_eq!(counts(&world).await, (1, 0));
+    let judge = format!("generation 0 of {}", "0".repeat(12));
+    assert_eq!(said(&world).await, vec![format!("{judge}: false"); 2]);
+    assert_eq!(counts(&world).await, (0, 0), "once");
+
+    // Also those of a generation whose answers do not count where each generation practises anew.
+    refer(&world, "B");
+    sync(&world).await;
+    let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0).id;
+    let earlier = answer("ask practice", "good", true);
+    let earlier = NewCandidate { generation: Generation(7), assessments: Vec::new(), ..earlier };
+    world.parts.store.add_candidates(exchange, vec![earlier]).await.unwrap();
+    assert_eq!(counts(&world).await, (1, 2));
+    let word = |passes: bool| format!("{judge}: {passes}");
+    assert_eq!(said(&world).await, [word(true), word(false), word(false)]);
+}
