@@ -215,6 +215,8 @@ async fn store_prompts(
         let prompts = prompts.await?;
         let checks: Vec<_> = prompts.iter().map(|it| Checked::of(&agent, it)).collect();
         let kept = parts.store.keep_prompts(prompts).await?;
+        let ids = kept.iter().map(|&(exchange, _)| exchange).collect();
+        parts.store.forget_other_references(ids).await?;
         let today = kept.iter().map(|&(exchange, _)| exchange).zip(checks);
         check_again(parts, &agent, today).await?;
         stored.extend(kept.into_iter().zip(said).map(

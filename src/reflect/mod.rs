@@ -28,14 +28,16 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use config::{Agent, Mode, PromptLine, StopEarly, VERIFIER, Verifier};
+use config::{Agent, Mode, PromptLine, ScalarConfig, StopEarly, VERIFIER, Verifier};
 use engine::reward::Reward;
 use engine::{
     Engine, EngineError, FinishReason, GenerateRequest, Generation, Priority, Sampling, Token,
     TokenPiece, Weights,
 };
 use prompt::{ChatTemplate, Message, PromptError, Role, is_of_verifier};
-use store::{Assessment, Candidate, CandidateId, Exchange, ExchangeId, Source, Store, StoreError};
+use store::{
+    Assessment, Author, Candidate, CandidateId, Exchange, ExchangeId, Source, Store, StoreError,
+};
 
 use choices::Choices;
 use judge::endpoint::Calls;
@@ -429,7 +431,8 @@ impl Reflector {
     }
 
     /// What counts for these answers to a stored prompt, which were checked by another version than the one
-    /// of today: what the judge has said, and the word of what checks them today.
+    /// of today: what the judge has said, and the word of what checks them today. An answer of which nothing
+    /// counts any more stays so where others are asked too: that word alone would count as the word of all.
     pub async fn check_again(
         &self,
         agent: &Agent,
@@ -439,8 +442,13 @@ impl Reflector {
         let (verifier, reference) = (exchange.verifier.as_ref(), exchange.reference.as_deref());
         let check = assess::Verification::new(agent, verifier, reference)?;
         let prompt = &question(&exchange.messages);
+        let asks_others =
+            !agent.aspects.is_empty() || matches!(agent.scalar, ScalarConfig::Reward(_));
+        let is_open =
+            |it: &Candidate| asks_others && it.author == Author::Model && it.assessments.is_empty();
         let mut again = Vec::new();
-        for candidate in exchange.candidates.iter().filter(|it| answers.contains(&it.id)) {
+        let named = |it: &&Candidate| answers.contains(&it.id) && !is_open(it);
+        for candidate in exchange.candidates.iter().filter(named) {
             let said = &candidate.assessments;
             let by_judge = said.iter().filter(|it| !is_of_verifier(&it.aspect));
             let mut said: Vec<Assessment> = by_judge.cloned().collect();

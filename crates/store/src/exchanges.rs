@@ -18,9 +18,9 @@ pub(super) fn insert(
 ) -> Outcome<(ExchangeId, Vec<CandidateId>)> {
     tx.prepare_cached(
         "INSERT INTO exchanges
-            (created_ms, agent, source, messages, prompt_tokens, reference, verifier,
-             aspect_choice)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (created_ms, agent, source, messages, prompt_tokens, reference, judged_reference,
+             verifier, aspect_choice)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8)",
     )?
     .execute(params![
         now_ms(),

@@ -173,6 +173,14 @@ impl Store {
     pub async fn keep_prompts(&self, prompts: Vec<FilePrompt>) -> Result<Vec<(ExchangeId, Kept)>> {
         self.write("store the prompts of a file", move |tx| practice::keep(tx, &prompts)).await
     }
+    /// What was said of the model's answers to these prompts beside another reference than that of today
+    /// no longer counts: nobody has judged them then.
+    pub async fn forget_other_references(&self, prompts: Vec<ExchangeId>) -> Result<()> {
+        self.write("forget what was judged beside another reference", move |tx| {
+            practice::forget_other_references(tx, &prompts)
+        })
+        .await
+    }
     /// The answers to these prompts that were judged once, and that another version than this one has checked
     /// or none has; `None`: nothing checks them. By prompt.
     pub async fn checked_otherwise(

@@ -52,6 +52,20 @@ fn check(tx: &Transaction<'_>, id: ExchangeId, exchange: &NewExchange) -> Outcom
     Ok(0 < tx.prepare_cached(sql)?.execute(params![id, exchange.reference, verifier])?)
 }
 
+pub(super) fn forget_other_references(tx: &Transaction<'_>, prompts: &[ExchangeId]) -> Outcome<()> {
+    let prompts = Json(prompts);
+    let sql = "UPDATE assessments SET is_current = 0 WHERE is_current = 1 AND candidate IN (
+            SELECT candidates.id FROM json_each(?)
+                JOIN exchanges ON exchanges.id = value
+                JOIN candidates ON exchange = exchanges.id
+            WHERE judged_reference IS NOT reference AND author = 'model')";
+    tx.prepare_cached(sql)?.execute([&prompts])?;
+    let sql = "UPDATE exchanges SET judged_reference = reference
+        WHERE id IN (SELECT value FROM json_each(?)) AND judged_reference IS NOT reference";
+    tx.prepare_cached(sql)?.execute([&prompts])?;
+    Ok(())
+}
+
 pub(super) fn checked_otherwise(
     tx: &Transaction<'_>,
     today: &[(ExchangeId, Option<String>)],

@@ -15,5 +15,6 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(include_str!("schema_practice.sql")),
         M::up(include_str!("schema_set_aside.sql")),
         M::up(include_str!("schema_expected.sql")),
+        M::up(include_str!("schema_reference.sql")),
     ])
 }

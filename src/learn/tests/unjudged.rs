@@ -73,3 +73,44 @@ async fn drafts_that_an_absent_judge_has_not_seen_are_judged_by_the_next_explora
     let word = |passes: bool| format!("{judge}: {passes}");
     assert_eq!(said(&world).await, [word(true), word(false), word(false)]);
 }
+
+#[tokio::test]
+async fn what_was_judged_beside_another_reference_is_judged_anew() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    refer(&world, "bad");
+    assert_eq!(counts(&world).await, (1, 2));
+    let judge = format!("generation 0 of {}", "0".repeat(12));
+    let equal = format!("{judge}{}: true", config::BY_REFERENCE);
+    assert_eq!(said(&world).await, [equal.as_str(); 2]);
+
+    // A file of examples that names none of that prompt does not change it each time.
+    let path = world.root().join("examples.jsonl");
+    write(&path, &json!({ "prompt": "ask practice", "answer": "good" }).to_string());
+    world.change_agent(|agent| agent.examples = Some(path));
+    for _ in 0..2 {
+        sync(&world).await;
+        assert_eq!(said(&world).await, [equal.as_str(), &equal, ""]);
+    }
+
+    refer(&world, "good");
+    sync(&world).await;
+    assert_eq!(said(&world).await, [""; 3], "it is not known which of them are right");
+    assert_eq!(counts(&world).await, (1, 0));
+    let word = format!("{judge}: false");
+    assert_eq!(said(&world).await, [word.as_str(), &word, ""]);
+
+    // Where a program decides alone it is asked at once.
+    world.change_agent(|agent| {
+        agent.aspects.clear();
+        agent.judge = JudgeConfig::Nobody;
+        agent.reflection.verifier_weight = 1.0;
+    });
+    let path = world.root().join("practice.jsonl");
+    for (reference, passes) in [("bad", true), ("good", false)] {
+        let line = json!({ "id": "1", "prompt": "ask practice", "reference": reference });
+        write(&path, &line.to_string());
+        sync(&world).await;
+        let word = format!("verifier:reference: {passes}");
+        assert_eq!(said(&world).await, [word.as_str(), &word, ""]);
+    }
+}
