@@ -529,13 +529,6 @@ pub fn prompts_needed(
     bet::needed(gain, margin, bet::binary_sd(gain, discordant), confidence, power)
 }
 
-/// What is missing for anything to be promoted, of so many held-out prompts.
-pub(super) fn too_few(prompts: usize, config: &GateConfig) -> Option<String> {
-    let asked = prompts.min(config.prompts);
-    let beyond = unasked(asked, prompts - asked).unwrap_or_default();
-    (asked < MIN_PROMPTS).then(|| format!("{asked} of {MIN_PROMPTS} held-out prompts{beyond}"))
-}
-
 /// What to change where held-out prompts are there that no gate asks.
 fn unasked(asked: usize, beyond: usize) -> Option<String> {
     let all = asked + beyond;

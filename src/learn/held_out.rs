@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::aside::{self, Aside};
+use super::gate::Power;
 use super::near::{Likeness, NearIndex, fingerprint, user_turns};
 use super::promote::blocking;
 use super::random::Random;
@@ -179,8 +180,16 @@ pub fn count(questions: &[Question]) -> usize {
     judgeable(questions).count()
 }
 
-/// An agent whose answers are learned from, but that has nothing to be judged by, and what would help.
-pub(super) fn missing(questions: &Questions, config: &Config) -> Option<String> {
+/// Why nothing could judge what would be trained, and what would help.
+pub(super) fn unjudgeable(questions: &Questions, config: &Config) -> Option<String> {
+    missing(questions, config).or_else(|| {
+        let power = Power::new(count(&questions.held_out), &config.learn.gate);
+        (!power.is_enough()).then_some(power.says)
+    })
+}
+
+/// An agent whose answers are learned from, but that has nothing to be judged by.
+fn missing(questions: &Questions, config: &Config) -> Option<String> {
     let has_some = |agent: &Agent| {
         judgeable(&questions.held_out).any(|question| question.agent.name == agent.name)
     };

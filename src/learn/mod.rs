@@ -8,6 +8,7 @@ pub mod arena;
 mod aside;
 mod balance;
 mod bet;
+mod caller;
 mod cancel;
 pub mod child;
 pub mod dataset;
@@ -58,6 +59,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use self::caller::Caller;
 use self::import::Source;
 use self::op_queue::{Reply, Wish};
 use crate::paths::StateDir;
@@ -361,7 +363,7 @@ impl Learner {
     }
     /// Pairs, trains, gates, promotes. Resolves when done. The owner's wish also ends a pause.
     pub async fn train(&self) -> Result<Ended, LearnError> {
-        self.ask(|reply| Command::Wish(Wish::Train { min_new_pairs: 0 }, reply)).await?
+        self.ask(|reply| Command::Wish(Wish::Run(Caller::Owner), reply)).await?
     }
     /// Measures, attacks or asks again the judge of one agent or of all. Resolves when done.
     pub async fn judge(

@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
+use super::caller::Caller;
 use super::cancel::Cancel;
 use super::error::RunError;
 use super::explore::{self, Tellers};
@@ -58,7 +59,8 @@ pub(super) async fn night(
         let ended = match explored {
             Ok(()) => {
                 let left = budget.saturating_sub(clock.elapsed());
-                run::run(parts, Some(min_new_pairs), left, tellers.stage, cancel.clone()).await
+                let caller = Caller::Schedule { min_new_pairs };
+                run::run(parts, caller, left, tellers.stage, cancel.clone()).await
             }
             Err(error) => run::broken(parts, &error).await,
         };

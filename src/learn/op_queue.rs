@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::caller::Caller;
 use super::import::Source;
 use super::{Ended, JudgeTask, LearnError};
 use crate::trust::Attack;
@@ -27,14 +28,11 @@ pub struct Exploration {
 pub(super) enum Wish {
     /// Fill stored prompts with candidates.
     Explore(Exploration),
-    /// Pair, train, gate, promote.
-    Train {
-        /// Pairs that are newer than the last run's; fewer than these, and nothing is trained.
-        min_new_pairs: usize,
-    },
+    /// Pair, train, gate, promote, or go on with the run that was interrupted, if it still makes sense.
+    Run(Caller),
     /// Explore, train, gate, promote, and again: what the schedule starts.
     Night {
-        /// As of `Train`.
+        /// As of a run.
         min_new_pairs: usize,
     },
     /// Ask the judge about answers that are there.
@@ -48,8 +46,6 @@ pub(super) enum Wish {
         /// What to attack with.
         attacks: Arc<Vec<Attack>>,
     },
-    /// Go on with the run that was interrupted, if it still makes sense.
-    Resume,
     /// Put an adapter that was made elsewhere on trial.
     Import(Source),
 }
@@ -59,7 +55,7 @@ impl Wish {
     fn busy(&self) -> &'static str {
         match self {
             Self::Explore(_) => "it explores stored prompts",
-            Self::Train { .. } | Self::Resume => "a training run is under way",
+            Self::Run(_) => "a training run is under way",
             Self::Night { .. } => "it learns by its schedule",
             Self::Judge { .. } => "it measures the judge",
             Self::Import(_) => "an imported adapter is on trial",
@@ -68,18 +64,15 @@ impl Wish {
     /// Whether the schedule wants it: nobody waits for its end.
     pub(super) fn is_scheduled(&self) -> bool {
         match self {
-            Self::Night { .. } | Self::Resume => true,
-            Self::Train { min_new_pairs } => 0 < *min_new_pairs,
+            Self::Run(caller) => caller.is_scheduled(),
+            Self::Night { .. } => true,
             Self::Explore(_) | Self::Judge { .. } | Self::Import(_) => false,
         }
     }
     /// Whether the end of `running` is what this wish asks for.
     fn joins(&self, running: &Self) -> bool {
         match (self, running) {
-            (
-                Self::Train { .. } | Self::Resume,
-                Self::Train { .. } | Self::Resume | Self::Night { .. },
-            ) => true,
+            (Self::Run(_), Self::Run(_) | Self::Night { .. }) => true,
             _ => self == running,
         }
     }
@@ -106,7 +99,8 @@ impl OpQueue {
             }
             Some((running, replies)) if wish.joins(running) => {
                 replies.extend(reply);
-                if *running == Wish::Resume && wish != Wish::Resume {
+                let resumption = Wish::Run(Caller::Resumption);
+                if *running == resumption && wish != resumption {
                     self.instead = Some(wish);
                 }
             }
@@ -154,9 +148,9 @@ mod tests {
     #[test]
     fn who_asks_for_training_joins_a_run_that_goes_on() {
         let mut queue = OpQueue::default();
-        assert!(queue.ask(Wish::Resume, None));
+        assert!(queue.ask(Wish::Run(Caller::Resumption), None));
         let (reply, mut end) = oneshot::channel();
-        assert!(!queue.ask(Wish::Train { min_new_pairs: 0 }, Some(reply)));
+        assert!(!queue.ask(Wish::Run(Caller::Owner), Some(reply)));
         let run = Some(store::RunId(1));
         let resumed = Ended::Failed { run, reason: "it broke".into() };
         assert_eq!(queue.instead(&resumed), None, "it was the run that was wanted");
@@ -167,9 +161,9 @@ mod tests {
     #[test]
     fn who_joined_a_run_that_could_not_go_on_gets_a_new_one() {
         let mut queue = OpQueue::default();
-        assert!(queue.ask(Wish::Resume, None));
+        assert!(queue.ask(Wish::Run(Caller::Resumption), None));
         let (reply, mut end) = oneshot::channel();
-        let train = Wish::Train { min_new_pairs: 0 };
+        let train = Wish::Run(Caller::Owner);
         assert!(!queue.ask(train.clone(), Some(reply)));
         assert_eq!(queue.instead(&ended()), Some(train.clone()));
         end.try_recv().unwrap_err();
@@ -188,8 +182,8 @@ mod tests {
         let mut queue = OpQueue::default();
         let (first, mut first_end) = oneshot::channel();
         let (second, mut second_end) = oneshot::channel();
-        assert!(queue.ask(Wish::Train { min_new_pairs: 50 }, Some(first)));
-        assert!(!queue.ask(Wish::Train { min_new_pairs: 0 }, Some(second)));
+        assert!(queue.ask(Wish::Run(Caller::Schedule { min_new_pairs: 50 }), Some(first)));
+        assert!(!queue.ask(Wish::Run(Caller::Owner), Some(second)));
         queue.ended(&ended());
         for end in [&mut first_end, &mut second_end] {
             assert!(matches!(end.try_recv().unwrap(), Ok(Ended::Failed { .. })));
@@ -201,7 +195,7 @@ mod tests {
     fn another_wish_is_told_what_is_under_way() {
         let mut queue = OpQueue::default();
         assert!(queue.ask(explore(10), None));
-        for other in [Wish::Train { min_new_pairs: 0 }, explore(11)] {
+        for other in [Wish::Run(Caller::Owner), explore(11)] {
             let (reply, mut end) = oneshot::channel();
             assert!(!queue.ask(other, Some(reply)));
             assert!(matches!(end.try_recv().unwrap(), Err(LearnError::Busy(_))));
@@ -214,6 +208,6 @@ mod tests {
         let mut queue = OpQueue::default();
         assert!(queue.ask(explore(10), None));
         queue.ended(&ended());
-        assert!(queue.ask(Wish::Train { min_new_pairs: 0 }, None));
+        assert!(queue.ask(Wish::Run(Caller::Owner), None));
     }
 }

@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::Parts;
 use super::error::RunError;
-use super::gate;
 use super::held_out::{self, LeftOut};
 use super::material::{self, Material};
 use super::pairs::Tally;
@@ -156,8 +155,7 @@ pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
         .map(|it| it.reason().replace('\n', "; "));
     let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     let asked = held_out::count(&questions.held_out);
-    let unjudgeable =
-        held_out::missing(&questions, &config).or_else(|| gate::too_few(asked, &config.learn.gate));
+    let unjudgeable = held_out::unjudgeable(&questions, &config);
     let material = material::collect(parts, &config, &held_out).await?;
     let readiness = Readiness::new(&material, &config, asked, config.learn.min_new_pairs);
     let trainer_fault =
@@ -180,7 +178,7 @@ mod tests {
             min_new_pairs: 50,
             examples: 0,
             held_out: 2,
-            unjudgeable: Some("2 of 20 held-out prompts".into()),
+            unjudgeable: Some("2 held-out prompts are too few".into()),
             yielded: Yield { answers, passing, ..Yield::default() },
             tally: Tally { prompts: 9, without_chosen: 5, without_rejected: 3, ..Tally::default() },
             trainer_fault: None,
@@ -194,7 +192,7 @@ mod tests {
             text,
             "Not learning yet: 3 of 50 new pairs, 7 of 40 answers pass; of 9 prompts 0 are held out, \
              0 are near copies of held-out ones, 5 have no answer that passes, 3 have none to reject; \
-             explore more prompts, or rate ten answers; 2 of 20 held-out prompts"
+             explore more prompts, or rate ten answers; 2 held-out prompts are too few"
         );
         let text = readiness(40, 0, 0).to_string();
         assert!(
@@ -228,7 +226,7 @@ mod tests {
         let judged = Readiness { unjudgeable: None, ..enough.clone() }.to_string();
         assert_eq!(judged, format!("Ready to learn: {expected}"));
         // Nothing would be trained.
-        let waits = format!("Not learning yet: {expected}; 2 of 20 held-out prompts");
+        let waits = format!("Not learning yet: {expected}; 2 held-out prompts are too few");
         assert_eq!(enough.to_string(), waits);
     }
 

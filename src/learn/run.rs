@@ -12,6 +12,7 @@ use tracing::{Instrument as _, info, warn};
 
 use super::adapter;
 use super::arena::Arena;
+use super::caller::Caller;
 use super::cancel::Cancel;
 use super::child::{self, Product, Trained, TrainerError, Update};
 use super::error::RunError;
@@ -57,18 +58,17 @@ pub(super) struct Run<'a> {
     pub(super) until: Instant,
 }
 
-/// From pairs to a verdict, or on from where a run was interrupted. A new run needs `min_new_pairs`
-/// that are newer than the last run's; `None`: no new run. `budget`: what a night has left.
+/// From pairs to a verdict, or on from where a run was interrupted. `budget`: what a night has left.
 pub(super) async fn run(
     parts: &Parts,
-    min_new_pairs: Option<usize>,
+    caller: Caller,
     budget: Duration,
     stage: &watch::Sender<Stage>,
     cancel: Cancel,
 ) -> Ended {
     let until = Instant::now() + budget;
     stage.send_replace(Stage::Pairing);
-    match prepare(parts, min_new_pairs, until, stage, &mut cancel.clone()).await {
+    match prepare(parts, caller, until, stage, &mut cancel.clone()).await {
         Ok(run) => conclude(run, cancel).await,
         Err(RunError::NothingToLearn { run, reason }) => {
             Ended::Rejected { run, reason, verdict: serde_json::Value::Null }
@@ -77,7 +77,7 @@ pub(super) async fn run(
         Err(error @ RunError::NothingToResume) => {
             Ended::Failed { run: None, reason: error.reason() }
         }
-        Err(error) if min_new_pairs != Some(0) => broken(parts, &error).await,
+        Err(error) if caller.is_scheduled() => broken(parts, &error).await,
         Err(error) => Ended::Failed { run: None, reason: error.reason() },
     }
 }
@@ -148,7 +148,7 @@ pub(super) async fn conclude(run: Run<'_>, cancel: Cancel) -> Ended {
 
 async fn prepare<'a>(
     parts: &'a Parts,
-    min_new_pairs: Option<usize>,
+    caller: Caller,
     until: Instant,
     stage: &'a watch::Sender<Stage>,
     cancel: &mut Cancel,
@@ -162,16 +162,8 @@ async fn prepare<'a>(
             found
         }
         None => {
-            let min_new_pairs = min_new_pairs.ok_or(RunError::NothingToResume)?;
-            begin(
-                parts,
-                &config,
-                &held_out,
-                held_out::count(&questions.held_out),
-                min_new_pairs,
-                cancel,
-            )
-            .await?
+            let n_held_out = held_out::count(&questions.held_out);
+            begin(parts, &config, &held_out, n_held_out, caller, cancel).await?
         }
     };
     let Waiting { id, start, job, lesson, trained, made, second } = waiting;
@@ -199,12 +191,13 @@ async fn begin(
     config: &Config,
     held_out: &HeldOut,
     n_held_out: usize,
-    min_new_pairs: usize,
+    caller: Caller,
     cancel: &mut Cancel,
 ) -> Result<Waiting, RunError> {
+    let min_new_pairs = caller.min_new_pairs().ok_or(RunError::NothingToResume)?;
     // Before pairs are collected and a run is recorded.
     program::command_line(&config.trainer).map_err(TrainerError::from)?;
-    let material = lesson::next(parts, config, held_out, 0 < min_new_pairs).await?;
+    let material = lesson::next(parts, config, held_out, caller.is_scheduled()).await?;
     let is_too_little = material.rows.is_empty() || material.n_new < min_new_pairs;
     if material.lesson == Lesson::Answers && is_too_little {
         let found = Readiness::new(&material, config, n_held_out, min_new_pairs);
@@ -235,8 +228,8 @@ async fn begin(
     let id = parts.store.start_run(start, dataset.sha256, record, rows).await?;
     info!(run_id = %id, pairs = n_pairs, start = start.0, "A training run starts.");
     let power = Power::new(n_held_out, &config.learn.gate);
-    let is_scheduled = 0 < min_new_pairs;
-    let night = if is_scheduled { parts.store.events(NIGHT, 1).await?.pop() } else { None };
+    let night =
+        if caller.is_scheduled() { parts.store.events(NIGHT, 1).await?.pop() } else { None };
     let facts = json!({
         "lesson": lesson,
         "night": night.map(|event| event.created_ms),
@@ -279,7 +272,7 @@ async fn record(
 impl Run<'_> {
     async fn finish(&self, cancel: Cancel) -> Result<Ended, RunError> {
         // Before the trainer works all night for an adapter that nothing can judge.
-        if let Some(reason) = self.unjudgeable() {
+        if let Some(reason) = held_out::unjudgeable(&self.questions, &self.config) {
             return self.reject(reason, serde_json::Value::Null).await;
         }
         let made = match &self.made {
@@ -307,15 +300,6 @@ impl Run<'_> {
             }
         }
         promoted
-    }
-
-    /// Why nothing could judge what would be trained.
-    fn unjudgeable(&self) -> Option<String> {
-        held_out::missing(&self.questions, &self.config).or_else(|| {
-            let n_prompts = held_out::count(&self.questions.held_out);
-            let power = Power::new(n_prompts, &self.config.learn.gate);
-            (!power.is_enough()).then_some(power.says)
-        })
     }
 
     /// An agent whose judge is below the floor. What is known of the judges goes into the record.

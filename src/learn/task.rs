@@ -11,6 +11,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use super::caller::Caller;
 use super::cancel::{Cancel, Stop};
 use super::error::RunError;
 use super::explore::{Harvest, Tellers};
@@ -164,7 +165,7 @@ impl Task {
     async fn obey(&mut self, command: Command) {
         // A client that has left does not want to know, so failed replies are dropped.
         match command {
-            Command::Wish(Wish::Train { .. } | Wish::Import(_), reply)
+            Command::Wish(Wish::Run(_) | Wish::Import(_), reply)
                 if self.guards.borrow().has_canary() =>
             {
                 drop(reply.send(Err(LearnError::Busy(
@@ -174,7 +175,7 @@ impl Task {
             }
             Command::Wish(wish, reply) => {
                 let is_new = self.queue.ask(wish.clone(), Some(reply));
-                if is_new && matches!(wish, Wish::Train { .. }) {
+                if is_new && matches!(wish, Wish::Run(_)) {
                     // The owner wants to go on.
                     self.resume().await.unwrap_or_else(|error| warn!(%error, "Still paused."));
                 }
@@ -204,9 +205,7 @@ impl Task {
             }
             Command::Rollback(to, reply) => {
                 let result = match self.queue.running() {
-                    Some(
-                        Wish::Train { .. } | Wish::Night { .. } | Wish::Resume | Wish::Import(_),
-                    ) => {
+                    Some(Wish::Run(_) | Wish::Night { .. } | Wish::Import(_)) => {
                         Err(LearnError::Busy("a run compares with what is served; cancel it first"))
                     }
                     _ => promote::rollback(&self.parts, to).await,
@@ -238,9 +237,9 @@ impl Task {
         self.decision = decision;
         let wish = match decision {
             // While it pauses, only what comes of chats and words of the owner counts.
-            Decision::Start if is_paused => Wish::Train { min_new_pairs },
+            Decision::Start if is_paused => Wish::Run(Caller::Schedule { min_new_pairs }),
             Decision::Start => Wish::Night { min_new_pairs },
-            Decision::Resume => Wish::Resume,
+            Decision::Resume => Wish::Run(Caller::Resumption),
             Decision::Never | Decision::NotDue(_) | Decision::Busy { .. } => return,
         };
         if !self.guards.borrow().has_canary()
@@ -313,7 +312,7 @@ impl Task {
             Outlook::Dropped(_)
                 if matches!(
                     self.queue.running(),
-                    Some(Wish::Train { .. } | Wish::Night { .. } | Wish::Resume | Wish::Import(_))
+                    Some(Wish::Run(_) | Wish::Night { .. } | Wish::Import(_))
                 ) =>
             {
                 // It starts from what is to be taken back. The look after its end acts.
@@ -421,7 +420,7 @@ impl Task {
 
     fn ended(&mut self, ended: &Ended) {
         self.operation = None;
-        if let Some(Wish::Train { .. } | Wish::Night { .. } | Wish::Resume) = self.queue.running() {
+        if let Some(Wish::Run(_) | Wish::Night { .. }) = self.queue.running() {
             // What has no record was stopped, or told to the owner who asked for it.
             let failed =
                 matches!(ended, Ended::Failed { run: Some(_), .. } | Ended::Interrupted { .. });
@@ -468,20 +467,16 @@ async fn finished(operation: &mut Option<Operation>) -> Result<Ended, JoinError>
     (&mut operation.handle).await
 }
 
-/// What a run that is not part of a night may take.
-fn budget(parts: &Parts) -> Duration {
-    parts.config.borrow().learn.night
-}
-
 async fn operate(parts: &Parts, wish: Wish, tellers: Tellers<'_>, mut cancel: Cancel) -> Ended {
     match wish {
-        Wish::Train { min_new_pairs } => {
-            run::run(parts, Some(min_new_pairs), budget(parts), tellers.stage, cancel).await
+        Wish::Run(caller) => {
+            // What a run that is not part of a night may take.
+            let budget = parts.config.borrow().learn.night;
+            run::run(parts, caller, budget, tellers.stage, cancel).await
         }
         Wish::Night { min_new_pairs } => {
             night::night(parts, min_new_pairs, tellers, cancel, &Instant::now()).await
         }
-        Wish::Resume => run::run(parts, None, budget(parts), tellers.stage, cancel).await,
         Wish::Import(source) => import::import(parts, source, tellers.stage, cancel).await,
         Wish::Explore(wish) => {
             // Dropping the exploration cancels its requests; what is stored stays.
@@ -552,7 +547,7 @@ mod tests {
         let candidate = world.root().join("candidate.gguf");
         write(&candidate, "x");
         engine.load_adapter(Generation(1), candidate).await.unwrap();
-        panicked(&world, Wish::Train { min_new_pairs: 0 }).await;
+        panicked(&world, Wish::Run(Caller::Owner)).await;
         let runs = store.runs(9).await.unwrap();
         let [run] = runs.as_slice() else { panic!("{runs:?}") };
         assert_eq!((run.id, run.state), (id, RunState::Failed));

@@ -171,6 +171,11 @@ impl World {
     }
 }
 
+/// The schedule, which wants so many new pairs.
+fn scheduled(min_new_pairs: usize) -> Caller {
+    Caller::Schedule { min_new_pairs }
+}
+
 /// Prompts of every agent, as far as the agents say.
 fn all(limit: usize) -> Exploration {
     Exploration { agent: None, limit, split: None, all: false }

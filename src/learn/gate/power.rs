@@ -80,7 +80,6 @@ fn visible_gain(prompts: usize, config: &GateConfig) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::too_few;
     use super::*;
 
     fn power(prompts: usize) -> Power {
@@ -112,9 +111,5 @@ mod tests {
         let config = GateConfig { prompts: 10, ..crate::learn::gate::tests::config() };
         let few = Power::new(60, &config);
         assert!(!few.is_enough() && few.says.ends_with("`learn.gate.prompts` asks 10"), "{few:?}");
-        let said = "10 of 20 held-out prompts; of 60 that there are `learn.gate.prompts` asks 10";
-        assert_eq!(too_few(60, &config).as_deref(), Some(said));
-        assert_eq!(too_few(10, &config).as_deref(), Some("10 of 20 held-out prompts"));
-        assert_eq!(too_few(20, &crate::learn::gate::tests::config()), None);
     }
 }

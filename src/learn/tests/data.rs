@@ -74,9 +74,9 @@ async fn a_word_of_the_owner_makes_new_pairs_of_old_answers() {
     world.remember_some().await;
     let (_switch, cancel) = Cancel::new();
     let stage = watch::channel(Stage::Idle).0;
-    let first = run::run(&world.parts, Some(4), Duration::ZERO, &stage, cancel.clone()).await;
+    let first = run::run(&world.parts, scheduled(4), Duration::ZERO, &stage, cancel.clone()).await;
     assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
-    let again = run::run(&world.parts, Some(1), Duration::ZERO, &stage, cancel.clone()).await;
+    let again = run::run(&world.parts, scheduled(1), Duration::ZERO, &stage, cancel.clone()).await;
     let Ended::Rejected { reason, .. } = again else { panic!("{again:?}") };
     assert!(reason.contains("that there are were learned before"), "{reason}");
 
@@ -86,7 +86,7 @@ async fn a_word_of_the_owner_makes_new_pairs_of_old_answers() {
         let word = Feedback { exchange, candidate, rating: Some(rating), aspect: None, edit: None };
         world.parts.store.add_feedback(word).await.unwrap();
     }
-    let third = run::run(&world.parts, Some(1), Duration::ZERO, &stage, cancel).await;
+    let third = run::run(&world.parts, scheduled(1), Duration::ZERO, &stage, cancel).await;
     assert!(matches!(third, Ended::Rejected { .. }), "{third:?}");
     let rows = world.parts.store.pairs(world.last_run().await.id).await.unwrap();
     let turned = rows.iter().find(|row| row.exchange == exchange.id).unwrap();
@@ -187,12 +187,12 @@ async fn a_scheduled_run_needs_pairs_that_are_newer_than_the_last_judged_run() {
     world.remember_some().await;
     let (_switch, cancel) = Cancel::new();
     let stage = watch::channel(Stage::Idle).0;
-    let first = run::run(&world.parts, Some(4), Duration::ZERO, &stage, cancel.clone()).await;
+    let first = run::run(&world.parts, scheduled(4), Duration::ZERO, &stage, cancel.clone()).await;
     assert!(matches!(first, Ended::Rejected { .. }), "{first:?}");
     world.remember("ask more").await;
-    let second = run::run(&world.parts, Some(2), Duration::ZERO, &stage, cancel.clone()).await;
+    let second = run::run(&world.parts, scheduled(2), Duration::ZERO, &stage, cancel.clone()).await;
     let Ended::Rejected { reason, .. } = second else { panic!("{second:?}") };
     assert!(reason.contains("1 of 2 new pairs"), "{reason}");
-    let third = run::run(&world.parts, Some(1), Duration::ZERO, &stage, cancel).await;
+    let third = run::run(&world.parts, scheduled(1), Duration::ZERO, &stage, cancel).await;
     assert!(matches!(third, Ended::Rejected { .. }), "{third:?}");
 }

@@ -95,7 +95,8 @@ async fn pairs_are_not_new_again_after_an_import() {
     assert_eq!(world.parts.store.counts().await.unwrap().new_exchanges, 0);
     let (stage, _) = watch::channel(Stage::Idle);
     let (_switch, sign) = Cancel::new();
-    let ended = super::super::run::run(&world.parts, Some(1), Duration::ZERO, &stage, sign).await;
+    let ended =
+        super::super::run::run(&world.parts, scheduled(1), Duration::ZERO, &stage, sign).await;
     let Ended::Rejected { reason, .. } = ended else { panic!("{ended:?}") };
     assert!(reason.contains("0 of 1 new pairs"), "{reason}");
 }

@@ -184,7 +184,8 @@ async fn a_continuation_that_breaks_is_a_failed_run_and_the_interrupted_one_wait
     let (world, run) = interrupted("75").await;
     let goes_on = async || {
         let (_switch, cancel) = Cancel::new();
-        run::run(&world.parts, None, LONG, &watch::Sender::new(Stage::Idle), cancel).await
+        run::run(&world.parts, Caller::Resumption, LONG, &watch::Sender::new(Stage::Idle), cancel)
+            .await
     };
     // It is not beside the program of the tests.
     let trainer = world.config.borrow().trainer.command.clone();
