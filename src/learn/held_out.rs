@@ -343,6 +343,35 @@ mod tests {
     }
 
     #[test]
+    fn held_out_prompts_that_nothing_can_judge_are_told_of_with_what_would_help() {
+        let root = std::path::Path::new("/nowhere");
+        let judged = crate::learn::tests::agent(root);
+        let mut config = crate::learn::tests::configuration(root, "good.sh", &[]);
+        let mut unjudgeable = |agent: &Agent, n: usize, reference: Option<&str>| {
+            let agent = Arc::new(agent.clone());
+            config.agents.insert(agent.name.clone(), agent.clone());
+            let line = |i: usize| PromptLine {
+                reference: reference.map(str::to_owned),
+                ..PromptLine::new(i.to_string(), format!("What is {i} + 2?"))
+            };
+            let question = |i| Question { agent: agent.clone(), line: line(i) };
+            let questions =
+                Questions { held_out: (0..n).map(question).collect(), general: Vec::new() };
+            super::unjudgeable(&questions, &config)
+        };
+        let unjudged = Agent { aspects: Vec::new(), ..judged.clone() };
+        let said = unjudgeable(&unjudged, 60, None).unwrap();
+        let expected = "agent tester has 60 held-out prompts and nothing that says which answers to them \
+                        are good: give each a `reference` or a `verifier`, or the agent `aspects`, or set \
+                        `learn: false`";
+        assert_eq!(said, expected);
+        assert_eq!(unjudgeable(&unjudged, 60, Some("4")), None);
+        assert_eq!(unjudgeable(&judged, 60, None), None);
+        let said = unjudgeable(&judged, 0, None).unwrap();
+        assert!(said.starts_with("agent tester has no held-out prompts, so nothing"), "{said}");
+    }
+
+    #[test]
     fn there_are_forty_built_in_general_prompts_that_never_enter_training() {
         let lines: Vec<PromptLine> = prompt_file::parse(BUILT_IN).unwrap();
         let held_out = HeldOut::new(lines.iter().map(|line| line.prompt.as_str()));

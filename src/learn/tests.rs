@@ -268,7 +268,7 @@ fn write_probe(root: &std::path::Path, logprob: f32, start_logprob: f32) {
     write(&root.join("trained.json"), &serde_json::to_string(&probe).unwrap());
 }
 
-fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> Config {
+pub(super) fn configuration(root: &std::path::Path, trainer: &str, arguments: &[&str]) -> Config {
     let mut command = testkit::fake_trainer(trainer);
     if arguments.is_empty() {
         let file = |name: &str| root.join(name).to_string_lossy().into_owned();
