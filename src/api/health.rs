@@ -5,7 +5,9 @@ use axum::Json;
 use axum::extract::State;
 
 use super::error::ApiError;
-use super::wire::{ConfigWord, Health, HealthWord, JudgeState, LastRun, Learning, Status};
+use super::wire::{
+    ConfigWord, GuardsNow, Health, HealthWord, JudgeState, LastRun, Learning, Status,
+};
 use super::{Api, Phase, judge};
 use crate::learn::program;
 use engine::Engine;
@@ -31,6 +33,7 @@ pub(super) async fn health(State(api): State<Api>) -> Json<Health> {
 pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiError> {
     let parts = &api.parts;
     let (judges, learning) = (judges(&api).await?, learning(&api).await);
+    let held_out = learning.as_ref().and_then(|it| it.readiness.power.clone());
     let last_run = parts.store.runs(1).await?.pop().map(LastRun::from);
     Ok(Json(Status {
         version: VERSION,
@@ -43,7 +46,7 @@ pub(super) async fn status(State(api): State<Api>) -> Result<Json<Status>, ApiEr
         next_run: parts.learner.next_run().map(|time| time.to_rfc3339()),
         last_run,
         judges,
-        guards: parts.learner.guards(),
+        guards: GuardsNow { guards: parts.learner.guards(), held_out },
         agents: api.config().agents.keys().cloned().collect(),
         judge_engine: parts.reflector.judge_engine().map(Engine::stats),
         judge_context: parts.reflector.judge_context().map(Engine::stats),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::learn::gate::Power;
 use crate::learn::{Guards, Readiness, Stage};
 use crate::reflect::CallCounts;
 use crate::trust::{Attack, Report, Standing};
@@ -470,8 +471,8 @@ pub struct Status {
     pub next_run: Option<String>,
     /// The newest run, also one that broke before it trained.
     pub last_run: Option<LastRun>,
-    /// Why scheduled runs wait, what is watched, and the newest alarms.
-    pub guards: Guards,
+    /// What looks after the loop.
+    pub guards: GuardsNow,
     /// Names.
     pub agents: Vec<String>,
     /// Who judges each agent's answers, and whether it can be trusted, without the report.
@@ -507,6 +508,16 @@ impl From<Run> for LastRun {
         let Run { id, started_ms, state, reason, .. } = run;
         Self { id, started_ms, state, reason }
     }
+}
+
+/// Inside [`Status`].
+#[derive(Clone, Debug, Serialize)]
+pub struct GuardsNow {
+    /// Why scheduled runs wait, what is watched, and the newest alarms.
+    #[serde(flatten)]
+    pub guards: Guards,
+    /// What the held-out prompts could show; `None`: nothing learns, or it is not known.
+    pub held_out: Option<Power>,
 }
 
 /// Inside [`Status`]: what a run would find now.

@@ -7,7 +7,6 @@
 
 use serde::Serialize;
 
-use super::gate::Power;
 use super::live::Seen;
 use config::PauseConfig;
 use engine::Generation;
@@ -25,8 +24,6 @@ pub struct Guards {
     pub watch: Option<(Watch, Seen)>,
     /// The newest alarms, newest first.
     pub alarms: Vec<Event>,
-    /// What the held-out prompts could show; `None`: nothing learns, or a file cannot be read.
-    pub held_out: Option<Power>,
 }
 
 impl Guards {

@@ -44,6 +44,7 @@ mod resume;
 mod run;
 pub mod schedule;
 mod selection;
+mod shared;
 pub mod survey;
 mod task;
 #[cfg(test)]

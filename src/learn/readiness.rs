@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::Parts;
 use super::error::RunError;
+use super::gate::Power;
 use super::held_out::{self, LeftOut};
 use super::material::{self, Material};
 use super::pairs::Tally;
@@ -33,6 +34,9 @@ pub struct Readiness {
     pub examples: usize,
     /// Held-out prompts that a gate may ask.
     pub held_out: usize,
+    /// What these could show; `None`: nothing learns. `status` shows it.
+    #[serde(skip)]
+    pub power: Option<Power>,
     /// Why nothing could judge what a run would make.
     pub unjudgeable: Option<String>,
     /// What the stored answers come to.
@@ -56,6 +60,7 @@ impl Readiness {
             min_new_pairs: min.max(1),
             examples: 0,
             held_out,
+            power: None,
             unjudgeable: None,
             yielded: material.yielded.clone(),
             tally: material.tally,
@@ -155,6 +160,7 @@ pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
         .map(|it| it.reason().replace('\n', "; "));
     let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     let asked = held_out::count(&questions.held_out);
+    let power = Some(Power::new(asked, &config.learn.gate));
     let unjudgeable = held_out::unjudgeable(&questions, &config);
     let material = material::collect(parts, &config, &held_out).await?;
     let readiness = Readiness::new(&material, &config, asked, config.learn.min_new_pairs);
@@ -162,7 +168,7 @@ pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
         program::command_line(&config.trainer).err().map(|it| it.to_string()).or(fault);
     let waiting = practice::waiting(parts, &config, &held_out, false).await?;
     let examples = waiting.map_or(0, |waiting| waiting.n_new);
-    Ok(Readiness { examples, unjudgeable, trainer_fault, ..readiness })
+    Ok(Readiness { examples, power, unjudgeable, trainer_fault, ..readiness })
 }
 
 #[cfg(test)]
@@ -178,6 +184,7 @@ mod tests {
             min_new_pairs: 50,
             examples: 0,
             held_out: 2,
+            power: None,
             unjudgeable: Some("2 held-out prompts are too few".into()),
             yielded: Yield { answers, passing, ..Yield::default() },
             tally: Tally { prompts: 9, without_chosen: 5, without_rejected: 3, ..Tally::default() },

@@ -15,14 +15,15 @@ use super::caller::Caller;
 use super::cancel::{Cancel, Stop};
 use super::error::RunError;
 use super::explore::{Harvest, Tellers};
-use super::gate::Power;
 use super::guards::{self, Guards, NIGHT};
 use super::live::{self, Outlook, Seen};
 use super::op_queue::{OpQueue, Wish};
+use super::readiness::Readiness;
 use super::schedule::{Decision, Schedule};
+use super::shared::Shared;
 use super::{
-    Command, Ended, LearnError, News, Parts, Stage, explore, held_out, import, judge, night,
-    preview, promote, readiness, resume, run,
+    Command, Ended, LearnError, News, Parts, Stage, explore, import, judge, night, preview,
+    promote, readiness, resume, run,
 };
 use store::{Event, RunId, StoreError, Watch};
 
@@ -49,6 +50,8 @@ pub(super) struct Task {
     harvest: watch::Sender<Harvest>,
     next_run: watch::Sender<Option<DateTime<Utc>>>,
     guards: watch::Sender<Guards>,
+    /// What a run would find, or why that cannot be read.
+    readiness: Shared<Result<Readiness, String>>,
 }
 
 #[derive(Debug)]
@@ -76,6 +79,7 @@ impl Task {
             harvest,
             next_run,
             guards,
+            readiness: Shared::default(),
         };
         let news = News { stage: stages, harvest: harvests, next_run: next_runs, guards: guard };
         (task, news)
@@ -189,11 +193,17 @@ impl Task {
             }
             Command::Preview(limit, reply) => {
                 let parts = self.parts.clone();
-                answer(reply, async move { preview::preview(&parts, limit).await });
+                // Beside everything else, because it reads all that is stored.
+                tokio::spawn(async move {
+                    let found = preview::preview(&parts, limit).await;
+                    reply.send(found.map_err(|it| LearnError::Unreadable(it.reason()))).ok();
+                });
             }
             Command::Readiness(reply) => {
-                let parts = self.parts.clone();
-                answer(reply, async move { readiness::look(&parts).await });
+                let found = self.readiness();
+                tokio::spawn(async move {
+                    reply.send(found.await.map_err(LearnError::Unreadable)).ok();
+                });
             }
             Command::Cancel(reply) => {
                 self.stop(Stop::Owner);
@@ -256,13 +266,22 @@ impl Task {
         }
     }
 
-    /// Logs what a run would find now. Beside everything else, because it reads all that is stored.
+    /// What a run would find now, to be waited for beside everything else, because it reads all that is
+    /// stored.
+    fn readiness(&self) -> impl Future<Output = Result<Readiness, String>> + Send + use<> {
+        let (parts, shared) = (self.parts.clone(), self.readiness.clone());
+        async move {
+            let look = async { readiness::look(&parts).await.map_err(|error| error.reason()) };
+            shared.get(look).await
+        }
+    }
+
     fn tell_readiness(&self) {
-        let parts = self.parts.clone();
+        let found = self.readiness();
         tokio::spawn(async move {
-            match readiness::look(&parts).await {
+            match found.await {
                 Ok(found) => info!(learning = %found, "This is how learning stands."),
-                Err(error) => warn!(error = error.reason(), "How learning stands is not known."),
+                Err(error) => warn!(error, "How learning stands is not known."),
             }
         });
     }
@@ -290,18 +309,8 @@ impl Task {
             warn!(reason, "Scheduled runs are paused.");
         }
         let alarms = self.parts.store.events("alarm", ALARMS).await?;
-        let held_out = if act { before.held_out } else { self.power().await };
-        self.guards.send_replace(Guards { paused, watch: seen, alarms, held_out });
+        self.guards.send_replace(Guards { paused, watch: seen, alarms });
         Ok(())
-    }
-
-    /// What the held-out prompts could show. A file that cannot be read is told of by the run.
-    async fn power(&self) -> Option<Power> {
-        let config = self.parts.config.borrow().clone();
-        config.agents.values().any(|agent| agent.learn).then_some(())?;
-        let (questions, _) = held_out::read_all(&self.parts.store, &config).await.ok()?;
-        let n_prompts = held_out::count(&questions.held_out);
-        Some(Power::new(n_prompts, &config.learn.gate))
     }
 
     /// Does what the watch has come to; true when that changed something.
@@ -448,17 +457,6 @@ impl Task {
 
 fn happened(event: &Event) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_millis(event.created_ms)
-}
-
-/// Answers a question beside everything else, because it reads all that is stored.
-fn answer<T: Send + 'static>(
-    reply: oneshot::Sender<Result<T, LearnError>>,
-    look: impl Future<Output = Result<T, RunError>> + Send + 'static,
-) {
-    tokio::spawn(async move {
-        let found = look.await;
-        reply.send(found.map_err(|it| LearnError::Unreadable(it.reason()))).ok();
-    });
 }
 
 /// The end of the operation under way; never, when there is none.

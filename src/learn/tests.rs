@@ -567,10 +567,9 @@ async fn too_few_held_out_prompts_are_told_of_before_the_night_and_nothing_is_tr
     let lines: Vec<String> = (0..12).map(line).collect();
     write(&world.root().join("held_out.jsonl"), &lines.join("\n"));
     let (learner, task) = world.learner();
-    let mut guards = learner.news.guards.clone();
-    let seen = guards.wait_for(|guards| guards.held_out.is_some()).await.unwrap();
-    let says = seen.held_out.clone().unwrap().says;
-    drop(seen);
+    let ready = learner.readiness().await.unwrap();
+    let says = ready.power.unwrap().says;
+    assert_eq!(ready.unjudgeable.as_ref(), Some(&says), "one wording");
     assert!(says.contains("12 held-out prompts") && says.contains("at least 20"), "{says}");
     let ended = learner.train().await.unwrap();
     let Ended::Rejected { reason, .. } = ended else { panic!("the trainer started: {ended:?}") };

@@ -1,5 +1,5 @@
 //! What the held-out prompts at hand could show, said before a night is spent on it. Pure. Used by
-//! `run`, by `task` for `status`, and by `check`.
+//! `run`, `readiness` and `check`.
 
 use serde::Serialize;
 
