@@ -14,7 +14,8 @@ use super::pairs::Tally;
 use super::practice::{self, FEWEST_EXAMPLES};
 use super::program;
 use super::yields::Yield;
-use config::Config;
+use config::{AspectChoice, Config};
+use store::{StoreError, Unjudged};
 
 /// What a run would find now.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -39,6 +40,8 @@ pub struct Readiness {
     pub power: Option<Power>,
     /// Why nothing could judge what a run would make.
     pub unjudgeable: Option<String>,
+    /// What the judges have still to say.
+    pub unjudged: Unjudged,
     /// What the stored answers come to.
     #[serde(rename = "yield")]
     pub yielded: Yield,
@@ -50,9 +53,25 @@ pub struct Readiness {
 
 impl Readiness {
     /// Of what was collected.
-    pub(super) fn new(material: &Material, config: &Config, held_out: usize, min: usize) -> Self {
+    pub(super) async fn new(
+        parts: &Parts,
+        material: &Material,
+        config: &Config,
+        held_out: usize,
+        min: usize,
+    ) -> Result<Self, StoreError> {
         let learning = || config.agents.values().filter(|agent| agent.learn);
-        Self {
+        let mut unjudged = Unjudged::default();
+        for agent in learning() {
+            let Unjudged { answers, prompts, without_choice } =
+                parts.store.unjudged(agent.name.clone()).await?;
+            unjudged.answers += answers;
+            unjudged.prompts += prompts;
+            if agent.aspect_choice != AspectChoice::All {
+                unjudged.without_choice += without_choice;
+            }
+        }
+        Ok(Self {
             agents: learning().count(),
             practice_files: learning().filter(|agent| agent.practice.prompts.is_some()).count(),
             pairs: material.rows.len(),
@@ -62,15 +81,18 @@ impl Readiness {
             held_out,
             power: None,
             unjudgeable: None,
+            unjudged,
             yielded: material.yielded.clone(),
             tally: material.tally,
             trainer_fault: None,
-        }
+        })
     }
 
     /// What is missing for a run, and what would help.
     pub(super) fn lacks(&self) -> Option<String> {
-        let Self { agents, new_pairs, min_new_pairs, yielded, tally, trainer_fault, .. } = self;
+        let Self {
+            agents, new_pairs, min_new_pairs, yielded, tally, unjudged, trainer_fault, ..
+        } = self;
         if let Some(fault) = trainer_fault {
             return Some(fault.clone());
         }
@@ -83,7 +105,7 @@ impl Readiness {
         let pairs = format!("{new_pairs} of {min_new_pairs} new pairs");
         let Tally { prompts, left_out, without_chosen, without_rejected, .. } = tally;
         let LeftOut { held_out, near_copies } = left_out;
-        Some(match yielded {
+        let lacks = match yielded {
             _ if 0 < *prompts && *prompts == held_out + near_copies => format!(
                 "{pairs}, all {prompts} stored prompts are held out or near copies of held-out ones: explore \
                  others"
@@ -97,7 +119,7 @@ impl Readiness {
                 "{pairs}, no answer to a practice prompt is judged: `reflectd explore` practises on the \
                  files that the agents name"
             ),
-            _ if tally.prompts == 0 => {
+            _ if tally.prompts == 0 && unjudged.answers == 0 => {
                 format!(
                     "{pairs}, no stored prompts: chat with it, or `reflectd explore --prompts FILE`"
                 )
@@ -118,8 +140,29 @@ impl Readiness {
                  copies of held-out ones, {without_chosen} have no answer that passes, {without_rejected} \
                  have none to reject; explore more prompts, or rate ten answers"
             ),
+        };
+        Some(match without_word(unjudged) {
+            Some(unjudged) => format!("{lacks}; {unjudged}"),
+            None => lacks,
         })
     }
+}
+
+/// What the judge has not said, and what would help.
+fn without_word(&Unjudged { answers, prompts, without_choice }: &Unjudged) -> Option<String> {
+    let of_answers = format!("{answers} answers to {prompts} prompts are not judged");
+    let of_choice = format!("for {without_choice} prompts the judge has chosen no aspects");
+    let missing = match (answers, without_choice) {
+        (0, 0) => return None,
+        (_, 0) => of_answers,
+        (0, _) => of_choice,
+        _ => format!("{of_answers}, {of_choice}"),
+    };
+    Some(format!(
+        "{missing}: `reflectd explore` asks the judge again, and `reflectd doctor` says whether it gives \
+         levels; where it gives none, another judge would help, or `judge: none` with a verifier or a \
+         reference for each prompt"
+    ))
 }
 
 /// `Not learning yet: ...`, or `Ready to learn: ...`.
@@ -163,7 +206,8 @@ pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
     let power = Some(Power::new(asked, &config.learn.gate));
     let unjudgeable = held_out::unjudgeable(&questions, &config);
     let material = material::collect(parts, &config, &held_out).await?;
-    let readiness = Readiness::new(&material, &config, asked, config.learn.min_new_pairs);
+    let min = config.learn.min_new_pairs;
+    let readiness = Readiness::new(parts, &material, &config, asked, min).await?;
     let trainer_fault =
         program::command_line(&config.trainer).err().map(|it| it.to_string()).or(fault);
     let waiting = practice::waiting(parts, &config, &held_out, false).await?;
@@ -186,6 +230,7 @@ mod tests {
             held_out: 2,
             power: None,
             unjudgeable: Some("2 held-out prompts are too few".into()),
+            unjudged: Unjudged::default(),
             yielded: Yield { answers, passing, ..Yield::default() },
             tally: Tally { prompts: 9, without_chosen: 5, without_rejected: 3, ..Tally::default() },
             trainer_fault: None,
@@ -218,6 +263,28 @@ mod tests {
         assert!(file.contains("`reflectd explore` practises on the files"), "{file}");
         let none = Readiness { agents: 0, unjudgeable: None, ..readiness(0, 0, 0) };
         assert_eq!(none.to_string(), "Not learning yet: no agent has `learn: true`");
+    }
+
+    #[test]
+    fn what_the_judge_has_not_said_is_counted_with_what_would_help() {
+        let of = |answers, prompts, without_choice| Readiness {
+            unjudged: Unjudged { answers, prompts, without_choice },
+            tally: Tally::default(),
+            ..readiness(0, 0, 0)
+        };
+        let drafts = of(12, 4, 0).to_string();
+        assert!(
+            drafts.contains(
+                "no answer is judged: rate ten answers, or `reflectd explore`; 12 answers to 4 prompts are \
+                 not judged: `reflectd explore` asks the judge again"
+            ),
+            "{drafts}"
+        );
+        let none = Readiness { practice_files: 1, ..of(0, 0, 9) }.to_string();
+        assert!(none.contains("; for 9 prompts the judge has chosen no aspects: "), "{none}");
+        assert!(none.contains("`judge: none` with a verifier or a reference"), "{none}");
+        let both = of(3, 3, 9).to_string();
+        assert!(both.contains("are not judged, for 9 prompts the judge has chosen no"), "{both}");
     }
 
     #[test]

@@ -200,7 +200,7 @@ async fn begin(
     let material = lesson::next(parts, config, held_out, caller.is_scheduled()).await?;
     let is_too_little = material.rows.is_empty() || material.n_new < min_new_pairs;
     if material.lesson == Lesson::Answers && is_too_little {
-        let found = Readiness::new(&material, config, n_held_out, min_new_pairs);
+        let found = Readiness::new(parts, &material, config, n_held_out, min_new_pairs).await?;
         return Err(nothing_to_learn(parts, &found).await?);
     }
     let Material { dataset, rows, tally, yielded, replayed, lesson, .. } = material;
@@ -249,7 +249,8 @@ async fn begin(
 /// numbers.
 async fn nothing_to_learn(parts: &Parts, found: &Readiness) -> Result<RunError, RunError> {
     let reason = found.lacks().unwrap_or_default();
-    let facts = json!({ "tally": found.tally, "yield": found.yielded });
+    let Readiness { tally, yielded, unjudged, .. } = found;
+    let facts = json!({ "tally": tally, "yield": yielded, "unjudged": unjudged });
     let id = record(parts, RunState::Rejected, reason.clone(), facts).await?;
     info!(run_id = %id, reason, "There is nothing to learn from.");
     Ok(RunError::NothingToLearn { run: id, reason })

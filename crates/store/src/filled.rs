@@ -1,11 +1,11 @@
-//! How far prompts are filled with answers, counted over `exchanges`, `candidates` and
+//! How far prompts are filled with answers and judgements, counted over `exchanges`, `candidates` and
 //! `assessments`. Decides nothing: whether that is enough is `reflect`'s business.
 
 use rusqlite::{Transaction, params};
 
-use super::Filled;
 use super::columns::Count;
 use super::thread::Outcome;
+use super::{Filled, Unjudged};
 use inference::Generation;
 
 pub(super) fn explorable(
@@ -49,4 +49,27 @@ pub(super) fn explorable(
         })
     })?;
     Ok(filled.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn unjudged(tx: &Transaction<'_>, agent: &str) -> Outcome<Unjudged> {
+    let sql = "WITH prompts AS (
+            SELECT aspect_choice, count(candidates.id) AS answers,
+                count(*) FILTER (WHERE EXISTS (
+                    SELECT 1 FROM assessments WHERE candidate = candidates.id AND is_current = 1
+                )) AS judged
+            FROM exchanges LEFT JOIN candidates ON exchange = exchanges.id AND author = 'model'
+            WHERE agent = ? GROUP BY exchanges.id)
+        SELECT coalesce(sum(answers - judged), 0) AS answers,
+            count(*) FILTER (WHERE judged < answers) AS prompts,
+            count(*) FILTER (WHERE judged = 0 AND aspect_choice IS NULL) AS without_choice
+        FROM prompts";
+    let unjudged = tx.prepare_cached(sql)?.query_row([agent], |row| {
+        let count = |name: &str| row.get::<_, Count<usize>>(name).map(|it| it.0);
+        Ok(Unjudged {
+            answers: count("answers")?,
+            prompts: count("prompts")?,
+            without_choice: count("without_choice")?,
+        })
+    })?;
+    Ok(unjudged)
 }

@@ -32,7 +32,7 @@ pub use rows::{
     Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, Critic, EarlierPair,
     Evaluation, Event, ExampleRow, Exchange, ExchangeId, Expected, Feedback, FilePrompt, Filled,
     GenerationRow, JudgeReport, JudgeThreshold, Kept, Live, NewCandidate, NewExchange, PairRow,
-    Parent, Relevance, Run, RunId, RunState, Source, Standard, Watch, WatchState,
+    Parent, Relevance, Run, RunId, RunState, Source, Standard, Unjudged, Watch, WatchState,
 };
 pub use thread::{Store, StoreThread, spawn};
 
@@ -167,6 +167,10 @@ impl Store {
             filled::explorable(tx, &agent, (n, m), generation, anew)
         })
         .await
+    }
+    /// What an agent's judge has still to say.
+    pub async fn unjudged(&self, agent: String) -> Result<Unjudged> {
+        self.read("count what is not judged", move |tx| filled::unjudged(tx, &agent)).await
     }
     /// Stores prompts of files in one transaction, each once an agent: one that is there gets the
     /// reference, verifier and example that the file says now.

@@ -332,6 +332,17 @@ pub struct Filled {
     pub unjudged: u32,
 }
 
+/// What an agent's judge has still to say.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Unjudged {
+    /// Answers of the model of which nothing that was said counts.
+    pub answers: usize,
+    /// Prompts with such answers.
+    pub prompts: usize,
+    /// Prompts with no other answers, or none, for which no aspects were chosen.
+    pub without_choice: usize,
+}
+
 /// The owner's rating or edit of an answer.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Feedback {

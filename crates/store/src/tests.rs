@@ -327,6 +327,18 @@ async fn how_far_a_prompt_is_filled_is_counted_without_the_owners_edits() {
 }
 
 #[tokio::test]
+async fn what_a_judge_has_still_to_say_is_counted() {
+    let Scratch { store, .. } = &Scratch::new().await;
+    record(store, "one").await;
+    let two = vec![answer(None, vec![]), answer(None, vec![])];
+    store.record_exchange(prompt("one"), two, None).await.unwrap();
+    store.record_exchange(prompt("one"), vec![], None).await.unwrap();
+    let unjudged = store.unjudged("one".into()).await.unwrap();
+    assert_eq!(unjudged, Unjudged { answers: 3, prompts: 2, without_choice: 2 });
+    assert_eq!(store.unjudged("two".into()).await.unwrap(), Unjudged::default());
+}
+
+#[tokio::test]
 async fn an_edit_is_an_answer_of_the_owner_and_stored_with_its_word_or_not_at_all() {
     let Scratch { store, .. } = &Scratch::new().await;
     let (exchange, ids) = record(store, "one").await;

@@ -114,3 +114,23 @@ async fn what_was_judged_beside_another_reference_is_judged_anew() {
         assert_eq!(said(&world).await, [word.as_str(), &word, ""]);
     }
 }
+
+#[tokio::test]
+async fn a_night_whose_judge_chooses_no_aspects_says_so_in_numbers_and_what_would_help() {
+    let world = World::new(standing(), "good.sh", &[]).await;
+    world.change_agent(|agent| agent.aspect_choice = AspectChoice::Judge(1));
+    let unjudged = NewCandidate { assessments: Vec::new(), ..answer("ask 0", "bad", false) };
+    world.remember_answers("ask 0", vec![unjudged.clone(), unjudged]).await;
+    world.remember_answers("ask 1", Vec::new()).await;
+    let Ended::Rejected { run, reason, .. } = world.train().await else { panic!("it trained") };
+    let expected =
+        "2 answers to 1 prompts are not judged, for 2 prompts the judge has chosen no aspects: ";
+    assert!(reason.contains(expected) && reason.contains("another judge would help"), "{reason}");
+    let recorded = world.parts.store.run(run).await.unwrap();
+    let numbers = json!({ "answers": 2, "prompts": 1, "without_choice": 2 });
+    assert_eq!((recorded.reason, &recorded.metrics["unjudged"]), (Some(reason), &numbers));
+    // Where nobody is to choose that is no fault.
+    world.change_agent(|agent| agent.aspect_choice = AspectChoice::All);
+    let Ended::Rejected { reason, .. } = world.train().await else { panic!("it trained") };
+    assert!(reason.contains("2 answers to 1 prompts are not judged: "), "{reason}");
+}
