@@ -322,6 +322,16 @@ mod tests {
         let (first, moved) = (read(&path).unwrap(), read(&moved).unwrap());
         assert_eq!((&first[0].id, &first[1].id), (&moved[1].id, &moved[0].id));
         assert!(first[0].id.len() == 16 && first[0].id != first[1].id, "{first:?}");
+        // Other turns before the same last one make another prompt.
+        let turn =
+            |role: &str, text: &str| format!("{{\"role\":\"{role}\",\"content\":\"{text}\"}}");
+        let after = |text: &str| {
+            let turns = [turn("user", text), turn("assistant", "yes"), turn("user", "x")];
+            format!("{{\"messages\":[{}]}}\n", turns.join(","))
+        };
+        let (_folder, path) = file(&["a", "b"].map(after).concat());
+        let conversations = read(&path).unwrap();
+        assert_ne!(conversations[0].id, conversations[1].id);
         let (_folder, path) = file(&format!("{spoken}\n{{\"prompt\":\"x\"}}\n"));
         let error = read(&path).unwrap_err().to_string();
         assert!(error.contains(":2: ") && error.contains("give each an `id`"), "{error}");

@@ -201,6 +201,7 @@ impl Batch {
             lengths: tensor(&lengths),
         }
     }
+
     /// Sums values of the targets `[M]` by sequence: `[S]`.
     pub(crate) fn sum_by_sequence(&self, values: &Tensor) -> Tensor {
         Tensor::zeros([self.lengths.size()[0]], (Kind::Float, values.device())).index_add(

@@ -171,7 +171,7 @@ pub(super) fn missing(agent: &Agent, n_examples: usize) -> Vec<String> {
     );
     let examples = (n_examples < FEWEST_EXAMPLES).then(|| {
         format!(
-            "{} examples of right answers, if it cannot do your task at all (reflectd learn FILE)",
+            "examples of right answers ({} more), if it cannot do your task at all (reflectd learn FILE)",
             FEWEST_EXAMPLES - n_examples
         )
     });

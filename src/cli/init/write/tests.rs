@@ -135,12 +135,12 @@ fn what_is_commented_out_has_no_problems_either() {
     let config = config::load(root).unwrap();
     let agent = &config.agents["mine"];
     assert!(agent.verifier.is_some() && agent.system.is_some() && config.learn.schedule.is_some());
-    let examples = config::prompt_file::read_examples(agent.examples.as_ref().unwrap()).unwrap();
-    assert_eq!(examples.len(), 1);
-    let missing = super::super::report::missing(agent, examples.len());
+    let missing = super::super::missing(agent);
     assert!(missing[0].starts_with("prompts, of chats") && missing[0].contains("20 are set aside"));
-    assert!(missing[1].starts_with("9 examples of right answers"), "{missing:?}");
-    assert_eq!(super::super::report::missing(agent, 10).len(), 1, "the held-out prompts");
+    assert!(missing[1].starts_with("examples of right answers (9 more)"), "{missing:?}");
+    let line = |i: usize| format!("{{\"prompt\":\"ask {i}\",\"answer\":\"yes\"}}\n");
+    put(&root.join("agents/mine/examples.jsonl"), &(0..10).map(line).collect::<String>());
+    assert_eq!(super::super::missing(agent).len(), 1, "the held-out prompts");
     let held_out = config::prompt_file::read(&root.join("held-out.jsonl")).unwrap();
     assert_eq!(held_out.len(), 2);
     assert!(held_out[0].verifier.is_some() && held_out[1].reference.is_some());
