@@ -65,7 +65,7 @@ impl StepLock {
     /// Ends a step of idle work early, whichever engine is in one.
     pub(super) fn interrupt(&self) {
         for signal in &self.lock().signals {
-            signal.store(true, Ordering::Relaxed);
+            signal.store(true, Ordering::Release);
         }
     }
 
@@ -112,7 +112,9 @@ impl Ticket {
 
     /// Looks at what has come from now on, so that only who comes later breaks off a step.
     pub(super) fn expect_nobody(&self) {
-        self.signal.store(false, Ordering::Relaxed);
+        // A swap reads the newest value: who raised it before has sent what is looked for next, and who raises
+        // it later is not overwritten.
+        self.signal.swap(false, Ordering::AcqRel);
     }
 
     /// Whether a step of idle work of this engine shall end early.
@@ -208,6 +210,8 @@ mod tests {
         let lock = StepLock::default();
         let engines = [lock.ticket(), lock.ticket(), lock.ticket()];
         assert!(engines[1].take(Priority::Explore));
+        assert!(!engines[2].take(Priority::Explore));
+        assert_eq!(signals(&engines), [false; 3], "it is as urgent");
         assert!(!engines[0].take(Priority::Gate));
         assert_eq!(signals(&engines), [false, true, false]);
         engines[1].leave();

@@ -1,5 +1,5 @@
 //! A scripted reward model: it counts letters, says how it was read, and stops in the middle of a
-//! step where a test wants that. It refuses to be read with gaps.
+//! step when it is told to. It refuses to be read with gaps.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -34,7 +34,7 @@ pub struct FakeReward {
     model: Fake,
     value: Value,
     per_token: Duration,
-    /// The step with this number goes on until it is broken off, but not longer than this.
+    /// The step with this number takes so long unless it is broken off.
     endless: Option<(usize, Duration)>,
     /// Each step waits for one of these.
     gate: Option<mpsc::Receiver<()>>,
@@ -62,7 +62,7 @@ impl FakeReward {
         self.per_token = took;
         self
     }
-    /// Step `number` goes on until it is broken off, but not longer than this.
+    /// Step `number` takes so long unless it is broken off.
     #[must_use]
     pub fn endless(mut self, number: usize, most: Duration) -> Self {
         self.endless = Some((number, most));
@@ -111,16 +111,16 @@ impl RewardBackend for FakeReward {
             // Without a sender it is open.
             gate.blocking_recv();
         }
-        let (endless, took) = match self.endless {
-            Some((step, most)) if step == number => (true, most),
-            _ => (false, self.per_token * u32::try_from(tokens.len()).unwrap()),
+        let took = match self.endless {
+            Some((step, most)) if step == number => most,
+            _ => self.per_token * u32::try_from(tokens.len()).unwrap(),
         };
         let begun = Instant::now();
         let is_broken_off = || interrupt.is_some_and(|signal| signal.load(Ordering::Relaxed));
-        while begun.elapsed() < took && !(endless && is_broken_off()) {
+        while begun.elapsed() < took && !is_broken_off() {
             std::thread::sleep(Duration::from_millis(1).min(took));
         }
-        let is_interrupted = endless && is_broken_off();
+        let is_interrupted = is_broken_off();
         let n = if is_interrupted { tokens.len() / 2 } else { tokens.len() };
         self.reads.lock().unwrap()[number].is_interrupted = is_interrupted;
         self.tokens.truncate(position);

@@ -89,8 +89,8 @@ impl Core {
         self.blocks.is_none() && self.tree.caches_too_much() && may_leave
     }
 
-    /// Whether what is cached leaves to come back at the beginning of the context, while nobody runs. Who
-    /// comes waits for the copies of one step at most.
+    /// Whether what is cached leaves to come back at the beginning of the context, while nobody runs. Once
+    /// somebody waits for it, only where one step copies all of it.
     fn may_gather(&self) -> bool {
         let is_soon_done = self.requests.is_empty() || self.tree.fits_into_a_step();
         let is_wanted = self.blocks.is_none() && self.owners.is_empty();

@@ -60,9 +60,12 @@ async fn a_chat_breaks_off_a_step_of_a_reward_model() {
     });
     begun(&reads, 2).await;
     assert_eq!(ask(&chats, "chat").await, "fine");
-    assert_eq!(scored.await.unwrap().unwrap(), [200.0]);
+    let scored = tokio::time::timeout(LONG, scored).await.expect("it does not go on");
+    assert_eq!(scored.unwrap().unwrap(), [200.0]);
     let reads = reads.lock().unwrap();
     assert!(reads[1].is_interrupted, "the chat waited for it: {reads:?}");
+    let n_broken_off = reads.iter().filter(|it| it.is_interrupted).count();
+    assert_eq!(n_broken_off, 1, "one chat came: {reads:?}");
     let kept = reads[1].position + reads[1].n / 2;
     assert_eq!(reads[2].position, kept, "what was read is not read again");
 }

@@ -14,7 +14,7 @@ use crate::Priority;
 use crate::core::op::Op;
 use crate::core::request::{Generating, Purpose, Request, State};
 use crate::core::step::execute;
-use crate::core::{CachePolicy, Core, Outcome, Step};
+use crate::core::{CachePolicy, Core, Event, Outcome, Step};
 use crate::draft::Draft;
 use crate::sample::Sampler;
 
@@ -41,14 +41,23 @@ fn request(priority: Priority, seed: u64, n_prompt: usize, max_tokens: usize) ->
 }
 
 fn request_of(priority: Priority, prompt: Vec<Token>, max_tokens: usize) -> Request {
+    with_stops(priority, prompt, max_tokens, Vec::new())
+}
+
+fn with_stops(
+    priority: Priority,
+    prompt: Vec<Token>,
+    max_tokens: usize,
+    stops: Vec<String>,
+) -> Request {
     let sampler = Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, 0);
-    let state = State::Generate(Box::new(Generating::new(sampler, Vec::new(), None)));
+    let state = State::Generate(Box::new(Generating::new(sampler, stops, None)));
     let purpose = Purpose::Generate { seed: 0, max_tokens, top_logprobs: 0 };
     let sequences = [(prompt, state)].into_iter();
     Request::new(priority, Generation::BASE, purpose, sequences)
 }
 
-fn finish(core: &mut Core, step: &Step, evaluated: usize, took: Duration) {
+fn finish(core: &mut Core, step: &Step, evaluated: usize, took: Duration) -> Vec<Event> {
     let saves = step.ops.iter().filter_map(|op| match op {
         // A byte a cell.
         Op::Save { copy, from, to, .. } => Some((*copy, Some(vec![0; to - from]))),
@@ -57,7 +66,7 @@ fn finish(core: &mut Core, step: &Step, evaluated: usize, took: Duration) {
     let (saved, evaluated) = (saves.collect(), Ok(evaluated));
     let outcome = Outcome { saved, not_restored: Vec::new(), evaluated, took };
     core.finish(step, outcome, |_| Ok::<_, EngineError>(&LOGITS));
-    core.take_events();
+    core.take_events()
 }
 
 /// Does the next step as a model does that takes so long for a token.
@@ -215,6 +224,64 @@ fn the_oldest_of_many_that_outgrow_the_context_never_gives_way() {
         finish(&mut core, &step, step.n_tokens(), QUICK * 50);
     }
     assert!(0 < core.counters.preemptions);
+}
+
+/// Of a stop string of three letters, the last two that were sampled may be the beginning.
+#[test]
+fn a_token_is_told_as_soon_as_its_text_is_certain() {
+    let mut core = Core::new(limits(400, 8), CachePolicy::new(0), Arc::new(Letters));
+    let stops = vec!["aab".to_owned()];
+    core.submit(with_stops(Priority::Chat, prompt(1, 5), 20, stops));
+    let told = |events: &[Event]| {
+        events.iter().filter(|event| matches!(event, Event::Token { .. })).count()
+    };
+    let mut n_told = 0;
+    for n_sampled in 1_usize..10 {
+        let step = core.next_step().expect("it goes on");
+        let events = finish(&mut core, &step, step.n_tokens(), QUICK);
+        n_told += told(&events);
+        assert_eq!(n_told, n_sampled.saturating_sub(2), "after {n_sampled} tokens");
+    }
+}
+
+/// Another engine would wait for a chat that cannot go on.
+#[test]
+fn a_chat_whose_reader_is_behind_is_not_what_comes_next() {
+    let mut core = Core::new(limits(400, 8), CachePolicy::new(0), Arc::new(Letters));
+    let stalled = core.submit(chat(1, 5, 20));
+    core.submit(request(Priority::Explore, 2, 5, 20));
+    assert_eq!(core.next_priority(), Some(Priority::Chat));
+    core.set_stalled(stalled, true);
+    assert_eq!(core.next_priority(), Some(Priority::Explore));
+}
+
+#[test]
+fn what_has_come_past_a_failed_step_runs_with_others_again() {
+    let mut core = Core::new(limits(400, 8), CachePolicy::new(0), Arc::new(Letters));
+    for seed in [1, 2] {
+        core.submit(chat(seed, 5, 30));
+    }
+    let of_both = |step: &Step| step.spans.len() == 2;
+    let failing = core.next_step().unwrap();
+    assert!(of_both(&failing));
+    let error = EngineError::Failed("once".to_owned());
+    let outcome =
+        Outcome { saved: Vec::new(), not_restored: Vec::new(), evaluated: Err(error), took: QUICK };
+    core.finish(&failing, outcome, |_| Ok::<_, EngineError>(&LOGITS));
+    let steps: Vec<bool> = (0..4).map(|_| of_both(&step(&mut core, QUICK).unwrap())).collect();
+    assert_eq!(steps, [false, false, true, true], "each alone first");
+}
+
+/// What a new prompt begins with is there, and somebody has to leave.
+#[test]
+fn what_is_found_in_the_cache_does_not_leave_to_make_room_for_who_goes_on_with_it() {
+    let mut core = Core::new(limits(230, 8), CachePolicy::new(0), Arc::new(Letters));
+    for seed in [1, 2] {
+        core.submit(chat(seed, 100, 1));
+        answer(&mut core);
+    }
+    core.submit(chat(1, 140, 1));
+    assert_eq!(answer(&mut core), 40);
 }
 
 /// Its cells are not in anybody's way, and come back from where they are.

@@ -40,8 +40,9 @@ fn from_environment(name: &str, default: u64) -> u64 {
 #[test]
 fn whatever_happens_every_answer_is_that_of_an_undisturbed_run() {
     let steps = from_environment("SIMULATION_STEPS", 1_000_000);
-    let seen = run(from_environment("SIMULATION_SEED", 1), steps, Setting::default());
-    println!("{seen:?}");
+    let seed = from_environment("SIMULATION_SEED", 1);
+    let seen = run(seed, steps, Setting::default());
+    println!("from seed {seed} on: {seen:?}");
     // Nothing that it should meet is missing.
     let least = steps / 10_000;
     for (what, n) in seen.all() {
