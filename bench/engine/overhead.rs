@@ -72,9 +72,9 @@ async fn first_token(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec
 /// Measured after work, because work touches the buffers. Sequences that the daemon has copied to
 /// its host prefix cache are KV too; llama-server keeps such sequences in its context.
 async fn memory(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec<Measured>> {
-    let beyond = |server: &Server, caches: u64| -> anyhow::Result<f64> {
+    let beyond = |server: &Server| -> anyhow::Result<f64> {
         let Resident { total, model } = server.resident(&setting.model)?;
-        let kv = caches * u64::from(CELLS) * KV_BYTES_PER_TOKEN;
+        let kv = u64::from(CELLS) * KV_BYTES_PER_TOKEN;
         Ok(total.saturating_sub(model + kv) as f64 / 1e6)
     };
     let daemon = Daemon::start(setting).await?;
@@ -86,15 +86,14 @@ async fn memory(setting: &Setting, texts: &mut Texts) -> anyhow::Result<Vec<Meas
     let mut other = Vec::new();
     if let Some(peer) = &peer {
         chat::complete(&peer.endpoint, &texts.question(PROMPT), 8).await?;
-        other.push(beyond(&peer.server, 1)?);
+        other.push(beyond(&peer.server)?);
     }
     Ok(vec![Measured {
         name: "overhead_memory_mb".to_owned(),
-        title: "resident memory beyond model file and KV caches".to_owned(),
+        title: "resident memory beyond model file and KV cache".to_owned(),
         unit: "MB",
         better: Better::Lower,
-        // Judgements have a cache of their own.
-        ours: vec![beyond(&daemon.server, 2)? - host_cache],
+        ours: vec![beyond(&daemon.server)? - host_cache],
         other,
         against: Some("llama-server".to_owned()),
         goal: Some(Goal::AtMost(60.0)),
