@@ -96,7 +96,7 @@ impl Ticket {
         state.wants[self.index] = Some(priority);
         while !state.may_step(self.index, priority) {
             if state.taken.is_some_and(|(_, other)| priority < other) {
-                state.signals[state.last].store(true, Ordering::Relaxed);
+                state.signals[state.last].store(true, Ordering::Release);
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
