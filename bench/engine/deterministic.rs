@@ -1,8 +1,8 @@
 //! What `engine.deterministic` costs, and what it gives: the same answers alone, with 3, 7 and 15
-//! others, beside an exploration, preempted and with a full cache, against an engine without it. And the same of
-//! `engine.deterministic_judge`: how often a judgement comes out otherwise when it is asked for with 63
-//! others, in the context for judgements and in the one of answers. With `--model`, on that model. Called
-//! by `main`.
+//! others, beside an exploration, preempted and with a full cache, against an engine without it. And the
+//! same of `engine.deterministic_judge`: how often a judgement comes out otherwise when it is asked for
+//! with 63 others, in the context for judgements and in the one of answers. With `--model`, on that model.
+//! Called by `main`.
 
 use std::time::{Duration, Instant};
 
@@ -186,8 +186,9 @@ async fn preempted(
         Ok(())
     };
     let (answers, ()) = try_join(all(engine, &idle, 4), interrupt).await?;
-    let n = engine.stats().preemptions - before;
-    eprintln!("  {n} preemptions by {CHATS} chats");
+    // With many sequences chats come in beside what they interrupt.
+    let is_preempted = before < engine.stats().preemptions || !engine.is_deterministic();
+    anyhow::ensure!(is_preempted, "none of {CHATS} chats preempts an answer: let them come sooner");
     Ok(answers)
 }
 

@@ -337,7 +337,8 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Wanted, RunError> {
 }
 
 /// What became of a prompt that is left after its first drafts, because next to no answer to prompts of its
-/// kind passes and what its verifier names is its example; `None`: it is to be pursued.
+/// kind passes and what its verifier names is its example, or would be, were candidates not compared on the
+/// prompt; `None`: it is to be pursued.
 async fn unpursued(parts: &Parts, todo: &Todo) -> Result<Option<Supplied>, RunError> {
     let Some(passing) = &todo.passing else { return Ok(None) };
     let Some(counts) = passing.next_to_none(0 < todo.aim.refinements) else { return Ok(None) };

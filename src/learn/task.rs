@@ -276,6 +276,7 @@ impl Task {
         }
     }
 
+    /// Logs it.
     fn tell_readiness(&self) {
         let found = self.readiness();
         tokio::spawn(async move {
