@@ -20,7 +20,7 @@ use super::pairs::{Tally, ids, prompt_id};
 use super::promote::blocking;
 use super::replay::Replayed;
 use super::yields::Yield;
-use crate::reflect::{self, Reflector, Shot};
+use crate::reflect::{self, ReflectError, Reflector, Shot};
 use config::prompt_file::{self, Faults, PromptFileError};
 use config::{Agent, Config, ExampleLine, PromptLine};
 use engine::Generation;
@@ -50,7 +50,8 @@ pub struct Learned {
 }
 
 /// Stores examples of an agent but near copies of held-out prompts, all of them or, when something is
-/// wrong with any, none. They come with the numbers by which faults name them.
+/// wrong with any, none. They come with the numbers by which faults name them. A prompt that the agent's
+/// practice file names too keeps the verifier and the reference of that file.
 pub async fn learn(
     reflector: &Reflector,
     store: &Store,
@@ -76,7 +77,20 @@ pub async fn learn(
         if !faults.is_empty() {
             return Err(ExampleError::Faults(faults));
         }
-        let prompts = kept.into_iter().map(|line| reflector.example(&agent, line));
+        // Whoever asks for that file is told what is wrong with it.
+        let path = agent.practice.prompts.as_deref().filter(|_| !kept.is_empty());
+        let practised = path.map(prompt_file::read).and_then(Result::ok).unwrap_or_default();
+        let practised: BTreeMap<_, _> =
+            practised.into_iter().map(|line| (whole(&agent, &line.messages()), line)).collect();
+        let prompts = kept.into_iter().map(|line| {
+            let named = practised.get(&whole(&agent, &line.messages()));
+            let mut prompt = reflector.example(&agent, line)?;
+            if let Some(line) = named {
+                prompt.exchange.reference.clone_from(&line.reference);
+                prompt.exchange.verifier.clone_from(&line.verifier);
+            }
+            Ok::<_, ReflectError>(prompt)
+        });
         Ok((prompts.collect::<Result<Vec<_>, _>>()?, left_out))
     })
     .await?;
@@ -89,6 +103,11 @@ pub async fn learn(
         }
     }
     Ok(learned)
+}
+
+/// The conversation as it is stored, by which a prompt of two files is one.
+fn whole(agent: &Agent, messages: &[Message]) -> Vec<u8> {
+    serde_json::to_vec(&reflect::conversation(agent, messages)).expect("messages are plain data")
 }
 
 /// What agents practise on.

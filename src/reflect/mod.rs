@@ -50,6 +50,7 @@ pub use assess::{check_version, is_checked, is_judgeable, passes, question, scal
 pub use explore::exploring;
 pub use from_file::{Named, Shot, try_example};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
+pub use prepared::conversation;
 pub use trial::{Compared, Trial, Yield};
 
 /// How a stored prompt is practised on.
@@ -209,7 +210,7 @@ pub fn try_conversation(
     template: &ChatTemplate,
     messages: &[Message],
 ) -> Result<(), PromptError> {
-    template.render(&prepared::conversation(agent, messages)).map(drop)
+    template.render(&conversation(agent, messages)).map(drop)
 }
 
 /// What [`Reflector::explore`] did for one prompt.
@@ -475,7 +476,7 @@ impl Reflector {
         sampling: Sampling,
         priority: Priority,
     ) -> Result<Answer, ReflectError> {
-        let prompt = self.tokens(&prepared::conversation(agent, messages))?;
+        let prompt = self.tokens(&conversation(agent, messages))?;
         let request = GenerateRequest {
             prompt: prompt.clone(),
             n: 1,

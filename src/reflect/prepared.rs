@@ -60,7 +60,7 @@ impl Prepared {
 }
 
 /// The conversation as the model gets it: the agent's system text comes first unless there is one.
-pub(super) fn conversation(agent: &Agent, messages: &[Message]) -> Vec<Message> {
+pub fn conversation(agent: &Agent, messages: &[Message]) -> Vec<Message> {
     let has_system = messages.iter().any(|message| message.role == Role::System);
     let system = agent.system.iter().filter(|_| !has_system);
     let system = system.map(|text| Message { role: Role::System, content: text.clone() });

@@ -83,13 +83,18 @@ async fn what_was_judged_beside_another_reference_is_judged_anew() {
     let equal = format!("{judge}{}: true", config::BY_REFERENCE);
     assert_eq!(said(&world).await, [equal.as_str(); 2]);
 
-    // A file of examples that names none of that prompt does not change it each time.
+    // A file of examples that names none of that prompt does not change it, whoever reads that file: with
+    // `status` as the only one, what is judged meanwhile was judged beside the example's answer.
     let path = world.root().join("examples.jsonl");
     write(&path, &json!({ "prompt": "ask practice", "answer": "good" }).to_string());
     world.change_agent(|agent| agent.examples = Some(path));
     for _ in 0..2 {
         sync(&world).await;
         assert_eq!(said(&world).await, [equal.as_str(), &equal, ""]);
+        let config = world.parts.config.borrow().clone();
+        practice::sync_examples(&world.parts, &config).await.unwrap();
+        let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
+        assert_eq!(exchange.reference.as_deref(), Some("bad"));
     }
 
     refer(&world, "good");
