@@ -77,15 +77,19 @@ pub async fn learn(
         if !faults.is_empty() {
             return Err(ExampleError::Faults(faults));
         }
-        // Whoever asks for that file is told what is wrong with it.
+        // Of a file that cannot be read nobody knows which prompts it names.
         let path = agent.practice.prompts.as_deref().filter(|_| !kept.is_empty());
-        let practised = path.map(prompt_file::read).and_then(Result::ok).unwrap_or_default();
-        let practised: BTreeMap<_, _> =
-            practised.into_iter().map(|line| (whole(&agent, &line.messages()), line)).collect();
+        let practised = path.map_or(Ok(Vec::new()), prompt_file::read).ok();
+        let practised = practised.map(|lines| {
+            let named = lines.into_iter().map(|line| (whole(&agent, &line.messages()), line));
+            named.collect::<BTreeMap<_, _>>()
+        });
         let prompts = kept.into_iter().map(|line| {
-            let named = practised.get(&whole(&agent, &line.messages()));
+            let key = whole(&agent, &line.messages());
             let mut prompt = reflector.example(&agent, line)?;
-            if let Some(line) = named {
+            let named = practised.as_ref().map(|it| it.get(&key));
+            prompt.keeps_check = named.is_none_or(|line| line.is_some());
+            if let Some(line) = named.flatten() {
                 prompt.exchange.reference.clone_from(&line.reference);
                 prompt.exchange.verifier.clone_from(&line.verifier);
             }

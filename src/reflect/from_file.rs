@@ -71,7 +71,7 @@ impl Reflector {
     ) -> Result<FilePrompt, ReflectError> {
         let prepared = Prepared::new(self, agent, &line.messages(), line.verifier)?;
         let exchange = prepared.into_exchange(agent, Source::Explore, line.reference);
-        Ok(FilePrompt { exchange, example: None })
+        Ok(FilePrompt { exchange, example: None, keeps_check: false })
     }
 
     /// A prompt with the answer that the owner wants, which is also what the judge is shown where the
@@ -84,7 +84,7 @@ impl Reflector {
         let example = self.example_candidate(messages, prompt, text.clone(), assessments)?;
         let reference = line.reference.unwrap_or(text);
         let exchange = prepared.into_exchange(agent, Source::Explore, Some(reference));
-        Ok(FilePrompt { exchange, example: Some(example) })
+        Ok(FilePrompt { exchange, example: Some(example), keeps_check: false })
     }
 
     /// The answer that the verifier of a stored prompt names whole.

@@ -68,7 +68,7 @@ mod tests {
     async fn what_a_verifier_names_is_the_example_until_it_names_it_no_more() {
         let folder = tempfile::tempdir().unwrap();
         let (store, _thread) = super::super::spawn(path(folder.path())).await.unwrap();
-        let kept = FilePrompt { exchange: prompt("one"), example: None };
+        let kept = FilePrompt { exchange: prompt("one"), example: None, keeps_check: false };
         let id = store.keep_prompts(vec![kept]).await.unwrap()[0].0;
         let named =
             async |text: Option<&str>| store.set_expected(id, text.map(example)).await.unwrap();
@@ -100,8 +100,11 @@ mod tests {
     async fn the_owners_own_example_of_the_same_text_is_another_one_and_stays() {
         let folder = tempfile::tempdir().unwrap();
         let (store, _thread) = super::super::spawn(path(folder.path())).await.unwrap();
-        let kept =
-            |text: &str| FilePrompt { exchange: prompt("one"), example: Some(example(text)) };
+        let kept = |text: &str| FilePrompt {
+            exchange: prompt("one"),
+            example: Some(example(text)),
+            keeps_check: false,
+        };
         let id = store.keep_prompts(vec![kept("A")]).await.unwrap()[0].0;
         store.set_expected(id, Some(example("B"))).await.unwrap();
         assert_eq!(shown(&store).await[0].1, "B", "what the verifier names comes first");

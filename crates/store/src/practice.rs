@@ -7,8 +7,8 @@ use super::columns::{Count, Json, Tokens};
 use super::thread::Outcome;
 use super::{CandidateId, ExampleRow, ExchangeId, FilePrompt, Kept, NewExchange, exchanges};
 
-/// Stores what is not there yet. Of a prompt that is there, reference, verifier and example become
-/// what the file says now.
+/// Stores what is not there yet. Of a prompt that is there the example becomes what the file says now, and so do
+/// reference and verifier unless it keeps them.
 pub(super) fn keep(
     tx: &Transaction<'_>,
     prompts: &[FilePrompt],
@@ -18,7 +18,7 @@ pub(super) fn keep(
 
 fn keep_one(
     tx: &Transaction<'_>,
-    FilePrompt { exchange, example }: &FilePrompt,
+    FilePrompt { exchange, example, keeps_check }: &FilePrompt,
 ) -> Outcome<(ExchangeId, Kept)> {
     let sql = "SELECT exchange FROM file_prompts WHERE agent = ? AND messages = ?";
     let key = params![exchange.agent, Json(&exchange.messages)];
@@ -41,7 +41,8 @@ fn keep_one(
             kept = Kept::Changed;
         }
     }
-    if check(tx, id, exchange)? { Ok((id, Kept::Changed)) } else { Ok((id, kept)) }
+    let is_changed = !keeps_check && check(tx, id, exchange)?;
+    Ok((id, if is_changed { Kept::Changed } else { kept }))
 }
 
 /// Writes how answers are checked from now on; whether that is new.
@@ -135,7 +136,7 @@ mod tests {
     fn example(text: &str) -> FilePrompt {
         let example =
             NewCandidate { author: Author::Owner, text: text.into(), ..answer(None, vec![]) };
-        FilePrompt { exchange: prompt("one"), example: Some(example) }
+        FilePrompt { exchange: prompt("one"), example: Some(example), keeps_check: false }
     }
 
     async fn keep(store: &Store, prompt: FilePrompt) -> (ExchangeId, Kept) {
@@ -146,7 +147,7 @@ mod tests {
     async fn a_prompt_of_a_file_is_stored_once_and_its_newest_example_counts() {
         let folder = tempfile::tempdir().unwrap();
         let (store, _thread) = super::super::spawn(path(folder.path())).await.unwrap();
-        let practice = FilePrompt { exchange: prompt("one"), example: None };
+        let practice = FilePrompt { exchange: prompt("one"), example: None, keeps_check: false };
         let (id, kept) = keep(&store, practice.clone()).await;
         assert_eq!(kept, Kept::New);
         assert_eq!(keep(&store, practice.clone()).await, (id, Kept::Known));
@@ -163,7 +164,10 @@ mod tests {
 
         let verifier = Some(Verifier::Exact { expected: "4".into() });
         let exchange = NewExchange { reference: None, verifier: verifier.clone(), ..prompt("one") };
-        assert_eq!(keep(&store, FilePrompt { exchange, example: None }).await, (id, Kept::Changed));
+        assert_eq!(
+            keep(&store, FilePrompt { exchange, example: None, keeps_check: false }).await,
+            (id, Kept::Changed)
+        );
         let stored = store.exchange(id).await.unwrap();
         assert_eq!((stored.reference, stored.verifier), (None, verifier));
         assert_eq!(stored.candidates.len(), 2, "what the owner said before stays");

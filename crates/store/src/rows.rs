@@ -164,6 +164,8 @@ pub struct FilePrompt {
     pub exchange: NewExchange,
     /// The answer that the owner wants: by [`Author::Owner`], without a parent.
     pub example: Option<NewCandidate>,
+    /// A prompt that is stored already keeps its reference and verifier.
+    pub keeps_check: bool,
 }
 
 /// What became of a prompt of a file.

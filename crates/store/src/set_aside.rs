@@ -76,7 +76,8 @@ mod tests {
             found.push(store.record_exchange(prompt(agent), answers, None).await.unwrap());
         }
         let example = NewCandidate { author: Author::Owner, ..answer(None, vec![]) };
-        let kept = FilePrompt { exchange: prompt("one"), example: Some(example) };
+        let kept =
+            FilePrompt { exchange: prompt("one"), example: Some(example), keeps_check: false };
         let example = store.keep_prompts(vec![kept]).await.unwrap()[0].0;
         let (first, candidates) = &found[0];
         let pair =
