@@ -50,8 +50,8 @@ pub struct Learned {
 }
 
 /// Stores examples of an agent but near copies of held-out prompts, all of them or, when something is
-/// wrong with any, none. They come with the numbers by which faults name them. A prompt that the agent's
-/// practice file names too keeps the verifier and the reference of that file.
+/// wrong with any, none. They come with the numbers by which faults name them. A stored prompt that the
+/// agent's practice file names too keeps its reference and verifier.
 pub async fn learn(
     reflector: &Reflector,
     store: &Store,
@@ -77,23 +77,15 @@ pub async fn learn(
         if !faults.is_empty() {
             return Err(ExampleError::Faults(faults));
         }
-        // Of a file that cannot be read nobody knows which prompts it names.
+        // Of a practice file that cannot be read nobody knows which prompts it names.
         let path = agent.practice.prompts.as_deref().filter(|_| !kept.is_empty());
-        let practised = path.map_or(Ok(Vec::new()), prompt_file::read).ok();
-        let practised = practised.map(|lines| {
-            let named = lines.into_iter().map(|line| (whole(&agent, &line.messages()), line));
-            named.collect::<BTreeMap<_, _>>()
+        let named = path.map_or(Ok(Vec::new()), prompt_file::read).map(|lines| {
+            lines.iter().map(|line| stored(&agent, &line.messages())).collect::<HashSet<_>>()
         });
         let prompts = kept.into_iter().map(|line| {
-            let key = whole(&agent, &line.messages());
-            let mut prompt = reflector.example(&agent, line)?;
-            let named = practised.as_ref().map(|it| it.get(&key));
-            prompt.keeps_check = named.is_none_or(|line| line.is_some());
-            if let Some(line) = named.flatten() {
-                prompt.exchange.reference.clone_from(&line.reference);
-                prompt.exchange.verifier.clone_from(&line.verifier);
-            }
-            Ok::<_, ReflectError>(prompt)
+            let messages = stored(&agent, &line.messages());
+            let keeps_check = named.as_ref().map_or(true, |named| named.contains(&messages));
+            Ok::<_, ReflectError>(FilePrompt { keeps_check, ..reflector.example(&agent, line)? })
         });
         Ok((prompts.collect::<Result<Vec<_>, _>>()?, left_out))
     })
@@ -109,8 +101,8 @@ pub async fn learn(
     Ok(learned)
 }
 
-/// The conversation as it is stored, by which a prompt of two files is one.
-fn whole(agent: &Agent, messages: &[Message]) -> Vec<u8> {
+/// A conversation as the store compares it.
+fn stored(agent: &Agent, messages: &[Message]) -> Vec<u8> {
     serde_json::to_vec(&reflect::conversation(agent, messages)).expect("messages are plain data")
 }
 

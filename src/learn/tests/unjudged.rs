@@ -83,12 +83,12 @@ async fn what_was_judged_beside_another_reference_is_judged_anew() {
     let equal = format!("{judge}{}: true", config::BY_REFERENCE);
     assert_eq!(said(&world).await, [equal.as_str(); 2]);
 
-    // A file of examples that names none of that prompt does not change it, whoever reads that file: with
-    // `status` as the only one, what is judged meanwhile was judged beside the example's answer.
+    // Examples without a reference do not change that of the practice file, also where `status` reads them
+    // alone, beside a night that judges.
     let path = world.root().join("examples.jsonl");
     write(&path, &json!({ "prompt": "ask practice", "answer": "good" }).to_string());
     world.change_agent(|agent| agent.examples = Some(path));
-    // Nor where that file cannot be read for a moment.
+    // Nor while the practice file cannot be read.
     let practice = world.root().join("practice.jsonl");
     let whole = std::fs::read_to_string(&practice).unwrap();
     for now in [whole.as_str(), "{", &whole] {
