@@ -8,8 +8,8 @@ use super::error::ApiError;
 use super::read::Body;
 use super::wire::ExamplesBody;
 use crate::learn::ExampleError;
+use crate::learn::examples::{self, Learned, Origin};
 use crate::learn::held_out::{self, HeldOutError};
-use crate::learn::practice::{self, Learned};
 
 /// Stores all of them, or tells all that is wrong; they are counted from 1.
 pub(super) async fn learn(
@@ -26,9 +26,13 @@ pub(super) async fn learn(
         }
         HeldOutError::Store(error) => error.into(),
     })?;
-    let learned = practice::learn(reflector, store, &agent, held_out, lines).await;
+    let origin = Origin::Client;
+    let learned = examples::learn(reflector, store, &agent, held_out, origin, lines).await;
     Ok(Json(learned.map_err(|error| match error {
         ExampleError::Faults(faults) => ApiError::invalid("examples", faults.to_string()),
+        ExampleError::File(error) => {
+            ApiError::invalid("agent", format!("its own file of examples: {error}"))
+        }
         ExampleError::Reflect(error) => error.into(),
         ExampleError::Store(error) => error.into(),
     })?))

@@ -1,7 +1,7 @@
 //! `reflectd check`: reads the configuration with the code that the daemon uses, and reports every
 //! problem. Needs no daemon. Called by `cli::run`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
@@ -11,9 +11,9 @@ use super::{Json, terminal};
 use crate::learn::gate::Power;
 use crate::learn::held_out::{self, HeldOut};
 use crate::learn::near::Likeness;
-use crate::learn::practice::MOST_PROMPTS;
-use crate::reflect;
+use crate::learn::practice_file::MOST_PROMPTS;
 use crate::reflect::verify::command::try_program;
+use crate::reflect::{self, ExampleCheck};
 use config::prompt_file::{self, Fault, Faults, PromptFileError};
 use config::{self, Agent, Config, ConfigError, Problem, PromptLine};
 use files::gguf::Gguf;
@@ -37,6 +37,7 @@ pub(super) fn run(root: &Path, json: Json) -> anyhow::Result<Exit> {
         warnings.extend(too_few_held_out(config));
         warnings.extend(near_copies(config));
         warnings.extend(long_files(config));
+        warnings.extend(contradictions(config));
     }
     let loaded = match config {
         Some(config) if problems.is_empty() => Ok(config),
@@ -118,6 +119,44 @@ fn long_files(config: &Config) -> Vec<Problem> {
     paths.into_iter().filter_map(problem).collect()
 }
 
+/// Lines that an agent's practice file contradicts, and that no night learns from: prompts that stand
+/// there twice with another check, and examples that the check of their practice prompt refuses.
+fn contradictions(config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add = |file: &Path, number: usize, message: String| {
+        let key = format!("line {number}");
+        problems.push(Problem { file: file.to_owned(), key, message });
+    };
+    for agent in config.agents.values().filter(|agent| agent.learn) {
+        let Some(path) = &agent.practice.prompts else { continue };
+        let mut practised = HashMap::new();
+        for (number, line) in prompt_file::read_numbered(path).unwrap_or_default() {
+            let check = (line.verifier.clone(), line.reference.clone());
+            let prompt = reflect::stored(agent, &line.messages());
+            let (first, known) = practised.entry(prompt).or_insert((number, check.clone()));
+            if *known != check {
+                let message = format!(
+                    "has the prompt of line {first} with another verifier or reference; the first one counts"
+                );
+                add(path, number, message);
+            }
+        }
+        let Some(examples) = &agent.examples else { continue };
+        for (number, line) in prompt_file::read_examples(examples).unwrap_or_default() {
+            let prompt = reflect::stored(agent, &line.messages());
+            let Some((_, (verifier, reference))) = practised.get(&prompt) else { continue };
+            if reflect::refuses(agent, verifier.as_ref(), reference.as_deref(), &line.answer) {
+                let path = path.display();
+                let message = format!(
+                    "is not learned, because what checks its prompt in {path} refuses its answer"
+                );
+                add(examples, number, message);
+            }
+        }
+    }
+    problems
+}
+
 /// Agents whose first turn the chat template cannot render. The daemon serves the others.
 fn templates(config: &Config) -> Vec<Problem> {
     // A model that cannot be read is told of by `doctor` and at the start.
@@ -196,15 +235,15 @@ fn examples(
     let held_out =
         agent.held_out_file().into_iter().filter_map(|path| prompt_file::read(path).ok()).flatten();
     let held_out = HeldOut::of_prompts(&held_out.collect::<Vec<_>>());
-    let mut faults = Faults::default();
-    for (number, line) in prompt_file::read_examples(path)? {
-        if let Err(fault) = reflect::try_example(agent, template, &line) {
-            faults.add(number, fault);
-        } else if held_out.names(&line.messages()) {
-            faults.add(number, "the prompt is held out, and would no longer measure anything");
+    let mut check = ExampleCheck::new(agent, template);
+    let lines = prompt_file::read_good_examples(path, |number, line| {
+        check.check(number, line)?;
+        if held_out.names(&line.messages()) {
+            return Err("the prompt is held out, and would no longer measure anything".to_owned());
         }
-    }
-    Ok(faults)
+        Ok(())
+    });
+    lines.map(|_| Faults::default())
 }
 
 fn add(problems: &mut Vec<Problem>, path: &Path, read: Result<Faults, PromptFileError>) {

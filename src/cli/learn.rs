@@ -7,7 +7,7 @@ use serde_json::json;
 use super::client::Client;
 use super::operation::without;
 use super::terminal;
-use crate::learn::practice::Learned;
+use crate::learn::examples::Learned;
 use config::prompt_file;
 use protocol::exit::Exit;
 

@@ -22,6 +22,9 @@ pub enum ExampleError {
     /// Some do not fit.
     #[error("{0}")]
     Faults(Faults),
+    /// The agent's own file of examples cannot be used.
+    #[error(transparent)]
+    File(#[from] PromptFileError),
     /// A prompt or an answer cannot be made ready.
     #[error(transparent)]
     Reflect(#[from] ReflectError),

@@ -109,7 +109,7 @@ fn fitting(exchange: ExchangeId, named: Named) -> Option<NewCandidate> {
 }
 
 /// The owner's newest own example.
-fn example(exchange: &Exchange) -> Option<&Candidate> {
+pub(super) fn example(exchange: &Exchange) -> Option<&Candidate> {
     let is_own = |it: &&Candidate| is_example(it) && it.expected.is_none();
     exchange.candidates.iter().rfind(is_own)
 }

@@ -18,7 +18,7 @@ use super::expected::{self, Supplied};
 use super::held_out::LeftOut;
 use super::op_queue::Exploration;
 use super::passing::{Counts, Passing};
-use super::{Ended, Parts, Stage, practice};
+use super::{Ended, Parts, Stage, examples, practice};
 use crate::reflect::pursue::{self, Aim, Next, Reason};
 use crate::reflect::{self, Compared, Explored, Practising, ReflectError, Shot, Trial};
 use config::{Agent, Promising};
@@ -300,9 +300,11 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Wanted, RunError> {
         });
         let examples = parts.store.examples(vec![agent.name.clone()]).await?;
         let taught: HashSet<ExchangeId> = examples.iter().map(|row| row.exchange).collect();
-        let examples = match agent.practice.shots {
+        // What was set aside after it became an example would be given away.
+        let shown = examples.into_iter().filter(|row| !practised.held_out.contains(&row.messages));
+        let shown = match agent.practice.shots {
             0 => Vec::new(),
-            _ => practice::in_order(examples, generation),
+            _ => examples::in_order(shown.collect(), generation),
         };
         // Where the best draft is revised whatever its levels are, any draft may be it.
         let filled: Vec<_> = filled
@@ -330,7 +332,7 @@ async fn wanted(parts: &Parts, wish: &Exploration) -> Result<Wanted, RunError> {
             aim,
             trial: trial.clone(),
             passing: has_answer(&it).then(|| passing.clone()),
-            shots: practice::shots(&examples, it.exchange, agent.practice.shots),
+            shots: examples::shots(&shown, it.exchange, agent.practice.shots),
         }));
     }
     Ok(Wanted { todo, tried, left_out: practised.left_out })

@@ -73,6 +73,10 @@ impl HeldOut {
     pub fn names(&self, messages: &[Message]) -> bool {
         self.named.find(&user_turns(messages)) == Some(Likeness::Same)
     }
+    /// Without what `held_out: auto` has set aside.
+    pub(super) fn of_files_alone(&self) -> Self {
+        Self { named: self.named.clone(), aside: NearIndex::default() }
+    }
     /// Whether they may not enter training.
     pub fn contains(&self, messages: &[Message]) -> bool {
         self.find(messages).is_some()

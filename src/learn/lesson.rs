@@ -3,9 +3,9 @@
 
 use super::Parts;
 use super::error::RunError;
+use super::examples;
 use super::held_out::HeldOut;
 use super::material::{self, Material};
-use super::practice;
 use config::Config;
 
 /// Whichever is due. `is_scheduled`: a few examples are not worth a night.
@@ -15,7 +15,7 @@ pub(super) async fn next(
     held_out: &HeldOut,
     is_scheduled: bool,
 ) -> Result<Material, RunError> {
-    match practice::waiting(parts, config, held_out, is_scheduled).await? {
+    match examples::waiting(parts, config, held_out, is_scheduled).await? {
         Some(material) => Ok(material),
         None => material::collect(parts, config, held_out).await,
     }

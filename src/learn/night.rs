@@ -13,7 +13,7 @@ use super::error::RunError;
 use super::explore::{self, Tellers};
 use super::job::Lesson;
 use super::op_queue::Exploration;
-use super::{Ended, Parts, guards, held_out, practice, run};
+use super::{Ended, Parts, examples, guards, held_out, practice, run};
 use store::RunId;
 
 /// Prompts that a night explores at most before it trains.
@@ -97,7 +97,7 @@ async fn explored(parts: &Parts, tellers: Tellers<'_>) -> Result<(), RunError> {
     let config = parts.config.borrow().clone();
     practice::sync(parts, &config).await?;
     let (_, held_out) = held_out::read_all(&parts.store, &config).await?;
-    if practice::waiting(parts, &config, &held_out, true).await?.is_some() {
+    if examples::waiting(parts, &config, &held_out, true).await?.is_some() {
         return Ok(());
     }
     let wish = Exploration { agent: None, limit: MOST_PROMPTS, split: None, all: false };

@@ -11,7 +11,7 @@ use super::job::Lesson;
 use super::lesson;
 use super::material::Material;
 use super::pairs::{Filtered, Tally};
-use super::{Parts, held_out, practice};
+use super::{Parts, examples, held_out};
 use store::{CandidateId, Exchange, ExchangeId};
 
 /// What would be learned now.
@@ -53,7 +53,7 @@ pub struct Shown {
 /// At most `limit` of what would be learned.
 pub(super) async fn preview(parts: &Parts, limit: usize) -> Result<Preview, RunError> {
     let config = parts.config.borrow().clone();
-    let files = practice::sync_examples(parts, &config).await?;
+    let files = examples::sync(parts, &config).await?;
     let (_, held_out) = held_out::read_all(&parts.store, &config).await?;
     let material = lesson::next(parts, &config, &held_out, true).await?;
     let is_of_examples = material.lesson == Lesson::Examples;

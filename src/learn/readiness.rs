@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use super::Parts;
 use super::error::RunError;
+use super::examples::{self, FEWEST_EXAMPLES};
 use super::gate::Power;
 use super::held_out::{self, LeftOut};
 use super::material::{self, Material};
 use super::pairs::Tally;
-use super::practice::{self, FEWEST_EXAMPLES};
 use super::program;
 use super::yields::Yield;
 use config::{AspectChoice, Config};
@@ -197,10 +197,8 @@ pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
     if !config.agents.values().any(|agent| agent.learn) {
         return Ok(Readiness::default());
     }
-    let fault = practice::sync_examples(parts, &config)
-        .await
-        .err()
-        .map(|it| it.reason().replace('\n', "; "));
+    let fault =
+        examples::sync(parts, &config).await.err().map(|it| it.reason().replace('\n', "; "));
     let (questions, held_out) = held_out::read_all(&parts.store, &config).await?;
     let asked = held_out::count(&questions.held_out);
     let power = Some(Power::new(asked, &config.learn.gate));
@@ -210,7 +208,7 @@ pub(super) async fn look(parts: &Parts) -> Result<Readiness, RunError> {
     let readiness = Readiness::new(parts, &material, &config, asked, min).await?;
     let trainer_fault =
         program::command_line(&config.trainer).err().map(|it| it.to_string()).or(fault);
-    let waiting = practice::waiting(parts, &config, &held_out, false).await?;
+    let waiting = examples::waiting(parts, &config, &held_out, false).await?;
     let examples = waiting.map_or(0, |waiting| waiting.n_new);
     Ok(Readiness { examples, power, unjudgeable, trainer_fault, ..readiness })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -52,6 +52,9 @@ pub(super) struct Task {
     guards: watch::Sender<Guards>,
     /// What a run would find, or why that cannot be read.
     readiness: Shared<Result<Readiness, String>>,
+    /// What is looked up beside everything else, and ends with the task; a file that is being read is read
+    /// to its end.
+    readers: JoinSet<()>,
 }
 
 #[derive(Debug)]
@@ -80,6 +83,7 @@ impl Task {
             next_run,
             guards,
             readiness: Shared::default(),
+            readers: JoinSet::new(),
         };
         let news = News { stage: stages, harvest: harvests, next_run: next_runs, guards: guard };
         (task, news)
@@ -132,6 +136,7 @@ impl Task {
             let ended = self.conclude(finished).await;
             self.ended(&ended);
         }
+        self.readers.shutdown().await;
         if let Some(reply) = last_word {
             reply.send(()).ok();
         }
@@ -194,14 +199,14 @@ impl Task {
             Command::Preview(limit, reply) => {
                 let parts = self.parts.clone();
                 // Beside everything else, because it reads all that is stored.
-                tokio::spawn(async move {
+                self.read(async move {
                     let found = preview::preview(&parts, limit).await;
                     reply.send(found.map_err(|it| LearnError::Unreadable(it.reason()))).ok();
                 });
             }
             Command::Readiness(reply) => {
                 let found = self.readiness();
-                tokio::spawn(async move {
+                self.read(async move {
                     reply.send(found.await.map_err(LearnError::Unreadable)).ok();
                 });
             }
@@ -276,10 +281,15 @@ impl Task {
         }
     }
 
+    fn read(&mut self, reader: impl Future<Output = ()> + Send + 'static) {
+        while self.readers.try_join_next().is_some() {}
+        self.readers.spawn(reader);
+    }
+
     /// Logs it.
-    fn tell_readiness(&self) {
+    fn tell_readiness(&mut self) {
         let found = self.readiness();
-        tokio::spawn(async move {
+        self.read(async move {
             match found.await {
                 Ok(found) => info!(learning = %found, "This is how learning stands."),
                 Err(error) => warn!(error, "How learning stands is not known."),

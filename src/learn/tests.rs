@@ -2,6 +2,7 @@
 //! stored and on disk after each way to end. `guards`: what keeps the loop from getting worse.
 
 mod aside;
+mod corrected;
 mod data;
 mod expected;
 mod guards;

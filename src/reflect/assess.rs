@@ -328,7 +328,7 @@ impl Verification {
 }
 
 /// Why a verifier that counts refuses an answer.
-pub(super) fn refusal(assessments: &[Assessment]) -> Option<&str> {
+pub fn refusal(assessments: &[Assessment]) -> Option<&str> {
     let refuses = |it: &&Assessment| it.aspect == VERIFIER && 0.0 < it.weight && !it.passes;
     let refused = assessments.iter().find(refuses)?;
     Some(refused.reason.as_deref().unwrap_or("does not pass the check"))

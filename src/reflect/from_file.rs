@@ -2,13 +2,15 @@
 //! answer held against its own verifier; and the answer that a verifier names itself, as an example.
 //! Generates and stores nothing. Used by `learn`, and by `check` for what needs no model.
 
+use std::collections::HashMap;
+
 use config::{Agent, ExampleLine, PromptLine, Verifier};
 use engine::{FinishReason, Sampling, Token};
 use prompt::{ChatTemplate, Message, Role};
 use store::{Assessment, Author, CandidateId, Exchange, FilePrompt, NewCandidate, Source};
 
-use super::assess::{Verification, passes};
-use super::prepared::{Prepared, conversation};
+use super::assess::{Verification, passes, refusal};
+use super::prepared::{Prepared, conversation, stored};
 use super::{ReflectError, Reflector};
 
 /// An example that is shown before a prompt.
@@ -31,35 +33,68 @@ pub enum Named {
     Answer(Box<NewCandidate>),
 }
 
-/// What is wrong with an example, as far as that can be told without the model.
-pub fn try_example(
-    agent: &Agent,
-    template: Option<&ChatTemplate>,
-    line: &ExampleLine,
-) -> Result<(), String> {
-    let answer = Message { role: Role::Assistant, content: line.answer.clone() };
-    if let Some(template) = template {
-        let mut whole = conversation(agent, &line.messages());
-        // First without, so that a prompt that does not fit is not taken for an answer.
-        template.render(&whole).map_err(|error| error.to_string())?;
-        whole.push(answer);
-        template
-            .render_whole(&whole)
-            .map_err(|error| format!("the answer does not fit: {error}"))?;
+/// Looks at examples of an agent, one after the other, as far as that can be done without the model.
+#[derive(Debug)]
+pub struct ExampleCheck<'a> {
+    agent: &'a Agent,
+    template: Option<&'a ChatTemplate>,
+    /// Their prompts, as the store compares them, with their lines.
+    known: HashMap<Vec<u8>, usize>,
+}
+
+impl<'a> ExampleCheck<'a> {
+    /// Before the first one.
+    pub fn new(agent: &'a Agent, template: Option<&'a ChatTemplate>) -> Self {
+        Self { agent, template, known: HashMap::new() }
     }
-    let assessments = verified(agent, line).map_err(|error| error.to_string())?;
-    if assessments.iter().any(|assessment| !assessment.passes) {
-        return Err("the answer does not pass the verifier of its own prompt".to_owned());
+
+    /// What is wrong with the next one. A prompt has one answer: two that differ would teach neither.
+    pub fn check(&mut self, number: usize, line: &ExampleLine) -> Result<(), String> {
+        let Self { agent, template, known } = self;
+        if let Some(first) = known.insert(stored(agent, &line.messages()), number) {
+            return Err(format!("its prompt is that of line {first}; leave one of them out"));
+        }
+        if let Some(template) = template {
+            let answer = Message { role: Role::Assistant, content: line.answer.clone() };
+            let mut whole = conversation(agent, &line.messages());
+            // First without, so that a prompt that does not fit is not taken for an answer.
+            template.render(&whole).map_err(|error| error.to_string())?;
+            whole.push(answer);
+            template
+                .render_whole(&whole)
+                .map_err(|error| format!("the answer does not fit: {error}"))?;
+        }
+        let (verifier, reference) = (line.verifier.as_ref(), line.reference.as_deref());
+        let assessments = verified(agent, verifier, reference, &line.answer)
+            .map_err(|error| error.to_string())?;
+        if assessments.iter().any(|assessment| !assessment.passes) {
+            return Err("the answer does not pass the verifier of its own prompt".to_owned());
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// What the verifier says of an example's answer; empty where there is none, or one that asks a program:
 /// the owner's word is enough there.
-fn verified(agent: &Agent, line: &ExampleLine) -> Result<Vec<Assessment>, ReflectError> {
-    let verification = Verification::new(agent, line.verifier.as_ref(), line.reference.as_deref())?;
-    let said = verification.and_then(|check| check.assess_by_itself(line.answer.trim()));
+fn verified(
+    agent: &Agent,
+    verifier: Option<&Verifier>,
+    reference: Option<&str>,
+    answer: &str,
+) -> Result<Vec<Assessment>, ReflectError> {
+    let verification = Verification::new(agent, verifier, reference)?;
+    let said = verification.and_then(|check| check.assess_by_itself(answer.trim()));
     Ok(said.unwrap_or_default())
+}
+
+/// Whether what checks a prompt refuses the answer of an example to it, so that it is not learned.
+pub fn refuses(
+    agent: &Agent,
+    verifier: Option<&Verifier>,
+    reference: Option<&str>,
+    answer: &str,
+) -> bool {
+    verified(agent, verifier, reference, answer).is_ok_and(|said| refusal(&said).is_some())
 }
 
 impl Reflector {
@@ -77,12 +112,12 @@ impl Reflector {
     /// A prompt with the answer that the owner wants, which is also what the judge is shown where the
     /// example names no reference.
     pub fn example(&self, agent: &Agent, line: ExampleLine) -> Result<FilePrompt, ReflectError> {
-        let assessments = verified(agent, &line)?;
         let text = line.answer.trim().to_owned();
+        let reference = line.reference.clone().unwrap_or_else(|| text.clone());
+        let assessments = verified(agent, line.verifier.as_ref(), Some(&reference), &text)?;
         let prepared = Prepared::new(self, agent, &line.messages(), line.verifier)?;
         let (messages, prompt) = (&prepared.messages, &prepared.prompt);
-        let example = self.example_candidate(messages, prompt, text.clone(), assessments)?;
-        let reference = line.reference.unwrap_or(text);
+        let example = self.example_candidate(messages, prompt, text, assessments)?;
         let exchange = prepared.into_exchange(agent, Source::Explore, Some(reference));
         Ok(FilePrompt { exchange, example: Some(example), keeps_check: false })
     }

@@ -46,11 +46,11 @@ use prepared::Prepared;
 use pursue::Aim;
 use verify::command::{CommandError, Programs, Question};
 
-pub use assess::{check_version, is_checked, is_judgeable, passes, question, scalar};
+pub use assess::{check_version, is_checked, is_judgeable, passes, question, refusal, scalar};
 pub use explore::exploring;
-pub use from_file::{Named, Shot, try_example};
+pub use from_file::{ExampleCheck, Named, Shot, refuses};
 pub use judge::endpoint::{CallCounts, JudgeError, try_endpoint};
-pub use prepared::conversation;
+pub use prepared::{conversation, stored};
 pub use trial::{Compared, Trial, Yield};
 
 /// How a stored prompt is practised on.
@@ -454,8 +454,15 @@ impl Reflector {
             let by_judge = said.iter().filter(|it| !is_of_verifier(&it.aspect));
             let mut said: Vec<Assessment> = by_judge.cloned().collect();
             if let Some(check) = &check {
-                let asked = Question { prompt, answer: &candidate.text, reference };
-                said.extend(check.assess(&self.programs, asked).await?);
+                let answer = candidate.text.as_str();
+                said.extend(match candidate.author {
+                    // No program is asked about what the owner wrote.
+                    Author::Owner => check.assess_by_itself(answer).unwrap_or_default(),
+                    Author::Model => {
+                        let asked = Question { prompt, answer, reference };
+                        check.assess(&self.programs, asked).await?
+                    }
+                });
             }
             again.push((candidate.id, said));
         }

@@ -67,6 +67,11 @@ pub fn conversation(agent: &Agent, messages: &[Message]) -> Vec<Message> {
     system.chain(messages.iter().cloned()).collect()
 }
 
+/// A conversation as the store compares it: two that are equal are one stored prompt.
+pub fn stored(agent: &Agent, messages: &[Message]) -> Vec<u8> {
+    serde_json::to_vec(&conversation(agent, messages)).expect("messages are plain data")
+}
+
 /// Stores a task's candidates in one transaction; nothing when there are none.
 pub(super) async fn record(
     reflector: &Reflector,

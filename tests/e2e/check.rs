@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::scratch::Scratch;
@@ -45,8 +45,8 @@ async fn whatever_is_wrong_with_files_and_programs_is_said_at_once() {
     }
     scratch.write("long.jsonl", &lines);
     write_agent(&scratch, "lines", "[\"true\"]", "examples: examples.jsonl\n");
-    let example =
-        "{\"prompt\":\"Hello\",\"answer\":\"Hi\",\"colour\":\"blue\"}\n{\"prompt\":\"Hello\"}\n";
+    let example = "{\"prompt\":\"Hello\",\"answer\":\"Hi\",\"colour\":\"blue\"}\n{\"prompt\":\"Hello\"}\n\
+         {\"prompt\":\"Bye\",\"answer\":\"a\"}\n{\"prompt\":\"Bye\",\"answer\":\"b\"}\n";
     scratch.write("examples.jsonl", example);
 
     let before = fs::read_dir(scratch.root().join("state")).map(Iterator::count).ok();
@@ -61,6 +61,7 @@ async fn whatever_is_wrong_with_files_and_programs_is_said_at_once() {
     told("agents/missing.yaml", "no-such-program");
     told("examples.jsonl", "line 1");
     told("examples.jsonl", "line 2");
+    told("examples.jsonl", "is that of line 3");
     let is_long = |it: &&String| it.contains("long.jsonl") && it.contains("10001 prompts");
     assert!(warnings.iter().any(|it| is_long(&it)), "{warnings:?}");
     let after = fs::read_dir(scratch.root().join("state")).map(Iterator::count).ok();
@@ -75,4 +76,32 @@ async fn what_is_not_looked_at_because_of_a_key_is_said() {
     assert_eq!(code, Some(78));
     assert!(problems.iter().any(|it| it.contains("colour")), "{problems:?}");
     assert!(warnings[0].contains("not all files and programs"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn what_a_practice_file_contradicts_is_told_by_its_line() {
+    let scratch = Scratch::new();
+    let text = "model: agents/nano/model.gguf\nprompts: agents/nano/prompts.yaml\n\
+        aspects: [readability]\nsystem: Be brief.\nexplore: { prompts: practice.jsonl }\n\
+        examples: examples.jsonl\nheld_out: auto\n";
+    scratch.write("agents/mine.yaml", text);
+    let exact = |answer: &str| json!({ "kind": "exact", "expected": answer });
+    let system = json!({ "role": "system", "content": "Be brief." });
+    let turns = json!([system, { "role": "user", "content": "2+2?" }]);
+    let lines = [
+        json!({ "prompt": "2+2?", "verifier": exact("4") }),
+        json!({ "id": "again", "messages": turns, "verifier": exact("5") }),
+        json!({ "id": "more", "prompt": "2+2?", "verifier": exact("4") }),
+    ];
+    scratch.write("practice.jsonl", &lines.map(|line| line.to_string() + "\n").concat());
+    let example = json!({ "prompt": "2+2?", "answer": "four" });
+    scratch.write("examples.jsonl", &format!("\n{example}\n"));
+    let (code, problems, warnings) = found(scratch.root()).await;
+    assert_eq!((code, problems.len()), (Some(0), 0), "{problems:?}");
+    let told: Vec<_> = warnings.iter().filter(|it| it.contains(".jsonl")).collect();
+    assert_eq!(told.len(), 2, "{warnings:#?}");
+    assert!(told[0].contains("line 2") && told[0].contains("the prompt of line 1"), "{told:?}");
+    let refused = "what checks its prompt in";
+    assert!(told[1].contains("examples.jsonl") && told[1].contains("line 2"), "{told:?}");
+    assert!(told[1].contains(refused), "{told:?}");
 }

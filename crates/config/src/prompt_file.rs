@@ -124,19 +124,22 @@ pub fn read_numbered(path: &Path) -> Result<Vec<(usize, PromptLine)>, PromptFile
     })
 }
 
-/// Reads all examples of a file with the numbers of their lines. A prompt has one answer: two that
-/// differ would teach neither.
+/// Reads all examples of a file with the numbers of their lines.
 pub fn read_examples(path: &Path) -> Result<Vec<(usize, ExampleLine)>, PromptFileError> {
-    let mut known: HashMap<[u8; 32], usize> = HashMap::new();
-    read_checked(path, EXAMPLE, |number, line: &ExampleLine| {
-        let prompt = serde_json::to_vec(&line.messages()).expect("messages are plain data");
-        match known.insert(Sha256::digest(prompt).into(), number) {
-            Some(first) => {
-                Err(format!("its prompt is that of line {first}; leave one of them out"))
-            }
-            None => Ok(()),
-        }
-    })
+    read_good_examples(path, |_, _| Ok(()))
+}
+
+/// A file of examples with these faults.
+pub fn faulty_examples(path: PathBuf, faults: Faults) -> PromptFileError {
+    PromptFileError::Lines { path, wanted: EXAMPLE, faults }
+}
+
+/// As [`read_examples`], with all that a check finds wrong among the faults.
+pub fn read_good_examples(
+    path: &Path,
+    check: impl FnMut(usize, &ExampleLine) -> Result<(), String>,
+) -> Result<Vec<(usize, ExampleLine)>, PromptFileError> {
+    read_checked(path, EXAMPLE, check)
 }
 
 /// Reads all labelled answers of a file; empty lines are skipped.
@@ -338,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn an_example_has_an_answer_and_a_prompt_has_one_example() {
+    fn an_example_has_an_answer_and_may_have_to_pass_a_check() {
         let example = |prompt: &str, answer: &str| {
             format!("{{\"prompt\":\"{prompt}\",\"answer\":\"{answer}\"}}\n")
         };
@@ -349,9 +352,13 @@ mod tests {
             parse::<ExampleLine>(&render(&[read[0].1.clone()])).unwrap(),
             [read[0].1.clone()]
         );
-        let (_folder, path) = file(&(example("a", "1") + &example("a", "2") + &example("c", "  ")));
-        let error = read_examples(&path).unwrap_err().to_string();
-        assert!(error.contains(":2: its prompt is that of line 1"), "{error}");
+        let (_folder, path) = file(&(example("a", "1") + &example("b", "2") + &example("c", "  ")));
+        let is_one = |number, line: &ExampleLine| match line.answer.as_str() {
+            "1" => Ok(()),
+            other => Err(format!("{number} has {other}")),
+        };
+        let error = read_good_examples(&path, is_one).unwrap_err().to_string();
+        assert!(error.contains(":2: 2 has 2"), "{error}");
         assert!(error.contains(":3: ") && error.contains("blank"), "{error}");
     }
 

@@ -32,7 +32,8 @@ pub use rows::{
     Assessment, Author, Candidate, CandidateId, ChosenAspects, Counts, Critic, EarlierPair,
     Evaluation, Event, ExampleRow, Exchange, ExchangeId, Expected, Feedback, FilePrompt, Filled,
     GenerationRow, JudgeReport, JudgeThreshold, Kept, Live, NewCandidate, NewExchange, PairRow,
-    Parent, Relevance, Run, RunId, RunState, Source, Standard, Unjudged, Watch, WatchState,
+    Parent, PromptCheck, Relevance, Run, RunId, RunState, Source, Standard, TodaysCheck, Unjudged,
+    Watch, WatchState,
 };
 pub use thread::{Store, StoreThread, spawn};
 
@@ -185,11 +186,11 @@ impl Store {
         })
         .await
     }
-    /// The answers to these prompts that were judged once, and that another version than this one has checked
-    /// or none has; `None`: nothing checks them. By prompt.
+    /// The answers to these prompts that were judged once or that the owner wrote, and that another version
+    /// than that of today has checked, or none, or with another weight. By prompt.
     pub async fn checked_otherwise(
         &self,
-        today: Vec<(ExchangeId, Option<String>)>,
+        today: Vec<TodaysCheck>,
     ) -> Result<Vec<(ExchangeId, CandidateId)>> {
         self.read("list answers to check again", move |tx| practice::checked_otherwise(tx, &today))
             .await
@@ -212,9 +213,14 @@ impl Store {
         self.read("list the answers that verifiers name", move |tx| expected::all(tx, &agent)).await
     }
     /// The examples for these agents: of each prompt what its verifier names, else the newest one of the
-    /// owner, in the order of the prompts.
+    /// owner unless the verifier refuses it, in the order of the prompts.
     pub async fn examples(&self, agents: Vec<String>) -> Result<Vec<ExampleRow>> {
         self.read("list examples", move |tx| practice::examples(tx, &agents)).await
+    }
+    /// How answers are checked to the prompts of an agent's examples, also of those that their verifier refuses.
+    pub async fn example_checks(&self, agent: String) -> Result<Vec<PromptCheck>> {
+        self.read("list the prompts of examples", move |tx| practice::example_checks(tx, &agent))
+            .await
     }
     /// Prompts of these agents to which the model itself has given an answer that passes.
     pub async fn n_solved(&self, agents: Vec<String>) -> Result<usize> {

@@ -1,11 +1,14 @@
 //! Table `file_prompts`: prompts that files name, and the owner's examples for them.
 
-use prompt::VERIFIER;
+use prompt::{VERIFIER, Verifier};
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::columns::{Count, Json, Tokens};
 use super::thread::Outcome;
-use super::{CandidateId, ExampleRow, ExchangeId, FilePrompt, Kept, NewExchange, exchanges};
+use super::{
+    CandidateId, ExampleRow, ExchangeId, FilePrompt, Kept, NewExchange, PromptCheck, TodaysCheck,
+    exchanges,
+};
 
 /// Stores what is not there yet. Of a prompt that is there the example becomes what the file says now, and so do
 /// reference and verifier unless it keeps them.
@@ -69,24 +72,43 @@ pub(super) fn forget_other_references(tx: &Transaction<'_>, prompts: &[ExchangeI
 
 pub(super) fn checked_otherwise(
     tx: &Transaction<'_>,
-    today: &[(ExchangeId, Option<String>)],
+    today: &[TodaysCheck],
 ) -> Outcome<Vec<(ExchangeId, CandidateId)>> {
     let sql = "SELECT exchange, id FROM (
-            SELECT exchange, candidates.id AS id, value ->> 1 AS today,
-                max(rubric_version) FILTER (WHERE aspect = ?2 AND is_current = 1) AS checked
+            SELECT exchange, candidates.id AS id, value ->> 1 AS today, value ->> 2 AS todays_weight,
+                max(rubric_version) FILTER (WHERE aspect = ?2 AND is_current = 1) AS checked,
+                max(weight) FILTER (WHERE aspect = ?2 AND is_current = 1) AS weight
             FROM json_each(?1)
                 JOIN candidates ON exchange = value ->> 0
-                JOIN assessments ON candidate = candidates.id
+                LEFT JOIN assessments ON candidate = candidates.id
+            WHERE author = 'owner' OR (assessments.id IS NOT NULL AND NOT value ->> 3)
             GROUP BY candidates.id)
-        WHERE checked IS NOT today ORDER BY exchange, id";
+        WHERE checked IS NOT today OR 1e-9 < abs(weight - todays_weight) ORDER BY exchange, id";
+    let today: Vec<_> =
+        today.iter().map(|it| (it.exchange, &it.version, it.weight, it.for_owner_alone)).collect();
     let mut query = tx.prepare_cached(sql)?;
     let rows =
         query.query_map(params![Json(today), VERIFIER], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
+pub(super) fn example_checks(tx: &Transaction<'_>, agent: &str) -> Outcome<Vec<PromptCheck>> {
+    let sql = "SELECT id, reference, verifier FROM exchanges
+        WHERE agent = ? AND id IN
+            (SELECT exchange FROM candidates
+                WHERE author = 'owner' AND parent IS NULL AND expected IS NOT 0)
+        ORDER BY id";
+    let mut query = tx.prepare_cached(sql)?;
+    let rows = query.query_map([agent], |row| {
+        let verifier: Option<Json<Verifier>> = row.get(2)?;
+        let verifier = verifier.map(|it| it.0);
+        Ok(PromptCheck { exchange: row.get(0)?, reference: row.get(1)?, verifier })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
 /// The example of each prompt of these agents, in the order of the prompts: what its verifier names, which
-/// is stored only where the owner's newest is not right, and else that.
+/// is stored only where the owner's newest is not right, and else that, unless it refuses it.
 pub(super) fn examples(tx: &Transaction<'_>, agents: &[String]) -> Outcome<Vec<ExampleRow>> {
     let sql = "SELECT agent, exchanges.id AS exchange, candidates.id AS candidate, messages,
             prompt_tokens, text, tokens
@@ -97,9 +119,12 @@ pub(super) fn examples(tx: &Transaction<'_>, agents: &[String]) -> Outcome<Vec<E
                 WHERE first.exchange = exchanges.id AND author = 'owner' AND parent IS NULL
                     AND expected IS NOT 0
                 ORDER BY expected IS NULL, id DESC LIMIT 1)
+            AND NOT EXISTS (SELECT 1 FROM assessments
+                WHERE candidate = candidates.id AND aspect = ?2
+                    AND is_current = 1 AND weight > 0 AND passes = 0)
         ORDER BY exchanges.id";
     let mut query = tx.prepare_cached(sql)?;
-    let rows = query.query_map([Json(agents)], |row| {
+    let rows = query.query_map(params![Json(agents), VERIFIER], |row| {
         Ok(ExampleRow {
             agent: row.get("agent")?,
             exchange: row.get("exchange")?,
@@ -131,7 +156,6 @@ mod tests {
     use super::super::tests::{answer, path, prompt};
     use super::super::{Author, NewCandidate, Store};
     use super::*;
-    use prompt::Verifier;
 
     fn example(text: &str) -> FilePrompt {
         let example =

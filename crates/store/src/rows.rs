@@ -157,6 +157,30 @@ pub struct NewCandidate {
     pub assessments: Vec<Assessment>,
 }
 
+/// What a prompt names to check answers by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptCheck {
+    /// The prompt.
+    pub exchange: ExchangeId,
+    /// An answer that is known to be right.
+    pub reference: Option<String>,
+    /// The program.
+    pub verifier: Option<Verifier>,
+}
+
+/// How answers to a prompt are checked today.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TodaysCheck {
+    /// The prompt.
+    pub exchange: ExchangeId,
+    /// The version of its verifier or reference; `None`: nothing checks them.
+    pub version: Option<String>,
+    /// What that word counts.
+    pub weight: f64,
+    /// It is not asked about answers of the model again.
+    pub for_owner_alone: bool,
+}
+
 /// A prompt that a file names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FilePrompt {

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use config::prompt_file::Faults;
 use config::{ExampleLine, Verifier};
-use practice::Learned;
+use examples::{Learned, Origin};
 
 /// Examples of the right answer to so many prompts.
 fn examples(n: usize) -> String {
@@ -22,13 +22,19 @@ pub(super) async fn with_examples(script: Script, n: usize) -> World {
     world
 }
 
+/// As a client sends them.
 pub(super) async fn learn(world: &World, lines: &str) -> Result<Learned, ExampleError> {
+    learn_from(Origin::Client, world, lines).await
+}
+
+async fn learn_from(origin: Origin, world: &World, lines: &str) -> Result<Learned, ExampleError> {
     let config = world.parts.config.borrow().clone();
     let (_, held_out) = held_out::read_all(&world.parts.store, &config).await.unwrap();
     let lines: Vec<ExampleLine> = config::prompt_file::parse(lines).unwrap();
     let agent = &config.agents["tester"];
     let lines = (1..).zip(lines).collect();
-    practice::learn(&world.parts.reflector, &world.parts.store, agent, held_out, lines).await
+    let (reflector, store) = (&world.parts.reflector, &world.parts.store);
+    examples::learn(reflector, store, agent, held_out, origin, lines).await
 }
 
 #[tokio::test]
@@ -76,7 +82,7 @@ async fn few_examples_are_not_worth_a_scheduled_run_and_answers_that_pass_are_wo
     practice::sync(&world.parts, &config).await.unwrap();
     let waiting = async |is_scheduled| {
         let held_out = HeldOut::default();
-        practice::waiting(&world.parts, &config, &held_out, is_scheduled).await.unwrap()
+        examples::waiting(&world.parts, &config, &held_out, is_scheduled).await.unwrap()
     };
     assert!(waiting(true).await.is_none());
     assert_eq!(waiting(false).await.unwrap().rows.len(), 9);
@@ -260,7 +266,7 @@ async fn a_file_of_examples_with_faults_stops_the_run_with_all_of_them() {
     write(&path, &(examples(2) + &wrong));
     let ended = world.train().await;
     let Ended::Failed { run: None, reason } = ended else { panic!("{ended:?}") };
-    assert!(reason.contains("line 3") && reason.contains("verifier"), "{reason}");
+    assert!(reason.contains("examples.jsonl:3: ") && reason.contains("verifier"), "{reason}");
     write(&path, &(examples(2) + "{\"prompt\":\"ask\"}\n{\"answer\":\"good\"}\n"));
     let ended = world.train().await;
     let Ended::Failed { run: None, reason } = ended else { panic!("{ended:?}") };
@@ -321,7 +327,7 @@ async fn where_no_answer_is_right_what_the_verifier_expects_is_learned() {
     // The owner's own example stays where it is right too, however it is written.
     let json = json!({ "kind": "json", "expected": { "a": 1 } });
     let spaced = "{\"prompt\":\"ask practice 1\",\"answer\":\"{ \\\"a\\\": 1 }\"}\n";
-    learn(&world, spaced).await.unwrap();
+    learn_from(Origin::File, &world, spaced).await.unwrap();
     write(&path, &practice(3, &json));
     practice::sync(&world.parts, &config).await.unwrap();
     assert_eq!(examples().await, [of(&[1], "{ \"a\": 1 }"), of(&[2], "{\"a\":1}")].concat());
@@ -329,7 +335,7 @@ async fn where_no_answer_is_right_what_the_verifier_expects_is_learned() {
     // Two files that contradict each other store nothing without end.
     let other = "{\"prompt\":\"ask practice 2\",\"answer\":\"{}\"}\n";
     for _ in 0..3 {
-        learn(&world, other).await.unwrap();
+        learn_from(Origin::File, &world, other).await.unwrap();
         practice::sync(&world.parts, &config).await.unwrap();
     }
     let id = world.parts.store.examples(vec!["tester".into()]).await.unwrap()[1].exchange;

@@ -13,14 +13,14 @@ async fn explored(world: &World) -> Ended {
 }
 
 /// Prompts and new candidates of an exploration.
-async fn counts(world: &World) -> (usize, usize) {
+pub(super) async fn counts(world: &World) -> (usize, usize) {
     let ended = explored(world).await;
     let Ended::Explored { harvest, .. } = ended else { panic!("{ended:?}") };
     (harvest.prompts, harvest.candidates)
 }
 
 /// What is said of each answer to the newest prompt, and by whom; in the order of the answers.
-async fn said(world: &World) -> Vec<String> {
+pub(super) async fn said(world: &World) -> Vec<String> {
     let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
     let of = |it: &store::Candidate| {
         let said = it.assessments.iter().map(|said| format!("{}: {}", said.judge, said.passes));
@@ -43,7 +43,7 @@ fn refer(world: &World, reference: &str) {
     });
 }
 
-async fn sync(world: &World) {
+pub(super) async fn sync(world: &World) {
     let config = world.parts.config.borrow().clone();
     practice::sync(&world.parts, &config).await.unwrap();
 }
@@ -94,7 +94,7 @@ async fn what_was_judged_beside_another_reference_is_judged_anew() {
     for now in [whole.as_str(), "{", &whole] {
         write(&practice, now);
         let config = world.parts.config.borrow().clone();
-        practice::sync_examples(&world.parts, &config).await.unwrap();
+        examples::sync(&world.parts, &config).await.unwrap();
         let exchange = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
         assert_eq!(exchange.reference.as_deref(), Some("bad"), "with {now}");
     }
@@ -121,8 +121,8 @@ async fn what_was_judged_beside_another_reference_is_judged_anew() {
         let line = json!({ "id": "1", "prompt": "ask practice", "reference": reference });
         write(&path, &line.to_string());
         sync(&world).await;
-        let word = format!("verifier:reference: {passes}");
-        assert_eq!(said(&world).await, [word.as_str(), &word, ""]);
+        let word = |passes: bool| format!("verifier:reference: {passes}");
+        assert_eq!(said(&world).await, [word(passes), word(passes), word(!passes)]);
     }
 }
 

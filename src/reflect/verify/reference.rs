@@ -18,6 +18,10 @@ pub fn equals_reference(reference: &str, answer: &str) -> bool {
     if !wanted.is_empty() && wanted == text::normalized(answer) {
         return true;
     }
+    // Nothing is left of a text of punctuation alone.
+    if !reference.trim().is_empty() && reference.trim() == answer.trim() {
+        return true;
+    }
     if let Some(wanted) = number::only_number(reference) {
         return number::last_number(answer, None)
             .is_some_and(|number| number::equal(number, wanted, 0.0));
@@ -67,6 +71,7 @@ mod tests {
             (r#"{"a": 1, "b": [2]}"#, "```json\n{\"b\": [2.0], \"a\": 1.0}\n```"),
             ("red, green; blue", "- Blue\n- red\n- green"),
             ("cat and dog", "Dog, cat."),
+            ("-", " -"),
         ] {
             assert!(equals_reference(reference, answer), "{reference:?} {answer:?}");
         }
