@@ -39,9 +39,9 @@ demo-real: build
 	$(TARGET)/release/reflectd demo --real $(ARGS)
 
 # All that CI runs. The tests come last, so that the slowest ones and their summary are what one
-# reads. The programs are built first, because tests of the daemon start the trainer.
+# reads. The programs are built first, because tests of the daemon start the trainer. No crate has
+# doc tests, and to look for them compiles for minutes.
 test: build lint
-	cargo test --release --workspace --doc
 	@scripts/test.sh --release --workspace --no-fail-fast --tests
 
 # Chat templates of real models against transformers: TEMPLATES names a folder of *.jinja files (llama.cpp's

@@ -141,7 +141,11 @@ fn contradictions(config: &Config) -> Vec<Problem> {
                 add(path, number, message);
             }
         }
-        let Some(examples) = &agent.examples else { continue };
+        // Of a longer file only some prompts are stored.
+        let Some(examples) = agent.examples.as_ref().filter(|_| practised.len() <= MOST_PROMPTS)
+        else {
+            continue;
+        };
         for (number, line) in prompt_file::read_examples(examples).unwrap_or_default() {
             let prompt = reflect::stored(agent, &line.messages());
             let Some((_, (verifier, reference))) = practised.get(&prompt) else { continue };

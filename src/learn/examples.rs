@@ -66,17 +66,25 @@ pub async fn learn(
     origin: Origin,
     lines: Vec<(usize, ExampleLine)>,
 ) -> Result<Learned, ExampleError> {
+    // Before anything of the daemon is held that its end would wait for.
+    let read = {
+        let (agent, is_wanted) = (agent.clone(), !lines.is_empty());
+        move || {
+            let path = agent.practice.prompts.as_deref().filter(|_| is_wanted);
+            let practised = path.map_or_else(
+                || Ok(HashMap::new()),
+                |path| practice_file::named(&agent, path, &held_out),
+            );
+            let of_file = match origin {
+                Origin::File => HashMap::new(),
+                Origin::Client => of_file(&agent)?,
+            };
+            Ok::<_, ExampleError>((held_out, practised, of_file))
+        }
+    };
+    let (held_out, practised, of_file) = blocking(read).await?;
     let (reflector, agent) = (reflector.clone(), agent.clone());
     let (prompts, left_out) = blocking(move || {
-        let path = agent.practice.prompts.as_deref().filter(|_| !lines.is_empty());
-        let practised = path.map_or_else(
-            || Ok(HashMap::new()),
-            |path| practice_file::named(&agent, path, &held_out),
-        );
-        let of_file = match origin {
-            Origin::File => HashMap::new(),
-            Origin::Client => of_file(&agent)?,
-        };
         let mut check = ExampleCheck::new(&agent, Some(reflector.template()));
         let mut faults = Faults::default();
         let mut kept = Vec::new();

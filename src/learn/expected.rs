@@ -10,7 +10,7 @@ use tracing::warn;
 use super::Parts;
 use super::error::RunError;
 use super::job::{Lesson, validation_share};
-use super::pairs::{is_example, prompt_id};
+use super::pairs::prompt_id;
 use crate::reflect::Named;
 use config::Agent;
 use store::{Author, Candidate, Exchange, ExchangeId, Expected, NewCandidate};
@@ -110,7 +110,7 @@ fn fitting(exchange: ExchangeId, named: Named) -> Option<NewCandidate> {
 
 /// The owner's newest own example.
 pub(super) fn example(exchange: &Exchange) -> Option<&Candidate> {
-    let is_own = |it: &&Candidate| is_example(it) && it.expected.is_none();
+    let is_own = |it: &&Candidate| it.is_example() && it.expected.is_none();
     exchange.candidates.iter().rfind(is_own)
 }
 

@@ -24,7 +24,7 @@ use engine::{FinishReason, Token, Vocabulary};
 use files::hex;
 use protocol::{Example, Objective};
 use statistics::mean;
-use store::{Author, Candidate, Exchange, PairRow};
+use store::{Candidate, Exchange, PairRow};
 
 /// One pair, or a single answer: as it is recorded and as it is trained on.
 #[derive(Clone, Debug, PartialEq)]
@@ -311,11 +311,12 @@ impl<'a> Pairing<'a> {
                 && answer.may_be_chosen(self.policy.positives)
         };
         let mut chosen: Vec<_> = answers.iter().filter(may_be).copied().collect();
-        if !matches!(self.shape, Shape::Chosen) && chosen.iter().any(|it| !is_example(it.candidate))
+        if !matches!(self.shape, Shape::Chosen)
+            && chosen.iter().any(|it| !it.candidate.is_example())
         {
             // An example is learned where the model's own answers fail: what it says itself is nearer
             // to it.
-            chosen.retain(|answer| !is_example(answer.candidate));
+            chosen.retain(|answer| !answer.candidate.is_example());
         }
         chosen.sort_by(|a, b| {
             let rank = |answer: &Answer<'_>| Reverse((answer.is_edit(), answer.by_owner));
@@ -393,11 +394,6 @@ impl<'a> Pairing<'a> {
 
 fn is_edit_of(edit: Answer<'_>, original: Answer<'_>) -> bool {
     edit.is_edit() && edit.candidate.parent == Some(original.candidate.id)
-}
-
-/// An answer of the owner that revises none.
-pub(super) fn is_example(candidate: &Candidate) -> bool {
-    candidate.author == Author::Owner && candidate.parent.is_none()
 }
 
 /// Whether the model ended the answer by itself.

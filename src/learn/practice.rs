@@ -164,7 +164,7 @@ async fn judge_by_today(
             agent = agent.name,
             examples = n_refused,
             "Examples are not learned, because what checks answers to their prompts refuses them; \
-             `reflectd check` names their lines."
+             `reflectd check` names those of files."
         );
     }
     Ok(parts.store.replace_assessments(again).await?)
@@ -181,6 +181,6 @@ fn todays_check(agent: &Agent, check: &PromptCheck) -> TodaysCheck {
         exchange: check.exchange,
         version: version.filter(|_| !by_program),
         weight: agent.reflection.verifier_weight,
-        for_owner_alone: by_program,
+        for_examples_alone: by_program,
     }
 }

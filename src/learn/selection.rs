@@ -18,7 +18,7 @@ use super::error::RunError;
 use super::gate::mcnemar;
 use super::held_out::HeldOut;
 use super::job::{Lesson, validation_share};
-use super::pairs::{is_example, prompt_id};
+use super::pairs::prompt_id;
 use super::practice::Practised;
 use super::promote::blocking;
 use crate::reflect::{ReflectError, is_checked};
@@ -26,7 +26,7 @@ use config::{Agent, Config};
 use engine::{EngineError, Generation, Priority, Sampling, Weights};
 use prompt::Message;
 use protocol::{Job, Objective};
-use store::{Author, Exchange};
+use store::{Author, Candidate, Exchange};
 
 /// Prompts asked at most.
 const MOST: usize = 64;
@@ -199,7 +199,7 @@ impl Untrained {
                 let id = prompt_id(&exchange.prompt_tokens);
                 // A run on examples keeps none aside, so what is served knows their answers by heart.
                 let has_example =
-                    taught.contains(&id) || exchange.candidates.iter().any(is_example);
+                    taught.contains(&id) || exchange.candidates.iter().any(Candidate::is_example);
                 let share_left = if learned.contains(&words(&exchange.messages)) {
                     learned_share
                 } else if exchange.candidates.iter().any(|it| it.author == Author::Model) {

@@ -173,6 +173,14 @@ pub(super) fn reward(config: &RewardConfig, judge: &str, reward: f64) -> Assessm
     }
 }
 
+/// What a reward model says counts where nothing else could pass the answer or refuse it.
+pub(super) fn weigh_reward(said: &mut [Assessment]) {
+    let decides = said.iter().all(|it| it.aspect == REWARD || it.weight <= 0.0);
+    for reward in said.iter_mut().filter(|it| it.aspect == REWARD) {
+        reward.weight = if decides { 1.0 } else { 0.0 };
+    }
+}
+
 /// A verifier of this agent's answers with what its assessments say of it.
 #[derive(Debug)]
 pub(super) struct Verification {
@@ -403,6 +411,19 @@ mod tests {
         assert!(close(scalar(&[assessment([0.25, 0.25, 0.5], 1.0, false)]), 0.25));
         assert!(close(scalar(&[measured]), 0.0));
         assert!(close(scalar(&[]), 0.0));
+    }
+
+    #[test]
+    fn a_reward_counts_where_nothing_else_does_also_after_a_verifier_has_lost_its_weight() {
+        let reward = Assessment { aspect: REWARD.into(), ..assessment([0.0, 0.0, 1.0], 0.0, true) };
+        for (weight, expected) in [(1.0, 0.0), (0.0, 1.0)] {
+            let mut said = [reward.clone(), assessment([0.0, 0.0, 1.0], weight, true)];
+            weigh_reward(&mut said);
+            assert!(
+                (said[0].weight - expected).abs() < 1e-9
+                    && said[1].weight.total_cmp(&weight).is_eq()
+            );
+        }
     }
 
     #[test]

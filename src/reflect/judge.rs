@@ -18,7 +18,7 @@ use self::endpoint::Asking;
 use self::model::ModelJudge;
 use super::assess::{
     Scored, Verification, bar, by_reference, choose, read_scores, reward, shortfalls, standard,
-    view, worst,
+    view, weigh_reward, worst,
 };
 use super::verify::command::Question;
 use super::verify::equals_reference;
@@ -203,10 +203,8 @@ impl<'a> Judge<'a> {
         }
         let rewards = model.score(sequences, self.priority).await?;
         for (slot, value) in slots.into_iter().zip(rewards) {
-            let decides = slot.iter().all(|other| other.weight <= 0.0);
-            let reward = reward(config, &model.name(), value);
-            // Nothing else could pass the answer or refuse it.
-            slot.push(Assessment { weight: if decides { 1.0 } else { reward.weight }, ..reward });
+            slot.push(reward(config, &model.name(), value));
+            weigh_reward(slot);
         }
         Ok(())
     }

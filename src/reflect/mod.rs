@@ -455,15 +455,15 @@ impl Reflector {
             let mut said: Vec<Assessment> = by_judge.cloned().collect();
             if let Some(check) = &check {
                 let answer = candidate.text.as_str();
-                said.extend(match candidate.author {
-                    // No program is asked about what the owner wrote.
-                    Author::Owner => check.assess_by_itself(answer).unwrap_or_default(),
-                    Author::Model => {
-                        let asked = Question { prompt, answer, reference };
-                        check.assess(&self.programs, asked).await?
-                    }
+                said.extend(if candidate.is_example() {
+                    // No program is asked about them.
+                    check.assess_by_itself(answer).unwrap_or_default()
+                } else {
+                    let asked = Question { prompt, answer, reference };
+                    check.assess(&self.programs, asked).await?
                 });
             }
+            assess::weigh_reward(&mut said);
             again.push((candidate.id, said));
         }
         Ok(again)

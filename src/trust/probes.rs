@@ -85,8 +85,12 @@ pub(super) fn of_exchange(
         known: Vec::new(),
     };
     let mut probes = Vec::new();
-    // The verifier that named those has said so of another right answer.
-    let counts = |it: &&Candidate| it.expected != Some(Expected::Before);
+    // The owner's own examples stand beside themselves as the reference. The verifier that named others before
+    // has said so of another right answer.
+    let counts = |it: &&Candidate| match it.expected {
+        Some(expected) => expected == Expected::Now,
+        None => !it.is_example(),
+    };
     for candidate in exchange.candidates.iter().filter(counts) {
         let mut labelled =
             probe(format!("candidate {}", candidate.id), &candidate.text, Origin::Verifier);
@@ -197,6 +201,10 @@ mod tests {
         let probes = of_exchange(&exchange, &[], &[]);
         let answers: Vec<_> = probes.iter().map(|probe| probe.answer.as_str()).collect();
         assert_eq!(answers, ["answer 2"]);
+        // Nor is an example of the owner's own.
+        exchange.candidates[1] =
+            Candidate { author: Author::Owner, expected: None, ..exchange.candidates[1].clone() };
+        assert!(of_exchange(&exchange, &[], &[]).is_empty());
     }
 
     #[test]

@@ -124,9 +124,19 @@ pub fn read_numbered(path: &Path) -> Result<Vec<(usize, PromptLine)>, PromptFile
     })
 }
 
-/// Reads all examples of a file with the numbers of their lines.
+/// Reads all examples of a file with the numbers of their lines. A prompt has one answer: two that
+/// differ would teach neither.
 pub fn read_examples(path: &Path) -> Result<Vec<(usize, ExampleLine)>, PromptFileError> {
-    read_good_examples(path, |_, _| Ok(()))
+    let mut known: HashMap<[u8; 32], usize> = HashMap::new();
+    read_good_examples(path, |number, line| {
+        let prompt = serde_json::to_vec(&line.messages()).expect("messages are plain data");
+        match known.insert(Sha256::digest(prompt).into(), number) {
+            Some(first) => {
+                Err(format!("its prompt is that of line {first}; leave one of them out"))
+            }
+            None => Ok(()),
+        }
+    })
 }
 
 /// A file of examples with these faults.
@@ -134,7 +144,7 @@ pub fn faulty_examples(path: PathBuf, faults: Faults) -> PromptFileError {
     PromptFileError::Lines { path, wanted: EXAMPLE, faults }
 }
 
-/// As [`read_examples`], with all that a check finds wrong among the faults.
+/// Reads all examples of a file, with all that a check finds wrong among the faults.
 pub fn read_good_examples(
     path: &Path,
     check: impl FnMut(usize, &ExampleLine) -> Result<(), String>,
@@ -341,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn an_example_has_an_answer_and_may_have_to_pass_a_check() {
+    fn an_example_has_an_answer_and_a_prompt_has_one_example() {
         let example = |prompt: &str, answer: &str| {
             format!("{{\"prompt\":\"{prompt}\",\"answer\":\"{answer}\"}}\n")
         };
@@ -352,7 +362,10 @@ mod tests {
             parse::<ExampleLine>(&render(&[read[0].1.clone()])).unwrap(),
             [read[0].1.clone()]
         );
-        let (_folder, path) = file(&(example("a", "1") + &example("b", "2") + &example("c", "  ")));
+        let (_folder, path) = file(&(example("a", "1") + &example("a", "2") + &example("c", "  ")));
+        let error = read_examples(&path).unwrap_err().to_string();
+        assert!(error.contains(":2: its prompt is that of line 1"), "{error}");
+        assert!(error.contains(":3: ") && error.contains("blank"), "{error}");
         let is_one = |number, line: &ExampleLine| match line.answer.as_str() {
             "1" => Ok(()),
             other => Err(format!("{number} has {other}")),

@@ -186,7 +186,7 @@ impl Store {
         })
         .await
     }
-    /// The answers to these prompts that were judged once or that the owner wrote, and that another version
+    /// The answers to these prompts that were judged once or are examples, and that another version
     /// than that of today has checked, or none, or with another weight. By prompt.
     pub async fn checked_otherwise(
         &self,

@@ -81,11 +81,14 @@ pub(super) fn checked_otherwise(
             FROM json_each(?1)
                 JOIN candidates ON exchange = value ->> 0
                 LEFT JOIN assessments ON candidate = candidates.id
-            WHERE author = 'owner' OR (assessments.id IS NOT NULL AND NOT value ->> 3)
+            WHERE (author = 'owner' AND candidates.parent IS NULL)
+                OR (assessments.id IS NOT NULL AND NOT value ->> 3)
             GROUP BY candidates.id)
         WHERE checked IS NOT today OR 1e-9 < abs(weight - todays_weight) ORDER BY exchange, id";
-    let today: Vec<_> =
-        today.iter().map(|it| (it.exchange, &it.version, it.weight, it.for_owner_alone)).collect();
+    let today: Vec<_> = today
+        .iter()
+        .map(|it| (it.exchange, &it.version, it.weight, it.for_examples_alone))
+        .collect();
     let mut query = tx.prepare_cached(sql)?;
     let rows =
         query.query_map(params![Json(today), VERIFIER], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -153,8 +156,8 @@ pub(super) fn n_solved(tx: &Transaction<'_>, agents: &[String]) -> Outcome<usize
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{answer, path, prompt};
-    use super::super::{Author, NewCandidate, Store};
+    use super::super::tests::{answer, assessment, path, prompt};
+    use super::super::{Author, NewCandidate, Parent, Store};
     use super::*;
 
     fn example(text: &str) -> FilePrompt {
@@ -195,6 +198,35 @@ mod tests {
         let stored = store.exchange(id).await.unwrap();
         assert_eq!((stored.reference, stored.verifier), (None, verifier));
         assert_eq!(stored.candidates.len(), 2, "what the owner said before stays");
+    }
+
+    #[tokio::test]
+    async fn of_what_the_owner_wrote_examples_alone_are_checked_where_a_program_is_not_asked_again()
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _thread) = super::super::spawn(path(folder.path())).await.unwrap();
+        let (exchange, _) = keep(&store, example("4")).await;
+        let draft = answer(None, vec![assessment(VERIFIER)]);
+        let ids = store.add_candidates(exchange, vec![draft]).await.unwrap();
+        let parent = Some(Parent::Stored(ids[0]));
+        let edit = NewCandidate {
+            author: Author::Owner,
+            parent,
+            ..answer(None, vec![assessment(VERIFIER)])
+        };
+        let edit = store.add_candidates(exchange, vec![edit]).await.unwrap()[0];
+        let of = |version: Option<&str>, for_examples_alone| TodaysCheck {
+            exchange,
+            version: version.map(str::to_owned),
+            weight: 1.0,
+            for_examples_alone,
+        };
+        let listed = async |today| store.checked_otherwise(vec![today]).await.unwrap();
+        let example = store.examples(vec!["one".into()]).await.unwrap()[0].candidate;
+        assert_eq!(listed(of(Some("today"), true)).await, [(exchange, example)]);
+        assert_eq!(listed(of(None, true)).await, []);
+        let all = [example, ids[0], edit].map(|it| (exchange, it));
+        assert_eq!(listed(of(Some("today"), false)).await, all);
     }
 
     #[tokio::test]

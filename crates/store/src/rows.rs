@@ -177,8 +177,8 @@ pub struct TodaysCheck {
     pub version: Option<String>,
     /// What that word counts.
     pub weight: f64,
-    /// It is not asked about answers of the model again.
-    pub for_owner_alone: bool,
+    /// Nothing but examples is checked again.
+    pub for_examples_alone: bool,
 }
 
 /// A prompt that a file names.
@@ -335,6 +335,13 @@ pub struct Candidate {
     pub expected: Option<Expected>,
     /// What the judge and the verifiers said.
     pub assessments: Vec<Assessment>,
+}
+
+impl Candidate {
+    /// Whether the owner wrote it and it revises nothing.
+    pub fn is_example(&self) -> bool {
+        self.author == Author::Owner && self.parent.is_none()
+    }
 }
 
 /// How far a stored prompt is filled, by the model's own answers.

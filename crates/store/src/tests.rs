@@ -76,7 +76,7 @@ pub(super) fn answer(parent: Option<Parent>, assessments: Vec<Assessment>) -> Ne
     }
 }
 
-fn assessment(aspect: &str) -> Assessment {
+pub(super) fn assessment(aspect: &str) -> Assessment {
     Assessment {
         aspect: aspect.into(),
         rubric_version: "0123456789ab".into(),

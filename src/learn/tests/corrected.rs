@@ -149,8 +149,17 @@ async fn a_client_cannot_change_what_the_file_says_and_is_told_so() {
     let same = "{\"prompt\":\"ask\",\"answer\":\" good\"}\n";
     assert_eq!(learn(&world, same).await.unwrap(), known);
 
+    let referred = json!({ "prompt": "ask", "answer": "good", "reference": "best" });
+    assert_eq!(faults(&world, &referred.to_string()).await[0].0, 1, "another reference");
     let same = json!({ "prompt": "ask", "answer": "good", "reference": "good" });
     assert_eq!(learn(&world, &same.to_string()).await.unwrap(), known);
+
+    // What the file names beside the answer stays.
+    write(&world.root().join("examples.jsonl"), &checked.to_string());
+    sync(&world).await;
+    assert_eq!(learn(&world, &same.to_string()).await.unwrap(), known);
+    let stored = world.parts.store.exchanges(None, 1).await.unwrap().remove(0);
+    assert!(stored.verifier.is_some());
 
     // Of a file that cannot be read nothing is known.
     write(&world.root().join("examples.jsonl"), "{");

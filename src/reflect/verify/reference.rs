@@ -107,8 +107,10 @@ mod tests {
     proptest! {
         #[test]
         fn every_text_with_a_word_equals_itself(text in "\\PC*", mark in "[.,!* ]{0,3}") {
+            let marked = format!("{text}{mark}");
             let is_word = !text::normalized(&text).is_empty();
-            prop_assert_eq!(equals_reference(&text, &format!("{text}{mark}")), is_word);
+            let is_same = !text.trim().is_empty() && text.trim() == marked.trim();
+            prop_assert_eq!(equals_reference(&text, &marked), is_word || is_same);
         }
     }
 }
