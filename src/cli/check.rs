@@ -243,7 +243,7 @@ fn examples(
     let lines = prompt_file::read_good_examples(path, |number, line| {
         check.check(number, line)?;
         if held_out.names(&line.messages()) {
-            return Err("the prompt is held out, and would no longer measure anything".to_owned());
+            return Err(held_out::NO_EXAMPLE.to_owned());
         }
         Ok(())
     });

@@ -94,8 +94,7 @@ pub async fn learn(
             let prompt = reflect::stored(&agent, &messages);
             let mut fault = check.check(number, &line).err();
             if held_out.names(&messages) {
-                let held_out = "the prompt is held out, and would no longer measure anything";
-                fault.get_or_insert(held_out.to_owned());
+                fault.get_or_insert_with(|| held_out::NO_EXAMPLE.to_owned());
             }
             if origin == Origin::Client {
                 let of_practice = practised.as_ref().ok().and_then(|named| named.get(&prompt));

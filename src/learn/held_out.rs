@@ -17,6 +17,9 @@ use config::{Agent, Config, PromptLine};
 use prompt::Message;
 use store::{ExchangeId, Store, StoreError};
 
+/// Why a prompt that a file holds out cannot be an example.
+pub const NO_EXAMPLE: &str = "the prompt is held out, and would no longer measure anything";
+
 /// One held-out prompt with the agent that answers it.
 #[derive(Clone, Debug)]
 pub struct Question {

@@ -2,15 +2,14 @@
 //! answer held against its own verifier; and the answer that a verifier names itself, as an example.
 //! Generates and stores nothing. Used by `learn`, and by `check` for what needs no model.
 
-use std::collections::HashMap;
-
+use config::prompt_file::UniquePrompts;
 use config::{Agent, ExampleLine, PromptLine, Verifier};
 use engine::{FinishReason, Sampling, Token};
 use prompt::{ChatTemplate, Message, Role};
 use store::{Assessment, Author, CandidateId, Exchange, FilePrompt, NewCandidate, Source};
 
 use super::assess::{Verification, passes, refusal};
-use super::prepared::{Prepared, conversation, stored};
+use super::prepared::{Prepared, conversation};
 use super::{ReflectError, Reflector};
 
 /// An example that is shown before a prompt.
@@ -38,25 +37,23 @@ pub enum Named {
 pub struct ExampleCheck<'a> {
     agent: &'a Agent,
     template: Option<&'a ChatTemplate>,
-    /// Their prompts, as the store compares them, with their lines.
-    known: HashMap<Vec<u8>, usize>,
+    /// As the store compares them, with the agent's system text.
+    prompts: UniquePrompts,
 }
 
 impl<'a> ExampleCheck<'a> {
     /// Before the first one.
     pub fn new(agent: &'a Agent, template: Option<&'a ChatTemplate>) -> Self {
-        Self { agent, template, known: HashMap::new() }
+        Self { agent, template, prompts: UniquePrompts::default() }
     }
 
-    /// What is wrong with the next one. A prompt has one answer: two that differ would teach neither.
+    /// What is wrong with the next one.
     pub fn check(&mut self, number: usize, line: &ExampleLine) -> Result<(), String> {
-        let Self { agent, template, known } = self;
-        if let Some(first) = known.insert(stored(agent, &line.messages()), number) {
-            return Err(format!("its prompt is that of line {first}; leave one of them out"));
-        }
+        let Self { agent, template, prompts } = self;
+        let mut whole = conversation(agent, &line.messages());
+        prompts.add(number, &whole)?;
         if let Some(template) = template {
             let answer = Message { role: Role::Assistant, content: line.answer.clone() };
-            let mut whole = conversation(agent, &line.messages());
             // First without, so that a prompt that does not fit is not taken for an answer.
             template.render(&whole).map_err(|error| error.to_string())?;
             whole.push(answer);

@@ -304,6 +304,22 @@ fn no_file_is_too_long_and_main_is_short() {
     assert_none(&findings);
 }
 
+/// `make test` looks for none, because that compiles for minutes.
+#[test]
+fn no_comment_has_an_example_that_nobody_would_run() {
+    let mut findings = Vec::new();
+    for (path, text) in texts(&["rs"]) {
+        for (at, line) in text.lines().enumerate() {
+            let comment = line.trim_start();
+            let is_doc = comment.starts_with("///") || comment.starts_with("//!");
+            if is_doc && comment.contains("```") {
+                findings.push(format!("{}:{}: {}", path.display(), at + 1, line.trim()));
+            }
+        }
+    }
+    assert_none(&findings);
+}
+
 #[test]
 fn work_left_to_do_names_its_issue() {
     let markers = [["TO", "DO"].concat(), ["FIX", "ME"].concat()];

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use crate::{ExampleLine, ProbeLine, PromptLine};
+use prompt::Message;
 
 /// Lines of a file at most.
 const MAX_LINES: usize = 1_000_000;
@@ -124,19 +125,29 @@ pub fn read_numbered(path: &Path) -> Result<Vec<(usize, PromptLine)>, PromptFile
     })
 }
 
-/// Reads all examples of a file with the numbers of their lines. A prompt has one answer: two that
-/// differ would teach neither.
-pub fn read_examples(path: &Path) -> Result<Vec<(usize, ExampleLine)>, PromptFileError> {
-    let mut known: HashMap<[u8; 32], usize> = HashMap::new();
-    read_good_examples(path, |number, line| {
-        let prompt = serde_json::to_vec(&line.messages()).expect("messages are plain data");
-        match known.insert(Sha256::digest(prompt).into(), number) {
+/// The prompts of examples with their lines. A prompt has one answer: two that differ would teach neither.
+#[derive(Debug, Default)]
+pub struct UniquePrompts {
+    known: HashMap<[u8; 32], usize>,
+}
+
+impl UniquePrompts {
+    /// Takes the next one in, or tells which it repeats.
+    pub fn add(&mut self, number: usize, messages: &[Message]) -> Result<(), String> {
+        let prompt = serde_json::to_vec(messages).expect("messages are plain data");
+        match self.known.insert(Sha256::digest(prompt).into(), number) {
             Some(first) => {
                 Err(format!("its prompt is that of line {first}; leave one of them out"))
             }
             None => Ok(()),
         }
-    })
+    }
+}
+
+/// Reads all examples of a file with the numbers of their lines.
+pub fn read_examples(path: &Path) -> Result<Vec<(usize, ExampleLine)>, PromptFileError> {
+    let mut prompts = UniquePrompts::default();
+    read_good_examples(path, |number, line| prompts.add(number, &line.messages()))
 }
 
 /// A file of examples with these faults.
@@ -258,7 +269,7 @@ pub fn render<T: Serialize>(lines: &[T]) -> String {
 mod tests {
     use super::*;
     use crate::Verifier;
-    use prompt::{Message, Role};
+    use prompt::Role;
 
     #[test]
     fn what_is_written_is_read_again() {
